@@ -1,0 +1,2 @@
+//! The receiver daemon of pgpool_recovery.
+fn main() {}

@@ -1,0 +1,131 @@
+//! The one error type that crosses module, process and host boundaries.
+//!
+//! An error says what was found ([`Error::message`], PostgreSQL style: lower case, no full stop),
+//! what was expected ([`Error::detail`]) and what to do ([`Error::hint`]), both full sentences.
+//! The agent sends its errors to the primary as they are, so a person at psql reads the words of
+//! the host where it went wrong.
+
+use std::fmt;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of failure this is. The extension maps each kind to one SQLSTATE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Kind {
+    /// A required argument is NULL (22004).
+    NullArgument,
+    /// An argument, option or setting has an unusable value (22023).
+    InvalidArgument,
+    /// The caller lacks the right (42501).
+    InsufficientPrivilege,
+    /// The primary is not in the state the operation needs: a standby, `wal_level = minimal` (55000).
+    WrongState,
+    /// The target must not be replaced: another cluster, no cluster, the primary itself (55000).
+    TargetRefused,
+    /// Something else holds the target or the slot: a running server, a second recovery (55006).
+    InUse,
+    /// No walsender or replication slot left (53400).
+    LimitExceeded,
+    /// The target has not enough space (53100).
+    DiskFull,
+    /// Nothing answers at the agent's address (08001).
+    Unreachable,
+    /// The connection to the agent broke (08006).
+    ConnectionLost,
+    /// The other end could not prove the shared secret, or a login was refused (28000).
+    AuthenticationFailed,
+    /// The other end speaks another version of the protocol (08004).
+    ProtocolVersion,
+    /// The other end broke the protocol (08P01).
+    ProtocolViolation,
+    /// Data on disk is damaged (XX001).
+    Corrupt,
+    /// A file the operation needs is not there (58P01).
+    MissingFile,
+    /// The operating system refused an operation (58030).
+    Io,
+    /// The replication slot lost WAL that the standby needs (55000).
+    SlotLost,
+    /// The standby could not be started, or does not stream (58000).
+    StartFailed,
+    /// A script of the operator's failed (38000).
+    ScriptFailed,
+    /// The operation was cancelled (57014).
+    Canceled,
+    /// The version or platform lacks something (0A000).
+    Unsupported,
+    /// An invariant of this software was broken: a bug (XX000).
+    Internal,
+}
+
+/// A failure, told so that an operator can act on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub struct Error {
+    /// Selects the SQLSTATE.
+    pub kind: Kind,
+    /// What was found: lower case, no full stop.
+    pub message: String,
+    /// What was expected, or what the system said: full sentences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// What to do: a full sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl Error {
+    /// An error without DETAIL and HINT.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), detail: None, hint: None }
+    }
+
+    /// An operating-system error while doing `what` (present tense: `open file "base/1/2"`).
+    pub fn io(what: impl fmt::Display, error: &io::Error) -> Self {
+        let kind = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::DiskFull,
+            io::ErrorKind::NotFound => Kind::MissingFile,
+            _ => Kind::Io,
+        };
+        Self::new(kind, format!("could not {what}: {error}"))
+    }
+
+    /// A closure for `map_err`, see [`Error::io`].
+    pub fn on<E: Into<io::Error>>(what: impl fmt::Display) -> impl FnOnce(E) -> Self {
+        move |error| Self::io(what, &error.into())
+    }
+
+    /// The operation was cancelled from outside.
+    pub fn canceled() -> Self {
+        Self::new(Kind::Canceled, "recovery was canceled")
+    }
+
+    /// Sets the DETAIL.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// Sets the HINT.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if let Some(detail) = &self.detail {
+            write!(f, "; {detail}")?;
+        }
+        Ok(())
+    }
+}
