@@ -1,5 +1,18 @@
-//! The engine of pgpool_recovery.
+//! The engine of pgpool_recovery: everything that can be done without a PostgreSQL server.
+//!
+//! ```text
+//!  primary                                            standby host
+//!  scan -> plan -> sender --------- link ---------> receiver -> target directory
+//!          (reads, compares, sends what differs)    (digests, writes, makes durable)
+//! ```
+//!
+//! The extension drives the sending half, the agent the receiving half; a standby on the primary's
+//! own host is served by both halves in one process over an in-process link. Nothing here names
+//! PostgreSQL's server code, and nothing here is `unsafe`.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod cancel;
 pub mod error;
+pub mod path;
+pub mod progress;

@@ -1,0 +1,121 @@
+//! What a run has done so far, written by worker threads and read by whoever shows it.
+
+use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+
+/// The phases of PostgreSQL's `pg_stat_progress_basebackup`, in its order and with its numbers
+/// (src/include/commands/progress.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// Before the backup: settling arguments, looking at the target.
+    Initializing = 0,
+    /// `pg_backup_start` waits for its checkpoint.
+    WaitCheckpoint = 1,
+    /// The data directory is listed.
+    EstimateSize = 2,
+    /// Data files are compared and sent.
+    Stream = 3,
+    /// `pg_backup_stop`.
+    WaitWalArchive = 4,
+    /// WAL and the last files are sent, the target is made durable.
+    TransferWal = 5,
+}
+
+impl Phase {
+    const fn from_u8(value: u8) -> Self {
+        match value {
+            0 => Self::Initializing,
+            1 => Self::WaitCheckpoint,
+            2 => Self::EstimateSize,
+            3 => Self::Stream,
+            4 => Self::WaitWalArchive,
+            _ => Self::TransferWal,
+        }
+    }
+}
+
+/// Counters of one run. All only grow.
+#[derive(Debug, Default)]
+pub struct Progress {
+    phase: AtomicU8,
+    total: AtomicU64,
+    compared: AtomicU64,
+    sent: AtomicU64,
+    wal: AtomicU64,
+    wire: AtomicU64,
+}
+
+impl Progress {
+    /// Enters a phase; an earlier phase than the current one is ignored.
+    pub fn enter(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, Ordering::Relaxed);
+    }
+
+    /// The current phase.
+    pub fn phase(&self) -> Phase {
+        Phase::from_u8(self.phase.load(Ordering::Relaxed))
+    }
+
+    /// Sets the bytes of data files the plan holds.
+    pub fn set_total(&self, bytes: u64) {
+        self.total.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of data files in the plan.
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Adds bytes read on the primary and judged: equal or sent.
+    pub fn add_compared(&self, bytes: u64) {
+        self.compared.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of data files read and judged.
+    pub fn compared(&self) -> u64 {
+        self.compared.load(Ordering::Relaxed)
+    }
+
+    /// Adds bytes of data files sent, before compression.
+    pub fn add_sent(&self, bytes: u64) {
+        self.sent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of data files sent, before compression.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Adds bytes of WAL sent, before compression.
+    pub fn add_wal(&self, bytes: u64) {
+        self.wal.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of WAL sent, before compression.
+    pub fn wal(&self) -> u64 {
+        self.wal.load(Ordering::Relaxed)
+    }
+
+    /// Adds bytes the link carried, either direction.
+    pub fn add_wire(&self, bytes: u64) {
+        self.wire.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes the link carried in both directions (0 for a local target).
+    pub fn wire(&self) -> u64 {
+        self.wire.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_never_go_back() {
+        let progress = Progress::default();
+        progress.enter(Phase::Stream);
+        progress.enter(Phase::EstimateSize);
+        assert_eq!(progress.phase(), Phase::Stream);
+    }
+}
