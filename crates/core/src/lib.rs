@@ -13,6 +13,12 @@
 #![warn(missing_docs)]
 
 pub mod cancel;
+pub mod checksum;
+pub mod control_file;
+pub mod digest;
 pub mod error;
+pub mod exclude;
 pub mod path;
+pub mod plan;
 pub mod progress;
+pub mod scan;
