@@ -123,7 +123,8 @@ pub(crate) mod tests {
     /// A pg_control as PostgreSQL 15 lays it out.
     pub(crate) fn sample(system_identifier: u64) -> Vec<u8> {
         let mut bytes = vec![0; PG_CONTROL_FILE_SIZE];
-        let mut put = |offset: usize, value: u32| bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+        let mut put =
+            |offset: usize, value: u32| bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
         put(8, 1300);
         put(12, 202_209_061);
         put(16, 1);

@@ -1,6 +1,6 @@
 //! What a run has done so far, written by worker threads and read by whoever shows it.
 
-use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// The phases of PostgreSQL's `pg_stat_progress_basebackup`, in its order and with its numbers
 /// (src/include/commands/progress.h).

@@ -114,9 +114,10 @@ fn tolerate(
 ) -> Result<()> {
     let place = error.path().unwrap_or(root);
     let path = relative(root, prefix, place)?;
-    if path.as_ref().is_some_and(|path| {
-        source.rules.judge(path) == Verdict::Skip || is_tablespace_link(source, path)
-    }) {
+    if path
+        .as_ref()
+        .is_some_and(|path| source.rules.judge(path) == Verdict::Skip || is_tablespace_link(source, path))
+    {
         return Ok(());
     }
     if path.is_some() && is_missing(error) {
@@ -177,8 +178,9 @@ fn leave_out_unlogged(plan: &mut Plan) {
         return;
     }
     plan.files.retain(|file| {
-        relation(file)
-            .is_none_or(|(directory, relation)| relation.is_init || !unlogged.contains(&(directory, relation.number)))
+        relation(file).is_none_or(|(directory, relation)| {
+            relation.is_init || !unlogged.contains(&(directory, relation.number))
+        })
     });
 }
 
@@ -224,7 +226,8 @@ mod tests {
 
     #[test]
     fn of_unlogged_relations_only_the_init_fork_travels() {
-        let data = build(&["base/5/7", "base/5/7.1", "base/5/7_fsm", "base/5/7_init", "base/5/8", "base/6/7"]);
+        let data =
+            build(&["base/5/7", "base/5/7.1", "base/5/7_fsm", "base/5/7_init", "base/5/8", "base/6/7"]);
         assert_eq!(names(&scan_plain(data.path(), &[])), ["base/5/7_init", "base/5/8", "base/6/7"]);
     }
 
