@@ -1,1 +1,34 @@
-//! Test harness.
+//! The harness of the end-to-end tests: real PostgreSQL clusters, real agents, a real Pgpool-II.
+//!
+//! PostgreSQL, Pgpool-II and the agent refuse or should not run as root, while network namespaces and
+//! other users' files need root: the tests run as root and start every server as user `postgres`.
+//! Whatever a test makes (processes, directories under /tmp, ports, namespaces) is its own and goes
+//! away with the value that stands for it, also when the test panics.
+//!
+//! They test what is installed: the extension in the server found by `PG_BINDIR` (default Debian's
+//! PostgreSQL 15), the agent found by `PGPOOL_RECOVERY_AGENT` (default `/usr/local/bin`).
+
+pub mod account;
+pub mod agent;
+pub mod cluster;
+pub mod compare;
+pub mod conf;
+pub mod dump;
+pub mod fake_agent;
+pub mod host;
+pub mod netns;
+pub mod pgpool;
+pub mod ports;
+pub mod probe;
+pub mod process;
+pub mod recovery;
+pub mod scratch;
+pub mod snapshot;
+pub mod wait;
+pub mod workload;
+
+pub use agent::Agent;
+pub use cluster::Cluster;
+pub use host::Host;
+pub use recovery::{Recovery, SqlError};
+pub use scratch::Scratch;

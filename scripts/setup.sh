@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# Brings a Debian 12 machine to the point where the project can be built, tested and played.
+#
+#   scripts/setup.sh build      what `make install` needs: compiler, libclang, server headers, cargo-pgrx
+#   scripts/setup.sh runtime    what the demo and the tests need on top: PostgreSQL 15, Pgpool-II 4.3, tools
+#   scripts/setup.sh            both
+#
+# Idempotent, and quick when nothing is missing. Packages come from wherever this machine's own apt
+# and cargo are set up to get them. No service is started and none is stopped.
+# PG_CONFIG=/path/to/pg_config builds for another PostgreSQL than Debian's 15: then the packages of
+# PostgreSQL 15 are not needed for `build`.
+set -euo pipefail
+
+readonly PGRX_VERSION=0.18.1
+readonly DEFAULT_PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config
+PG_CONFIG=${PG_CONFIG:-$DEFAULT_PG_CONFIG}
+
+say() { printf 'setup: %s\n' "$*"; }
+die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "run this as root, or install sudo first (needed for: $*)"
+    fi
+}
+
+# missing PACKAGE... : those of them that dpkg does not list as installed
+missing() {
+    local package
+    for package in "$@"; do
+        if [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)" != installed ]; then
+            printf '%s\n' "$package"
+        fi
+    done
+}
+
+# Debian's maintainer scripts ask /usr/sbin/policy-rc.d whether they may start a service. While
+# packages are installed the answer is no (101): a Pgpool-II or a PostgreSQL of Debian's own on the
+# default port is nothing the tests or the demo want, and not ours to start on somebody's machine.
+POLICY=/usr/sbin/policy-rc.d
+POLICY_STATE=
+forbid_service_starts() {
+    if as_root test -e "$POLICY" || as_root test -L "$POLICY"; then
+        POLICY_STATE=$POLICY.before-pgpool-recovery
+        as_root mv "$POLICY" "$POLICY_STATE"
+    else
+        POLICY_STATE=none
+    fi
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$POLICY" >/dev/null
+    as_root chmod 0755 "$POLICY"
+}
+restore_service_starts() {
+    case $POLICY_STATE in
+        '') ;;
+        none) as_root rm -f "$POLICY" ;;
+        *) as_root mv "$POLICY_STATE" "$POLICY" ;;
+    esac
+    POLICY_STATE=
+}
+
+# Debian makes and starts a cluster when the server package is installed, unless told not to.
+no_main_cluster() {
+    local conf=/etc/postgresql-common/createcluster.conf
+    [ -d /var/lib/postgresql/15/main ] && return
+    as_root mkdir -p "${conf%/*}"
+    if as_root grep -qs '^[[:space:]]*create_main_cluster' "$conf"; then
+        as_root sed -i 's/^[[:space:]]*create_main_cluster.*/create_main_cluster = false/' "$conf"
+    elif [ -e "$conf" ]; then
+        echo 'create_main_cluster = false' | as_root tee -a "$conf" >/dev/null
+    else
+        # postgresql-common's own configuration file: written before that package is there, dpkg
+        # would ask whether to keep ours; --force-confold below answers.
+        echo 'create_main_cluster = false' | as_root tee "$conf" >/dev/null
+    fi
+}
+
+install_packages() {
+    local wanted
+    mapfile -t wanted < <(missing "$@")
+    [ ${#wanted[@]} -gt 0 ] || return 0
+    [ -e /etc/debian_version ] || die "this is not Debian: install the counterparts of these packages yourself: ${wanted[*]}"
+    say "installing packages: ${wanted[*]}"
+    no_main_cluster
+    trap restore_service_starts EXIT
+    forbid_service_starts
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -y -q -o Dpkg::Options::=--force-confold
+        -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
+    # An old package list names files that are gone: refresh it when the first try fails.
+    local log
+    log=$(mktemp)
+    if ! as_root "${apt[@]}" install --no-install-recommends "${wanted[@]}" >"$log" 2>&1; then
+        if ! { as_root "${apt[@]}" update &&
+            as_root "${apt[@]}" install --no-install-recommends "${wanted[@]}"; } >"$log" 2>&1; then
+            cat "$log" >&2
+            rm -f "$log"
+            die "could not install: ${wanted[*]}"
+        fi
+    fi
+    rm -f "$log"
+    restore_service_starts
+}
+
+cargo_there() {
+    command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
+    command -v cargo >/dev/null || die "cargo is missing: install Rust first (rustup, or the packages rustc and cargo)"
+}
+
+pgrx() {
+    cargo_there
+    if [ "$(cargo pgrx --version 2>/dev/null || true)" != "cargo-pgrx $PGRX_VERSION" ]; then
+        say "building cargo-pgrx $PGRX_VERSION (several minutes, once)"
+        cargo install cargo-pgrx --version "=$PGRX_VERSION" --locked --quiet
+    fi
+    [ -x "$PG_CONFIG" ] || die "no pg_config at $PG_CONFIG"
+    local major config
+    major=$("$PG_CONFIG" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
+    config=${PGRX_HOME:-$HOME/.pgrx}/config.toml
+    if ! grep -qs "^pg$major *=" "$config"; then
+        say "telling cargo-pgrx about $PG_CONFIG"
+        # init writes the file anew: hand it the servers it already knew as well.
+        local known=() line
+        if [ -e "$config" ]; then
+            while IFS= read -r line; do
+                known+=("$line")
+            done < <(sed -nE 's/^(pg[0-9]+) *= *"(.*)"$/--\1=\2/p' "$config")
+        fi
+        cargo pgrx init --no-run "${known[@]}" "--pg$major=$PG_CONFIG" >/dev/null
+    fi
+}
+
+build() {
+    local packages=(gcc libc6-dev make pkg-config clang libclang-dev)
+    if [ "$PG_CONFIG" = "$DEFAULT_PG_CONFIG" ]; then
+        packages+=(postgresql-15 postgresql-server-dev-15)
+    fi
+    install_packages "${packages[@]}"
+    pgrx
+}
+
+runtime() {
+    install_packages postgresql-15 postgresql-client-15 pgpool2 sudo iproute2 procps util-linux
+    # The demo's and the tests' servers run as this user; Debian's package makes it.
+    id postgres >/dev/null || die "there is no user postgres"
+}
+
+[ $# -gt 0 ] || set -- build runtime
+for tier in "$@"; do
+    case $tier in
+        build | runtime) "$tier" ;;
+        *) die "unknown tier \"$tier\": use build or runtime" ;;
+    esac
+done

@@ -1,0 +1,120 @@
+//! An agent, as the operator runs it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+use rustix::process::Signal;
+
+use crate::account;
+use crate::host::Host;
+use crate::ports::Port;
+use crate::process::{self, Daemon, Finished};
+use crate::scratch::Scratch;
+use crate::wait;
+
+/// A running `pgpool-recovery-agent serve`.
+#[derive(Debug)]
+pub struct Agent {
+    daemon: Daemon,
+    config: PathBuf,
+    log: PathBuf,
+    host: Host,
+    port: Port,
+}
+
+impl Agent {
+    /// An agent on `host` that allows `directories`, with the secret in `secret`.
+    pub fn start(scratch: &Scratch, host: &Host, secret: &Path, directories: &[&Path]) -> Self {
+        let port = Port::claim();
+        let name = format!("agent-{}", port.number());
+        let text = config(&format!("0.0.0.0:{}", port.number()), secret, directories);
+        let config = scratch.write(format!("{name}.toml"), &text, 0o600);
+        let log = scratch.join(format!("{name}.log"));
+        let daemon = Daemon::spawn(serve(host, &config), &log, Signal::TERM);
+        let mut agent = Self { daemon, config, log, host: host.clone(), port };
+        agent.wait_until_listening();
+        agent
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    pub fn log(&self) -> String {
+        self.daemon.log()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
+    /// SIGTERM, and its exit status.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.daemon.stop()
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) -> ExitStatus {
+        self.daemon.kill()
+    }
+
+    /// Starts it again on the same port with the same configuration.
+    pub fn restart(&mut self) {
+        self.daemon = Daemon::spawn(serve(&self.host, &self.config), &self.log, Signal::TERM);
+        self.wait_until_listening();
+    }
+
+    fn wait_until_listening(&mut self) {
+        let wanted = format!(":{:04X}", self.port());
+        let pid = self.daemon.pid();
+        wait::until_true("the agent to listen", wait::PATIENCE, || {
+            assert!(self.daemon.ended().is_none(), "the agent ended: {}", self.daemon.log());
+            // Its own namespace's table of sockets: no connection disturbs it. State 0A is LISTEN.
+            ["tcp", "tcp6"].iter().any(|table| {
+                let path = format!("/proc/{pid}/net/{table}");
+                std::fs::read_to_string(path).is_ok_and(|text| {
+                    text.lines().any(|line| {
+                        let mut fields = line.split_whitespace().skip(1);
+                        fields.next().is_some_and(|local| local.ends_with(&wanted))
+                            && fields.nth(1) == Some("0A")
+                    })
+                })
+            })
+        });
+    }
+}
+
+fn serve(host: &Host, config: &Path) -> std::process::Command {
+    let mut command = host.agent();
+    command.args(["serve", "--config"]).arg(config);
+    command
+}
+
+/// The text of an agent.toml.
+pub fn config(listen: &str, secret: &Path, directories: &[&Path]) -> String {
+    let mut text = format!("listen = \"{listen}\"\nsecret_file = \"{}\"\n", secret.display());
+    for directory in directories {
+        text += &format!(
+            "\n[[cluster]]\ndata_directory = \"{}\"\nbin_directory = \"{}\"\n",
+            directory.display(),
+            account::pg_bin_dir().display()
+        );
+    }
+    text
+}
+
+/// Makes a secret with the agent's own command; owned by `postgres`.
+pub fn secret(scratch: &Scratch, name: &str) -> PathBuf {
+    let path = scratch.join(name);
+    let mut command = Host::here().agent();
+    command.args(["secret", "--output"]).arg(&path);
+    process::run(command).ok();
+    path
+}
+
+/// `pgpool-recovery-agent check --config`.
+pub fn check(config: &Path) -> Finished {
+    let mut command = Host::here().agent();
+    command.args(["check", "--config"]).arg(config);
+    process::run(command)
+}

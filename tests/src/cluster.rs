@@ -1,0 +1,360 @@
+//! A PostgreSQL cluster, or the place for one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use postgres::types::{FromSql, ToSql};
+use postgres::{Client, Config, NoTls};
+use rustix::process::Signal;
+
+use crate::conf::Conf;
+use crate::host::Host;
+use crate::ports::Port;
+use crate::process::{self, Finished};
+use crate::scratch::{self, Scratch};
+use crate::wait;
+
+/// How `pg_ctl stop` is to go about it.
+#[derive(Debug, Clone, Copy)]
+pub enum Stop {
+    Fast,
+    Immediate,
+}
+
+/// A data directory with a port, on one host. Its server, however it was started, ends with this value.
+#[derive(Debug)]
+pub struct Cluster {
+    scratch: Scratch,
+    host: Host,
+    name: String,
+    directory: PathBuf,
+    port: Port,
+    conf: Conf,
+    initdb: Vec<String>,
+}
+
+impl Cluster {
+    /// A place for a cluster: the directory `<scratch>/<name>` (not made yet) and a port.
+    pub fn place(scratch: &Scratch, host: &Host, name: &str) -> Self {
+        process::adopt_orphans();
+        let port = Port::claim();
+        let mut conf = Conf::default();
+        conf.set("port", port.number())
+            .set("listen_addresses", "*")
+            .set("unix_socket_directories", scratch.sockets().display())
+            .set("wal_level", "replica")
+            .set("max_wal_senders", 10)
+            .set("max_replication_slots", 10)
+            .set("max_connections", 50)
+            .set("shared_buffers", "32MB")
+            // Many small clusters on one disk. Whether the engine syncs what it must is for tests that
+            // watch it do so; the servers' own syncing is PostgreSQL's business.
+            .set("fsync", "off")
+            .set("log_line_prefix", "%m [%p] %q%u@%d/%a ")
+            .set("log_checkpoints", "off")
+            .set("wal_receiver_status_interval", "1s")
+            .set("wal_retrieve_retry_interval", "200ms");
+        Self {
+            scratch: scratch.clone(),
+            host: host.clone(),
+            name: name.to_owned(),
+            directory: scratch.join(name),
+            port,
+            conf,
+            initdb: Vec::new(),
+        }
+    }
+
+    /// A new cluster on this machine, running, with the extension in `postgres` and `template1`.
+    pub fn primary(scratch: &Scratch) -> Self {
+        let cluster = Self::place(scratch, &Host::here(), "primary").init();
+        cluster.start();
+        cluster.create_extension();
+        cluster
+    }
+
+    /// Adds a setting, to be used by [`Cluster::init`].
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
+        self.conf.set(name, value);
+        self
+    }
+
+    /// Adds an argument for initdb.
+    #[must_use]
+    pub fn initdb_argument(mut self, argument: &str) -> Self {
+        self.initdb.push(argument.to_owned());
+        self
+    }
+
+    /// Runs initdb and writes the configuration.
+    #[must_use]
+    pub fn init(self) -> Self {
+        let mut initdb = self.host.pg("initdb");
+        initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]);
+        initdb.arg("--no-instructions").args(&self.initdb).arg("--pgdata").arg(&self.directory);
+        process::run(initdb).ok();
+        scratch::write_as_postgres(&self.directory.join("postgresql.conf"), &self.conf.text(), 0o600);
+        self.set_hba(
+            "local all all trust\nlocal replication all trust\n\
+             host all all 0.0.0.0/0 trust\nhost replication all 0.0.0.0/0 trust\n",
+        );
+        self
+    }
+
+    /// Replaces pg_hba.conf; a running server takes it at the next [`Cluster::reload`].
+    pub fn set_hba(&self, text: &str) {
+        scratch::write_as_postgres(&self.directory.join("pg_hba.conf"), text, 0o600);
+    }
+
+    /// Appends to postgresql.conf.
+    pub fn append_conf(&self, name: &str, value: impl ToString) {
+        let path = self.directory.join("postgresql.conf");
+        let mut added = Conf::default();
+        added.set(name, value);
+        let text = fs::read_to_string(&path).expect("postgresql.conf") + &added.text();
+        scratch::write_as_postgres(&path, &text, 0o600);
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The directory as SQL text.
+    pub fn dir(&self) -> &str {
+        self.directory.to_str().expect("scratch names are ASCII")
+    }
+
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    // --- the server ---
+
+    fn pg_ctl(&self, arguments: &[&str]) -> Finished {
+        let mut command = self.host.pg("pg_ctl");
+        command.args(arguments).arg("-D").arg(&self.directory);
+        process::run(command)
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.scratch.join(format!("{}.log", self.name))
+    }
+
+    /// Starts the server and waits until it accepts connections.
+    #[track_caller]
+    pub fn start(&self) {
+        let finished = self.try_start();
+        assert!(
+            finished.status.success(),
+            "{} did not start: {}\n{}",
+            self.name,
+            finished.stderr,
+            self.log()
+        );
+    }
+
+    /// Starts the server if it will.
+    pub fn try_start(&self) -> Finished {
+        let log = self.log_file();
+        self.pg_ctl(&["start", "-w", "-t", "60", "-l", log.to_str().expect("scratch names are ASCII")])
+    }
+
+    #[track_caller]
+    pub fn stop(&self, how: Stop) {
+        let mode = match how {
+            Stop::Fast => "fast",
+            Stop::Immediate => "immediate",
+        };
+        self.pg_ctl(&["stop", "-w", "-t", "60", "-m", mode]).ok();
+    }
+
+    pub fn reload(&self) {
+        self.pg_ctl(&["reload"]).ok();
+        // The postmaster takes the signal when it next looks; sessions started after that see the file.
+        std::thread::sleep(Duration::from_millis(300));
+    }
+
+    /// The postmaster's process id, if one runs on this directory.
+    pub fn postmaster(&self) -> Option<u32> {
+        let text = fs::read_to_string(self.directory.join("postmaster.pid")).ok()?;
+        let pid = text.lines().next()?.trim().parse().ok()?;
+        process::is_alive(pid).then_some(pid)
+    }
+
+    /// kill -9 of the postmaster and all its children: what a power cut leaves of a server.
+    pub fn kill(&self) {
+        let postmaster = self.postmaster().expect("a running server");
+        let mut processes = process::children(postmaster);
+        processes.push(postmaster);
+        let _ = rustix::process::kill_process(process::pid(postmaster), Signal::KILL);
+        for child in &processes {
+            let _ = rustix::process::kill_process(process::pid(*child), Signal::KILL);
+        }
+        // The children first: theirs is the shared memory that a new server would find in use.
+        for process in processes {
+            process::reap(process);
+        }
+    }
+
+    #[track_caller]
+    pub fn promote(&self) {
+        self.pg_ctl(&["promote", "-w"]).ok();
+    }
+
+    /// What the server logged, wherever it was started from.
+    pub fn log(&self) -> String {
+        let started_by_the_product = self.directory.join("log/pgpool_remote_start.log");
+        [self.log_file(), started_by_the_product]
+            .iter()
+            .filter_map(|path| fs::read(path).ok())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .collect()
+    }
+
+    #[track_caller]
+    pub fn wait_for_log(&self, text: &str) {
+        wait::until_true(&format!("\"{text}\" in the log of {}", self.name), wait::PATIENCE, || {
+            self.log().contains(text)
+        });
+    }
+
+    /// `pg_controldata`'s value for `label`.
+    pub fn control(&self, label: &str) -> String {
+        let mut command = self.host.pg("pg_controldata");
+        command.arg(&self.directory);
+        let text = process::run(command).ok();
+        text.lines()
+            .find_map(|line| line.strip_prefix(label)?.strip_prefix(':'))
+            .unwrap_or_else(|| panic!("no \"{label}\" in:\n{text}"))
+            .trim()
+            .to_owned()
+    }
+
+    // --- SQL ---
+
+    /// How to reach it: through the unix socket, which works into every namespace.
+    pub fn config(&self) -> Config {
+        let mut config = Config::new();
+        config.host_path(self.scratch.sockets()).port(self.port()).user("postgres").dbname("postgres");
+        config.connect_timeout(Duration::from_secs(10)).application_name("e2e");
+        config
+    }
+
+    /// A session in database `postgres` as `postgres`.
+    #[track_caller]
+    pub fn connect(&self) -> Client {
+        self.connect_to("postgres")
+    }
+
+    #[track_caller]
+    pub fn connect_to(&self, database: &str) -> Client {
+        match self.config().dbname(database).connect(NoTls) {
+            Ok(client) => client,
+            Err(error) => panic!("could not connect to {}: {error:?}\n{}", self.name, self.log()),
+        }
+    }
+
+    /// Runs statements in a session of their own.
+    #[track_caller]
+    pub fn execute(&self, sql: &str) {
+        self.connect().batch_execute(sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+
+    /// The one value a query gives, in a session of its own.
+    #[track_caller]
+    pub fn get<T: for<'a> FromSql<'a>>(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> T {
+        let row = self.connect().query_one(sql, parameters);
+        row.unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
+    }
+
+    /// The extension where Pgpool-II looks for it: template1 up to 4.6, postgres from 4.7 on.
+    pub fn create_extension(&self) {
+        for database in ["template1", "postgres"] {
+            let sql = "CREATE EXTENSION pgpool_recovery";
+            self.connect_to(database).batch_execute(sql).expect(sql);
+        }
+    }
+
+    // --- replication ---
+
+    /// Waits until a standby of this name streams from here.
+    #[track_caller]
+    pub fn wait_for_standby(&self, application_name: &str) {
+        let mut client = self.connect();
+        wait::until_true(&format!("standby {application_name} to stream"), wait::PATIENCE, || {
+            let sql = "SELECT 1 FROM pg_stat_replication WHERE application_name = $1 AND state = 'streaming'";
+            !client.query(sql, &[&application_name]).expect(sql).is_empty()
+        });
+    }
+
+    /// Waits until this standby has replayed all that `primary` has written so far.
+    #[track_caller]
+    pub fn wait_for_replay(&self, primary: &Self) {
+        // A commit flushes what other sessions wrote without one (pruning, say), which else waits for
+        // the background writer's next record.
+        primary.execute("SELECT pg_logical_emit_message(true, 'e2e', '')");
+        let lsn: String = primary.get("SELECT pg_current_wal_flush_lsn()::text", &[]);
+        let mut client = self.connect();
+        wait::until_true(&format!("{} to replay {lsn}", self.name), wait::PATIENCE, || {
+            let sql = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
+            client.query_one(sql, &[&lsn]).expect(sql).get::<_, Option<bool>>(0) == Some(true)
+        });
+    }
+
+    pub fn in_recovery(&self) -> bool {
+        self.get("SELECT pg_is_in_recovery()", &[])
+    }
+
+    /// A standby made by pg_basebackup, streaming: what a test starts from that is not about making it.
+    #[must_use]
+    pub fn standby_by_basebackup(primary: &Self, host: &Host, name: &str) -> Self {
+        let standby = Self::place(&primary.scratch, host, name);
+        let mut command = host.pg("pg_basebackup");
+        command.args(["-c", "fast", "-X", "stream", "-D"]).arg(&standby.directory);
+        command.arg("-h").arg(primary.scratch.sockets()).args(["-p", &primary.port().to_string()]);
+        command.args(["-U", "postgres"]);
+        process::run(command).ok();
+        standby.append_conf("port", standby.port());
+        standby.append_conf(
+            "primary_conninfo",
+            format!(
+                "host={} port={} user=postgres application_name={name}",
+                primary.host.address(),
+                primary.port()
+            ),
+        );
+        standby.append_conf("recovery_target_timeline", "latest");
+        scratch::write_as_postgres(&standby.directory.join("standby.signal"), "", 0o600);
+        standby.start();
+        primary.wait_for_standby(name);
+        standby
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- {} ---\n{}", self.name, process::tail(&self.log(), 60));
+        }
+        if self.postmaster().is_some() {
+            let mut command = self.host.pg("pg_ctl");
+            command.args(["stop", "-w", "-t", "30", "-m", "immediate", "-D"]).arg(&self.directory);
+            // No panic in a drop. A server that ended by itself meanwhile is fine.
+            let _ = command.output();
+        }
+    }
+}

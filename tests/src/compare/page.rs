@@ -1,0 +1,126 @@
+//! Which differences between two pages say nothing, because PostgreSQL does not log them.
+//!
+//! The rules are those PostgreSQL applies itself when `wal_consistency_checking` compares a replayed page
+//! with the original (bufmask.c, `heap_mask` in heapam.c, `btree_mask` in nbtxlog.c), but narrower.
+
+use super::PAGE;
+
+const HEADER: usize = 24;
+/// `ItemIdData.lp_flags`: LP_NORMAL.
+const NORMAL: u32 = 1;
+
+/// Whether two differing pages are equal but for what is not WAL-logged.
+///
+/// `is_map`: a visibility map, whose content lies where other pages have their hole.
+pub(super) fn equal_when_masked(one: &[u8], other: &[u8], is_map: bool) -> bool {
+    if one.len() != PAGE || other.len() != PAGE {
+        return false;
+    }
+    let (mut a, mut b) = (one.to_vec(), other.to_vec());
+    for page in [&mut a, &mut b] {
+        if mask(page, is_map).is_none() {
+            return false;
+        }
+    }
+    a == b
+}
+
+fn word(page: &[u8], at: usize) -> Option<usize> {
+    Some(usize::from(u16::from_le_bytes(page.get(at..at + 2)?.try_into().ok()?)))
+}
+
+/// None: this is no page, so nothing about it may be masked.
+fn mask(page: &mut [u8], is_map: bool) -> Option<()> {
+    // The LSN (a hint-bit change may stamp it) and the checksum over all of it.
+    page[0..10].fill(0);
+    if is_map {
+        return Some(());
+    }
+    // PD_HAS_FREE_LINES and PD_PAGE_FULL are hints; so is the oldest prunable transaction.
+    page[10] &= !0b11;
+    page[20..24].fill(0);
+    let (lower, upper, special) = (word(page, 12)?, word(page, 14)?, word(page, 16)?);
+    if lower < HEADER || lower > upper || upper > special || special > PAGE {
+        return None;
+    }
+    page[lower..upper].fill(0);
+    let is_sequence = special == PAGE - 8 && page[special..special + 4] == [0x17, 0x17, 0, 0];
+    if is_sequence {
+        // The primary counts on in shared memory what it logged up to 32 values ahead.
+        page[upper..special].fill(0);
+    } else if special == PAGE {
+        for at in (HEADER..lower).step_by(4) {
+            mask_tuple(page, at)?;
+        }
+    } else {
+        mask_index(page, lower, special);
+    }
+    Some(())
+}
+
+/// The line pointer at `at`: offset (15 bits), flags (2 bits), length (15 bits).
+fn mask_tuple(page: &mut [u8], at: usize) -> Option<()> {
+    let item = u32::from_le_bytes(page.get(at..at + 4)?.try_into().ok()?);
+    if (item >> 15) & 3 != NORMAL {
+        return Some(());
+    }
+    let tuple = usize::try_from(item & 0x7fff).ok()?;
+    let flags = word(page, tuple + 20)?;
+    // HEAP_XMIN_FROZEN is both bits of xmin at once, and logged; each alone is a hint. The bits of xmax
+    // are hints, and HEAP_COMBOCID (0x0020) with t_cid belongs to the inserting session.
+    let hints = if flags & 0x0300 == 0x0300 { 0x0c20 } else { 0x0f20 };
+    let masked = u16::try_from(flags & !hints).ok()?;
+    page[tuple + 20..tuple + 22].copy_from_slice(&masked.to_le_bytes());
+    page[tuple + 8..tuple + 12].fill(0);
+    Some(())
+}
+
+/// LP_DEAD marks of index entries are hints, and so are a B-tree's BTP_HAS_GARBAGE and vacuum cycle.
+fn mask_index(page: &mut [u8], lower: usize, special: usize) {
+    for at in (HEADER..lower).step_by(4) {
+        page[at + 1] &= 0x7f;
+        page[at + 2] &= 0xfe;
+    }
+    if special == PAGE - 16 {
+        page[special + 12] &= !0x40;
+        page[special + 14..special + 16].fill(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A heap page with one tuple at 8000.
+    fn heap() -> Vec<u8> {
+        let mut page = vec![0; PAGE];
+        page[12..18].copy_from_slice(&[28, 0, 0x40, 0x1f, 0, 0x20]);
+        let item: u32 = 8000 | (NORMAL << 15) | (100 << 17);
+        page[24..28].copy_from_slice(&item.to_le_bytes());
+        page
+    }
+
+    #[test]
+    fn hint_bits_do_not_count_and_data_do() {
+        let (one, mut other) = (heap(), heap());
+        other[8021] = 0x01;
+        other[5] = 9;
+        assert!(equal_when_masked(&one, &other, false));
+        other[8050] = 1;
+        assert!(!equal_when_masked(&one, &other, false));
+    }
+
+    #[test]
+    fn a_frozen_tuple_is_not_a_hint() {
+        let (one, mut other) = (heap(), heap());
+        other[8021] = 0x03;
+        assert!(!equal_when_masked(&one, &other, false));
+    }
+
+    #[test]
+    fn what_is_no_page_is_compared_as_it_is() {
+        let (one, mut other) = (vec![0xff; PAGE], vec![0xff; PAGE]);
+        other[3] = 0;
+        assert!(!equal_when_masked(&one, &other, false));
+    }
+}

@@ -1,0 +1,145 @@
+//! What may stand where an agent should: things that listen and behave badly.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::ports::Port;
+
+/// How a connection is treated.
+#[derive(Debug, Clone)]
+pub enum Manner {
+    /// Accepts, reads, and never says a word.
+    Silent,
+    /// Reads a first message and closes.
+    Closes,
+    /// Reads a first message, answers these bytes and closes.
+    Says(Vec<u8>),
+    /// Talks to the real agent at this port for so many of its bytes, then closes.
+    CutsAfter { agent: u16, bytes: usize },
+}
+
+/// A listener on 127.0.0.1 that ends with this value.
+#[derive(Debug)]
+pub struct FakeAgent {
+    port: Port,
+    stop: Arc<AtomicBool>,
+    connections: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl FakeAgent {
+    pub fn start(manner: Manner) -> Self {
+        let port = Port::claim();
+        let listener = TcpListener::bind(("127.0.0.1", port.number())).expect("a claimed port");
+        listener.set_nonblocking(true).expect("a listener");
+        let stop = Arc::new(AtomicBool::new(false));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let thread = {
+            let (stop, connections) = (Arc::clone(&stop), Arc::clone(&connections));
+            std::thread::spawn(move || serve(&listener, &manner, &stop, &connections))
+        };
+        Self { port, stop, connections, thread: Some(thread) }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    /// How many connections came in.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for FakeAgent {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(listener: &TcpListener, manner: &Manner, stop: &Arc<AtomicBool>, connections: &AtomicUsize) {
+    let mut workers = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                connections.fetch_add(1, Ordering::Relaxed);
+                let (manner, stop) = (manner.clone(), Arc::clone(stop));
+                workers.push(std::thread::spawn(move || {
+                    // The peer may go at any time: that is its right.
+                    let _ = treat(stream, &manner, &stop);
+                }));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+    for worker in workers {
+        let _ = worker.join();
+    }
+}
+
+fn treat(mut stream: TcpStream, manner: &Manner, stop: &AtomicBool) -> std::io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(Duration::from_millis(50)))?;
+    match manner {
+        Manner::Silent => while read_some(&mut stream, stop)?.is_some() {},
+        Manner::Closes => drop(read_some(&mut stream, stop)?),
+        Manner::Says(answer) => {
+            read_some(&mut stream, stop)?;
+            stream.write_all(answer)?;
+            stream.shutdown(Shutdown::Write)?;
+            while read_some(&mut stream, stop)?.is_some() {}
+        }
+        Manner::CutsAfter { agent, bytes } => {
+            let mut behind = TcpStream::connect(("127.0.0.1", *agent))?;
+            behind.set_read_timeout(Some(Duration::from_millis(20)))?;
+            stream.set_read_timeout(Some(Duration::from_millis(20)))?;
+            let mut answered = 0;
+            while answered < *bytes && !stop.load(Ordering::Relaxed) {
+                if pass(&mut stream, &mut behind)?.is_none() {
+                    break;
+                }
+                match pass(&mut behind, &mut stream)? {
+                    Some(count) => answered += count,
+                    None => break,
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Some bytes; None at the end of the stream or of the test.
+fn read_some(stream: &mut TcpStream, stop: &AtomicBool) -> std::io::Result<Option<Vec<u8>>> {
+    let mut buffer = [0; 16 * 1024];
+    while !stop.load(Ordering::Relaxed) {
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(None),
+            Ok(count) => return Ok(Some(buffer[..count].to_vec())),
+            Err(error) if is_timeout(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Passes on what is there. None at the end of the stream.
+fn pass(from: &mut TcpStream, to: &mut TcpStream) -> std::io::Result<Option<usize>> {
+    let mut buffer = [0; 4096];
+    match from.read(&mut buffer) {
+        Ok(0) => Ok(None),
+        Ok(count) => to.write_all(&buffer[..count]).map(|()| Some(count)),
+        Err(error) if is_timeout(&error) => Ok(Some(0)),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+}

@@ -1,0 +1,67 @@
+//! Where a program runs: on this machine as it is, or in a network namespace with an address of its own.
+
+use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use crate::account;
+use crate::netns::Namespace;
+
+/// A place to run servers in, always as user `postgres`.
+#[derive(Debug, Clone, Default)]
+pub struct Host {
+    namespace: Option<Arc<Namespace>>,
+}
+
+impl Host {
+    /// This machine's own network.
+    pub fn here() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn inside(namespace: Arc<Namespace>) -> Self {
+        Self { namespace: Some(namespace) }
+    }
+
+    /// The address other hosts reach this one by.
+    pub fn address(&self) -> &str {
+        self.namespace.as_ref().map_or("127.0.0.1", |namespace| namespace.address())
+    }
+
+    /// A command that will run here as user `postgres`, with an environment of its own.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let account = account::postgres();
+        let mut command;
+        if let Some(namespace) = &self.namespace {
+            // Entering a namespace takes root, so nsenter gives it up itself.
+            command = Command::new("nsenter");
+            command.arg(format!("--net={}", namespace.path().display()));
+            command.args(["--setuid", &account.uid.to_string(), "--setgid", &account.gid.to_string()]);
+            command.arg("--").arg(program);
+        } else {
+            command = Command::new(program);
+            command.uid(account.uid).gid(account.gid);
+        }
+        // Nothing of the caller's: RUST_BACKTRACE alone would put a backtrace into every DETAIL,
+        // PG* would lead clients elsewhere.
+        command.env_clear();
+        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command.envs([("LANG", "C.UTF-8"), ("HOME", "/tmp"), ("USER", "postgres"), ("TZ", "UTC")]);
+        command.current_dir("/");
+        command
+    }
+
+    /// [`Host::command`] for a program of the PostgreSQL under test.
+    pub fn pg(&self, program: &str) -> Command {
+        self.command(account::pg_bin(program))
+    }
+
+    /// [`Host::command`] for the installed agent.
+    pub fn agent(&self) -> Command {
+        let program = std::env::var_os("PGPOOL_RECOVERY_AGENT")
+            .map_or_else(|| PathBuf::from("/usr/local/bin/pgpool-recovery-agent"), PathBuf::from);
+        self.command(program)
+    }
+}

@@ -1,0 +1,83 @@
+//! A directory of one test's own.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use crate::account;
+
+/// A directory under /tmp that belongs to `postgres` and goes away with the last clone of this value.
+///
+/// `PGPOOL_RECOVERY_E2E_KEEP=1` keeps it, for looking at what a failed test left.
+#[derive(Debug, Clone)]
+pub struct Scratch {
+    dir: Arc<Dir>,
+}
+
+#[derive(Debug)]
+struct Dir {
+    path: PathBuf,
+    /// None: keep the directory.
+    _guard: Option<TempDir>,
+}
+
+impl Scratch {
+    pub fn new() -> Self {
+        // Short, because a unix-socket path below it must fit into 107 bytes.
+        let guard = tempfile::Builder::new().prefix("ppr-").tempdir_in("/tmp").expect("/tmp is writable");
+        let keep = std::env::var_os("PGPOOL_RECOVERY_E2E_KEEP").is_some();
+        let (path, guard) = if keep { (guard.keep(), None) } else { (guard.path().to_owned(), Some(guard)) };
+        let scratch = Self { dir: Arc::new(Dir { path, _guard: guard }) };
+        account::give(scratch.path());
+        // Other users of the machine may look at nothing, root and postgres at everything.
+        fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o700)).expect("own directory");
+        scratch.mkdir("s");
+        scratch
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.dir.path
+    }
+
+    /// `name` below the directory; nothing is made.
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path().join(name)
+    }
+
+    /// Where the test's servers put their unix sockets.
+    pub fn sockets(&self) -> PathBuf {
+        self.join("s")
+    }
+
+    /// Makes a directory owned by `postgres`, mode 0700.
+    pub fn mkdir(&self, name: impl AsRef<Path>) -> PathBuf {
+        let path = self.join(name);
+        fs::create_dir(&path).expect("a new directory in the scratch directory");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).expect("own directory");
+        account::give(&path);
+        path
+    }
+
+    /// Writes a file owned by `postgres`.
+    pub fn write(&self, name: impl AsRef<Path>, text: &str, mode: u32) -> PathBuf {
+        let path = self.join(name);
+        write_as_postgres(&path, text, mode);
+        path
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Writes a file owned by `postgres`.
+pub fn write_as_postgres(path: &Path, text: &str, mode: u32) {
+    fs::write(path, text).unwrap_or_else(|error| panic!("could not write {}: {error}", path.display()));
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("own file");
+    account::give(path);
+}
