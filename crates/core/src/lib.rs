@@ -22,5 +22,7 @@ pub mod link;
 pub mod path;
 pub mod plan;
 pub mod progress;
+pub mod protocol;
 pub mod scan;
 pub mod secret;
+pub mod standby;

@@ -1,0 +1,332 @@
+//! Binary frames: everything that carries file content or digests. Integers are little-endian.
+
+use crate::digest::{DIGEST, PAGE};
+use crate::error::{Error, Kind, Result};
+use crate::path::RelPath;
+use crate::plan::{BATCH_FILES, RANGE, Range};
+
+/// Sender: digest these ranges of the target. Body: 16 bytes a range (file u32, offset u64, length u32).
+pub const ASK: u8 = 0x20;
+/// Sender: write these pages, see [`PagesHead`].
+pub const PAGES: u8 = 0x21;
+/// Sender: the file ends here. Body: file u32, size u64.
+pub const END_OF_FILE: u8 = 0x22;
+/// Sender: the file is gone on the primary. Body: file u32.
+pub const GONE: u8 = 0x23;
+/// Both: everything before this is done; no body.
+pub const BARRIER: u8 = 0x24;
+/// Receiver: the answer to one [`ASK`]: for each of its ranges the length that is there (u32) and the
+/// digests of its pages.
+pub const DIGESTS: u8 = 0x30;
+/// Receiver: it cannot go on. Body: an [`Error`] as JSON.
+pub const FAILED: u8 = 0x3F;
+
+/// Most content bytes in one [`PAGES`] frame, before compression.
+pub const MAX_PAGES: usize = RANGE as usize;
+
+/// Most runs in one [`PAGES`] frame.
+pub const MAX_RUNS: usize = MAX_PAGES / PAGE;
+
+/// How the content of a [`PAGES`] frame is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Codec {
+    /// As it is.
+    Plain = 0,
+    /// An LZ4 block.
+    Lz4 = 1,
+    /// A Zstandard frame.
+    Zstd = 2,
+}
+
+/// A stretch of bytes that is written at one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Where in the file.
+    pub offset: u64,
+    /// How many bytes.
+    pub length: u32,
+}
+
+/// The head of a [`PAGES`] frame: file u32, codec u8, count of runs u16, then 12 bytes a run
+/// (offset u64, length u32). The content of all runs follows, packed by the codec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PagesHead {
+    /// The file's number in the plan.
+    pub file: u32,
+    /// How the content is packed.
+    pub codec: Codec,
+    /// Where the content goes.
+    pub runs: Vec<Run>,
+}
+
+impl PagesHead {
+    /// Encodes the head.
+    pub fn encode(file: u32, codec: Codec, runs: &[Run], out: &mut Vec<u8>) {
+        out.clear();
+        out.extend_from_slice(&file.to_le_bytes());
+        out.push(codec as u8);
+        out.extend_from_slice(&u16::try_from(runs.len()).unwrap_or(u16::MAX).to_le_bytes());
+        for run in runs {
+            out.extend_from_slice(&run.offset.to_le_bytes());
+            out.extend_from_slice(&run.length.to_le_bytes());
+        }
+    }
+
+    /// Decodes the head; returns the packed content behind it.
+    pub fn decode(body: &[u8]) -> Result<(Self, &[u8])> {
+        let mut reader = Reader(body);
+        let file = reader.u32()?;
+        let codec = match reader.u8()? {
+            0 => Codec::Plain,
+            1 => Codec::Lz4,
+            2 => Codec::Zstd,
+            other => return Err(violation(format!("unknown codec {other}"))),
+        };
+        let count = usize::from(reader.u16()?);
+        if count > MAX_RUNS {
+            return Err(violation(format!("{count} runs in one frame")));
+        }
+        let mut runs = Vec::with_capacity(count);
+        for _ in 0..count {
+            let run = Run { offset: reader.u64()?, length: reader.u32()? };
+            if run.offset.checked_add(u64::from(run.length)).is_none_or(|end| end > i64::MAX as u64) {
+                return Err(violation(format!("run at offset {}", run.offset)));
+            }
+            runs.push(run);
+        }
+        let head = Self { file, codec, runs };
+        if head.content_length() > MAX_PAGES as u64 {
+            return Err(violation(format!("{} bytes of pages in one frame", head.content_length())));
+        }
+        Ok((head, reader.0))
+    }
+
+    /// Bytes of content, unpacked.
+    pub fn content_length(&self) -> u64 {
+        self.runs.iter().map(|run| u64::from(run.length)).sum()
+    }
+}
+
+/// Encodes the body of an [`ASK`].
+pub fn encode_ask(ranges: &[Range], out: &mut Vec<u8>) {
+    out.clear();
+    for range in ranges {
+        out.extend_from_slice(&range.file.to_le_bytes());
+        out.extend_from_slice(&range.offset.to_le_bytes());
+        out.extend_from_slice(&range.length.to_le_bytes());
+    }
+}
+
+/// Decodes the body of an [`ASK`].
+pub fn decode_ask(body: &[u8]) -> Result<Vec<Range>> {
+    let count = body.len() / 16;
+    if !body.len().is_multiple_of(16) || count > BATCH_FILES {
+        return Err(violation(format!("request of {} bytes", body.len())));
+    }
+    let mut reader = Reader(body);
+    let mut total = 0;
+    let mut ranges = Vec::with_capacity(count);
+    for _ in 0..count {
+        let range = Range { file: reader.u32()?, offset: reader.u64()?, length: reader.u32()? };
+        total += u64::from(range.length);
+        if total > RANGE || range.offset > i64::MAX as u64 - RANGE {
+            return Err(violation("request for too long a range"));
+        }
+        ranges.push(range);
+    }
+    Ok(ranges)
+}
+
+/// What the target has of one range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Present<'a> {
+    /// Bytes that are there; shorter than asked where the file ends.
+    pub length: u32,
+    /// One digest a page, the last one maybe of a shorter page.
+    pub digests: &'a [u8],
+}
+
+impl<'a> Present<'a> {
+    /// Appends one range's answer to the body of a [`DIGESTS`].
+    pub fn encode(length: u32, digests: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(digests);
+    }
+
+    /// Takes the next range's answer from `body`, which shrinks.
+    pub fn decode(asked: &Range, body: &mut &'a [u8]) -> Result<Self> {
+        let mut reader = Reader(body);
+        let length = reader.u32()?;
+        if length > asked.length {
+            return Err(violation(format!("digests of {length} bytes where {} were asked", asked.length)));
+        }
+        let digests = reader.bytes((length as usize).div_ceil(PAGE) * DIGEST)?;
+        *body = reader.0;
+        Ok(Self { length, digests })
+    }
+}
+
+/// Encodes the body of an [`END_OF_FILE`].
+pub fn encode_end_of_file(file: u32, size: u64) -> [u8; 12] {
+    let mut body = [0; 12];
+    body[..4].copy_from_slice(&file.to_le_bytes());
+    body[4..].copy_from_slice(&size.to_le_bytes());
+    body
+}
+
+/// Decodes the body of an [`END_OF_FILE`].
+pub fn decode_end_of_file(body: &[u8]) -> Result<(u32, u64)> {
+    let mut reader = Reader(body);
+    let end = (reader.u32()?, reader.u64()?);
+    reader.end()?;
+    Ok(end)
+}
+
+/// Decodes the body of a [`GONE`].
+pub fn decode_gone(body: &[u8]) -> Result<u32> {
+    let mut reader = Reader(body);
+    let file = reader.u32()?;
+    reader.end()?;
+    Ok(file)
+}
+
+/// A small file, installed as a whole: mode u32, length of path u16, path, content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Put {
+    /// Where it goes.
+    pub path: RelPath,
+    /// Permission bits.
+    pub mode: u32,
+    /// The content.
+    pub content: Vec<u8>,
+}
+
+impl Put {
+    /// Encodes everything before the content.
+    pub fn head(&self) -> Vec<u8> {
+        let path = self.path.as_str().as_bytes();
+        let mut head = self.mode.to_le_bytes().to_vec();
+        head.extend_from_slice(&u16::try_from(path.len()).unwrap_or(u16::MAX).to_le_bytes());
+        head.extend_from_slice(path);
+        head
+    }
+
+    /// Decodes a whole body.
+    pub fn decode(body: &[u8]) -> Result<Self> {
+        let mut reader = Reader(body);
+        let mode = reader.u32()?;
+        let length = usize::from(reader.u16()?);
+        let path =
+            std::str::from_utf8(reader.bytes(length)?).map_err(|_| violation("path that is not UTF-8"))?;
+        Ok(Self { path: RelPath::parse(path)?, mode, content: reader.0.to_vec() })
+    }
+}
+
+fn violation(what: impl Into<String>) -> Error {
+    Error::new(Kind::ProtocolViolation, format!("invalid frame: {}", what.into()))
+}
+
+/// Takes integers off the front of a frame.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn bytes(&mut self, count: usize) -> Result<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or_else(|| violation("it is too short"))?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let (taken, rest) = self.0.split_first_chunk().ok_or_else(|| violation("it is too short"))?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    fn u8(&mut self) -> Result<u8> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    fn u16(&mut self) -> Result<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn end(&self) -> Result<()> {
+        if self.0.is_empty() { Ok(()) } else { Err(violation("it is too long")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn decoders_never_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = PagesHead::decode(&body);
+            let _ = decode_ask(&body);
+            let _ = decode_end_of_file(&body);
+            let _ = decode_gone(&body);
+            let _ = Put::decode(&body);
+            let asked = Range { file: 0, offset: 0, length: 1 << 20 };
+            let _ = Present::decode(&asked, &mut body.as_slice());
+        }
+
+        #[test]
+        fn pages_round_trip(
+            file in any::<u32>(),
+            runs in prop::collection::vec((0_u64..1 << 40, 0_u32..8192), 0..MAX_RUNS),
+            content in prop::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let runs: Vec<Run> = runs.into_iter().map(|(offset, length)| Run { offset, length }).collect();
+            let mut body = Vec::new();
+            PagesHead::encode(file, Codec::Lz4, &runs, &mut body);
+            body.extend_from_slice(&content);
+            let (head, rest) = PagesHead::decode(&body).expect("decodes");
+            prop_assert_eq!(head, PagesHead { file, codec: Codec::Lz4, runs });
+            prop_assert_eq!(rest, &content[..]);
+        }
+
+        #[test]
+        fn asks_round_trip(ranges in prop::collection::vec((any::<u32>(), 0_u64..1 << 40, 0_u32..4096), 0..BATCH_FILES)) {
+            let ranges: Vec<Range> =
+                ranges.into_iter().map(|(file, offset, length)| Range { file, offset, length }).collect();
+            let mut body = Vec::new();
+            encode_ask(&ranges, &mut body);
+            prop_assert_eq!(decode_ask(&body).expect("decodes"), ranges);
+        }
+    }
+
+    #[test]
+    fn limits_hold() {
+        let run = Run { offset: 0, length: 8193 };
+        let mut body = Vec::new();
+        PagesHead::encode(1, Codec::Plain, &[run; MAX_RUNS], &mut body);
+        assert!(PagesHead::decode(&body).is_err(), "more content than one frame may hold");
+        PagesHead::encode(1, Codec::Plain, &[Run { offset: u64::MAX, length: 1 }], &mut body);
+        assert!(PagesHead::decode(&body).is_err(), "an offset past the end of any file");
+        encode_ask(&[Range { file: 0, offset: 0, length: 1 << 20 }; 2], &mut body);
+        assert!(decode_ask(&body).is_err(), "more than a batch");
+    }
+
+    #[test]
+    fn puts_round_trip() {
+        let put =
+            Put { path: RelPath::parse("a/b").expect("valid"), mode: 0o600, content: b"content".to_vec() };
+        let mut body = put.head();
+        body.extend_from_slice(&put.content);
+        assert_eq!(Put::decode(&body).expect("decodes"), put);
+        let evil = [&0_u32.to_le_bytes()[..], &4_u16.to_le_bytes(), b"../x", b"content"].concat();
+        assert!(Put::decode(&evil).is_err());
+    }
+}

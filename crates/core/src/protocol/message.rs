@@ -1,0 +1,207 @@
+//! Control messages, as JSON: rare, small, and readable in a trace.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::control_file::ControlFile;
+use crate::error::{Error, Kind, Result};
+use crate::path::RelPath;
+use crate::plan::{Directory, File, Tablespace};
+
+/// What the sender asks of the receiver.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// First message of a control link: look at a directory. Answer: [`Reply::Target`].
+    Open {
+        /// The data directory, absolute.
+        directory: PathBuf,
+        /// Files of the standby's own that must survive (`keep_files`).
+        keep: Vec<RelPath>,
+    },
+    /// First message of a data link: join the run with this token. Answer: [`Reply::Ok`].
+    Attach {
+        /// The token of [`Target::session`].
+        session: String,
+    },
+    /// Log in to the primary for replication, as the standby will. Answer: [`Reply::Ok`].
+    TestReplication {
+        /// `primary_conninfo`.
+        conninfo: String,
+        /// The system identifier that the server there must have.
+        system_identifier: u64,
+    },
+    /// A part of the plan; no answer.
+    Plan {
+        /// Directories, parents first.
+        directories: Vec<Directory>,
+        /// Files; their numbers go on from the parts before.
+        files: Vec<File>,
+    },
+    /// The plan is complete: is there room for it? Nothing changes yet. Answer: [`Reply::Planned`].
+    PlanEnd(Terms),
+    /// Make the target unstartable and get ready for data. Answer: [`Reply::Ok`].
+    Begin {
+        /// What the marker says to whoever finds it.
+        marker: Marker,
+        /// Key of the digests, hexadecimal.
+        digest_key: String,
+    },
+    /// All data was sent: set sizes, remove what the primary does not have. Answer: [`Reply::Settled`].
+    Settle,
+    /// The parts of the plan since [`Request::Settle`] are WAL: empty pg_wal for them.
+    /// Answer: [`Reply::Ok`].
+    WalEnd,
+    /// Install the small files sent as PUT frames, sync everything, place pg_control, remove the marker.
+    /// Answer: [`Reply::Durable`].
+    Finish {
+        /// The line that makes a kept postgresql.conf read myrecovery.conf is added if it lacks.
+        include_in_kept_configuration: bool,
+    },
+    /// Start the server in the opened directory and wait until it accepts connections.
+    /// Answer: [`Reply::Started`].
+    Start {
+        /// How long to wait, seconds.
+        timeout: u32,
+    },
+}
+
+/// What is needed to receive a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// Tablespaces and where they go.
+    pub tablespaces: Vec<Tablespace>,
+    /// The directory of this cluster in each of them: `PG_15_202209061`.
+    pub tablespace_version_directory: String,
+    /// Directories left alone besides the usual ones.
+    pub host_directories: Vec<RelPath>,
+    /// Bytes that will come besides the plan: WAL.
+    pub reserve: u64,
+    /// Permission bits of the data directory.
+    pub mode: u32,
+}
+
+/// What the receiver answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// Done.
+    Ok,
+    /// What is in the directory.
+    Target(Box<Target>),
+    /// The plan fits.
+    Planned {
+        /// Bytes of planned files that are there already, equal or not.
+        present: u64,
+    },
+    /// Sizes are right and nothing is left over.
+    Settled {
+        /// Files and links removed.
+        removed: u64,
+        /// Files written to, created or truncated.
+        changed: u64,
+        /// What an operator should know.
+        warnings: Vec<String>,
+    },
+    /// The target is complete and durable.
+    Durable {
+        /// What an operator should know.
+        warnings: Vec<String>,
+    },
+    /// The server accepts connections.
+    Started {
+        /// False if it ran already.
+        launched: bool,
+    },
+    /// It did not work.
+    Error(Error),
+}
+
+/// What the receiver found in the directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Token for the data links of this run.
+    pub session: String,
+    /// The directory, symbolic links resolved as far as it exists.
+    pub directory: PathBuf,
+    /// What kind of content it has.
+    pub content: Content,
+    /// pg_control, if it can be read (in place, or set aside by a broken-off recovery).
+    pub control: Option<ControlFile>,
+    /// The system identifier in pg_control, or failing that in the target's WAL.
+    pub system_identifier: Option<u64>,
+    /// The marker of a broken-off recovery.
+    pub marker: Option<Marker>,
+    /// The process that runs on the directory.
+    pub running: Option<u32>,
+    /// The line `PG_VERSION` holds.
+    pub pg_version: Option<String>,
+    /// Major version of the server that will be started: `15`.
+    pub server_version: Option<String>,
+    /// Device and inode of the directory.
+    pub identity: Option<(u64, u64)>,
+    /// The kernel's identifier of this boot: equal on one machine only.
+    pub boot_id: Option<String>,
+    /// Which of the files to keep are there.
+    pub kept: Vec<RelPath>,
+    /// Whether the configuration lives outside the data directory.
+    pub external_configuration: Option<PathBuf>,
+    /// Whether the configuration in use reads myrecovery.conf already.
+    pub includes_myrecovery: bool,
+    /// What the standby's myrecovery.conf says, if there is one.
+    pub standby: Option<Standby>,
+    /// The sender's address as seen from here.
+    pub peer: Option<IpAddr>,
+    /// Free bytes in the file system of the directory.
+    pub free: u64,
+}
+
+/// What a directory holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Content {
+    /// It does not exist.
+    Missing,
+    /// It exists and has no entries (a file system's `lost+found` does not count).
+    Empty,
+    /// A PostgreSQL data directory, whole or not.
+    Cluster,
+    /// Something else.
+    Other,
+}
+
+/// How the standby is set to follow its primary.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standby {
+    /// `application_name` in `primary_conninfo`.
+    pub application_name: Option<String>,
+    /// `primary_slot_name`.
+    pub slot_name: Option<String>,
+}
+
+/// The content of the marker file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marker {
+    /// Says in plain words what the file means.
+    pub note: String,
+    /// The primary's system identifier.
+    pub system_identifier: u64,
+    /// The primary's timeline.
+    pub timeline: u32,
+    /// When the recovery began, seconds since 1970.
+    pub started: u64,
+}
+
+/// Parses a message, refusing what is not one.
+pub fn decode<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(body)
+        .map_err(|error| Error::new(Kind::ProtocolViolation, format!("invalid message: {error}")))
+}
+
+/// Serialises a message.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(message)
+        .map_err(|error| Error::new(Kind::Internal, format!("could not encode a message: {error}")))
+}
