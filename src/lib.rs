@@ -1,1 +1,38 @@
+//! pgpool_recovery: online recovery for Pgpool-II as SQL functions.
+//!
+//! This crate is the part that runs inside PostgreSQL and the only one that names pgrx:
+//!
+//! ```text
+//!  api        SQL functions: arguments in, one call, result or ERROR out
+//!  request    what is to be recovered          settings, options   how
+//!  recovery   a first stage, step by step      script, pgctl       what the C extension did by hand
+//!  report     error -> SQLSTATE                pg                  everything unsafe
+//! ```
+//!
+//! What needs no server lives in `crates/core`.
+#![deny(ffi_unwind_calls)]
 
+#[cfg(not(panic = "unwind"))]
+compile_error!("pgrx turns panics into PostgreSQL errors: build with panic = \"unwind\"");
+
+mod api;
+mod options;
+mod pg;
+mod pgctl;
+mod process;
+mod recovery;
+mod report;
+mod request;
+mod script;
+mod settings;
+
+use pgrx::pg_guard;
+
+// The `name, version` form of pgrx 0.18.1's macro stores the version in the name's place.
+::pgrx::pg_module_magic!(name = c"pgpool_recovery", version = c"2.0.0");
+
+/// Called once by each server process that loads the library.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    settings::define();
+}

@@ -1,0 +1,247 @@
+//! Everything we ask the server about itself: the only file with catalog SQL.
+//!
+//! Every name is schema-qualified, every query read-only. Callers are elevated (see
+//! [`super::privileges`]), so nothing is hidden from a role that may merely execute our functions.
+
+use pgpool_recovery_core::error::{Error, Kind, Result};
+use serde::Deserialize;
+
+use super::query;
+
+/// What a recovery must know about this server.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Primary {
+    pub(crate) data_directory: String,
+    /// Directory of the server's own programs.
+    pub(crate) bin_directory: String,
+    pub(crate) config_file: String,
+    pub(crate) hba_file: String,
+    pub(crate) ident_file: String,
+    /// Relative to the data directory unless absolute.
+    pub(crate) log_directory: String,
+    #[serde(deserialize_with = "unsigned")]
+    pub(crate) system_identifier: u64,
+    /// The timeline WAL is written to (of the last checkpoint, on a standby).
+    pub(crate) timeline: u32,
+    /// As `server_version_num`: 150004 is 15.4.
+    pub(crate) server_version_num: u32,
+    /// Bytes.
+    pub(crate) block_size: u32,
+    /// Bytes.
+    pub(crate) wal_segment_size: u32,
+    /// Blocks of a full segment of a relation (1 GB, usually).
+    pub(crate) relation_segment_blocks: u32,
+    pub(crate) data_checksums: bool,
+    /// Mode of files may be wider than 0600: `initdb --allow-group-access`.
+    pub(crate) group_access: bool,
+    pub(crate) port: u16,
+    /// As set: comma-separated, may be empty or `*`.
+    pub(crate) listen_addresses: String,
+    /// As set: comma-separated, may be empty.
+    pub(crate) unix_socket_directories: String,
+    pub(crate) in_recovery: bool,
+    pub(crate) wal_level: String,
+    pub(crate) max_wal_senders: u32,
+    pub(crate) used_wal_senders: u32,
+    pub(crate) max_replication_slots: u32,
+    pub(crate) used_replication_slots: u32,
+    pub(crate) full_page_writes: bool,
+    pub(crate) hot_standby: bool,
+    /// Without pg_default and pg_global.
+    pub(crate) tablespaces: Vec<Tablespace>,
+}
+
+/// A tablespace of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Tablespace {
+    pub(crate) oid: u32,
+    pub(crate) name: String,
+    /// Target of the link in pg_tblspc; for an in-place tablespace relative to the data directory.
+    pub(crate) location: String,
+    /// A directory in pg_tblspc instead of a link (`allow_in_place_tablespaces`).
+    pub(crate) in_place: bool,
+}
+
+// jsonb_build_object takes 100 arguments at most.
+const PRIMARY: &str = "
+SELECT pg_catalog.jsonb_build_object(
+    'data_directory', pg_catalog.current_setting('data_directory'),
+    'bin_directory', (SELECT c.setting FROM pg_catalog.pg_config() AS c WHERE c.name = 'BINDIR'),
+    'config_file', pg_catalog.current_setting('config_file'),
+    'hba_file', pg_catalog.current_setting('hba_file'),
+    'ident_file', pg_catalog.current_setting('ident_file'),
+    'log_directory', pg_catalog.current_setting('log_directory'),
+    'system_identifier', (SELECT s.system_identifier FROM pg_catalog.pg_control_system() AS s),
+    'timeline', (SELECT c.timeline_id FROM pg_catalog.pg_control_checkpoint() AS c),
+    'server_version_num', pg_catalog.current_setting('server_version_num')::int4,
+    'block_size', pg_catalog.current_setting('block_size')::int4,
+    'wal_segment_size', (SELECT i.bytes_per_wal_segment FROM pg_catalog.pg_control_init() AS i),
+    'relation_segment_blocks', (SELECT i.blocks_per_segment FROM pg_catalog.pg_control_init() AS i),
+    'data_checksums', pg_catalog.current_setting('data_checksums')::bool,
+    'group_access', pg_catalog.current_setting('data_directory_mode') <> '0700',
+    'port', pg_catalog.current_setting('port')::int4,
+    'listen_addresses', pg_catalog.current_setting('listen_addresses'),
+    'unix_socket_directories', pg_catalog.current_setting('unix_socket_directories'),
+    'in_recovery', pg_catalog.pg_is_in_recovery(),
+    'wal_level', pg_catalog.current_setting('wal_level'),
+    'max_wal_senders', pg_catalog.current_setting('max_wal_senders')::int4,
+    'used_wal_senders', (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_get_wal_senders()),
+    'max_replication_slots', pg_catalog.current_setting('max_replication_slots')::int4,
+    'used_replication_slots', (SELECT pg_catalog.count(*) FROM pg_catalog.pg_get_replication_slots()),
+    'full_page_writes', pg_catalog.current_setting('full_page_writes')::bool,
+    'hot_standby', pg_catalog.current_setting('hot_standby')::bool,
+    'tablespaces', (
+        SELECT COALESCE(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+            'oid', t.oid::int8,
+            'name', t.spcname,
+            'location', pg_catalog.pg_tablespace_location(t.oid),
+            'in_place', pg_catalog.pg_tablespace_location(t.oid) LIKE 'pg_tblspc/%')
+            ORDER BY t.oid), '[]'::jsonb)
+        FROM pg_catalog.pg_tablespace AS t
+        WHERE t.spcname NOT IN ('pg_default', 'pg_global'))
+)::text";
+
+// Fails on a standby, so asked apart. The insertion timeline is not in pg_control until a checkpoint.
+const TIMELINE: &str =
+    "SELECT pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8)";
+
+/// Reads what a recovery must know about this server.
+pub(crate) fn primary() -> Result<Primary> {
+    let text = query::row(PRIMARY, &[])?.string("a setting of this server")?.unwrap_or_default();
+    let mut primary: Primary = serde_json::from_str(&text).map_err(|error| {
+        Error::new(Kind::Internal, "could not read the properties of this server").detail(format!("{error}."))
+    })?;
+    if !primary.in_recovery
+        && let Some(hex) = query::row(TIMELINE, &[])?.string("the timeline")?
+        && let Ok(timeline) = u32::from_str_radix(&hex, 16)
+    {
+        primary.timeline = timeline;
+    }
+    Ok(primary)
+}
+
+/// The data directory.
+pub(crate) fn data_directory() -> Result<String> {
+    setting("data_directory").map(Option::unwrap_or_default)
+}
+
+/// Directory of the server's own programs.
+pub(crate) fn bin_directory() -> Result<String> {
+    let sql = "SELECT c.setting FROM pg_catalog.pg_config() AS c WHERE c.name = 'BINDIR'";
+    Ok(query::row(sql, &[])?.string("the program directory")?.unwrap_or_default())
+}
+
+/// A setting's value; `None` if there is no such setting.
+pub(crate) fn setting(name: &str) -> Result<Option<String>> {
+    query::row("SELECT pg_catalog.current_setting($1, true)", &[name.into()])?.string(name)
+}
+
+/// What a role may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Role {
+    pub(crate) can_login: bool,
+    /// REPLICATION, or superuser.
+    pub(crate) can_replicate: bool,
+}
+
+/// A role by its name; `None` if there is none.
+pub(crate) fn role(name: &str) -> Result<Option<Role>> {
+    let sql = "SELECT r.rolcanlogin::text, (r.rolreplication OR r.rolsuper)::text
+               FROM pg_catalog.pg_roles AS r WHERE r.rolname = $1::text";
+    let Some(mut row) = query::rows(sql, &[name.into()])?.pop() else { return Ok(None) };
+    let mut truth = || row.bytes().as_deref() == Some(b"true");
+    Ok(Some(Role { can_login: truth(), can_replicate: truth() }))
+}
+
+/// A replication slot as the catalog shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SlotState {
+    pub(crate) slot_type: String,
+    pub(crate) active_pid: Option<i32>,
+    /// `reserved`, `extended`, `unreserved` or `lost`; `None`: no WAL reserved yet.
+    pub(crate) wal_status: Option<String>,
+}
+
+impl SlotState {
+    /// Whether it still keeps all WAL since it was last used.
+    pub(crate) fn is_usable(&self) -> bool {
+        matches!(self.wal_status.as_deref(), Some("reserved" | "extended"))
+    }
+}
+
+/// A slot by its name.
+pub(crate) fn slot(name: &str) -> Result<Option<SlotState>> {
+    let sql = "SELECT s.slot_type, s.active_pid::text, s.wal_status
+               FROM pg_catalog.pg_get_replication_slots() AS s WHERE s.slot_name = $1::text";
+    let Some(mut row) = query::rows(sql, &[name.into()])?.pop() else { return Ok(None) };
+    Ok(Some(SlotState {
+        slot_type: row.string("slot_type")?.unwrap_or_default(),
+        active_pid: row.string("active_pid")?.and_then(|pid| pid.parse().ok()),
+        wal_status: row.string("wal_status")?,
+    }))
+}
+
+/// Fails if no further replication slot can be made.
+pub(crate) fn check_free_slot() -> Result<()> {
+    let sql = "SELECT pg_catalog.current_setting('max_replication_slots'),
+                      (SELECT pg_catalog.count(*) FROM pg_catalog.pg_get_replication_slots())::text";
+    let mut row = query::row(sql, &[])?;
+    let mut number =
+        || -> Result<u32> { Ok(row.string("a number")?.and_then(|n| n.parse().ok()).unwrap_or(0)) };
+    let (limit, used) = (number()?, number()?);
+    if used < limit {
+        return Ok(());
+    }
+    Err(Error::new(Kind::LimitExceeded, "all replication slots are in use")
+        .detail(format!("max_replication_slots is {limit}, and {used} slots exist."))
+        .hint(
+            "Drop a slot that is no longer needed, or increase max_replication_slots and restart the server.",
+        ))
+}
+
+/// A walsender that serves a standby.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ReplicationStatus {
+    pub(crate) pid: i32,
+    /// `startup`, `catchup`, `streaming`, ...
+    pub(crate) state: String,
+    pub(crate) application_name: String,
+    /// `None` for a unix socket.
+    pub(crate) client_addr: Option<String>,
+}
+
+/// The walsender that uses `slot`; without a slot, one whose application_name is `application_name`.
+/// A streaming one is preferred.
+pub(crate) fn replication_status(
+    slot: Option<&str>,
+    application_name: &str,
+) -> Result<Option<ReplicationStatus>> {
+    // Session data is cached until the end of the transaction: without this a loop never sees news.
+    query::rows("SELECT pg_catalog.pg_stat_clear_snapshot()::text", &[])?;
+    let sql = "SELECT r.pid::text, r.state, r.application_name, pg_catalog.host(r.client_addr)
+               FROM pg_catalog.pg_stat_replication AS r
+               WHERE CASE WHEN $1::text IS NULL THEN r.application_name = $2::text
+                     ELSE r.pid IN (SELECT s.active_pid FROM pg_catalog.pg_get_replication_slots() AS s
+                                    WHERE s.slot_name = $1::text) END
+               ORDER BY r.state = 'streaming', r.pid";
+    let Some(mut row) = query::rows(sql, &[slot.into(), application_name.into()])?.pop() else {
+        return Ok(None);
+    };
+    Ok(Some(ReplicationStatus {
+        pid: row.string("pid")?.and_then(|pid| pid.parse().ok()).unwrap_or(0),
+        state: row.string("state")?.unwrap_or_default(),
+        application_name: row.string("application_name")?.unwrap_or_default(),
+        client_addr: row.string("client_addr")?,
+    }))
+}
+
+/// Ends the current WAL segment and returns the name of its file.
+pub(crate) fn switch_wal() -> Result<String> {
+    let sql = "SELECT pg_catalog.pg_walfile_name(pg_catalog.pg_switch_wal())";
+    Ok(query::row(sql, &[])?.string("the name of a WAL file")?.unwrap_or_default())
+}
+
+/// PostgreSQL shows the unsigned system identifier as a signed bigint.
+fn unsigned<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<u64, D::Error> {
+    i64::deserialize(deserializer).map(i64::cast_unsigned)
+}

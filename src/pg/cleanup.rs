@@ -1,0 +1,26 @@
+//! Running clean-up code from `Drop`, whatever state the server is in.
+
+use std::panic::AssertUnwindSafe;
+
+use pgrx::{PgTryBuilder, pg_sys};
+
+/// Runs `undo` so that nothing it raises escapes: a panic in `Drop` during unwinding would abort
+/// the process, and with it every session of the server. What it raised is logged as `what`.
+pub(super) fn quietly(what: &str, undo: impl FnOnce()) {
+    if std::thread::panicking() {
+        // SAFETY: on an ERROR the frame that failed may have left lightweight locks behind, which the
+        // (sub)transaction's abort releases as one of its first acts. That abort is still to come, and
+        // `undo` may want one of them; a lock is not re-entrant. Releasing them now is the same act earlier.
+        unsafe { pg_sys::LWLockReleaseAll() };
+    }
+    let failure = PgTryBuilder::new(AssertUnwindSafe(|| {
+        undo();
+        None
+    }))
+    .catch_others(|error| Some(format!("{error:?}")))
+    .catch_rust_panic(|error| Some(format!("{error:?}")))
+    .execute();
+    if let Some(failure) = failure {
+        eprintln!("pgpool_recovery: could not {what}: {failure}");
+    }
+}

@@ -1,0 +1,91 @@
+//! What differs between PostgreSQL 14 and 18. Nothing else in the extension names a version.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys;
+
+/// Starts a non-exclusive backup: label, fast checkpoint.
+#[cfg(feature = "pg14")]
+pub(super) const BACKUP_START: &str = "SELECT pg_catalog.pg_start_backup($1, $2, false)::text";
+/// Starts a non-exclusive backup: label, fast checkpoint.
+#[cfg(not(feature = "pg14"))]
+pub(super) const BACKUP_START: &str = "SELECT pg_catalog.pg_backup_start($1, $2)::text";
+
+/// Ends a non-exclusive backup without waiting for the archiver.
+#[cfg(feature = "pg14")]
+pub(super) const BACKUP_STOP: &str =
+    "SELECT lsn::text, labelfile, spcmapfile FROM pg_catalog.pg_stop_backup(false, false)";
+/// Ends a non-exclusive backup without waiting for the archiver.
+#[cfg(not(feature = "pg14"))]
+pub(super) const BACKUP_STOP: &str =
+    "SELECT lsn::text, labelfile, spcmapfile FROM pg_catalog.pg_backup_stop(false)";
+
+/// Makes settings of this prefix that nobody defines an error, as PostgreSQL 15 and later can.
+pub(crate) fn reserve_setting_prefix(prefix: &'static CStr) {
+    // SAFETY: a NUL-terminated string of static lifetime; called from _PG_init.
+    #[cfg(not(feature = "pg14"))]
+    unsafe {
+        pg_sys::MarkGUCPrefixReserved(prefix.as_ptr());
+    }
+    // SAFETY: as above; the older name only warns.
+    #[cfg(feature = "pg14")]
+    unsafe {
+        pg_sys::EmitWarningsOnPlaceholders(prefix.as_ptr());
+    }
+}
+
+/// Creates a physical slot and makes it this session's: `ReplicationSlotCreate`.
+///
+/// # Safety
+/// The session must hold no slot, and `name` must be a valid slot name.
+pub(super) unsafe fn create_ephemeral_slot(name: &CStr) {
+    let ephemeral = pg_sys::ReplicationSlotPersistency::RS_EPHEMERAL;
+    // SAFETY: passed on to the caller.
+    #[cfg(any(feature = "pg14", feature = "pg15", feature = "pg16"))]
+    unsafe {
+        pg_sys::ReplicationSlotCreate(name.as_ptr(), false, ephemeral, false);
+    }
+    // SAFETY: as above; neither a failover slot nor one synchronised from a primary.
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    unsafe {
+        pg_sys::ReplicationSlotCreate(name.as_ptr(), false, ephemeral, false, false, false);
+    }
+}
+
+/// Makes an existing slot this session's, raising an ERROR if another session holds it.
+///
+/// # Safety
+/// The session must hold no slot.
+pub(super) unsafe fn acquire_slot(name: &CStr) {
+    // SAFETY: passed on to the caller.
+    #[cfg(not(feature = "pg18"))]
+    unsafe {
+        pg_sys::ReplicationSlotAcquire(name.as_ptr(), true);
+    }
+    // SAFETY: as above; an invalidated slot is an ERROR.
+    #[cfg(feature = "pg18")]
+    unsafe {
+        pg_sys::ReplicationSlotAcquire(name.as_ptr(), true, true);
+    }
+}
+
+/// The argument of `do_pg_abort_backup` for "a running backup, say nothing": before PostgreSQL 16 it
+/// asks for a warning; from 16 on it says that the start itself failed, and the warning always comes.
+pub(super) fn abort_backup_argument() -> pg_sys::Datum {
+    pg_sys::Datum::from(false)
+}
+
+/// The socket of the session's client; `None` in a process that serves none.
+pub(super) fn client_socket() -> Option<i32> {
+    // SAFETY: MyProcPort is null in background processes, else it points to the session's Port for the
+    // life of the process. pgrx has no binding for the struct; the socket, a C int, is its first field in
+    // every version from 14 to 18 (libpq-be.h).
+    let socket = unsafe {
+        let port = pg_sys::MyProcPort;
+        if port.is_null() {
+            return None;
+        }
+        *port.cast::<std::ffi::c_int>()
+    };
+    (socket >= 0).then_some(socket)
+}

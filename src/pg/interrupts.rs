@@ -1,0 +1,63 @@
+//! Cancel, terminate, and clients that went away.
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgrx::pg_sys;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::compat;
+
+/// How often the client's connection is looked at.
+const CLIENT_CHECK: Duration = Duration::from_secs(1);
+
+/// Lets PostgreSQL act on cancel (ERROR: unwinds from here), terminate (FATAL: does not return and
+/// unwinds nothing), timeouts, and barriers. Call at least every 100 ms.
+pub(crate) fn check() {
+    pgrx::check_for_interrupts!();
+}
+
+/// Whether the next [`check`] will end the process. What must not outlive it is stopped before.
+pub(crate) fn terminating() -> bool {
+    // SAFETY: reads a flag that a signal handler sets (sig_atomic_t); a stale value is corrected by
+    // the next call.
+    unsafe { (&raw const pg_sys::ProcDiePending).read_volatile() != 0 }
+}
+
+/// Notices that the client closed its connection. PostgreSQL itself looks only when it reads or writes
+/// (or by `client_connection_check_interval`, off by default), and Pgpool-II sends nothing for hours.
+pub(crate) struct ClientWatch {
+    last: Instant,
+}
+
+impl ClientWatch {
+    /// A watch that looks at most once a second.
+    pub(crate) fn new() -> Self {
+        Self { last: Instant::now() }
+    }
+
+    /// Fails if the client is gone.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        if self.last.elapsed() < CLIENT_CHECK {
+            return Ok(());
+        }
+        self.last = Instant::now();
+        if client_gone() {
+            return Err(Error::new(Kind::ConnectionLost, "connection to client lost"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether the client's socket was closed by its peer. Sessions without a client never are.
+fn client_gone() -> bool {
+    let Some(socket) = compat::client_socket() else { return false };
+    // SAFETY: open as long as the session lives; proc_exit leaves it to the kernel to close.
+    let socket = unsafe { BorrowedFd::borrow_raw(socket) };
+    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // An interrupted poll says nothing; the next look will.
+    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+        && fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
+}

@@ -1,0 +1,179 @@
+//! The physical replication slot of the standby to be.
+//!
+//! The slot is held by this backend during the run. One that we made is ephemeral until the run
+//! succeeded: PostgreSQL drops it on ERROR, on exit of the backend and after a crash, so no failure
+//! of ours leaves a slot that retains WAL for ever (slot.c, `RS_EPHEMERAL`).
+
+use std::ffi::CString;
+
+use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgrx::pg_sys;
+
+use super::{catalog, cleanup, compat};
+
+/// Longest slot name in bytes: NAMEDATALEN with its NUL.
+const MAX_NAME: usize = 63;
+
+/// A physical slot held by this session, with WAL reserved. Dropping it lets go of the slot: one that
+/// [`Slot::reserve`] made disappears, one that it found stays as it was.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    name: String,
+    created: bool,
+}
+
+impl Slot {
+    /// Makes the slot, or takes over an inactive physical one of that name. One that has lost WAL, or
+    /// never reserved any, is of no use to its standby and is replaced.
+    pub(crate) fn reserve(name: &str) -> Result<Self> {
+        validate(name)?;
+        let c_name = CString::new(name).expect("a valid slot name has no NUL byte");
+        // SAFETY: reads a pointer of this process.
+        if unsafe { !pg_sys::MyReplicationSlot.is_null() } {
+            return Err(Error::new(Kind::InUse, "this session already holds a replication slot")
+                .hint("Call from another session."));
+        }
+        if let Some(found) = catalog::slot(name)? {
+            if found.slot_type != "physical" {
+                return Err(Error::new(
+                    Kind::InUse,
+                    format!("replication slot \"{name}\" is a {} slot", found.slot_type),
+                )
+                .detail("A standby needs a physical slot of that name.")
+                .hint("Choose another name with pgpool_recovery.slot_name."));
+            }
+            if let Some(pid) = found.active_pid {
+                return Err(Error::new(
+                    Kind::InUse,
+                    format!("replication slot \"{name}\" is active for PID {pid}"),
+                )
+                .detail("A standby that streams, or another recovery, uses the slot.")
+                .hint(
+                    "Stop the standby that uses it, or choose another name with pgpool_recovery.slot_name.",
+                ));
+            }
+            if found.is_usable() {
+                // SAFETY: the session holds no slot, as checked above.
+                unsafe { compat::acquire_slot(&c_name) };
+                return Ok(Self { name: name.to_owned(), created: false });
+            }
+            // SAFETY: as above; the server takes and drops the slot, or raises an ERROR if another session
+            // was faster.
+            unsafe { pg_sys::ReplicationSlotDrop(c_name.as_ptr(), true) };
+        } else {
+            catalog::check_free_slot()?;
+        }
+        // SAFETY: raises an ERROR if the server's wal_level or max_replication_slots rules slots out.
+        unsafe { pg_sys::CheckSlotRequirements() };
+        // SAFETY: the session holds no slot and the name is valid.
+        unsafe { compat::create_ephemeral_slot(&c_name) };
+        let slot = Self { name: name.to_owned(), created: true };
+        // SAFETY: MyReplicationSlot is the slot just made; the order is that of
+        // create_physical_replication_slot() in slotfuncs.c.
+        unsafe {
+            pg_sys::ReplicationSlotReserveWal();
+            pg_sys::ReplicationSlotMarkDirty();
+            pg_sys::ReplicationSlotSave();
+        }
+        Ok(slot)
+    }
+
+    /// The slot's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether this run made the slot (and it disappears if the run fails).
+    pub(crate) fn created(&self) -> bool {
+        self.created
+    }
+
+    /// The oldest WAL position the slot keeps; 0 if the server invalidated the slot.
+    pub(crate) fn restart_lsn(&self) -> u64 {
+        // SAFETY: non-null as long as self lives, unless the server took the slot away; the owner may
+        // read its own slot's fields without the spinlock (slot.h).
+        unsafe {
+            let slot = pg_sys::MyReplicationSlot;
+            if slot.is_null() { 0 } else { (*slot).data.restart_lsn }
+        }
+    }
+
+    /// Fails if the server removed WAL that the slot should keep, or will at the next checkpoint.
+    /// Cheap enough for several calls a second; outruns the checkpointer, which would terminate us.
+    pub(crate) fn check_wal_reserved(&self) -> Result<()> {
+        use pg_sys::WALAvailability as Availability;
+        // SAFETY: reads shared memory under the server's own locks.
+        let availability = unsafe { pg_sys::GetWALAvailability(self.restart_lsn()) };
+        if matches!(availability, Availability::WALAVAIL_RESERVED | Availability::WALAVAIL_EXTENDED) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::SlotLost,
+            format!("replication slot \"{}\" does not keep the WAL the standby needs", self.name),
+        )
+        .detail(
+            "The primary wrote more WAL during the recovery than max_slot_wal_keep_size lets a slot keep.",
+        )
+        .hint(
+            "Increase max_slot_wal_keep_size, then run the recovery again: it sends only what still differs.",
+        ))
+    }
+
+    /// Makes the slot outlive this run and lets go of it, for the standby to use.
+    pub(crate) fn keep(self) -> Result<()> {
+        self.check_wal_reserved()?;
+        if self.created {
+            // SAFETY: MyReplicationSlot is ours and ephemeral; check_wal_reserved saw it alive.
+            unsafe { pg_sys::ReplicationSlotPersist() };
+        }
+        // Drop releases it; a persistent slot stays.
+        Ok(())
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // SAFETY: reads a pointer of this process.
+        if unsafe { pg_sys::MyReplicationSlot.is_null() } {
+            return;
+        }
+        cleanup::quietly("release the replication slot", || {
+            // SAFETY: this session holds a slot, and it is this one: reserve() found none before. Releasing
+            // an ephemeral slot drops it.
+            unsafe { pg_sys::ReplicationSlotRelease() }
+        });
+    }
+}
+
+/// Whether `name` can name a slot: 1 to 63 of `a-z`, `0-9`, `_`.
+pub(crate) fn validate(name: &str) -> Result<()> {
+    let valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    if !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(valid) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::InvalidArgument,
+        format!("invalid replication slot name {}", crate::request::shown(name)),
+    )
+    .detail(format!("It has {} bytes.", name.len()))
+    .hint(
+        "A slot name has 1 to 63 lower-case letters, digits and underscores; see pgpool_recovery.slot_name.",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let longest = "a".repeat(MAX_NAME);
+        for good in ["a", "node_1", longest.as_str()] {
+            assert_eq!(validate(good), Ok(()));
+        }
+        let long = "a".repeat(MAX_NAME + 1);
+        for bad in ["", "A", "a-b", "a.b", "a b", "\u{e4}", long.as_str()] {
+            assert_eq!(validate(bad).expect_err(bad).kind, Kind::InvalidArgument);
+        }
+    }
+}

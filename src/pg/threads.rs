@@ -1,0 +1,148 @@
+//! Running work beside the backend's main thread.
+//!
+//! PostgreSQL's code belongs to the main thread alone. Work that blocks runs on another thread that
+//! touches no PostgreSQL symbol, while the main thread keeps answering interrupts.
+
+use std::any::Any;
+use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread::{Builder, scope};
+use std::time::Duration;
+
+use pgpool_recovery_core::cancel::Cancel;
+use pgpool_recovery_core::error::{Error, Kind, Result};
+
+use super::interrupts::{self, ClientWatch};
+
+/// How long the main thread sleeps at most between two looks at interrupts.
+const TURN: Duration = Duration::from_millis(50);
+
+/// How long a terminated backend waits for its threads before it exits under them.
+const LAST_WAIT: Duration = Duration::from_secs(3);
+
+/// Runs `job` on a thread of its own and returns what it returns.
+///
+/// Meanwhile this thread calls `tick` at least every 100 ms, acts on interrupts and notices a client
+/// that went away. If any of these fails, or an interrupt raises an ERROR, `cancel` is tripped and the
+/// thread is joined before the failure goes on its way: `job` must return soon after that, and may
+/// borrow from the caller. All signals are blocked in the thread and in those it makes.
+pub(crate) fn wait<T: Send>(
+    cancel: &Cancel,
+    tick: &mut dyn FnMut() -> Result<()>,
+    job: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    scope(|scope| {
+        // Declared inside the scope: tripped when this closure unwinds, before the scope joins.
+        let _trip = TripOnDrop(cancel);
+        // Never sent to: the receiver wakes when the thread drops its end.
+        let (running, finished) = channel::<()>();
+        let thread = {
+            let _blocked = BlockedSignals::all();
+            Builder::new()
+                .name("pgpool_recovery".to_owned())
+                .spawn_scoped(scope, move || {
+                    let _running = running;
+                    catch_unwind(AssertUnwindSafe(job))
+                })
+                .map_err(Error::on("start a thread"))?
+        };
+
+        let mut client = ClientWatch::new();
+        let mut failure = None;
+        while finished.recv_timeout(TURN) == Err(RecvTimeoutError::Timeout) {
+            if interrupts::terminating() {
+                cancel.trip();
+                let _ = finished.recv_timeout(LAST_WAIT);
+            }
+            interrupts::check();
+            if failure.is_none()
+                && let Err(error) = client.check().and_then(|()| tick())
+            {
+                cancel.trip_with(error.clone());
+                failure = Some(error);
+            }
+        }
+        let outcome = thread.join().unwrap_or_else(Err);
+        match (failure, outcome) {
+            (Some(error), _) => Err(error),
+            (None, Ok(result)) => result,
+            (None, Err(panic)) => Err(Error::new(Kind::Internal, "a worker thread panicked")
+                .detail(format!("The panic says: {}.", panic_text(&*panic)))
+                .hint("This is a bug in pgpool_recovery; please report it with the server log.")),
+        }
+    })
+}
+
+struct TripOnDrop<'a>(&'a Cancel);
+
+impl Drop for TripOnDrop<'_> {
+    fn drop(&mut self) {
+        // On the way out of a normal return the thread is joined and tripping would spoil a switch
+        // that the caller goes on using.
+        if std::thread::panicking() {
+            self.0.trip();
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "(no text)".to_owned())
+}
+
+/// Keeps signals away from threads made while it lives: PostgreSQL's handlers must run in the main
+/// thread, and a thread inherits the mask of its maker.
+struct BlockedSignals(libc::sigset_t);
+
+impl BlockedSignals {
+    fn all() -> Self {
+        let mut all = MaybeUninit::uninit();
+        let mut before = MaybeUninit::uninit();
+        // SAFETY: both sets are initialised by the calls that get their addresses; blocking signals for
+        // the few instructions of a thread's creation delays PostgreSQL's handlers, nothing else.
+        unsafe {
+            libc::sigfillset(all.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+            Self(before.assume_init())
+        }
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: restores the mask that `all` saved.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_made_under_the_guard_has_every_signal_blocked() {
+        let blocked = |signal| {
+            let mut mask = MaybeUninit::uninit();
+            // SAFETY: a null new mask only reads the current one.
+            unsafe {
+                libc::pthread_sigmask(libc::SIG_SETMASK, std::ptr::null(), mask.as_mut_ptr());
+                libc::sigismember(mask.as_ptr(), signal) == 1
+            }
+        };
+        let guard = BlockedSignals::all();
+        let inside = std::thread::spawn(move || blocked(libc::SIGTERM) && blocked(libc::SIGUSR1));
+        drop(guard);
+        assert!(inside.join().expect("thread"));
+        assert!(!blocked(libc::SIGTERM));
+    }
+
+    #[test]
+    fn panics_become_text() {
+        let panic = catch_unwind(|| panic!("it was {}", 7)).expect_err("panics");
+        assert_eq!(panic_text(&*panic), "it was 7");
+    }
+}
