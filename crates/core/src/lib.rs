@@ -26,3 +26,4 @@ pub mod protocol;
 pub mod scan;
 pub mod secret;
 pub mod standby;
+pub mod target;
