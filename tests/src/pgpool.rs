@@ -62,7 +62,7 @@ impl Setup {
             .set("pcp_socket_dir", scratch.sockets().display())
             .set("pid_file_name", scratch.join("pgpool.pid").display())
             .set("logdir", scratch.path().display())
-            .set("pool_passwd", "")
+            .set("pool_passwd", scratch.join("pool_passwd").display())
             .set("enable_pool_hba", "off")
             .set("num_init_children", 8)
             .set("load_balance_mode", "off")
@@ -100,6 +100,8 @@ impl Setup {
     pub fn start(self) -> Pgpool {
         let conf = self.scratch.write("pgpool.conf", &self.conf.text(), 0o600);
         let pcp = self.scratch.write("pcp.conf", &format!("{PCP_USER}:{}\n", md5(&self.host)), 0o600);
+        // The servers trust; without the file Pgpool-II warns at every connection.
+        self.scratch.write("pool_passwd", "", 0o600);
         let hba = self.scratch.write("pool_hba.conf", "", 0o600);
         let line = format!("127.0.0.1:{}:{PCP_USER}:{PCP_PASSWORD}\n", self.pcp_port.number());
         let passfile = self.scratch.write("pcppass", &line, 0o600);

@@ -1,0 +1,43 @@
+# Every target but `help` and `clean` works on a fresh Debian 12 with Rust, as root or with sudo.
+
+PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+export PG_CONFIG PREFIX DESTDIR
+
+.DEFAULT_GOAL := help
+.PHONY: help setup install demo demo-agent lint test test-unit test-indb test-e2e clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what building, testing and the demos need (packages, cargo-pgrx)
+	scripts/setup.sh
+
+install: ## extension into the server of PG_CONFIG=..., agent into PREFIX=/usr/local (or below DESTDIR=)
+	scripts/install.sh
+
+demo: setup install ## the tutorial: a real Pgpool-II brings a dead node back, on one host
+	demo/tutorial.sh
+
+demo-agent: setup install ## the same on three hosts (network namespaces), through agents
+	demo/agents.sh
+
+lint: setup ## formatting, clippy, the rules of the house
+	scripts/lint.sh
+
+test: lint ## every test
+	scripts/test.sh
+
+test-unit: ## core and agent, without PostgreSQL
+	scripts/test.sh unit
+
+test-indb: setup ## inside a PostgreSQL server
+	scripts/test.sh indb
+
+test-e2e: setup ## real clusters, agents and Pgpool-II
+	scripts/test.sh e2e
+
+clean: ## remove what was built
+	cargo clean

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# The rules of the house that a compiler does not check: who may name what. See docs/ for the reasons.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+status=0
+complain() {
+    printf 'house: %s\n%s\n' "$1" "$2" >&2
+    status=1
+}
+
+# code WORDS DIRECTORY... : lines of Rust that hold one of the words outside of comments
+code() {
+    local words=$1
+    shift
+    grep -rnwE --include='*.rs' -e "$words" "$@" | grep -vE '^[^:]+:[0-9]+: *//' || true
+}
+
+# forbid RULE WORDS ALLOWED-PATHS-REGEX DIRECTORY...
+forbid() {
+    local rule=$1 words=$2 allowed=$3 found
+    shift 3
+    found=$(code "$words" "$@" | grep -vE "^($allowed)" || true)
+    [ -z "$found" ] || complain "$rule" "$found"
+}
+
+dirs=()
+for dir in src crates tests pgrx-tests; do
+    [ -d "$dir" ] && dirs+=("$dir")
+done
+
+forbid 'pgrx is named under src/ and pgrx-tests/ only' \
+    'pgrx|pgrx_tests|pg_sys' 'src/|pgrx-tests/' "${dirs[@]}"
+forbid 'unsafe code lives under src/pg/ only' \
+    'unsafe' 'src/pg/' "${dirs[@]}"
+forbid 'walkdir is used by the scan only' \
+    'walkdir|WalkDir' 'crates/core/src/scan(\.rs|/)' "${dirs[@]}"
+forbid 'blake3 is used by the digest and by the proof of the secret only' \
+    'blake3' 'crates/core/src/(digest|secret|link/)' "${dirs[@]}"
+forbid 'the core knows none of our other crates' \
+    '(use|extern crate) pgpool_recovery.*|pgpool_recovery(_agent|_e2e)?::.*' '$' crates/core/src
+forbid 'the agent knows the core only' \
+    'use pgpool_recovery(_e2e)?(::.*|;)|pgpool_recovery(_e2e)?::.*' '$' crates/agent
+
+for manifest in crates/core/Cargo.toml crates/agent/Cargo.toml tests/Cargo.toml; do
+    found=$(grep -nE '^pgrx|^pgpool[-_]recovery( |=)' "$manifest" || true)
+    [ -z "$found" ] || complain "$manifest depends on what it must not know" "$found"
+done
+found=$(grep -nE '^pgpool' crates/core/Cargo.toml || true)
+[ -z "$found" ] || complain 'the core depends on none of our other crates' "$found"
+
+# A longer file wants to be two. Give a file that has a good reason a line here.
+long=$(find "${dirs[@]}" -name '*.rs' -exec wc -l {} + | awk '$2 != "total" && $1 > 550 { print $2 ": " $1 " lines" }')
+[ -z "$long" ] || complain 'files of more than 550 lines' "$long"
+
+# Machines differ in where they get packages from; the project names no such place.
+if [ -e .cargo/config.toml ] || [ -e .cargo/config ]; then
+    complain 'no .cargo/config: cargo-pgrx needs its own linker flags, and registries are the machine'"'"'s' '.cargo'
+fi
+
+exit $status

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Every test, from the quickest to the slowest; stops at the first kind that fails.
+#
+#   scripts/test.sh [unit|indb|e2e]...      default: all, in this order
+#
+# unit  core and agent, without PostgreSQL
+# indb  inside a PostgreSQL server, by cargo-pgrx
+# e2e   what `make install` installed: real clusters, agents and Pgpool-II
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/environment.sh
+. scripts/environment.sh
+
+say() { printf '\n== %s ==\n' "$*"; }
+
+unit() {
+    say "core and agent"
+    cargo test --package pgpool-recovery-core --package pgpool-recovery-agent
+}
+
+indb() {
+    say "in the database"
+    # initdb wants a directory whose parent belongs to the user it runs as.
+    local home
+    home=$(mktemp -d /tmp/pgpool-recovery-test.XXXXXX)
+    # shellcheck disable=SC2064 # the directory of now
+    trap "as_root rm -rf '$home'" EXIT
+    as_root chown postgres: "$home"
+    cargo pgrx test pg15 --runas postgres --pgdata "$home/data"
+    as_root rm -rf "$home"
+    trap - EXIT
+}
+
+e2e() {
+    say "end to end"
+    # cargo-pgrx's tests leave a library with the tests in it: this puts the real one back.
+    scripts/install.sh
+    if [ "$(id -u)" != 0 ]; then
+        # The tests start servers as user postgres and make network namespaces.
+        local triple
+        triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+        export "CARGO_TARGET_${triple}_RUNNER=sudo -E"
+    fi
+    cargo test --package pgpool-recovery-e2e
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+[ $# -gt 0 ] || set -- unit indb e2e
+for kind in "$@"; do
+    case $kind in
+        unit | indb | e2e) "$kind" ;;
+        *) echo "unknown kind of test: $kind" >&2; exit 2 ;;
+    esac
+done
