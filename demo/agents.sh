@@ -38,7 +38,7 @@ TOML
 agent "$HOST0" "$ADDRESS0" "$NODE0"
 agent "$HOST1" "$ADDRESS1" "$NODE1"
 show "cat agent.toml    # of server1" cat "$WORK/agent-$ADDRESS1.toml"
-tell "As root would on server1 with systemd:"
+tell "It runs as user postgres:"
 show "pgpool-recovery-agent serve --config agent.toml &" sleep 1
 sed 's/^/    /' "$WORK/agent-$ADDRESS1.log"
 listens() { [ -n "$(nsenter --net="/run/netns/$1" ss -Hltn 'sport = :9897')" ]; }
