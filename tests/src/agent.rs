@@ -19,25 +19,34 @@ pub struct Agent {
     config: PathBuf,
     log: PathBuf,
     host: Host,
-    port: Port,
+    port: u16,
+    /// None: a port of a namespace, which nobody else can take.
+    _claim: Option<Port>,
 }
 
 impl Agent {
     /// An agent on `host` that allows `directories`, with the secret in `secret`.
     pub fn start(scratch: &Scratch, host: &Host, secret: &Path, directories: &[&Path]) -> Self {
-        let port = Port::claim();
-        let name = format!("agent-{}", port.number());
-        let text = config(&format!("0.0.0.0:{}", port.number()), secret, directories);
+        let claim = Port::claim();
+        let mut agent = Self::start_at(scratch, host, claim.number(), secret, directories);
+        agent._claim = Some(claim);
+        agent
+    }
+
+    /// An agent on a port of the caller's choice.
+    pub fn start_at(scratch: &Scratch, host: &Host, port: u16, secret: &Path, directories: &[&Path]) -> Self {
+        let name = format!("agent-{}-{port}", host.address());
+        let text = config(&format!("0.0.0.0:{port}"), secret, directories);
         let config = scratch.write(format!("{name}.toml"), &text, 0o600);
         let log = scratch.join(format!("{name}.log"));
         let daemon = Daemon::spawn(serve(host, &config), &log, Signal::TERM);
-        let mut agent = Self { daemon, config, log, host: host.clone(), port };
+        let mut agent = Self { daemon, config, log, host: host.clone(), port, _claim: None };
         agent.wait_until_listening();
         agent
     }
 
     pub fn port(&self) -> u16 {
-        self.port.number()
+        self.port
     }
 
     pub fn log(&self) -> String {

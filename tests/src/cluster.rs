@@ -142,6 +142,25 @@ impl Cluster {
         &self.scratch
     }
 
+    /// Where the data directory is to be instead of `<scratch>/<name>`.
+    #[must_use]
+    pub fn at(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = directory.into();
+        self
+    }
+
+    /// The text of a file in the data directory.
+    #[track_caller]
+    pub fn read(&self, name: &str) -> String {
+        let path = self.directory.join(name);
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    /// Whether the data directory has this.
+    pub fn has(&self, name: &str) -> bool {
+        fs::symlink_metadata(self.directory.join(name)).is_ok()
+    }
+
     // --- the server ---
 
     fn pg_ctl(&self, arguments: &[&str]) -> Finished {

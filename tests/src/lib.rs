@@ -10,12 +10,14 @@
 
 pub mod account;
 pub mod agent;
+pub mod background;
 pub mod cluster;
 pub mod compare;
 pub mod conf;
 pub mod dump;
 pub mod fake_agent;
 pub mod host;
+pub mod mount;
 pub mod netns;
 pub mod pgpool;
 pub mod ports;

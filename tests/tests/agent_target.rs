@@ -1,0 +1,325 @@
+//! Rebuilding a standby through an agent, and what may stand in an agent's place.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use pgpool_recovery_e2e::agent::{self, Agent};
+use pgpool_recovery_e2e::background::Running;
+use pgpool_recovery_e2e::fake_agent::{FakeAgent, Manner};
+use pgpool_recovery_e2e::process::Daemon;
+use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
+use pgpool_recovery_e2e::snapshot::Snapshot;
+use pgpool_recovery_e2e::{
+    Cluster, Host, Recovery, Scratch, SqlError, compare, dump, ports, probe, wait, workload,
+};
+
+/// A primary that knows the secret, and a dead standby of it.
+struct Stage {
+    scratch: Scratch,
+    primary: Cluster,
+    standby: Cluster,
+    secret: PathBuf,
+}
+
+impl Stage {
+    fn new(megabytes: u32) -> Self {
+        let scratch = Scratch::new();
+        let secret = agent::secret(&scratch, "secret");
+        let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary"))
+            .with("pgpool_recovery.secret_file", secret.display())
+            .with("pgpool_recovery.transport", "agent")
+            .init();
+        primary.start();
+        primary.create_extension();
+        workload::fill(&primary, megabytes);
+        let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
+        standby.kill();
+        Self { scratch, primary, standby, secret }
+    }
+
+    fn agent(&self) -> Agent {
+        Agent::start(&self.scratch, &Host::here(), &self.secret, &[self.standby.directory()])
+    }
+
+    fn recovery(&self, agent_port: u16) -> Recovery {
+        Recovery::to("127.0.0.1", self.standby.dir(), self.primary.port())
+            .option("agent_port", agent_port)
+            .option("application_name", "standby")
+    }
+
+    /// A recovery that must fail and change nothing.
+    #[track_caller]
+    fn refused(&self, recovery: &Recovery) -> SqlError {
+        let before = Snapshot::of(self.standby.directory());
+        let error = recovery.fail(&self.primary);
+        before.assert_unchanged(self.standby.directory());
+        probe::assert_nothing_left(&self.primary);
+        self.primary.wait_for_log(&error.message);
+        error
+    }
+}
+
+#[test]
+fn an_agent_rebuilds_and_starts_a_standby() {
+    let stage = Stage::new(20);
+    let agent = stage.agent();
+    workload::change_every(&mut stage.primary.connect(), 10);
+    let report = stage.recovery(agent.port()).run(&stage.primary);
+    assert_eq!(report.text("/target/transport"), "agent");
+    assert!(report.number("/bytes/wire") >= report.number("/bytes/sent") / 10, "{}", report.0);
+    assert!(report.number("/bytes/sent") < report.number("/bytes/total") / 2, "{}", report.0);
+
+    let port = format!("ALTER SYSTEM SET pgpool_recovery.agent_port = {}", agent.port());
+    stage.primary.execute(&port);
+    stage.primary.reload();
+    remote_start(&stage.primary, "127.0.0.1", stage.standby.dir());
+    stage.primary.wait_for_standby("standby");
+    dump::assert_equal(&stage.primary, &stage.standby);
+    compare::stop_and_compare(&stage.primary, &stage.standby).assert_none();
+    let secret = fs::read_to_string(&stage.secret).expect("the secret");
+    assert!(!agent.log().contains(secret.trim()) && !stage.primary.log().contains(secret.trim()));
+}
+
+#[test]
+fn a_new_directory_through_an_agent() {
+    let stage = Stage::new(5);
+    let target = Cluster::place(&stage.scratch, &Host::here(), "new");
+    let agent = Agent::start(&stage.scratch, &Host::here(), &stage.secret, &[target.directory()]);
+    Recovery::to("127.0.0.1", target.dir(), stage.primary.port())
+        .option("agent_port", agent.port())
+        .option("dest_port", target.port())
+        .option("start", true)
+        .run(&stage.primary);
+    assert!(target.in_recovery());
+    compare::stop_and_compare(&stage.primary, &target).assert_none();
+}
+
+#[test]
+fn two_targets_at_once_but_never_one_twice() {
+    let stage = Stage::new(20);
+    let other = Cluster::place(&stage.scratch, &Host::here(), "other");
+    let both = [stage.standby.directory(), other.directory()];
+    let agent = Agent::start(&stage.scratch, &Host::here(), &stage.secret, &both);
+    let slow = stage.recovery(agent.port()).option("max_rate", 4000).option("slot_name", "slow");
+    let running = Running::start(&stage.primary, &slow, "");
+    running.wait_for_bytes(&stage.primary, 1);
+    let again = stage.recovery(agent.port()).option("slot_name", "again");
+    again.fail(&stage.primary).expect("55006");
+    Recovery::to("127.0.0.1", other.dir(), stage.primary.port())
+        .option("agent_port", agent.port())
+        .option("dest_port", other.port())
+        .option("slot_name", "other")
+        .run(&stage.primary);
+    running.finish_within(wait::PATIENCE).expect("the first is not disturbed");
+    assert_eq!(probe::slots(&stage.primary), ["other", "slow"]);
+}
+
+#[test]
+fn a_wrong_secret() {
+    let stage = Stage::new(1);
+    let other = agent::secret(&stage.scratch, "other-secret");
+    let agent = Agent::start(&stage.scratch, &Host::here(), &other, &[stage.standby.directory()]);
+    stage.refused(&stage.recovery(agent.port())).expect("28000").says("secret");
+    let directory = stage.standby.dir();
+    assert!(!agent.log().contains(directory) || agent.log().contains("listening"), "{}", agent.log());
+}
+
+#[test]
+fn a_secret_that_cannot_be_used() {
+    let stage = Stage::new(1);
+    let agent = stage.agent();
+    let loose = stage.scratch.write("loose", &fs::read_to_string(&stage.secret).expect("it"), 0o644);
+    let short = stage.scratch.write("short", "abc\n", 0o600);
+    let missing = stage.scratch.join("missing");
+    for file in [loose, short, missing] {
+        let recovery = stage.recovery(agent.port()).option("secret_file", file.to_str().expect("ASCII"));
+        let error = stage.refused(&recovery);
+        assert!(error.text().contains(file.to_str().expect("ASCII")), "{error:?}");
+        assert!(!error.text().contains("abc"), "{error:?}");
+    }
+}
+
+#[test]
+fn nobody_listens() {
+    let stage = Stage::new(1);
+    let port = ports::Port::claim();
+    let error = stage.refused(&stage.recovery(port.number())).expect("08001");
+    error.says(&port.number().to_string());
+    let error = try_remote_start(&stage.primary, "127.0.0.1", stage.standby.dir()).expect_err("no standby");
+    assert!(error.text().contains(&port.number().to_string()), "the cause is repeated: {error:?}");
+}
+
+#[test]
+fn something_else_listens() {
+    let stage = Stage::new(1);
+    let web = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".to_vec();
+    let noise = (0..9000_u32).map(|i| ((i * 7919) >> 3) as u8).collect();
+    for manner in [Manner::Says(web), Manner::Says(noise), Manner::Says(Vec::new()), Manner::Closes] {
+        let fake = FakeAgent::start(manner.clone());
+        let error = stage.refused(&stage.recovery(fake.port()));
+        assert!(error.sqlstate.starts_with("08"), "{manner:?}: {error:?}");
+        assert!(fake.connections() > 0);
+    }
+    // A PostgreSQL server is what most often listens where it should not be looked for.
+    let error = stage.refused(&stage.recovery(stage.primary.port()));
+    assert!(error.sqlstate.starts_with("08"), "{error:?}");
+}
+
+#[test]
+fn an_agent_that_never_answers() {
+    let stage = Stage::new(1);
+    let fake = FakeAgent::start(Manner::Silent);
+    let start = Instant::now();
+    let error = stage.refused(&stage.recovery(fake.port()));
+    assert!(error.sqlstate.starts_with("08"), "{error:?}");
+    assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
+
+    // The wait can be cancelled.
+    let running = Running::start(&stage.primary, &stage.recovery(fake.port()), "");
+    std::thread::sleep(Duration::from_secs(1));
+    let start = Instant::now();
+    running.cancel();
+    let error = running.finish_within(Duration::from_secs(8)).expect_err("it was cancelled");
+    assert_eq!(SqlError::from(&error).sqlstate, "57014");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    probe::assert_nothing_left(&stage.primary);
+}
+
+#[test]
+fn an_agent_that_closes_in_the_middle_of_the_handshake() {
+    let stage = Stage::new(1);
+    let agent = stage.agent();
+    for bytes in [1, 100, 600, 1200] {
+        let fake = FakeAgent::start(Manner::CutsAfter { agent: agent.port(), bytes });
+        let error = stage.refused(&stage.recovery(fake.port()));
+        assert!(error.sqlstate.starts_with("08"), "{bytes}: {error:?}");
+    }
+    // And the agent is none the worse for it.
+    stage.recovery(agent.port()).run(&stage.primary);
+}
+
+#[test]
+fn an_agent_of_another_protocol_version() {
+    let stage = Stage::new(1);
+    let port = ports::Port::claim();
+    let (key, certificate) = (stage.scratch.join("key.pem"), stage.scratch.join("certificate.pem"));
+    let mut make = Host::here().command("openssl");
+    make.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=agent",
+        "-keyout",
+    ]);
+    make.arg(&key).arg("-out").arg(&certificate);
+    pgpool_recovery_e2e::process::run(make).ok();
+    // A TLS peer that knows version 999 of our protocol only.
+    let mut server = Host::here().command("openssl");
+    server.args(["s_server", "-tls1_3", "-quiet", "-alpn", "pgpool-recovery/999", "-accept"]);
+    server.arg(format!("127.0.0.1:{}", port.number())).arg("-key").arg(&key).arg("-cert").arg(&certificate);
+    let log = stage.scratch.join("s_server.log");
+    let _server = Daemon::spawn(server, &log, rustix::process::Signal::TERM);
+    wait::until_true("openssl to listen", wait::PATIENCE, || {
+        std::net::TcpStream::connect(("127.0.0.1", port.number())).is_ok()
+    });
+    stage.refused(&stage.recovery(port.number())).expect("08004").says("version");
+}
+
+#[test]
+fn a_directory_that_the_agent_does_not_list() {
+    let stage = Stage::new(1);
+    let elsewhere = stage.scratch.mkdir("elsewhere");
+    let agent = Agent::start(&stage.scratch, &Host::here(), &stage.secret, &[elsewhere.as_path()]);
+    let error = stage.refused(&stage.recovery(agent.port()));
+    assert!(["42501", "55000"].contains(&error.sqlstate.as_str()), "{error:?}");
+    assert!(error.text().contains(stage.standby.dir()), "{error:?}");
+    // Below a listed directory is not that directory.
+    let below = elsewhere.join("below");
+    let recovery = Recovery::to("127.0.0.1", below.to_str().expect("ASCII"), stage.primary.port())
+        .option("agent_port", agent.port());
+    stage.refused(&recovery);
+    assert!(!below.exists());
+    // Nor may it be started.
+    stage.primary.execute(&format!("ALTER SYSTEM SET pgpool_recovery.agent_port = {}", agent.port()));
+    stage.primary.reload();
+    try_remote_start(&stage.primary, "127.0.0.1", "/var/lib/postgresql").expect_err("not listed");
+}
+
+#[test]
+fn the_primary_behind_an_agent_is_recognised() {
+    let stage = Stage::new(1);
+    let mut witness = probe::Witness::on(&stage.primary);
+    let directories = [stage.primary.directory()];
+    let agent = Agent::start(&stage.scratch, &Host::here(), &stage.secret, &directories);
+    let error = Recovery::to("127.0.0.1", stage.primary.dir(), stage.primary.port())
+        .option("agent_port", agent.port())
+        .fail(&stage.primary);
+    assert!(error.sqlstate.starts_with("55"), "{error:?}");
+    witness.assert_served();
+    probe::assert_nothing_left(&stage.primary);
+}
+
+#[test]
+fn replication_refused_by_pg_hba_is_found_before_the_first_byte() {
+    let stage = Stage::new(1);
+    let agent = stage.agent();
+    stage.primary.set_hba(
+        "local all all trust\nhost all all 0.0.0.0/0 trust\nhost replication all 0.0.0.0/0 reject\n",
+    );
+    stage.primary.reload();
+    stage.refused(&stage.recovery(agent.port())).expect("28000").says("pg_hba.conf");
+}
+
+#[test]
+fn a_graceful_stop() {
+    let stage = Stage::new(1);
+    let mut agent = stage.agent();
+    assert!(agent.stop().success(), "{}", agent.log());
+    stage.refused(&stage.recovery(agent.port())).expect("08001");
+    agent.restart();
+    stage.recovery(agent.port()).run(&stage.primary);
+}
+
+#[test]
+fn the_agent_checks_its_configuration() {
+    let scratch = Scratch::new();
+    let secret = agent::secret(&scratch, "secret");
+    let directory = scratch.mkdir("data");
+    let good = agent::config("127.0.0.1:9897", &secret, &[directory.as_path()]);
+    let path = scratch.write("good.toml", &good, 0o600);
+    agent::check(&path).ok();
+    let relative = "\n[[cluster]]\ndata_directory = \"relative\"\nbin_directory = \"/x\"\n";
+    for (name, text) in [
+        ("unknown", format!("surprise = 1\n{good}")),
+        ("listen", good.replace("127.0.0.1:9897", "nonsense")),
+        ("secret", good.replace("secret\"", "no-such-file\"")),
+        ("data_directory", format!("{good}{relative}")),
+        ("broken", "listen = \n".to_owned()),
+    ] {
+        let path = scratch.write(format!("{name}.toml"), &text, 0o600);
+        let finished = agent::check(&path);
+        assert!(!finished.status.success(), "{name}: {}{}", finished.stdout, finished.stderr);
+        assert!(!finished.stderr.is_empty() || !finished.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_secret_is_made_once() {
+    let scratch = Scratch::new();
+    let path = agent::secret(&scratch, "secret");
+    let first = Snapshot::of(&path);
+    let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&path).expect("the secret"));
+    assert_eq!(mode & 0o7777, 0o600);
+    let text = fs::read_to_string(&path).expect("the secret");
+    assert_eq!(text.trim_end().len(), 64);
+    let mut again = Host::here().agent();
+    again.args(["secret", "--output"]).arg(&path);
+    assert!(!pgpool_recovery_e2e::process::run(again).status.success(), "a secret in use was replaced");
+    first.assert_unchanged(&path);
+}

@@ -1,0 +1,89 @@
+//! With a real Pgpool-II.
+
+use pgpool_recovery_e2e::pgpool::Setup;
+use pgpool_recovery_e2e::{Cluster, Host, Scratch, probe, wait, workload};
+
+/// Two nodes on one host are told apart by the node id.
+fn node(scratch: &Scratch, name: &str) -> Cluster {
+    Cluster::place(scratch, &Host::here(), name)
+        .with("pgpool_recovery.application_name", "server%n")
+        .with("pgpool_recovery.slot_name", "server%n")
+}
+
+#[test]
+fn a_dead_primary_comes_back_as_a_standby() {
+    let scratch = Scratch::new();
+    let first = node(&scratch, "node0").init();
+    first.start();
+    first.create_extension();
+    workload::fill(&first, 10);
+    let second = node(&scratch, "node1");
+    let pgpool = Setup::new(&scratch, &Host::here(), &[&first, &second]).start();
+
+    // A new node.
+    pgpool.wait_for_node(0, "up", "primary", "");
+    pgpool.wait_for_node(1, "down", "standby", "");
+    pgpool.recover(1).unwrap_or_else(|error| panic!("{error}\n{}\n{}", first.log(), pgpool.log()));
+    pgpool.wait_for_node(1, "up", "standby", "streaming");
+    assert_eq!(probe::slots(&first), ["server1"]);
+
+    // The primary dies.
+    pgpool.connect().batch_execute("INSERT INTO accounts (note) VALUES ('before')").expect("a row");
+    second.wait_for_replay(&first);
+    first.kill();
+    wait::until_true("the promotion", wait::PATIENCE, || !second.in_recovery());
+    pgpool.wait_for_node(0, "down", "standby", "");
+    pgpool.wait_for_node(1, "up", "primary", "");
+    pgpool.connect().batch_execute("INSERT INTO accounts (note) VALUES ('while down')").expect("a row");
+
+    // And comes back.
+    pgpool.recover(0).unwrap_or_else(|error| panic!("{error}\n{}\n{}", second.log(), pgpool.log()));
+    pgpool.wait_for_node(0, "up", "standby", "streaming");
+    first.wait_for_replay(&second);
+    let sql = "SELECT count(*) FROM accounts WHERE note IN ('before', 'while down')";
+    assert_eq!(first.get::<i64>(sql, &[]), 2);
+    let conninfo: String = first.get("SELECT conninfo FROM pg_stat_wal_receiver", &[]);
+    assert!(conninfo.contains("application_name=server0"), "{conninfo}");
+}
+
+#[test]
+fn a_failure_is_shown_with_its_cause() {
+    let scratch = Scratch::new();
+    let primary = node(&scratch, "node0").init();
+    primary.start();
+    primary.create_extension();
+    // Somebody else's cluster where node 1 should be.
+    let foreign = node(&scratch, "node1").init();
+    let before = pgpool_recovery_e2e::snapshot::Snapshot::of(foreign.directory());
+    let pgpool = Setup::new(&scratch, &Host::here(), &[&primary, &foreign]).start();
+    pgpool.wait_for_node(1, "down", "standby", "");
+    let shown = pgpool.recover(1).expect_err("another cluster");
+    assert!(shown.contains("1st stage"), "{shown}");
+    // Pgpool-II drops that ERROR's text; the server log has all of it.
+    primary.wait_for_log("system identifier");
+    before.assert_unchanged(foreign.directory());
+    pgpool.wait_for_node(1, "down", "standby", "");
+    assert_eq!(probe::slots(&primary), Vec::<String>::new());
+
+    // An operator who goes on by hand with the second function is told the cause again.
+    let error = pgpool_recovery_e2e::recovery::try_remote_start(&primary, "127.0.0.1", foreign.dir())
+        .expect_err("nothing to start");
+    assert!(error.text().contains("system identifier"), "{error:?}");
+}
+
+#[test]
+fn a_failed_start_is_shown_to_the_operator() {
+    let scratch = Scratch::new();
+    let primary = node(&scratch, "node0").init();
+    primary.start();
+    primary.create_extension();
+    let broken = Cluster::standby_by_basebackup(&primary, &Host::here(), "node1");
+    broken.stop(pgpool_recovery_e2e::cluster::Stop::Fast);
+    // Its own configuration, which is kept, keeps it from starting.
+    broken.append_conf("max_connections", "no number");
+    let pgpool = Setup::new(&scratch, &Host::here(), &[&primary, &broken]).start();
+    pgpool.wait_for_node(1, "down", "standby", "");
+    let shown = pgpool.recover(1).expect_err("it cannot start");
+    // The standby's own words, through pgpool_remote_start.
+    assert!(shown.contains("max_connections"), "{shown}");
+}
