@@ -23,15 +23,11 @@ use crate::{pgctl, script};
 /// The script name in pgpool.conf that selects the engine of this extension.
 const ENGINE: &str = "pgpool_recovery_1st_stage";
 
-type CheckTable = TableIterator<
-    'static,
-    (name!(step, String), name!(ok, bool), name!(detail, Option<String>), name!(hint, Option<String>)),
->;
-
-// Where several functions share a name, pgrx tells their wrappers apart by the Rust names.
+// Where several functions share a name, their Rust names tell the C symbols apart. The scripts in sql/
+// repeat these symbols; pgrx-tests/upgrade.rs compares the two.
 
 #[pg_extern(name = "pgpool_recovery_1st_stage", volatile, parallel_unsafe)]
-fn first_stage_text(
+fn pgpool_recovery_1st_stage_text(
     dest_host: Option<Text>,
     dest_dir: Option<Text>,
     port: Option<Text>,
@@ -44,7 +40,7 @@ fn first_stage_text(
 }
 
 #[pg_extern(name = "pgpool_recovery_1st_stage", volatile, parallel_unsafe)]
-fn first_stage_integer(
+fn pgpool_recovery_1st_stage_integer(
     dest_host: Option<Text>,
     dest_dir: Option<Text>,
     port: Option<i32>,
@@ -57,7 +53,7 @@ fn first_stage_integer(
 }
 
 #[pg_extern(name = "pgpool_recovery_1st_stage", volatile, parallel_unsafe)]
-fn first_stage_options(
+fn pgpool_recovery_1st_stage_options(
     dest_host: Option<Text>,
     dest_dir: Option<Text>,
     port: Option<i32>,
@@ -78,7 +74,14 @@ fn pgpool_recovery_check(
     dest_dir: Option<Text>,
     port: Option<i32>,
     options: default!(Option<JsonText>, "'{}'"),
-) -> Result<CheckTable, ErrorReport> {
+) -> Result<
+    // Spelt out, because the macro that generates the SQL reads it.
+    TableIterator<
+        'static,
+        (name!(step, String), name!(ok, bool), name!(detail, Option<String>), name!(hint, Option<String>)),
+    >,
+    ErrorReport,
+> {
     call(|caller| {
         let (host, dir) = (required("dest_host", dest_host)?, required("dest_dir", dest_dir)?);
         let (port, options) = (required("port", port)?, required("options", options)?);
@@ -105,7 +108,7 @@ fn pgpool_recovery_check(
 }
 
 #[pg_extern(name = "pgpool_recovery", volatile, parallel_unsafe)]
-fn recovery_3(
+fn pgpool_recovery_3(
     script_name: Option<Text>,
     remote_host: Option<Text>,
     remote_data_directory: Option<Text>,
@@ -114,7 +117,7 @@ fn recovery_3(
 }
 
 #[pg_extern(name = "pgpool_recovery", volatile, parallel_unsafe)]
-fn recovery_4(
+fn pgpool_recovery_4(
     script_name: Option<Text>,
     remote_host: Option<Text>,
     remote_data_directory: Option<Text>,
@@ -126,7 +129,7 @@ fn recovery_4(
 }
 
 #[pg_extern(name = "pgpool_recovery", volatile, parallel_unsafe)]
-fn recovery_5(
+fn pgpool_recovery_5(
     script_name: Option<Text>,
     remote_host: Option<Text>,
     remote_data_directory: Option<Text>,
@@ -142,7 +145,7 @@ fn recovery_5(
 }
 
 #[pg_extern(name = "pgpool_recovery", volatile, parallel_unsafe)]
-fn recovery_6(
+fn pgpool_recovery_6(
     script_name: Option<Text>,
     remote_host: Option<Text>,
     remote_data_directory: Option<Text>,
@@ -160,8 +163,7 @@ fn recovery_6(
 }
 
 #[pg_extern(name = "pgpool_recovery", volatile, parallel_unsafe)]
-#[expect(clippy::too_many_arguments, reason = "the signature Pgpool-II 4.3 and later call")]
-fn recovery_7(
+fn pgpool_recovery_7(
     script_name: Option<Text>,
     remote_host: Option<Text>,
     remote_data_directory: Option<Text>,

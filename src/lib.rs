@@ -36,3 +36,11 @@ use pgrx::pg_guard;
 pub extern "C-unwind" fn _PG_init() {
     settings::define();
 }
+
+#[cfg(any(test, feature = "pg_test"))]
+#[path = "../pgrx-tests/mod.rs"]
+mod server_tests;
+
+#[cfg(test)]
+#[path = "../pgrx-tests/harness.rs"]
+pub mod pg_test;

@@ -33,12 +33,12 @@ impl ProgressReport {
     }
 
     /// The number of tablespaces, the default one included.
-    pub(crate) fn tablespaces(&mut self, total: usize) {
+    pub(crate) fn tablespaces(&self, total: usize) {
         set(pg_sys::PROGRESS_BASEBACKUP_TBLSPC_TOTAL, i64::try_from(total).unwrap_or(i64::MAX));
     }
 
     /// All tablespaces are through.
-    pub(crate) fn tablespaces_streamed(&mut self, streamed: usize) {
+    pub(crate) fn tablespaces_streamed(&self, streamed: usize) {
         set(pg_sys::PROGRESS_BASEBACKUP_TBLSPC_STREAMED, i64::try_from(streamed).unwrap_or(i64::MAX));
     }
 

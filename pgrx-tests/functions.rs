@@ -1,0 +1,239 @@
+//! The SQL functions: signatures, rights, and what they do with bad arguments.
+
+#[cfg(any(test, feature = "pg_test"))]
+#[pgrx::pg_schema]
+mod tests {
+    use pgrx::prelude::*;
+
+    use crate::server_tests::support::{Session, fails, holds, value};
+
+    /// Exactly as users and Pgpool-II know them.
+    const SIGNATURES: [&str; 12] = [
+        "pgpool_pgctl(action text, stop_mode text) boolean",
+        "pgpool_recovery(script_name text, remote_host text, remote_data_directory text) boolean",
+        "pgpool_recovery(script_name text, remote_host text, remote_data_directory text, primary_port text) boolean",
+        "pgpool_recovery(script_name text, remote_host text, remote_data_directory text, primary_port text, remote_node integer) boolean",
+        "pgpool_recovery(script_name text, remote_host text, remote_data_directory text, primary_port text, remote_node integer, remote_port text) boolean",
+        "pgpool_recovery(script_name text, remote_host text, remote_data_directory text, primary_port text, remote_node integer, remote_port text, primary_host text) boolean",
+        "pgpool_recovery_1st_stage(dest_host text, dest_dir text, port integer) jsonb",
+        "pgpool_recovery_1st_stage(dest_host text, dest_dir text, port integer, options jsonb) jsonb",
+        "pgpool_recovery_1st_stage(dest_host text, dest_dir text, port text) jsonb",
+        "pgpool_recovery_check(dest_host text, dest_dir text, port integer, options jsonb DEFAULT '{}'::jsonb) TABLE(step text, ok boolean, detail text, hint text)",
+        "pgpool_remote_start(remote_host text, remote_data_directory text) boolean",
+        "pgpool_switch_xlog(archive_dir text) text",
+    ];
+
+    /// The extension's functions that are not tests.
+    const MEMBERS: &str = "FROM pg_proc AS p JOIN pg_depend AS d ON d.classid = 'pg_proc'::regclass
+        AND d.objid = p.oid AND d.deptype = 'e' JOIN pg_extension AS e ON e.oid = d.refobjid
+        WHERE e.extname = 'pgpool_recovery' AND p.pronamespace <> 'tests'::regnamespace";
+
+    #[pg_test]
+    fn signatures_are_as_documented() {
+        let found = value(&format!(
+            "SELECT string_agg(format('%s(%s) %s', p.proname, pg_get_function_arguments(p.oid),
+                 pg_get_function_result(p.oid)), E'\\n' ORDER BY
+                 format('%s(%s)', p.proname, pg_get_function_arguments(p.oid)) COLLATE \"C\") {MEMBERS}"
+        ))
+        .expect("functions");
+        let mut found: Vec<&str> = found.lines().collect();
+        found.sort_unstable();
+        let mut expected = SIGNATURES;
+        expected.sort_unstable();
+        assert_eq!(found, expected);
+    }
+
+    #[pg_test]
+    fn no_function_is_strict_parallel_public_or_of_a_definer() {
+        let odd = value(&format!(
+            "SELECT string_agg(p.oid::regprocedure::text, ', ') {MEMBERS} AND (p.proisstrict OR p.provolatile <> 'v'
+                 OR p.proparallel <> 'u' OR p.prosecdef OR has_function_privilege('public', p.oid, 'EXECUTE'))"
+        ));
+        assert_eq!(odd, None);
+    }
+
+    #[pg_test]
+    fn the_extension_is_relocatable_and_not_trusted() {
+        assert!(holds(
+            "(SELECT v.relocatable AND v.superuser AND NOT v.trusted FROM pg_available_extension_versions AS v
+              WHERE v.name = 'pgpool_recovery' AND v.version = '2.0.0' AND v.installed)"
+        ));
+        assert_eq!(env!("CARGO_PKG_VERSION"), "2.0.0", "the control file names the version, too");
+    }
+
+    #[pg_test]
+    fn a_null_argument_is_named() {
+        let calls: [(&str, &[(&str, &str)]); 12] = [
+            ("pgpool_pgctl", &[("action", "'status'"), ("stop_mode", "''")]),
+            ("pgpool_recovery", &CLASSIC),
+            ("pgpool_recovery", &CLASSIC[..6]),
+            ("pgpool_recovery", &CLASSIC[..5]),
+            ("pgpool_recovery", &CLASSIC[..4]),
+            ("pgpool_recovery", &CLASSIC[..3]),
+            (
+                "pgpool_recovery_1st_stage",
+                &[("dest_host", "'h'"), ("dest_dir", "'/d'"), ("port", "'5432'::text")],
+            ),
+            ("pgpool_recovery_1st_stage", &FIRST_STAGE),
+            ("pgpool_recovery_1st_stage", &FIRST_STAGE[..3]),
+            ("pgpool_recovery_check", &FIRST_STAGE),
+            ("pgpool_remote_start", &[("remote_host", "'h'"), ("remote_data_directory", "'/d'")]),
+            ("pgpool_switch_xlog", &[("archive_dir", "'/a'")]),
+        ];
+        for (function, arguments) in calls {
+            for null in 0..arguments.len() {
+                let list: Vec<String> = arguments
+                    .iter()
+                    .enumerate()
+                    .map(|(n, (_, value))| {
+                        let sql_type = value.split_once("::").map_or_else(
+                            || if value.starts_with('\'') { "text" } else { "integer" },
+                            |(_, sql_type)| sql_type,
+                        );
+                        if n == null { format!("NULL::{sql_type}") } else { (*value).to_owned() }
+                    })
+                    .collect();
+                let error = fails("22004", &format!("SELECT {function}({})", list.join(", ")));
+                assert_eq!(error.message, format!("argument \"{}\" must not be null", arguments[null].0));
+            }
+        }
+    }
+
+    const CLASSIC: [(&str, &str); 7] = [
+        ("script_name", "'pgpool_recovery_1st_stage'"),
+        ("remote_host", "'h'"),
+        ("remote_data_directory", "'/d'"),
+        ("primary_port", "'5432'"),
+        ("remote_node", "1"),
+        ("remote_port", "'5433'"),
+        ("primary_host", "'p'"),
+    ];
+
+    const FIRST_STAGE: [(&str, &str); 4] =
+        [("dest_host", "'h'"), ("dest_dir", "'/d'"), ("port", "5432"), ("options", "'{}'::jsonb")];
+
+    #[pg_test]
+    fn bad_arguments_are_refused_with_a_reason() {
+        for call in [
+            "pgpool_recovery_1st_stage('h; rm -rf /', '/d', 5432)",
+            "pgpool_recovery_1st_stage('$(id)', '/d', 5432)",
+            "pgpool_recovery_1st_stage(repeat('h', 5000), '/d', 5432)",
+            "pgpool_recovery_1st_stage('h', 'relative/dir', 5432)",
+            "pgpool_recovery_1st_stage('h', '/d/../e', 5432)",
+            "pgpool_recovery_1st_stage('h', E'/d\\n', 5432)",
+            "pgpool_recovery_1st_stage('h', '/' || repeat('d', 5000), 5432)",
+            "pgpool_recovery_1st_stage('h', '', 5432)",
+            "pgpool_recovery_1st_stage('h', '/d', 0)",
+            "pgpool_recovery_1st_stage('h', '/d', 65536)",
+            "pgpool_recovery_1st_stage('h', '/d', -5432)",
+            "pgpool_recovery_1st_stage('h', '/d', '5432x'::text)",
+            "pgpool_recovery_1st_stage('h', '/d', ''::text)",
+            "pgpool_recovery('pgpool_recovery_1st_stage', 'h''', '/d')",
+            "pgpool_recovery('pgpool_recovery_1st_stage', 'h', 'd')",
+            "pgpool_recovery('pgpool_recovery_1st_stage', 'h', '/d', '99999')",
+            "pgpool_recovery('pgpool_recovery_1st_stage', 'h', '/d', '5432', 1, 'x')",
+            "pgpool_recovery('pgpool_recovery_1st_stage', 'h', '/d', '5432', 1, '5433', 'p q')",
+            "pgpool_remote_start('h h', '/d')",
+            "pgpool_remote_start('h', 'd')",
+            "pgpool_pgctl('destroy', '')",
+            "pgpool_pgctl('stop', 'now')",
+            "pgpool_switch_xlog('')",
+        ] {
+            let error = fails("22023", &format!("SELECT {call}"));
+            assert!(error.message.starts_with("invalid value for argument \""), "{call}: {error:?}");
+            assert!(error.message.len() < 300, "{call}: {error:?}");
+            assert!(!error.detail.is_empty(), "{call}: {error:?}");
+        }
+    }
+
+    #[pg_test]
+    fn the_check_reports_bad_arguments_as_rows() {
+        for call in ["'h h', '/d', 5432", "'h', 'd', 5432", "'h', '/d', 0", "'h', '/d', 5432, '{\"x\": 1}'"] {
+            let row = value(&format!(
+                "SELECT concat(step, ' ', ok, ' ', detail <> '') FROM pgpool_recovery_check({call})"
+            ));
+            assert_eq!(row.as_deref(), Some("arguments f t"), "{call}");
+        }
+    }
+
+    #[pg_test]
+    fn a_role_needs_the_execute_right_and_no_other() {
+        Spi::run("CREATE ROLE function_user; SET LOCAL ROLE function_user").expect("role");
+        let error = fails("42501", "SELECT pgpool_recovery_1st_stage('h', '/d', 5432)");
+        assert_eq!(error.message, "permission denied for function pgpool_recovery_1st_stage");
+        Spi::run(
+            "RESET ROLE;
+             GRANT EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer) TO function_user;
+             GRANT EXECUTE ON FUNCTION pgpool_recovery(text, text, text) TO function_user;
+             GRANT EXECUTE ON FUNCTION pgpool_pgctl(text, text) TO function_user;
+             GRANT EXECUTE ON FUNCTION pgpool_switch_xlog(text) TO function_user;
+             SET LOCAL ROLE function_user",
+        )
+        .expect("grants");
+        fails("22023", "SELECT pgpool_recovery_1st_stage('h', 'd', 5432)");
+        fails("58P01", "SELECT pgpool_switch_xlog('/nonexistent')");
+        let error = fails("42501", "SELECT pgpool_pgctl('status', '')");
+        assert_eq!(error.message, "must be superuser to use pgpool_pgctl function");
+        let error = fails("42501", "SELECT pgpool_recovery('some_script', 'h', '/d')");
+        assert_eq!(error.message, "must be superuser to use pgpool_recovery function");
+        assert!(holds("current_user = 'function_user'"), "the caller's identity is restored");
+        assert!(holds("current_setting('search_path') <> 'pg_catalog, pg_temp'"));
+    }
+
+    #[pg_test]
+    fn bytes_that_are_not_utf8_are_an_error() {
+        let session = Session::open("ascii_admin");
+        session.execute("DROP DATABASE IF EXISTS pgpool_ascii");
+        session.execute(
+            "CREATE DATABASE pgpool_ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'",
+        );
+        let ascii = Session::open_in("ascii", "pgpool_ascii");
+        ascii.execute("CREATE EXTENSION pgpool_recovery");
+        for call in [
+            r"pgpool_recovery_1st_stage(E'h\xff', '/d', 5432)",
+            r"pgpool_recovery_1st_stage('h', E'/d\xff', 5432)",
+            r"pgpool_recovery_1st_stage('h', '/d', E'\xff'::text)",
+            r#"pgpool_recovery_1st_stage('h', '/d', 5432, E'{"slot_name": "\xff"}')"#,
+            r"pgpool_recovery(E'\xff', 'h', '/d')",
+            r"pgpool_recovery('x', 'h', '/d', '1', 1, E'\xff', 'p')",
+            r"pgpool_remote_start('h', E'/\xff')",
+            r"pgpool_pgctl(E'\xff', '')",
+            r"pgpool_switch_xlog(E'/\xff')",
+        ] {
+            let quoted = format!("SELECT {call}").replace('\'', "''");
+            let remote = format!("SELECT v FROM dblink('ascii', '{quoted}') AS r(v text)");
+            let error = fails("22023", &remote);
+            assert!(error.message.contains("UTF-8") || error.message.contains("JSON"), "{call}: {error:?}");
+        }
+        ascii.hang_up();
+        session.execute("DROP DATABASE pgpool_ascii WITH (FORCE)");
+    }
+
+    #[pg_test]
+    fn switch_xlog_waits_for_the_archived_segment() {
+        let directory =
+            format!("{}/../archive_test", value("SELECT current_setting('data_directory')").expect("path"));
+        std::fs::create_dir_all(&directory).expect("directory");
+        let session = Session::open("switch");
+        // An empty and a half-written file are no archived segment.
+        session.send(&format!("SELECT pgpool_switch_xlog('{directory}')"));
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!session.is_done());
+        let before = value("SELECT pg_walfile_name(pg_current_wal_lsn() - 1)").expect("a name");
+        // Other tests may switch WAL, too: provide every segment that may have been meant.
+        let number = u64::from_str_radix(&before[16..], 16).expect("hexadecimal");
+        for n in number.saturating_sub(20)..=number {
+            std::fs::write(format!("{directory}/{}{n:08X}", &before[..16]), vec![0; 1 << 20])
+                .expect("segment");
+        }
+        crate::server_tests::support::eventually(
+            "the segment is seen",
+            std::time::Duration::from_secs(10),
+            || session.is_done(),
+        );
+        let path = value("SELECT v FROM dblink_get_result('switch') AS r(v text)").expect("a path");
+        assert!(path.starts_with(&format!("{directory}/0000000")), "{path}");
+        session.hang_up();
+        std::fs::remove_dir_all(directory).expect("removed");
+    }
+}

@@ -1,0 +1,114 @@
+//! The upgrade scripts end where a fresh installation does.
+
+#[cfg(any(test, feature = "pg_test"))]
+#[pgrx::pg_schema]
+mod tests {
+    use pgrx::prelude::*;
+
+    use crate::server_tests::support::{holds, value};
+
+    /// Old version, its upgrade script, and its `pgpool_recovery` overloads with their parameter names:
+    /// those of a fresh installation of that version.
+    const VERSIONS: [(&str, &str, &[&str]); 4] = [
+        ("1.1", include_str!("../sql/pgpool_recovery--1.1--2.0.0.sql"), &[THREE, FOUR_OLD]),
+        ("1.2", include_str!("../sql/pgpool_recovery--1.2--2.0.0.sql"), &[THREE, FOUR_OLD, FIVE_OLD]),
+        ("1.3", include_str!("../sql/pgpool_recovery--1.3--2.0.0.sql"), &[THREE, FOUR, FIVE, SIX]),
+        // As Pgpool-II 4.3.0 to 4.3.2 installed it, without the overload of six arguments.
+        ("1.4", include_str!("../sql/pgpool_recovery--1.4--2.0.0.sql"), &[THREE, FOUR, FIVE, SEVEN]),
+    ];
+
+    const THREE: &str = "script_name text, remote_host text, remote_data_directory text";
+    const FOUR_OLD: &str = "script_name text, remote_host text, remote_data_directory text, remote_port text";
+    const FOUR: &str = "script_name text, remote_host text, remote_data_directory text, primary_port text";
+    const FIVE_OLD: &str = "script_name text, remote_host text, remote_data_directory text, remote_port text, recovery_node integer";
+    const FIVE: &str = "script_name text, remote_host text, remote_data_directory text, primary_port text, remote_node integer";
+    const SIX: &str = "script_name text, remote_host text, remote_data_directory text, primary_port text, remote_node integer, remote_port text";
+    const SEVEN: &str = "script_name text, remote_host text, remote_data_directory text, primary_port text, remote_node integer, remote_port text, primary_host text";
+
+    /// Makes the functions of an old version in the schema on the search path, with a library that does
+    /// not exist, as after the removal of its package. CREATE FUNCTION looks into the library, so they
+    /// are made with another one first.
+    fn install_old(overloads: &[&str]) {
+        let others = [
+            ("pgpool_remote_start", "remote_host text, remote_data_directory text", "boolean"),
+            ("pgpool_pgctl", "action text, stop_mode text", "boolean"),
+            ("pgpool_switch_xlog", "archive_dir text", "text"),
+        ];
+        let recoveries = overloads.iter().map(|arguments| ("pgpool_recovery", *arguments, "boolean"));
+        for (name, arguments, result) in others.into_iter().chain(recoveries) {
+            Spi::run(&format!(
+                "CREATE FUNCTION {name}({arguments}) RETURNS {result}
+                 AS '$libdir/pgpool_recovery', 'pgpool_pgctl_wrapper' LANGUAGE C STRICT"
+            ))
+            .expect("function");
+        }
+        Spi::run(
+            "UPDATE pg_proc SET probin = '$libdir/pgpool-recovery', prosrc = proname
+             WHERE pronamespace = current_schema()::regnamespace",
+        )
+        .expect("catalog");
+    }
+
+    /// Runs an upgrade script the way ALTER EXTENSION UPDATE does.
+    fn upgrade(script: &str) {
+        let sql: String = script
+            .lines()
+            .filter(|line| !line.starts_with("\\echo"))
+            .map(|line| format!("{}\n", line.replace("MODULE_PATHNAME", "$libdir/pgpool_recovery")))
+            .collect();
+        Spi::run(&sql).expect("upgrade script");
+    }
+
+    /// Everything about a schema's functions that a user or the server can tell.
+    fn functions(schema: &str) -> Vec<String> {
+        value(&format!(
+            "SELECT string_agg(concat_ws('|', proname, pg_get_function_arguments(oid), pg_get_function_result(oid),
+                 provolatile, proparallel, proisstrict, prosecdef, proleakproof, probin, prosrc,
+                 has_function_privilege('public', oid, 'EXECUTE')), E'\\n')
+             FROM pg_proc WHERE pronamespace = '{schema}'::regnamespace AND proname LIKE 'pgpool\\_%'"
+        ))
+        .map(|text| {
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.sort_unstable();
+            lines
+        })
+        .unwrap_or_default()
+    }
+
+    #[pg_test]
+    fn every_upgrade_ends_where_a_fresh_installation_does() {
+        let home = value(
+            "SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'pgpool_recovery'",
+        )
+        .expect("installed");
+        let fresh = functions(&home);
+        assert_eq!(fresh.len(), 12, "{fresh:?}");
+        Spi::run("CREATE ROLE upgrade_user").expect("role");
+        for (version, script, overloads) in VERSIONS {
+            Spi::run("CREATE SCHEMA upgrade_test; SET LOCAL search_path = upgrade_test, pg_temp")
+                .expect("schema");
+            install_old(overloads);
+            Spi::run("GRANT EXECUTE ON FUNCTION pgpool_recovery(text, text, text) TO upgrade_user")
+                .expect("grant");
+            upgrade(script);
+            assert_eq!(functions("upgrade_test"), fresh, "{version}");
+            assert!(holds(
+                "has_function_privilege('upgrade_user', 'pgpool_recovery(text, text, text)', 'EXECUTE')"
+            ));
+            assert!(!holds("has_function_privilege('upgrade_user', 'pgpool_pgctl(text, text)', 'EXECUTE')"));
+            assert!(holds("current_setting('search_path') = 'upgrade_test, pg_temp'"));
+            Spi::run("DROP SCHEMA upgrade_test CASCADE").expect("dropped");
+        }
+    }
+
+    #[pg_test]
+    fn there_is_a_direct_way_from_every_old_version() {
+        for (version, _, _) in VERSIONS {
+            let path = value(&format!(
+                "SELECT path FROM pg_extension_update_paths('pgpool_recovery')
+                 WHERE source = '{version}' AND target = '2.0.0'"
+            ));
+            assert_eq!(path, Some(format!("{version}--2.0.0")));
+        }
+    }
+}

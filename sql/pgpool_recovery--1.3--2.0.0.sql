@@ -1,0 +1,195 @@
+-- pgpool_recovery 1.3, the C extension of Pgpool-II, becomes pgpool_recovery 2.0.0.
+--
+-- The functions are dropped and made anew: their C symbols changed, and CREATE OR REPLACE cannot rename
+-- parameters, whose names differ between the old versions. Dropping needs no old library.
+\echo Use "ALTER EXTENSION pgpool_recovery UPDATE TO '2.0.0'" to load this file. \quit
+
+-- Remembers who may execute the old functions. Names are looked up in pg_catalog alone, so that nothing
+-- in the extension's schema can put itself in between.
+DO $remember$
+DECLARE
+    home text := pg_catalog.current_schema();
+    path text := pg_catalog.current_setting('search_path');
+BEGIN
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    PERFORM set_config('pgpool_upgrade.grants', COALESCE((
+        SELECT jsonb_agg(jsonb_build_object(
+            'function', format('%I.%I(%s)', home, p.proname, oidvectortypes(p.proargtypes)),
+            'public', a.grantee = 0,
+            'grantee', quote_ident(pg_get_userbyid(a.grantee)),
+            'grantable', a.is_grantable))
+        FROM pg_proc AS p, aclexplode(COALESCE(p.proacl, acldefault('f', p.proowner))) AS a
+        WHERE p.pronamespace = home::regnamespace
+            AND p.proname IN ('pgpool_recovery', 'pgpool_remote_start', 'pgpool_pgctl', 'pgpool_switch_xlog')
+            AND a.grantee <> p.proowner), '[]')::text, true);
+    PERFORM pg_catalog.set_config('search_path', path, true);
+END
+$remember$;
+
+DROP FUNCTION pgpool_recovery(text, text, text);
+DROP FUNCTION pgpool_recovery(text, text, text, text);
+DROP FUNCTION pgpool_recovery(text, text, text, text, integer);
+DROP FUNCTION pgpool_recovery(text, text, text, text, integer, text);
+DROP FUNCTION pgpool_remote_start(text, text);
+DROP FUNCTION pgpool_pgctl(text, text);
+DROP FUNCTION pgpool_switch_xlog(text);
+
+CREATE FUNCTION pgpool_recovery_1st_stage(
+    dest_host text,
+    dest_dir text,
+    port text
+) RETURNS jsonb
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_text_wrapper';
+
+CREATE FUNCTION pgpool_recovery_1st_stage(
+    dest_host text,
+    dest_dir text,
+    port integer
+) RETURNS jsonb
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_integer_wrapper';
+
+CREATE FUNCTION pgpool_recovery_1st_stage(
+    dest_host text,
+    dest_dir text,
+    port integer,
+    options jsonb
+) RETURNS jsonb
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_options_wrapper';
+
+CREATE FUNCTION pgpool_recovery_check(
+    dest_host text,
+    dest_dir text,
+    port integer,
+    options jsonb DEFAULT '{}'
+) RETURNS TABLE (step text, ok boolean, detail text, hint text)
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_check_wrapper';
+
+CREATE FUNCTION pgpool_recovery(
+    script_name text,
+    remote_host text,
+    remote_data_directory text
+) RETURNS boolean
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_3_wrapper';
+
+CREATE FUNCTION pgpool_recovery(
+    script_name text,
+    remote_host text,
+    remote_data_directory text,
+    primary_port text
+) RETURNS boolean
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_4_wrapper';
+
+CREATE FUNCTION pgpool_recovery(
+    script_name text,
+    remote_host text,
+    remote_data_directory text,
+    primary_port text,
+    remote_node integer
+) RETURNS boolean
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_5_wrapper';
+
+CREATE FUNCTION pgpool_recovery(
+    script_name text,
+    remote_host text,
+    remote_data_directory text,
+    primary_port text,
+    remote_node integer,
+    remote_port text
+) RETURNS boolean
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_6_wrapper';
+
+CREATE FUNCTION pgpool_recovery(
+    script_name text,
+    remote_host text,
+    remote_data_directory text,
+    primary_port text,
+    remote_node integer,
+    remote_port text,
+    primary_host text
+) RETURNS boolean
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_7_wrapper';
+
+CREATE FUNCTION pgpool_remote_start(
+    remote_host text,
+    remote_data_directory text
+) RETURNS boolean
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_remote_start_wrapper';
+
+CREATE FUNCTION pgpool_pgctl(
+    action text,
+    stop_mode text
+) RETURNS boolean
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_pgctl_wrapper';
+
+CREATE FUNCTION pgpool_switch_xlog(
+    archive_dir text
+) RETURNS text
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_switch_xlog_wrapper';
+
+-- Recovery replaces data directories: nobody may by default.
+REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer, jsonb) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_recovery_check(text, text, integer, jsonb) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text, text, integer) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text, text, integer, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text, text, integer, text, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_remote_start(text, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_pgctl(text, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_switch_xlog(text) FROM PUBLIC;
+
+-- Gives back what was granted to roles, and says what was not given back to everybody.
+DO $restore$
+DECLARE
+    path text := pg_catalog.current_setting('search_path');
+    old record;
+    lost text;
+BEGIN
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    FOR old IN
+        SELECT g.* FROM jsonb_to_recordset(current_setting('pgpool_upgrade.grants')::jsonb)
+            AS g(function text, public boolean, grantee text, grantable boolean)
+        WHERE NOT g.public
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s%s', old.function, old.grantee,
+            CASE WHEN old.grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+    END LOOP;
+    SELECT string_agg(g.function, ', ' ORDER BY g.function) INTO lost
+        FROM jsonb_to_recordset(current_setting('pgpool_upgrade.grants')::jsonb)
+            AS g(function text, public boolean)
+        WHERE g.public;
+    IF lost IS NOT NULL THEN
+        RAISE NOTICE 'the functions of pgpool_recovery can no longer be executed by PUBLIC'
+            USING DETAIL = format('The right was not kept for: %s.', lost),
+                HINT = 'Superusers are not affected. Use GRANT EXECUTE ON FUNCTION if another role calls them.';
+    END IF;
+    PERFORM pg_catalog.set_config('pgpool_upgrade.grants', '', true);
+    PERFORM pg_catalog.set_config('search_path', path, true);
+END
+$restore$;
