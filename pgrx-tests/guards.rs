@@ -1,5 +1,7 @@
 //! The guards of src/pg: what they hold is let go of on every way out.
 
+#![expect(clippy::result_large_err, reason = "ErrorReport is what pgrx raises with SQLSTATE and HINT")]
+
 #[cfg(any(test, feature = "pg_test"))]
 #[pgrx::pg_schema]
 mod tests {

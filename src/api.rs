@@ -69,13 +69,13 @@ fn pgpool_recovery_1st_stage_options(
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
+#[expect(clippy::type_complexity, reason = "spelt out, because the macro that generates the SQL reads it")]
 fn pgpool_recovery_check(
     dest_host: Option<Text>,
     dest_dir: Option<Text>,
     port: Option<i32>,
     options: default!(Option<JsonText>, "'{}'"),
 ) -> Result<
-    // Spelt out, because the macro that generates the SQL reads it.
     TableIterator<
         'static,
         (name!(step, String), name!(ok, bool), name!(detail, Option<String>), name!(hint, Option<String>)),
