@@ -14,16 +14,21 @@
 
 pub mod cancel;
 pub mod checksum;
+pub mod compress;
 pub mod control_file;
 pub mod digest;
 pub mod error;
 pub mod exclude;
 pub mod link;
+pub mod local;
 pub mod path;
 pub mod plan;
+pub mod process;
 pub mod progress;
 pub mod protocol;
+pub mod receiver;
 pub mod scan;
 pub mod secret;
+pub mod sender;
 pub mod standby;
 pub mod target;

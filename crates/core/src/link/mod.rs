@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 
+pub mod control;
+pub mod dial;
 pub mod pipe;
 pub mod tls;
 

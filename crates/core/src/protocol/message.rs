@@ -18,6 +18,8 @@ pub enum Request {
     Open {
         /// The data directory, absolute.
         directory: PathBuf,
+        /// What for.
+        purpose: Purpose,
         /// Files of the standby's own that must survive (`keep_files`).
         keep: Vec<RelPath>,
     },
@@ -66,6 +68,16 @@ pub enum Request {
         /// How long to wait, seconds.
         timeout: u32,
     },
+}
+
+/// Why a directory is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// To replace its content: it is made if missing, and locked.
+    Recover,
+    /// To look, or to start its server: nothing changes.
+    Look,
 }
 
 /// What is needed to receive a plan.
@@ -142,6 +154,8 @@ pub struct Target {
     pub server_version: Option<String>,
     /// Device and inode of the directory.
     pub identity: Option<(u64, u64)>,
+    /// Device and inode of its pg_wal, where that is a link.
+    pub wal_identity: Option<(u64, u64)>,
     /// The kernel's identifier of this boot: equal on one machine only.
     pub boot_id: Option<String>,
     /// Which of the files to keep are there.

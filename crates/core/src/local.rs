@@ -1,0 +1,67 @@
+//! A target on the primary's own host: the receiver in the sender's process, no agent, no network.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::cancel::Cancel;
+use crate::error::{Error, Result};
+use crate::link::{Connector, Link, pipe};
+use crate::receiver::Receiver;
+use crate::receiver::policy::Policy;
+
+/// Connects to a receiver in this process. Dropping it waits for the receiver's threads.
+pub struct LocalConnector {
+    receiver: Arc<Receiver>,
+    /// Closes every link at the end.
+    end: Cancel,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl LocalConnector {
+    /// A receiver that starts servers with the programs in `bin_directory`.
+    pub fn new(bin_directory: PathBuf) -> Self {
+        let receiver = Arc::new(Receiver::new(Policy::Anywhere { bin_directory }));
+        Self { receiver, end: Cancel::new(), threads: Mutex::default() }
+    }
+}
+
+impl Connector for LocalConnector {
+    fn connect(&self, cancel: &Cancel) -> Result<Link> {
+        // the receiver's end has a switch of its own: like an agent it notices a cancel by the link
+        let far_cancel = Cancel::new();
+        let (near, far) = pipe::pair(&far_cancel);
+        let close = far_cancel.clone();
+        cancel.on_trip(Box::new(move || close.trip()));
+        let close = far_cancel.clone();
+        self.end.on_trip(Box::new(move || close.trip()));
+        let receiver = Arc::clone(&self.receiver);
+        let thread = std::thread::Builder::new()
+            .name("local-receiver".to_owned())
+            .spawn(move || {
+                // the sender learns every error over the link
+                let _ = receiver.serve(far, &far_cancel);
+            })
+            .map_err(Error::on("start a thread"))?;
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        Ok(near)
+    }
+
+    fn place(&self) -> String {
+        "the local receiver".to_owned()
+    }
+
+    fn is_remote(&self) -> bool {
+        false
+    }
+}
+
+impl Drop for LocalConnector {
+    fn drop(&mut self) {
+        self.end.trip();
+        let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The last steps, in the order that keeps the target unstartable until it is complete (S2).
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::inspect::myrecovery_path;
+use super::policy::Cluster;
+use super::run::Run;
+use crate::control_file::PG_CONTROL;
+use crate::error::{Error, Kind, Result};
+use crate::exclude::{CONTROL_ASIDE, MARKER};
+use crate::path::RelPath;
+use crate::protocol::data::Put;
+use crate::protocol::message::Marker;
+use crate::standby;
+
+/// Largest configuration file that is edited, bytes.
+const CONFIGURATION: u64 = 1 << 20;
+
+/// Threads that sync files: enough to keep a disk's queue filled.
+const SYNC_THREADS: usize = 8;
+
+/// From here on the target cannot be started: the marker is written, pg_control is out of the way.
+pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
+    let text = serde_json::to_string_pretty(marker)
+        .map_err(|error| Error::new(Kind::Internal, format!("could not encode the marker: {error}")))?;
+    run.target.keep()?;
+    run.target.install(&RelPath::parse(MARKER)?, format!("{text}\n").as_bytes(), 0o600)?;
+    let (control, aside) = (RelPath::parse(PG_CONTROL)?, RelPath::parse(CONTROL_ASIDE)?);
+    run.target.rename(&control, &aside)?;
+    Ok(())
+}
+
+/// Installs the standby's own files, makes everything durable, and only then places pg_control.
+pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>, include: bool) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    let (controls, others): (Vec<Put>, Vec<Put>) =
+        puts.into_iter().partition(|put| put.path.as_str() == PG_CONTROL);
+    let [control] = controls.as_slice() else {
+        return Err(Error::new(Kind::ProtocolViolation, "the run finishes without pg_control"));
+    };
+    for put in &others {
+        run.target.install(&put.path, &put.content, put.mode)?;
+    }
+    if include {
+        include_myrecovery(run, cluster, &mut warnings)?;
+    }
+    sync_changed(run)?;
+    run.target.sync_directories()?;
+    run.cancel.check()?;
+
+    run.target.install(&control.path, &control.content, control.mode)?;
+    run.target.remove(&RelPath::parse(CONTROL_ASIDE)?)?;
+    run.target.remove(&RelPath::parse(MARKER)?)?;
+    run.target.sync_directories()?;
+    Ok(warnings)
+}
+
+/// Makes a configuration that the standby keeps read myrecovery.conf.
+fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) -> Result<()> {
+    let include = myrecovery_path(&cluster.data_directory);
+    if let Some(file) = &cluster.config_file {
+        // outside the data directory, named by the agent's own configuration: edited in place, because
+        // its directory (/etc/postgresql/...) need not be writable
+        let text = std::fs::read_to_string(file)
+            .map_err(Error::on(format_args!("read configuration \"{}\"", file.display())))?;
+        if let Some(extended) = standby::with_include(&text, &include) {
+            let write = || {
+                use std::io::Write;
+                let mut opened = std::fs::OpenOptions::new().append(true).open(file)?;
+                opened.write_all(&extended.as_bytes()[text.len()..])?;
+                opened.sync_all()
+            };
+            write().map_err(|error| {
+                Error::io(format_args!("extend configuration \"{}\"", file.display()), &error)
+                    .hint(format!("Add the line: include_if_exists = '{include}'"))
+            })?;
+            warnings.push(format!("\"{}\" now includes \"{include}\"", file.display()));
+        }
+        return Ok(());
+    }
+    let path = RelPath::parse("postgresql.conf")?;
+    let Some(stat) = run.target.stat(&path)? else {
+        return Ok(());
+    };
+    let Some(content) = run.target.read(&path, CONFIGURATION)? else {
+        return Err(Error::new(Kind::TargetRefused, "the target's postgresql.conf is not a regular file")
+            .hint(format!("Add the line: include_if_exists = '{include}', or make it a regular file.")));
+    };
+    let text = String::from_utf8(content)
+        .map_err(|_| Error::new(Kind::TargetRefused, "the target's postgresql.conf is not UTF-8"))?;
+    if let Some(extended) = standby::with_include(&text, &include) {
+        run.target.install(&path, extended.as_bytes(), stat.mode)?;
+        warnings.push(format!("the target's postgresql.conf now includes \"{include}\""));
+    }
+    Ok(())
+}
+
+fn sync_changed(run: &Run) -> Result<()> {
+    let slots = run.slots();
+    let changed: Vec<&RelPath> =
+        slots.iter().filter(|slot| slot.is_changed() && !slot.is_gone()).map(|slot| &slot.path).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(path) = changed.get(next.fetch_add(1, Ordering::Relaxed)) {
+            run.cancel.check()?;
+            run.target.sync_file(path)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..SYNC_THREADS.min(changed.len())).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker
+                .join()
+                .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "a thread that syncs files panicked")))
+        })
+    })
+}
+
+/// The free bytes of the file system that an opened directory lies on.
+pub(super) fn free(directory: impl AsFd) -> Result<u64> {
+    let stat = rustix::fs::fstatvfs(directory).map_err(Error::on("ask for the target's free space"))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}

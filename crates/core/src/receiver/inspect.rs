@@ -1,0 +1,241 @@
+//! Looking at a target directory without changing it.
+
+use std::fs;
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::policy::Cluster;
+use super::running;
+use crate::cancel::Cancel;
+use crate::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE, wal_system_identifier};
+use crate::error::{Error, Kind, Result};
+use crate::exclude::{CONTROL_ASIDE, MARKER, MYRECOVERY_CONF};
+use crate::path::RelPath;
+use crate::process;
+use crate::protocol::message::{Content, Marker, Standby, Target};
+use crate::standby;
+
+/// Files of a configuration are small; a larger one is not read.
+const SMALL: u64 = 1 << 20;
+
+/// What is in the cluster's directory.
+pub fn inspect(
+    cluster: &Cluster,
+    keep: &[RelPath],
+    session: &str,
+    peer: Option<IpAddr>,
+    cancel: &Cancel,
+) -> Result<Target> {
+    let directory = &cluster.data_directory;
+    let metadata = match fs::metadata(directory) {
+        Ok(metadata) => Some(metadata),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            return Err(Error::io(format_args!("look at directory \"{}\"", directory.display()), &error));
+        }
+    };
+    if metadata.as_ref().is_some_and(|metadata| !metadata.is_dir()) {
+        return Err(Error::new(
+            Kind::TargetRefused,
+            format!("\"{}\" is not a directory", directory.display()),
+        ));
+    }
+    let owner = rustix::process::geteuid().as_raw();
+    if let Some(metadata) = metadata.as_ref().filter(|metadata| metadata.uid() != owner) {
+        return Err(Error::new(
+            Kind::TargetRefused,
+            format!("directory \"{}\" belongs to another user", directory.display()),
+        )
+        .detail(format!("Its owner has user id {}, this process {owner}.", metadata.uid()))
+        .hint("PostgreSQL starts only in a directory of its own OS user: chown it."));
+    }
+    let control = read_control(directory);
+    let configuration = cluster.config_file.clone().unwrap_or_else(|| directory.join("postgresql.conf"));
+    Ok(Target {
+        session: session.to_owned(),
+        content: content(directory, metadata.is_some())?,
+        system_identifier: control
+            .as_ref()
+            .map(|control| control.system_identifier)
+            .or_else(|| identifier_from_wal(directory)),
+        control,
+        marker: read_small(&directory.join(MARKER))
+            .and_then(|text| serde_json::from_str::<Marker>(&text).ok()),
+        running: metadata.as_ref().and_then(|_| running::server(directory)),
+        pg_version: read_small(&directory.join("PG_VERSION")).map(|text| text.trim().to_owned()),
+        server_version: server_version(cluster, cancel)?,
+        identity: metadata.as_ref().map(|metadata| (metadata.dev(), metadata.ino())),
+        wal_identity: linked_wal(directory).and_then(|wal| {
+            let metadata = fs::metadata(wal).ok()?;
+            Some((metadata.dev(), metadata.ino()))
+        }),
+        boot_id: boot_id(),
+        kept: keep
+            .iter()
+            .filter(|path| fs::symlink_metadata(directory.join(path)).is_ok())
+            .cloned()
+            .collect(),
+        includes_myrecovery: read_small(&configuration)
+            .is_some_and(|text| standby::reads_myrecovery(&text, &myrecovery_path(directory))),
+        external_configuration: cluster.config_file.clone(),
+        standby: standby_of(directory),
+        peer,
+        free: free_bytes(directory)?,
+        directory: directory.clone(),
+    })
+}
+
+/// How the standby in `directory` is set to follow its primary.
+pub fn standby_of(directory: &Path) -> Option<Standby> {
+    read_small(&directory.join(MYRECOVERY_CONF)).map(|text| standby::parse_myrecovery(&text))
+}
+
+/// Where the directory's pg_wal is, if it is a link that leads somewhere.
+pub fn linked_wal(directory: &Path) -> Option<PathBuf> {
+    let link = directory.join("pg_wal");
+    let is_link = fs::symlink_metadata(&link).is_ok_and(|metadata| metadata.is_symlink());
+    is_link.then(|| link.canonicalize().ok()).flatten().filter(|directory| directory.is_dir())
+}
+
+/// myrecovery.conf as a configuration names it.
+pub fn myrecovery_path(directory: &Path) -> String {
+    directory.join(MYRECOVERY_CONF).display().to_string()
+}
+
+/// What tells one boot of one machine from all others.
+pub fn boot_id() -> Option<String> {
+    read_small(Path::new("/proc/sys/kernel/random/boot_id")).map(|text| text.trim().to_owned())
+}
+
+/// Free bytes where `directory` is, or will be.
+pub fn free_bytes(directory: &Path) -> Result<u64> {
+    let existing = directory.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let stat = rustix::fs::statvfs(existing)
+        .map_err(Error::on(format_args!("ask for the free space of \"{}\"", existing.display())))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+fn content(directory: &Path, exists: bool) -> Result<Content> {
+    if !exists {
+        return Ok(Content::Missing);
+    }
+    // global/ and base/ too: a cluster whose PG_VERSION was lost is still a cluster
+    let looks_like_cluster = directory.join("PG_VERSION").exists()
+        || directory.join(MARKER).exists()
+        || (directory.join("global").is_dir() && directory.join("base").is_dir());
+    if looks_like_cluster {
+        return Ok(Content::Cluster);
+    }
+    let entries = fs::read_dir(directory)
+        .map_err(Error::on(format_args!("list directory \"{}\"", directory.display())))?;
+    let foreign = entries.filter_map(|entry| Some(entry.ok()?.file_name())).any(|name| name != "lost+found");
+    Ok(if foreign { Content::Other } else { Content::Empty })
+}
+
+/// pg_control, in place or set aside by a broken-off recovery. A damaged one counts as none: what
+/// matters is whom the directory belongs to, and that can still be told by its WAL.
+fn read_control(directory: &Path) -> Option<ControlFile> {
+    [PG_CONTROL, CONTROL_ASIDE].iter().find_map(|name| {
+        let bytes = read_head(&directory.join(name), PG_CONTROL_FILE_SIZE)?;
+        ControlFile::parse(&bytes).ok()
+    })
+}
+
+fn identifier_from_wal(directory: &Path) -> Option<u64> {
+    let mut segments: Vec<PathBuf> = fs::read_dir(directory.join("pg_wal"))
+        .ok()?
+        .filter_map(|entry| {
+            let name = entry.ok()?.file_name().into_string().ok()?;
+            let is_segment = name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+            is_segment.then(|| directory.join("pg_wal").join(name))
+        })
+        .collect();
+    segments.sort();
+    segments.iter().find_map(|segment| wal_system_identifier(&read_head(segment, 64)?))
+}
+
+/// The major version of the server that will be started here.
+fn server_version(cluster: &Cluster, cancel: &Cancel) -> Result<Option<String>> {
+    let postgres = cluster.bin_directory.join("postgres");
+    let outcome = process::run(process::command(&postgres, ["--version"]), Duration::from_secs(10), cancel)
+        .map_err(|error| error.hint("Check bin_directory: it must hold the server's programs."))?;
+    // "postgres (PostgreSQL) 15.18 (Debian ...)", "postgres (PostgreSQL) 18beta1"
+    let digits = outcome
+        .output
+        .split_whitespace()
+        .nth(2)
+        .map(|version| version.chars().take_while(char::is_ascii_digit).collect::<String>());
+    Ok(digits.filter(|digits| !digits.is_empty()))
+}
+
+fn read_small(path: &Path) -> Option<String> {
+    let mut text = String::new();
+    fs::File::open(path).ok()?.take(SMALL).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn read_head(path: &Path, length: usize) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path).ok()?.take(length as u64).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control_file::tests::sample;
+
+    fn cluster(directory: &Path) -> Cluster {
+        Cluster {
+            data_directory: directory.to_owned(),
+            bin_directory: "/usr/bin".into(),
+            config_file: None,
+            start_command: None,
+            tablespace_roots: Vec::new(),
+        }
+    }
+
+    fn put(directory: &Path, name: &str, content: &[u8]) {
+        let path = directory.join(name);
+        fs::create_dir_all(path.parent().expect("parent")).expect("make");
+        fs::write(path, content).expect("write");
+    }
+
+    #[test]
+    fn content_is_told_apart() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let data = top.path().join("data");
+        assert_eq!(content(&data, false).expect("look"), Content::Missing);
+        fs::create_dir_all(data.join("lost+found")).expect("make");
+        assert_eq!(content(&data, true).expect("look"), Content::Empty);
+        put(&data, "holiday.jpg", b"x");
+        assert_eq!(content(&data, true).expect("look"), Content::Other);
+        put(&data, "PG_VERSION", b"15\n");
+        assert_eq!(content(&data, true).expect("look"), Content::Cluster);
+    }
+
+    #[test]
+    fn a_damaged_cluster_is_known_by_its_wal() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        put(data.path(), PG_CONTROL, b"");
+        assert_eq!(read_control(data.path()), None);
+        let mut head = vec![0; 64];
+        head[..4].copy_from_slice(&[0x10, 0xD1, 0x02, 0x00]);
+        head[24..32].copy_from_slice(&77_u64.to_le_bytes());
+        put(data.path(), "pg_wal/000000010000000000000003", &head);
+        assert_eq!(identifier_from_wal(data.path()), Some(77));
+        put(data.path(), CONTROL_ASIDE, &sample(78));
+        assert_eq!(read_control(data.path()).map(|control| control.system_identifier), Some(78));
+    }
+
+    #[test]
+    fn missing_programs_are_named() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let error =
+            inspect(&cluster(data.path()), &[], "s", None, &Cancel::new()).expect_err("no postgres there");
+        assert!(error.to_string().contains("/usr/bin/postgres") && error.hint.is_some(), "{error:?}");
+    }
+}

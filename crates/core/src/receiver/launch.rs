@@ -1,0 +1,246 @@
+//! Programs the receiver runs beside the data directory: a trial login, and the standby itself.
+
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::policy::Cluster;
+use super::running;
+use crate::cancel::Cancel;
+use crate::error::{Error, Kind, Result};
+use crate::exclude::MARKER;
+use crate::process;
+
+/// How long a trial login may take.
+const LOGIN_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Most of the standby's log that an error carries, bytes.
+const LOG_TAIL: u64 = 4 << 10;
+
+/// Where the standby's first words go, within its data directory.
+const START_LOG: &str = "log/pgpool_remote_start.log";
+
+/// Logs in to the primary for replication exactly as the standby's walreceiver will: same libpq, same
+/// OS user, same password file. Checks that the server there has the right system identifier.
+pub fn test_replication(
+    cluster: &Cluster,
+    conninfo: &str,
+    system_identifier: u64,
+    cancel: &Cancel,
+) -> Result<()> {
+    let conninfo = format!("{conninfo} replication=true dbname=replication connect_timeout=10");
+    let psql = cluster.bin_directory.join("psql");
+    let command = process::command(&psql, ["-X", "-A", "-t", "-w", "-d", &conninfo, "-c", "IDENTIFY_SYSTEM"]);
+    let outcome = process::run(command, LOGIN_DEADLINE, cancel)?;
+    let refused = || {
+        Error::new(
+            Kind::AuthenticationFailed,
+            "replication login from the target's host to the primary failed",
+        )
+    };
+    if !outcome.status.success() {
+        return Err(refused().detail(outcome.output).hint(
+            "The standby would fail in the same way. Allow its host and the replication user in the primary's \
+             pg_hba.conf (database \"replication\"), check listen_addresses, pgpool_recovery.primary_host, \
+             pgpool_recovery.replication_user and the password file on the target's host.",
+        ));
+    }
+    let found = outcome.output.split('|').next().and_then(|field| field.trim().parse::<u64>().ok());
+    if found == Some(system_identifier) {
+        return Ok(());
+    }
+    Err(refused()
+        .detail(format!(
+            "The server there has system identifier {}, this primary has {system_identifier}.",
+            found.map_or_else(|| "unknown".to_owned(), |found| found.to_string())
+        ))
+        .hint(
+            "The host and port given for the primary lead to another server as seen from the target's host.",
+        ))
+}
+
+/// Starts the server and waits until it accepts connections. False if it ran already.
+pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bool> {
+    let directory = &cluster.data_directory;
+    if directory.join(MARKER).exists() {
+        return Err(Error::new(Kind::StartFailed, format!("\"{}\" is not complete", directory.display()))
+            .detail("A recovery of this directory was broken off.")
+            .hint("Run the recovery again; it sends only what is missing."));
+    }
+    let deadline = Instant::now() + timeout;
+    let launched = running::server(directory).is_none();
+    let logs = Logs::now(directory);
+    if launched {
+        launch(cluster, timeout, &logs, cancel)?;
+    }
+    loop {
+        let failed = |message: String, hint: &str| {
+            Error::new(Kind::StartFailed, message).detail(logs.tail()).hint(hint.to_owned())
+        };
+        match running::postmaster_status(directory).as_deref() {
+            Some("ready") => return Ok(launched),
+            None if running::server(directory).is_none() => {
+                return Err(failed(
+                    format!("the server in \"{}\" stopped while starting", directory.display()),
+                    "The log lines above are the standby's own.",
+                ));
+            }
+            status if Instant::now() >= deadline => {
+                let hint = if status == Some("standby") {
+                    "The server runs but accepts no connections: is hot_standby off, or does it lack WAL?"
+                } else {
+                    "See the standby's log; pgpool_recovery.start_timeout is the time it has."
+                };
+                return Err(failed(
+                    format!(
+                        "the server in \"{}\" did not accept connections within {} s",
+                        directory.display(),
+                        timeout.as_secs()
+                    ),
+                    hint,
+                ));
+            }
+            _ => {}
+        }
+        cancel.check()?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn launch(cluster: &Cluster, timeout: Duration, logs: &Logs, cancel: &Cancel) -> Result<()> {
+    let directory = &cluster.data_directory;
+    let seconds = timeout.as_secs().max(1).to_string();
+    let command = match &cluster.start_command {
+        Some(words) => {
+            let (program, arguments) = words
+                .split_first()
+                .ok_or_else(|| Error::new(Kind::InvalidArgument, "start_command in agent.toml is empty"))?;
+            process::command(Path::new(program), arguments)
+        }
+        None => {
+            let log = directory.join(START_LOG);
+            if let Some(parent) = log.parent() {
+                use std::os::unix::fs::DirBuilderExt;
+                let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
+                made.map_err(Error::on(format_args!("make directory \"{}\"", parent.display())))?;
+            }
+            let pg_ctl = cluster.bin_directory.join("pg_ctl");
+            let mut command = process::command(&pg_ctl, ["start", "-w", "-t", &seconds, "-D"]);
+            command.arg(directory).arg("-l").arg(log);
+            if let Some(file) = &cluster.config_file {
+                command.arg("-o").arg(format!("-c config_file={}", shell_quoted(&file.to_string_lossy())));
+            }
+            command
+        }
+    };
+    let outcome = process::run(command, timeout + Duration::from_secs(5), cancel)?;
+    if outcome.status.success() {
+        return Ok(());
+    }
+    let detail = [outcome.output.clone(), logs.tail()].join("\n");
+    Err(Error::new(
+        Kind::StartFailed,
+        format!(
+            "the server in \"{}\" could not be started: the start command {}",
+            directory.display(),
+            outcome.describe()
+        ),
+    )
+    .detail(detail.trim().to_owned())
+    .hint("The log lines above are the standby's own."))
+}
+
+/// pg_ctl passes `-o` through a shell.
+fn shell_quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+/// The log files of a standby, and how long they were before it started.
+struct Logs {
+    directory: PathBuf,
+    before: Vec<(PathBuf, u64)>,
+}
+
+impl Logs {
+    fn now(directory: &Path) -> Self {
+        let before = log_files(directory)
+            .into_iter()
+            .map(|path| (path.clone(), fs::metadata(&path).map_or(0, |metadata| metadata.len())))
+            .collect();
+        Self { directory: directory.to_owned(), before }
+    }
+
+    /// The last lines written since.
+    fn tail(&self) -> String {
+        let mut text = String::new();
+        for path in log_files(&self.directory) {
+            let start = self.before.iter().find(|(known, _)| *known == path).map_or(0, |(_, length)| *length);
+            let Ok(mut file) = fs::File::open(&path) else {
+                continue;
+            };
+            let length = file.metadata().map_or(0, |metadata| metadata.len());
+            let from = start.max(length.saturating_sub(LOG_TAIL));
+            let mut bytes = Vec::new();
+            if file.seek(SeekFrom::Start(from)).is_ok() && file.take(LOG_TAIL).read_to_end(&mut bytes).is_ok()
+            {
+                text.push_str(&String::from_utf8_lossy(&bytes));
+            }
+        }
+        let lines: Vec<&str> = text.trim().lines().collect();
+        let last = lines[lines.len().saturating_sub(20)..].join("\n");
+        if last.is_empty() { "The standby's log has no new lines.".to_owned() } else { last }
+    }
+}
+
+/// The start log, and the newest file of the standby's own log directory.
+fn log_files(directory: &Path) -> Vec<PathBuf> {
+    let mut files = vec![directory.join(START_LOG)];
+    for name in ["log", "pg_log"] {
+        let newest = fs::read_dir(directory.join(name))
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let metadata = entry.metadata().ok()?;
+                let is_other = metadata.is_file() && entry.path() != files[0];
+                is_other.then(|| (metadata.modified().ok(), entry.path()))
+            })
+            .max();
+        files.extend(newest.map(|(_, path)| path));
+    }
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_new_log_lines_are_shown() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let log = data.path().join("log");
+        fs::create_dir(&log).expect("make");
+        fs::write(log.join("postgresql-Mon.log"), "old line\n").expect("write");
+        let logs = Logs::now(data.path());
+        assert_eq!(logs.tail(), "The standby's log has no new lines.");
+        fs::write(log.join("postgresql-Mon.log"), "old line\nFATAL:  new line\n").expect("write");
+        fs::write(data.path().join(START_LOG), "first words\n").expect("write");
+        assert_eq!(logs.tail(), "first words\nFATAL:  new line");
+    }
+
+    #[test]
+    fn an_incomplete_directory_is_not_started() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        fs::write(data.path().join(MARKER), "{}").expect("write");
+        let cluster = Cluster {
+            data_directory: data.path().to_owned(),
+            bin_directory: "/nonexistent".into(),
+            config_file: None,
+            start_command: None,
+            tablespace_roots: Vec::new(),
+        };
+        let error = start(&cluster, Duration::from_secs(1), &Cancel::new()).expect_err("refused");
+        assert!(error.message.contains("not complete"), "{error}");
+    }
+}

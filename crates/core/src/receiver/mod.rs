@@ -1,0 +1,87 @@
+//! The receiving half: looks at a target, digests what it has, writes what differs, makes it durable.
+//!
+//! One [`Receiver`] serves any number of links. A control link becomes a session ([`session`]), a
+//! data link joins the run of a session by its token ([`stream`]).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::cancel::Cancel;
+use crate::error::{Error, Kind, Result};
+use crate::link::{Link, Sink, closed};
+use crate::protocol::message::{self, Reply, Request};
+use crate::protocol::{REPLY, REQUEST};
+
+pub mod inspect;
+pub mod launch;
+pub mod policy;
+pub mod running;
+
+mod finish;
+mod run;
+mod session;
+mod settle;
+mod stream;
+
+use policy::Policy;
+use run::Run;
+
+/// Serves links to one host's targets.
+pub struct Receiver {
+    policy: Policy,
+    runs: Mutex<HashMap<String, Arc<Run>>>,
+}
+
+impl Receiver {
+    /// A receiver that writes what `policy` allows.
+    pub fn new(policy: Policy) -> Self {
+        Self { policy, runs: Mutex::default() }
+    }
+
+    /// Serves one link to its end. `cancel` closes this link.
+    pub fn serve(&self, mut link: Link, cancel: &Cancel) -> Result<()> {
+        let mut body = Vec::new();
+        let first = match link.source.receive(&mut body)? {
+            Some(REQUEST) => message::decode(&body)?,
+            Some(kind) => return Err(unexpected(kind)),
+            // a peer that only proved itself: "is anybody there?"
+            None => return Ok(()),
+        };
+        match first {
+            Request::Open { directory, purpose, keep } => {
+                session::serve(self, link, cancel, directory, purpose, keep)
+            }
+            Request::Attach { session } => match self.find(&session) {
+                Some(run) => stream::serve(&run, link, cancel),
+                None => {
+                    let error = Error::new(Kind::ProtocolViolation, "no such run");
+                    reply(&mut *link.sink, &Reply::Error(error.clone()))?;
+                    Err(error)
+                }
+            },
+            other => Err(Error::new(Kind::ProtocolViolation, format!("{other:?} cannot come first"))),
+        }
+    }
+
+    fn find(&self, session: &str) -> Option<Arc<Run>> {
+        self.runs().get(session).cloned()
+    }
+
+    fn runs(&self) -> MutexGuard<'_, HashMap<String, Arc<Run>>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn reply(sink: &mut dyn Sink, reply: &Reply) -> Result<()> {
+    sink.send(REPLY, &[&message::encode(reply)?])?;
+    sink.flush()
+}
+
+fn unexpected(kind: u8) -> Error {
+    Error::new(Kind::ProtocolViolation, format!("unexpected frame of kind {kind:#04x}"))
+}
+
+/// The error of a data link that ended without a barrier.
+fn cut() -> Error {
+    closed("the primary")
+}

@@ -1,0 +1,103 @@
+//! What the links of one run share.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use crate::cancel::Cancel;
+use crate::digest::DigestKey;
+use crate::error::{Error, Kind, Result};
+use crate::path::RelPath;
+use crate::plan::File;
+use crate::target::Target;
+
+/// A run that has begun.
+pub(super) struct Run {
+    pub(super) target: Target,
+    pub(super) digest_key: DigestKey,
+    /// Ends all links of the run.
+    pub(super) cancel: Cancel,
+    slots: RwLock<Vec<Slot>>,
+}
+
+impl Run {
+    pub(super) fn new(target: Target, digest_key: DigestKey, cancel: Cancel, files: Vec<File>) -> Self {
+        let slots = RwLock::new(files.into_iter().map(Slot::new).collect());
+        Self { target, digest_key, cancel, slots }
+    }
+
+    /// All files of the plan; the position is the file's number on the wire.
+    pub(super) fn slots(&self) -> RwLockReadGuard<'_, Vec<Slot>> {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The plan goes on: WAL.
+    pub(super) fn extend(&self, files: Vec<File>) {
+        self.slots.write().unwrap_or_else(PoisonError::into_inner).extend(files.into_iter().map(Slot::new));
+    }
+}
+
+/// One file of the plan and what has become of it.
+pub(super) struct Slot {
+    pub(super) path: RelPath,
+    pub(super) mode: u32,
+    planned: u64,
+    /// Where the primary's file turned out to end, if before the planned size.
+    end: AtomicU64,
+    gone: AtomicBool,
+    changed: AtomicBool,
+}
+
+impl Slot {
+    fn new(file: File) -> Self {
+        Self {
+            path: file.path,
+            mode: file.mode,
+            planned: file.size,
+            end: AtomicU64::new(u64::MAX),
+            gone: AtomicBool::new(false),
+            changed: AtomicBool::new(false),
+        }
+    }
+
+    /// The size the file must have. A file that shrank while it was read is cut at its shortest: what
+    /// lies behind was truncated after the backup started, so replay restores whatever came back.
+    pub(super) fn size(&self) -> u64 {
+        self.planned.min(self.end.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn ends_at(&self, size: u64) {
+        self.end.fetch_min(size, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_gone(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_changed(&self) -> bool {
+        self.changed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_changed(&self) {
+        self.changed.store(true, Ordering::Relaxed);
+    }
+
+    /// Refuses content beyond what the plan announced.
+    pub(super) fn check_end(&self, end: u64) -> Result<()> {
+        if end <= self.planned {
+            return Ok(());
+        }
+        Err(Error::new(Kind::ProtocolViolation, format!("content at {end} of \"{}\"", self.path))
+            .detail(format!("The plan announced {} bytes.", self.planned)))
+    }
+}
+
+/// The slot with a number from the wire.
+pub(super) fn slot(slots: &[Slot], number: u32) -> Result<&Slot> {
+    slots.get(number as usize).ok_or_else(|| {
+        Error::new(Kind::ProtocolViolation, format!("file number {number} is not in the plan"))
+    })
+}

@@ -1,0 +1,89 @@
+//! Is a server running on a data directory?
+//!
+//! postmaster.pid alone does not tell: it is left behind by kill -9 and a reboot, and its process id
+//! may belong to somebody else by now. What does tell is a process that works in the directory: every
+//! process of a server has its data directory as its current directory.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Kind};
+
+/// How long children may take to notice that their postmaster was killed.
+const LINGER: Duration = Duration::from_secs(3);
+
+/// The process that serves `data_directory`: the postmaster, or any other process of a server.
+/// Waits a moment for the last children of a killed postmaster to leave.
+pub fn server(data_directory: &Path) -> Option<u32> {
+    let deadline = Instant::now() + LINGER;
+    loop {
+        let found = find(data_directory)?;
+        let is_postmaster = postmaster_pid(data_directory) == Some(found);
+        if is_postmaster || Instant::now() >= deadline {
+            return Some(found);
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The refusal of a directory that a server runs on.
+pub fn refusal(data_directory: &Path, process: u32) -> Error {
+    Error::new(Kind::InUse, format!("a server is running in \"{}\"", data_directory.display()))
+        .detail(format!("Process {process} works in the directory."))
+        .hint("Stop it first, for instance with \"pg_ctl stop\"; a running server is never replaced.")
+}
+
+/// The first line of postmaster.pid.
+pub fn postmaster_pid(data_directory: &Path) -> Option<u32> {
+    let text = fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+    // negative: a standalone backend
+    text.lines().next()?.trim().trim_start_matches('-').parse().ok()
+}
+
+/// The last line of postmaster.pid: `ready`, `standby`, `starting`, `stopping`
+/// (src/include/utils/pidfile.h).
+pub fn postmaster_status(data_directory: &Path) -> Option<String> {
+    let text = fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+    text.lines().nth(7).map(|line| line.trim().to_owned())
+}
+
+fn find(data_directory: &Path) -> Option<u32> {
+    let wanted = fs::metadata(data_directory).ok()?;
+    let serves = |process: u32| {
+        let at = |what: &str| format!("/proc/{process}/{what}");
+        let there =
+            fs::metadata(at("cwd")).is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (wanted.dev(), wanted.ino()));
+        // a shell that happens to stand there is no server
+        there && fs::read_to_string(at("comm")).is_ok_and(|name| name.trim_end().starts_with("postgres"))
+    };
+    if let Some(process) = postmaster_pid(data_directory).filter(|&process| serves(process)) {
+        return Some(process);
+    }
+    let processes = fs::read_dir("/proc").ok()?;
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .find(|&process| serves(process))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_left_over_pid_file_is_no_server() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        fs::write(data.path().join("postmaster.pid"), format!("{}\n", std::process::id())).expect("write");
+        assert_eq!(server(data.path()), None, "this test does not work in that directory");
+        assert_eq!(server(Path::new("/does/not/exist")), None);
+    }
+
+    #[test]
+    fn status_is_the_eighth_line() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        fs::write(data.path().join("postmaster.pid"), "1\n2\n3\n4\n5\n6\n7\nready   \n").expect("write");
+        assert_eq!(postmaster_status(data.path()).as_deref(), Some("ready"));
+    }
+}

@@ -1,0 +1,369 @@
+//! A control link: the steps of one run, in their order.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::policy::Cluster;
+use super::run::Run;
+use super::settle::settle;
+use super::{Receiver, finish, inspect, launch, running, unexpected};
+use crate::cancel::Cancel;
+use crate::digest::{DigestKey, random_bytes};
+use crate::error::{Error, Kind, Result};
+use crate::link::Link;
+use crate::link::control::Control;
+use crate::path::RelPath;
+use crate::plan::{Directory, File};
+use crate::protocol::data::Put;
+use crate::protocol::message::{self, Purpose, Reply, Request, Terms};
+use crate::protocol::{PUT, REPLY, REQUEST};
+use crate::target::Target;
+
+/// Most files and directories of a plan: a bound on memory, far beyond any real cluster.
+const MAX_PLAN: usize = 50_000_000;
+
+/// Room a file system must have beyond what is going to be written, bytes.
+const SLACK: u64 = 16 << 20;
+
+/// How long the data links of an ended run may take to notice.
+const STREAMS_END: Duration = Duration::from_secs(10);
+
+/// Serves a control link to its end.
+pub(super) fn serve(
+    receiver: &Receiver,
+    link: Link,
+    cancel: &Cancel,
+    directory: PathBuf,
+    purpose: Purpose,
+    keep: Vec<RelPath>,
+) -> Result<()> {
+    let peer = link.peer;
+    let place = peer.map_or_else(|| "the primary".to_owned(), |peer| format!("the primary at {peer}"));
+    let control = Control::new(link, cancel.clone(), place)?;
+    let mut session = Session {
+        receiver,
+        control,
+        cancel: cancel.clone(),
+        token: hexadecimal(&random_bytes()?),
+        cluster: None,
+        keep,
+        directories: Vec::new(),
+        files: Vec::new(),
+        terms: None,
+        puts: Vec::new(),
+        stage: Stage::Looked,
+    };
+    let opened = session.open(&directory, purpose, peer);
+    let refused = opened.as_ref().err().cloned();
+    session.answer(opened)?;
+    let served = refused.map_or_else(|| session.serve(), Err);
+    if served.is_err() {
+        // the answer that says why must reach the sender before the link closes; it closes its end then
+        while let Ok(Some(_)) = session.control.receive() {}
+    }
+    session.end();
+    served
+}
+
+struct Session<'a> {
+    receiver: &'a Receiver,
+    control: Control,
+    cancel: Cancel,
+    token: String,
+    cluster: Option<Cluster>,
+    keep: Vec<RelPath>,
+    directories: Vec<Directory>,
+    files: Vec<File>,
+    terms: Option<Terms>,
+    puts: Vec<Put>,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Nothing is locked.
+    Looked,
+    /// The target is locked, nothing has changed.
+    Locked(Box<Target>),
+    /// The target is being rewritten.
+    Begun(Arc<Run>),
+    /// Data is complete, WAL and the last files are awaited.
+    Settled(Arc<Run>),
+}
+
+impl Session<'_> {
+    fn serve(&mut self) -> Result<()> {
+        while let Some((kind, body)) = self.control.receive()? {
+            match kind {
+                REQUEST => match message::decode(&body)? {
+                    Request::Plan { directories, files } => self.plan(directories, files)?,
+                    request => {
+                        let answer = self.handle(request);
+                        let failed = answer.as_ref().err().cloned();
+                        self.answer(answer)?;
+                        if let Some(error) = failed {
+                            return Err(error);
+                        }
+                    }
+                },
+                PUT => self.puts.push(Put::decode(&body)?),
+                other => return Err(unexpected(other)),
+            }
+        }
+        match &self.stage {
+            Stage::Looked | Stage::Locked(_) => Ok(()),
+            Stage::Begun(_) | Stage::Settled(_) => {
+                Err(Error::new(Kind::Canceled, "the primary gave up the recovery")
+                    .detail("The directory is not complete and cannot be started."))
+            }
+        }
+    }
+
+    fn open(&mut self, directory: &Path, purpose: Purpose, peer: Option<IpAddr>) -> Result<Reply> {
+        let cluster = self.receiver.policy.cluster(directory)?;
+        let target = match purpose {
+            Purpose::Look => None,
+            Purpose::Recover => {
+                // a look first: a refusal must not even touch the directory
+                if let Some(process) = running::server(&cluster.data_directory) {
+                    return Err(running::refusal(&cluster.data_directory, process));
+                }
+                Some(self.lock(&cluster)?)
+            }
+        };
+        let mut found = inspect::inspect(&cluster, &self.keep, &self.token, peer, &self.cancel)?;
+        if let Some(target) = target {
+            if target.was_made() {
+                found.content = message::Content::Missing;
+            }
+            self.stage = Stage::Locked(Box::new(target));
+        }
+        self.cluster = Some(cluster);
+        Ok(Reply::Target(Box::new(found)))
+    }
+
+    fn lock(&self, cluster: &Cluster) -> Result<Target> {
+        let wal = inspect::linked_wal(&cluster.data_directory);
+        if let Some(wal) = &wal {
+            self.receiver.policy.check_outside(cluster, wal)?;
+        }
+        let mut target = Target::open(&cluster.data_directory)?;
+        if let Some(wal) = &wal {
+            target.add_root(&RelPath::parse("pg_wal")?, wal)?;
+        }
+        Ok(target)
+    }
+
+    fn plan(&mut self, directories: Vec<Directory>, files: Vec<File>) -> Result<()> {
+        self.directories.extend(directories);
+        self.files.extend(files);
+        if self.directories.len() + self.files.len() > MAX_PLAN {
+            return Err(Error::new(Kind::ProtocolViolation, format!("plan of more than {MAX_PLAN} files")));
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, request: Request) -> Result<Reply> {
+        let cluster = self.cluster.clone().ok_or_else(|| out_of_order("a directory"))?;
+        match request {
+            Request::TestReplication { conninfo, system_identifier } => {
+                launch::test_replication(&cluster, &conninfo, system_identifier, &self.cancel)?;
+                Ok(Reply::Ok)
+            }
+            Request::PlanEnd(terms) => self.plan_end(&cluster, terms),
+            Request::Begin { marker, digest_key } => {
+                let Stage::Locked(target) = std::mem::replace(&mut self.stage, Stage::Looked) else {
+                    return Err(out_of_order("a locked directory"));
+                };
+                let key = parse_key(&digest_key)?;
+                let files = std::mem::take(&mut self.files);
+                let run = Arc::new(Run::new(*target, key, self.cancel.clone(), files));
+                self.stage = Stage::Begun(Arc::clone(&run));
+                self.begin(&run, &marker)?;
+                self.receiver.runs().insert(self.token.clone(), run);
+                Ok(Reply::Ok)
+            }
+            Request::Settle => {
+                let (Stage::Begun(run), Some(terms)) = (&self.stage, &self.terms) else {
+                    return Err(out_of_order("data"));
+                };
+                let settled = settle(run, &self.directories, &self.keep, terms)?;
+                self.stage = Stage::Settled(Arc::clone(run));
+                self.directories.clear();
+                Ok(Reply::Settled {
+                    removed: settled.removed,
+                    changed: settled.changed,
+                    warnings: settled.warnings,
+                })
+            }
+            Request::WalEnd => {
+                let Stage::Settled(run) = &self.stage else {
+                    return Err(out_of_order("settled data"));
+                };
+                let outside = |path: &RelPath| !path.is_at_or_below("pg_wal") || path.as_str() == "pg_wal";
+                if self.files.iter().any(|file| outside(&file.path))
+                    || !self.directories.is_empty()
+                        && self.directories.iter().any(|directory| outside(&directory.path))
+                {
+                    return Err(out_of_order("WAL"));
+                }
+                for directory in self.directories.drain(..) {
+                    run.target.make_directory(&directory.path, directory.mode)?;
+                }
+                run.extend(std::mem::take(&mut self.files));
+                Ok(Reply::Ok)
+            }
+            Request::Finish { include_in_kept_configuration } => {
+                let Stage::Settled(run) = &self.stage else {
+                    return Err(out_of_order("settled data"));
+                };
+                let puts = std::mem::take(&mut self.puts);
+                let warnings = finish::finish(run, &cluster, puts, include_in_kept_configuration)?;
+                self.finished();
+                Ok(Reply::Durable { warnings })
+            }
+            Request::Start { timeout } => {
+                let timeout = Duration::from_secs(timeout.into());
+                Ok(Reply::Started { launched: launch::start(&cluster, timeout, &self.cancel)? })
+            }
+            Request::Open { .. } | Request::Attach { .. } | Request::Plan { .. } => {
+                Err(out_of_order("another step"))
+            }
+        }
+    }
+
+    /// Opens where the tablespaces go and asks every file system whether it has room. Nothing changes
+    /// but for directories that are removed again if the run does not begin.
+    fn plan_end(&mut self, cluster: &Cluster, terms: Terms) -> Result<Reply> {
+        let Stage::Locked(target) = &mut self.stage else {
+            return Err(out_of_order("a locked directory"));
+        };
+        for tablespace in &terms.tablespaces {
+            let location = Path::new(&tablespace.target);
+            self.receiver.policy.check_outside(cluster, location)?;
+            let link = RelPath::parse(&format!("pg_tblspc/{}", tablespace.oid))?;
+            let content = location.join(&terms.tablespace_version_directory);
+            let is_ours =
+                cluster.data_directory.join(&link).canonicalize().ok() == location.canonicalize().ok();
+            let in_use = std::fs::read_dir(&content).is_ok_and(|mut entries| entries.next().is_some());
+            if in_use && !is_ours {
+                return Err(Error::new(
+                    Kind::TargetRefused,
+                    format!("tablespace directory \"{}\" is in use", content.display()),
+                )
+                .detail(format!(
+                    "Tablespace {} would be written there, but the target does not use it now.",
+                    tablespace.oid
+                ))
+                .hint(
+                    "Map the tablespace to another directory with tablespace_mapping, or empty this one.",
+                ));
+            }
+            target.add_root(&link, location)?;
+        }
+        let mut present = 0;
+        let mut needed: HashMap<u64, u64> = HashMap::new();
+        let device_of = |path: &RelPath| {
+            let roots = target.roots();
+            let root = roots.filter(|(prefix, _)| prefix.is_empty() || path.is_at_or_below(prefix)).last();
+            root.and_then(|(_, fd)| rustix::fs::fstat(fd).ok()).map(|stat| stat.st_dev)
+        };
+        let mut device_of_directory: HashMap<String, u64> = HashMap::new();
+        for file in &self.files {
+            let there = target.stat(&file.path)?.map_or(0, |stat| stat.size.min(file.size));
+            present += there;
+            let directory = file.path.parent().unwrap_or_default();
+            let device = match device_of_directory.get(directory) {
+                Some(&device) => device,
+                None => {
+                    let device = device_of(&file.path).unwrap_or_default();
+                    device_of_directory.insert(directory.to_owned(), device);
+                    device
+                }
+            };
+            *needed.entry(device).or_default() += file.size - there;
+        }
+        for (prefix, fd) in target.roots() {
+            let device = rustix::fs::fstat(&fd).map_err(Error::on("look at the target"))?.st_dev;
+            let wal = if prefix.is_empty() { terms.reserve } else { 0 };
+            let needed = needed.get(&device).copied().unwrap_or(0) + wal + SLACK;
+            let free = finish::free(&fd)?;
+            if free < needed {
+                let shown = if prefix.is_empty() { "the data directory" } else { prefix };
+                return Err(Error::new(
+                    Kind::DiskFull,
+                    format!("not enough space for {shown} on the target"),
+                )
+                .detail(format!("{} MB are needed, {} MB are free.", needed >> 20, free >> 20))
+                .hint(
+                    "Free space on the target's file system, or move tablespaces with tablespace_mapping.",
+                ));
+            }
+        }
+        self.terms = Some(terms);
+        Ok(Reply::Planned { present })
+    }
+
+    fn begin(&self, run: &Run, marker: &message::Marker) -> Result<()> {
+        let terms = self.terms.as_ref().ok_or_else(|| out_of_order("a plan"))?;
+        finish::invalidate(run, marker)?;
+        rustix::fs::fchmod(run.target.root(), rustix::fs::Mode::from_raw_mode(terms.mode & 0o750))
+            .map_err(Error::on("set the mode of the data directory"))?;
+        for directory in &self.directories {
+            run.target.make_directory(&directory.path, directory.mode)?;
+        }
+        for tablespace in &terms.tablespaces {
+            let link = RelPath::parse(&format!("pg_tblspc/{}", tablespace.oid))?;
+            run.target.link(&link, &tablespace.target)?;
+        }
+        Ok(())
+    }
+
+    fn answer(&self, answer: Result<Reply>) -> Result<()> {
+        let reply = answer.unwrap_or_else(Reply::Error);
+        self.control.send(REPLY, &[&message::encode(&reply)?])
+    }
+
+    /// Lets go of a complete target at once: whoever learns that it is complete may want to start it.
+    fn finished(&mut self) {
+        self.receiver.runs().remove(&self.token);
+        self.stage = Stage::Looked;
+    }
+
+    /// Ends what is left of the run and lets go of the target, so that the next run can lock it.
+    fn end(&mut self) {
+        self.receiver.runs().remove(&self.token);
+        let stage = std::mem::replace(&mut self.stage, Stage::Looked);
+        if let Stage::Begun(run) | Stage::Settled(run) = stage {
+            if Arc::strong_count(&run) > 1 {
+                self.cancel.trip();
+            }
+            let deadline = Instant::now() + STREAMS_END;
+            while Arc::strong_count(&run) > 1 && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+}
+
+fn out_of_order(wanted: &str) -> Error {
+    Error::new(Kind::ProtocolViolation, format!("message out of order: it needs {wanted} first"))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn parse_key(text: &str) -> Result<DigestKey> {
+    let invalid = || Error::new(Kind::ProtocolViolation, "invalid digest key");
+    let mut key = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return Err(invalid());
+    }
+    for (position, byte) in key.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * position..2 * position + 2], 16).map_err(|_| invalid())?;
+    }
+    Ok(DigestKey::from_bytes(key))
+}

@@ -1,0 +1,140 @@
+//! After the last page: every file gets its size and mode, and what the primary does not have goes.
+
+use std::collections::{HashMap, HashSet};
+
+use rustix::fs::FileType;
+
+use super::run::{Run, Slot};
+use crate::error::{Error, Result};
+use crate::exclude::{CONTROL_ASIDE, MARKER, Rules};
+use crate::path::RelPath;
+use crate::plan::Directory;
+use crate::protocol::message::Terms;
+
+/// What settling did.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    pub(super) removed: u64,
+    pub(super) changed: u64,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Settles the target.
+pub(super) fn settle(
+    run: &Run,
+    directories: &[Directory],
+    keep: &[RelPath],
+    terms: &Terms,
+) -> Result<Settled> {
+    let slots = run.slots();
+    let mut settled = Settled::default();
+    for (number, slot) in slots.iter().enumerate() {
+        if number.is_multiple_of(1024) {
+            run.cancel.check()?;
+        }
+        if slot.is_gone() {
+            settled.removed += u64::from(run.target.remove(&slot.path)?);
+        } else {
+            fit(run, slot)?;
+            settled.changed += u64::from(slot.is_changed());
+        }
+    }
+    let rules = Rules { host_directories: terms.host_directories.clone(), private_files: Vec::new() };
+    let mut pruner = Pruner {
+        run,
+        planned: directories
+            .iter()
+            .map(|directory| (directory.path.as_str(), true))
+            .chain(slots.iter().filter(|slot| !slot.is_gone()).map(|slot| (slot.path.as_str(), false)))
+            .collect(),
+        tablespaces: terms
+            .tablespaces
+            .iter()
+            .map(|tablespace| {
+                let link = format!("pg_tblspc/{}", tablespace.oid);
+                (format!("{link}/{}", terms.tablespace_version_directory), link)
+            })
+            .unzip(),
+        keep,
+        rules,
+        settled,
+    };
+    pruner.prune(None)?;
+    for location in pruner.tablespaces.0.clone() {
+        pruner.prune(Some(&RelPath::parse(&location)?))?;
+    }
+    Ok(pruner.settled)
+}
+
+/// Creates an empty file, cuts a longer one, sets the mode.
+fn fit(run: &Run, slot: &Slot) -> Result<()> {
+    let size = slot.size();
+    let found = run.target.stat(&slot.path)?;
+    let fits = found.is_some_and(|stat| {
+        stat.kind == FileType::RegularFile && stat.names == 1 && stat.size == size && stat.mode == slot.mode
+    });
+    if fits {
+        return Ok(());
+    }
+    let file = run.target.open_for_write(&slot.path, slot.mode)?;
+    slot.set_changed();
+    file.set_len(size)
+        .and_then(|()| Ok(rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(slot.mode))?))
+        .map_err(Error::on(format_args!("set size and mode of \"{}\" of the target", slot.path)))
+}
+
+struct Pruner<'a> {
+    run: &'a Run,
+    /// Planned paths; true for directories.
+    planned: HashMap<&'a str, bool>,
+    /// The cluster's directory in each tablespace, and the link to the tablespace.
+    tablespaces: (Vec<String>, HashSet<String>),
+    keep: &'a [RelPath],
+    rules: Rules,
+    settled: Settled,
+}
+
+impl Pruner<'_> {
+    /// Removes from one directory what is neither planned nor protected.
+    fn prune(&mut self, directory: Option<&RelPath>) -> Result<()> {
+        self.run.cancel.check()?;
+        for (name, kind) in self.run.target.entries(directory)? {
+            let path = match directory {
+                Some(directory) => directory.join(&name)?,
+                None => RelPath::parse(&name)?,
+            };
+            let is_root = self.run.target.roots().any(|(prefix, _)| prefix == path.as_str());
+            if self.is_protected(&path) || self.tablespaces.1.contains(path.as_str()) {
+                continue;
+            }
+            match self.planned.get(path.as_str()) {
+                Some(true) if kind == FileType::Directory || is_root => self.prune(Some(&path))?,
+                Some(false) if kind == FileType::RegularFile => {}
+                _ if kind == FileType::Directory && self.holds_kept(&path) => self.prune(Some(&path))?,
+                _ => self.remove(&path, kind)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &RelPath, kind: FileType) -> Result<()> {
+        if kind == FileType::Symlink && path.parent() == Some("pg_tblspc") {
+            self.settled.warnings.push(format!(
+                "tablespace link \"{path}\" was removed; the directory it pointed to was left as it is"
+            ));
+        }
+        self.run.target.remove(path)?;
+        self.settled.removed += 1;
+        Ok(())
+    }
+
+    fn is_protected(&self, path: &RelPath) -> bool {
+        self.keep.iter().any(|kept| path.is_at_or_below(kept.as_str()))
+            || self.rules.is_host_directory(path)
+            || matches!(path.as_str(), MARKER | CONTROL_ASIDE)
+    }
+
+    fn holds_kept(&self, directory: &RelPath) -> bool {
+        self.keep.iter().any(|kept| kept.is_at_or_below(directory.as_str()))
+    }
+}

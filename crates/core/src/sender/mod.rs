@@ -1,0 +1,307 @@
+//! The sending half: a run as the primary drives it, one method a step.
+//!
+//! Every method blocks and may be called from any thread; tripping the [`Cancel`] brings it back.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use crate::cancel::Cancel;
+use crate::digest::DigestKey;
+use crate::error::{Error, Kind, Result};
+use crate::link::control::Control;
+use crate::link::{Connector, Link};
+use crate::path::RelPath;
+use crate::plan::{Batches, Directory, File, Plan};
+use crate::progress::Progress;
+use crate::protocol::data::Put;
+use crate::protocol::message::{self, Marker, Purpose, Reply, Request, Target, Terms};
+use crate::protocol::{MAX_STREAMS, PUT, REPLY, REQUEST};
+
+pub mod pack;
+pub mod rate;
+
+mod stream;
+
+pub use stream::Checksums;
+
+use pack::Compression;
+use rate::Rate;
+use stream::{Stream, Transfer, What};
+
+/// Entries of the plan in one message.
+const PLAN_PART: usize = 1000;
+
+/// How data is moved.
+#[derive(Debug, Clone)]
+pub struct Manner {
+    /// Parallel streams; 0 chooses by the number of processors.
+    pub jobs: u32,
+    /// How pages are packed.
+    pub compression: Compression,
+    /// Limit in kB/s for all streams together; 0 is none.
+    pub max_rate: u64,
+    /// How the primary's pages are checked; `None` is not at all.
+    pub checksums: Option<Checksums>,
+}
+
+/// What [`Session::settle`] reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// Files and links removed on the target.
+    pub removed: u64,
+    /// Files written to, created or cut.
+    pub changed: u64,
+    /// What an operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// A run, from looking at the target to its durability.
+pub struct Session {
+    connector: Arc<dyn Connector>,
+    control: Control,
+    cancel: Cancel,
+    progress: Arc<Progress>,
+    target: Target,
+    digest_key: DigestKey,
+    rate: Rate,
+    manner: Manner,
+    streams: Vec<Link>,
+    files: Vec<File>,
+    place: String,
+}
+
+impl Session {
+    /// Connects and looks at the target, locking it if it is going to be replaced.
+    pub fn open(
+        connector: Arc<dyn Connector>,
+        directory: &Path,
+        purpose: Purpose,
+        keep: Vec<RelPath>,
+        progress: Arc<Progress>,
+        cancel: &Cancel,
+    ) -> Result<Self> {
+        let link = connector.connect(cancel)?;
+        let place = connector.place();
+        let control = Control::new(link, cancel.clone(), place.clone())?;
+        let open = Request::Open { directory: directory.to_owned(), purpose, keep };
+        let target = match request(&control, &open)? {
+            Reply::Target(target) => *target,
+            other => return Err(unexpected(&other)),
+        };
+        Ok(Self {
+            connector,
+            control,
+            cancel: cancel.clone(),
+            progress,
+            target,
+            digest_key: DigestKey::random()?,
+            rate: Rate::new(0),
+            manner: Manner { jobs: 0, compression: Compression::Auto, max_rate: 0, checksums: None },
+            streams: Vec::new(),
+            files: Vec::new(),
+            place,
+        })
+    }
+
+    /// What the receiver found.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Has the target's host log in to the primary for replication, as the standby will.
+    pub fn test_replication(&self, conninfo: &str, system_identifier: u64) -> Result<()> {
+        let conninfo = conninfo.to_owned();
+        self.done(&Request::TestReplication { conninfo, system_identifier })
+    }
+
+    /// Sends the plan; fails if there is no room for it. Returns how many of its bytes the target has,
+    /// equal or not. Nothing changes yet.
+    pub fn plan(&mut self, plan: Plan, terms: Terms) -> Result<u64> {
+        self.send_plan(&plan.directories, &plan.files)?;
+        let present = match request(&self.control, &Request::PlanEnd(terms))? {
+            Reply::Planned { present } => present,
+            other => return Err(unexpected(&other)),
+        };
+        self.progress.set_total(plan.bytes());
+        self.files = plan.files;
+        Ok(present)
+    }
+
+    /// From here on the target cannot be started until [`Session::finish`].
+    pub fn begin(&self, marker: Marker) -> Result<()> {
+        let digest_key = self.digest_key.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        self.done(&Request::Begin { marker, digest_key })
+    }
+
+    /// Compares all files of the plan and sends what differs.
+    pub fn send_data(&mut self, data_directory: &Path, manner: Manner) -> Result<()> {
+        self.rate = Rate::new(manner.max_rate);
+        self.manner = manner;
+        let batches = Batches::new(0, self.files.len());
+        self.transfer(data_directory, batches, What::Data)
+    }
+
+    /// Gives every file its size, and removes what the primary does not have.
+    pub fn settle(&self) -> Result<Settled> {
+        match request(&self.control, &Request::Settle)? {
+            Reply::Settled { removed, changed, warnings } => Ok(Settled { removed, changed, warnings }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sends WAL and what else belongs into pg_wal.
+    pub fn send_wal(
+        &mut self,
+        data_directory: &Path,
+        directories: &[Directory],
+        files: Vec<File>,
+    ) -> Result<()> {
+        self.send_plan(directories, &files)?;
+        self.done(&Request::WalEnd)?;
+        let first = self.files.len();
+        self.files.extend(files);
+        let batches = Batches::new(first, self.files.len());
+        self.transfer(data_directory, batches, What::Wal)
+    }
+
+    /// Installs the last files (pg_control among them), makes everything durable and the target
+    /// startable. Returns what an operator should know.
+    pub fn finish(&mut self, puts: &[Put], include_in_kept_configuration: bool) -> Result<Vec<String>> {
+        self.streams.clear();
+        for put in puts {
+            self.control.send(PUT, &[&put.head(), &put.content])?;
+        }
+        match request(&self.control, &Request::Finish { include_in_kept_configuration })? {
+            Reply::Durable { warnings } => Ok(warnings),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Starts the standby and waits until it accepts connections; false if it ran already.
+    pub fn start(&self, timeout: u32) -> Result<bool> {
+        match request(&self.control, &Request::Start { timeout })? {
+            Reply::Started { launched } => Ok(launched),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn send_plan(&self, directories: &[Directory], files: &[File]) -> Result<()> {
+        let parts = directories.len().max(files.len()).div_ceil(PLAN_PART);
+        for part in 0..parts {
+            let slice = |length: usize| (part * PLAN_PART).min(length)..((part + 1) * PLAN_PART).min(length);
+            let message = Request::Plan {
+                directories: directories[slice(directories.len())].to_vec(),
+                files: files[slice(files.len())].to_vec(),
+            };
+            self.control.send(REQUEST, &[&message::encode(&message)?])?;
+        }
+        Ok(())
+    }
+
+    fn transfer(&mut self, data_directory: &Path, batches: Batches, what: What) -> Result<()> {
+        let jobs = streams(self.manner.jobs);
+        while self.streams.len() < jobs {
+            let link = self.attach()?;
+            self.streams.push(link);
+        }
+        let transfer = Transfer {
+            data_directory,
+            files: &self.files,
+            batches: Mutex::new(batches),
+            what,
+            digest_key: &self.digest_key,
+            checksums: self.manner.checksums,
+            compression: self.manner.compression,
+            rate: &self.rate,
+            progress: &self.progress,
+            cancel: &self.cancel,
+            is_remote: self.connector.is_remote(),
+            place: &self.place,
+        };
+        let transfer = &transfer;
+        let cancel = &self.cancel;
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = self
+                .streams
+                .iter_mut()
+                .map(|link| {
+                    let work = move || {
+                        // one stream that fails ends the others: they see the cause, not a broken link
+                        Stream::new(transfer, link).run().inspect_err(|error| cancel.trip_with(error.clone()))
+                    };
+                    std::thread::Builder::new().name("send".to_owned()).spawn_scoped(scope, work)
+                })
+                .collect();
+            let results: Vec<Result<()>> = workers
+                .into_iter()
+                .map(|worker| {
+                    let worker = worker.map_err(Error::on("start a thread"))?;
+                    worker.join().unwrap_or_else(|_| {
+                        Err(Error::new(Kind::Internal, "a thread that sends data panicked"))
+                    })
+                })
+                .collect();
+            let finished: Result<()> = results.into_iter().collect();
+            // the others failed because the first one did
+            finished.map_err(|error| cancel.cause().unwrap_or(error))
+        })
+    }
+
+    fn attach(&self) -> Result<Link> {
+        let mut link = self.connector.connect(&self.cancel)?;
+        let attach = Request::Attach { session: self.target.session.clone() };
+        link.sink.send(REQUEST, &[&message::encode(&attach)?])?;
+        link.sink.flush()?;
+        let mut body = Vec::new();
+        match link.source.receive(&mut body)? {
+            Some(REPLY) => match message::decode(&body)? {
+                Reply::Ok => Ok(link),
+                Reply::Error(error) => Err(error),
+                other => Err(unexpected(&other)),
+            },
+            _ => Err(crate::link::closed(&self.place)),
+        }
+    }
+
+    fn done(&self, message: &Request) -> Result<()> {
+        match request(&self.control, message)? {
+            Reply::Ok => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // closes every link of the run; whoever still works on it comes back
+        self.cancel.trip();
+    }
+}
+
+/// How many streams a setting of `jobs` means.
+fn streams(jobs: u32) -> usize {
+    let wanted = match jobs {
+        0 => std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 16)),
+        jobs => jobs as usize,
+    };
+    wanted.min(MAX_STREAMS)
+}
+
+fn request(control: &Control, message: &Request) -> Result<Reply> {
+    control.send(REQUEST, &[&message::encode(message)?])?;
+    match control.receive()? {
+        Some((REPLY, body)) => match message::decode(&body)? {
+            Reply::Error(error) => Err(error),
+            reply => Ok(reply),
+        },
+        Some((kind, _)) => {
+            Err(Error::new(Kind::ProtocolViolation, format!("unexpected frame of kind {kind:#04x}")))
+        }
+        None => Err(control.closed()),
+    }
+}
+
+fn unexpected(reply: &Reply) -> Error {
+    Error::new(Kind::ProtocolViolation, format!("unexpected reply: {reply:?}"))
+}
