@@ -5,7 +5,7 @@
 mod tests {
     use pgrx::prelude::*;
 
-    use crate::server_tests::support::{Session, fails, holds, value};
+    use crate::server_tests::support::{Session, eventually, fails, holds, value};
 
     /// Exactly as users and Pgpool-II know them.
     const SIGNATURES: [&str; 12] = [
@@ -214,23 +214,27 @@ mod tests {
         let directory =
             format!("{}/../archive_test", value("SELECT current_setting('data_directory')").expect("path"));
         std::fs::create_dir_all(&directory).expect("directory");
+        let current = value("SELECT pg_walfile_name(pg_current_wal_lsn())").expect("a name");
+        let first = u64::from_str_radix(&current[16..], 16).expect("hexadecimal");
+        // Other tests may switch WAL, too: provide every segment that may be meant.
+        let archive = |bytes: usize| {
+            for number in first.saturating_sub(1)..first + 20 {
+                let file = format!("{directory}/{}{number:08X}", &current[..16]);
+                std::fs::write(file, vec![0; bytes]).expect("segment");
+            }
+        };
         let session = Session::open("switch");
         // An empty and a half-written file are no archived segment.
-        session.send(&format!("SELECT pgpool_switch_xlog('{directory}')"));
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        assert!(!session.is_done());
-        let before = value("SELECT pg_walfile_name(pg_current_wal_lsn() - 1)").expect("a name");
-        // Other tests may switch WAL, too: provide every segment that may have been meant.
-        let number = u64::from_str_radix(&before[16..], 16).expect("hexadecimal");
-        for n in number.saturating_sub(20)..=number {
-            std::fs::write(format!("{directory}/{}{n:08X}", &before[..16]), vec![0; 1 << 20])
-                .expect("segment");
+        for incomplete in [0, (1 << 20) - 1] {
+            archive(incomplete);
+            if incomplete == 0 {
+                session.send(&format!("SELECT pgpool_switch_xlog('{directory}')"));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(400));
+            assert!(!session.is_done(), "{incomplete}");
         }
-        crate::server_tests::support::eventually(
-            "the segment is seen",
-            std::time::Duration::from_secs(10),
-            || session.is_done(),
-        );
+        archive(16 << 20);
+        eventually("the segment is seen", std::time::Duration::from_secs(10), || session.is_done());
         let path = value("SELECT v FROM dblink_get_result('switch') AS r(v text)").expect("a path");
         assert!(path.starts_with(&format!("{directory}/0000000")), "{path}");
         session.hang_up();

@@ -225,8 +225,10 @@ mod tests {
         });
         Spi::run(&format!("SELECT pg_cancel_backend({pid})")).expect("cancelled");
         eventually("the row goes away", Duration::from_secs(10), || row().as_deref() == Some(""));
-        fails("22012", "SELECT tests.hold_progress('raise')");
-        assert_nothing_held();
+        for (how, state) in [("return", "00000"), ("error", "XX000"), ("raise", "22012")] {
+            assert_eq!(outcome(&format!("SELECT tests.hold_progress('{how}')")).state, state);
+            assert_nothing_held();
+        }
     }
 
     #[pg_test]
