@@ -268,3 +268,42 @@ fn a_linked_data_directory_is_followed() {
     remote_start(&primary, "localhost", link.to_str().expect("ASCII"));
     assert!(standby.in_recovery());
 }
+
+#[test]
+fn a_directory_may_have_an_odd_name() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let target = Cluster::place(&scratch, &Host::here(), "odd")
+        .at(scratch.join("it's a place, with \u{fc}ml\u{e4}uts"));
+    Recovery::of(&target, &primary).option("dest_port", target.port()).option("start", true).run(&primary);
+    assert!(target.in_recovery());
+    target.stop(Stop::Fast);
+    Recovery::of(&target, &primary).option("start", true).run(&primary);
+    assert!(target.in_recovery());
+}
+
+#[test]
+fn a_directory_is_never_read_as_a_command() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let canary = scratch.join("canary");
+    // pg_ctl hands what follows -D to a shell, between double quotes.
+    for name in ["$(touch CANARY)", "`touch CANARY`", "\"; touch CANARY; \"", "back\\slash"] {
+        let name = name.replace("CANARY", "canary");
+        let target = Cluster::place(&scratch, &Host::here(), "odd").at(scratch.join(&name));
+        let recovery =
+            Recovery::of(&target, &primary).option("dest_port", target.port()).option("start", true);
+        // The working directory of whatever runs a shell may be the data directory of either.
+        let before = [primary.has("canary"), canary.exists()];
+        match recovery.call(&mut primary.connect()) {
+            Ok(_) => assert!(target.in_recovery(), "{name}"),
+            Err(error) => {
+                let error = pgpool_recovery_e2e::SqlError::from(&error).expect("22023");
+                assert!(error.text().contains("dest_dir") || error.text().contains("director"), "{error:?}");
+                assert!(!target.has(""), "{name}");
+            }
+        }
+        assert_eq!([primary.has("canary"), canary.exists()], before, "{name} was run");
+        assert!(!target.has("canary"), "{name} was run");
+    }
+}

@@ -82,7 +82,9 @@ fn unusable_text_in_every_argument() {
         "%s%s%n".to_owned(),
         long.clone(),
     ];
-    let bad_directories = ["", "relative", "./x", "../x", "/tmp/../etc", "/", "//", "~"];
+    let long_path = format!("/{long}");
+    let bad_directories =
+        ["", "relative", "./x", "../x", "/tmp/../etc", "/", "//", "~", "/tmp/a\nb", "/tmp/\u{7}", &long_path];
     let bad_ports = ["", "0", "-1", "65536", "99999999999999999999", "54x", " 5432", "0x10", "5432;"];
 
     let mut attempts: Vec<(String, String, String)> = Vec::new();
@@ -102,8 +104,10 @@ fn unusable_text_in_every_argument() {
             let result = client.query(sql, &arguments);
             let context = format!("{host:?} {directory:?} {port:?}");
             let error = SqlError::from(&result.err().unwrap_or_else(|| panic!("{context} was accepted")));
-            assert_eq!(error.sqlstate, "22023", "{context}: {error:?}");
-            let error = error.expect("22023");
+            // A percent sign introduces the zone of an IPv6 address: no such host, then.
+            let expected = if host.starts_with('%') { "08001" } else { "22023" };
+            assert_eq!(error.sqlstate, expected, "{context}: {error:?}");
+            let error = error.expect(expected);
             assert!(error.text().len() < 2000 && !error.message.contains('\n'), "{error:?}");
         }
     }
