@@ -110,6 +110,8 @@ mod tests {
     #[track_caller]
     fn assert_nothing_held() {
         assert!(!backup::is_running(), "a backup is left");
+        // What other sessions would see is cached until the end of the transaction.
+        Spi::run("SELECT pg_stat_clear_snapshot()").expect("cleared");
         assert!(holds("NOT EXISTS (SELECT FROM pg_stat_progress_basebackup WHERE pid = pg_backend_pid())"));
         assert!(holds("NOT EXISTS (SELECT FROM pg_replication_slots WHERE active_pid = pg_backend_pid())"));
         assert!(holds("current_user = session_user"));
