@@ -1,6 +1,7 @@
 //! Running a program of PostgreSQL's without a shell, without leaking anything into it.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -54,10 +55,20 @@ pub fn command<I: AsRef<OsStr>>(program: &Path, arguments: impl IntoIterator<Ite
 ///
 /// Output goes through a file, not a pipe: a server that the program leaves behind may hold its
 /// outputs open for years, and waiting for a pipe to close would hang.
-pub fn run(mut command: Command, deadline: Duration, cancel: &Cancel) -> Result<Outcome> {
+pub fn run(command: Command, deadline: Duration, cancel: &Cancel) -> Result<Outcome> {
+    let output = anonymous_file().map_err(Error::on("make a temporary file"))?;
+    run_into(command, output, deadline, cancel)
+}
+
+/// Like [`run`], with both outputs going to a file of the caller's.
+pub fn run_into(
+    mut command: Command,
+    mut output: File,
+    deadline: Duration,
+    cancel: &Cancel,
+) -> Result<Outcome> {
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |error: std::io::Error| Error::io(format_args!("run \"{program}\""), &error);
-    let mut output = anonymous_file().map_err(failed)?;
     command.stdout(output.try_clone().map_err(failed)?).stderr(output.try_clone().map_err(failed)?);
     close_fds::set_fds_cloexec(3, &[]);
     let mut child = command.spawn().map_err(failed)?;
@@ -87,12 +98,12 @@ fn kill_group(child: &mut Child) {
     let _ = child.wait();
 }
 
-fn anonymous_file() -> std::io::Result<std::fs::File> {
+fn anonymous_file() -> std::io::Result<File> {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     Ok(rustix::fs::memfd_create("pgpool_recovery_output", flags)?.into())
 }
 
-fn tail(output: &mut std::fs::File) -> std::io::Result<String> {
+fn tail(output: &mut File) -> std::io::Result<String> {
     let length = output.metadata()?.len();
     output.seek(SeekFrom::Start(length.saturating_sub(OUTPUT)))?;
     let mut bytes = Vec::new();

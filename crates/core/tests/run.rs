@@ -53,6 +53,7 @@ impl Hosts {
         fs::write(&postgres, "#!/bin/sh\necho 'postgres (PostgreSQL) 15.18'\n").expect("write");
         fs::set_permissions(&postgres, fs::Permissions::from_mode(0o755)).expect("chmod");
         hosts.write("primary/PG_VERSION", b"15\n");
+        hosts.write("primary/pg_wal/000000010000000000000001", &[&pages(1, 9)[..], &[0; 1 << 20]].concat());
         hosts
     }
 
@@ -147,7 +148,7 @@ impl Hosts {
         let settled = session.settle()?;
         let wal = RelPath::parse("pg_wal/000000010000000000000001").expect("valid");
         let archive_status = RelPath::parse("pg_wal/archive_status").expect("valid");
-        let size = fs::metadata(self.path("primary").join(&wal)).map_or(0, |metadata| metadata.len());
+        let size = fs::metadata(self.path("primary").join(&wal)).expect("WAL").len();
         session.send_wal(
             &self.path("primary"),
             &[Directory { path: archive_status, mode: 0o700 }],
@@ -195,9 +196,8 @@ fn an_empty_target_gets_everything_and_a_second_run_sends_nothing() {
     hosts.write("primary/base/5/2", &pages(3, 2)[..20_000]);
     hosts.write("primary/base/5/empty", b"");
     for number in 0..600 {
-        hosts.write(&format!("primary/pg_xact/{number:04}"), &[number as u8; 100]);
+        hosts.write(&format!("primary/pg_xact/{number:04}"), &[number as u8 | 1; 100]);
     }
-    hosts.write("primary/pg_wal/000000010000000000000001", &pages(2048, 9));
     for (name, connector) in transports(&hosts) {
         let outcome = hosts.run(&connector).expect(name);
         assert_eq!((outcome.sent, outcome.total), (outcome.total, outcome.sent), "{name}: all of it");

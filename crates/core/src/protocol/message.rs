@@ -62,6 +62,8 @@ pub enum Request {
         /// The line that makes a kept postgresql.conf read myrecovery.conf is added if it lacks.
         include_in_kept_configuration: bool,
     },
+    /// The last lines of the server's log. Answer: [`Reply::Log`].
+    Log,
     /// Start the server in the opened directory and wait until it accepts connections.
     /// Answer: [`Reply::Started`].
     Start {
@@ -126,6 +128,11 @@ pub enum Reply {
     Started {
         /// False if it ran already.
         launched: bool,
+    },
+    /// The end of the server's log.
+    Log {
+        /// A few lines.
+        lines: String,
     },
     /// It did not work.
     Error(Error),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::inspect::myrecovery_path;
 use super::policy::Cluster;
 use super::run::Run;
+use super::settle::settle_wal;
 use crate::control_file::PG_CONTROL;
 use crate::error::{Error, Kind, Result};
 use crate::exclude::{CONTROL_ASIDE, MARKER};
@@ -39,6 +40,7 @@ pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>, include: bool
     let [control] = controls.as_slice() else {
         return Err(Error::new(Kind::ProtocolViolation, "the run finishes without pg_control"));
     };
+    settle_wal(run)?;
     for put in &others {
         run.target.install(&put.path, &put.content, put.mode)?;
     }

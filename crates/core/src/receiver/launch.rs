@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -108,37 +109,43 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
     }
 }
 
+/// The last lines of the server's log, whenever they were written.
+pub fn log_tail(cluster: &Cluster) -> String {
+    Logs { directory: cluster.data_directory.clone(), before: Vec::new() }.tail()
+}
+
 fn launch(cluster: &Cluster, timeout: Duration, logs: &Logs, cancel: &Cancel) -> Result<()> {
     let directory = &cluster.data_directory;
     let seconds = timeout.as_secs().max(1).to_string();
-    let command = match &cluster.start_command {
+    let (command, output) = match &cluster.start_command {
         Some(words) => {
             let (program, arguments) = words
                 .split_first()
                 .ok_or_else(|| Error::new(Kind::InvalidArgument, "start_command in agent.toml is empty"))?;
-            process::command(Path::new(program), arguments)
+            (process::command(Path::new(program), arguments), None)
         }
         None => {
-            let log = directory.join(START_LOG);
-            if let Some(parent) = log.parent() {
-                use std::os::unix::fs::DirBuilderExt;
-                let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
-                made.map_err(Error::on(format_args!("make directory \"{}\"", parent.display())))?;
-            }
-            let pg_ctl = cluster.bin_directory.join("pg_ctl");
-            let mut command = process::command(&pg_ctl, ["start", "-w", "-t", &seconds, "-D"]);
-            command.arg(directory).arg("-l").arg(log);
+            // pg_ctl passes -D, -l and -o through a shell: the directory goes by PGDATA instead, and the
+            // log is what pg_ctl itself writes to
+            let mut command =
+                process::command(&cluster.bin_directory.join("pg_ctl"), ["start", "-w", "-t", &seconds]);
+            command.env("PGDATA", directory);
             if let Some(file) = &cluster.config_file {
                 command.arg("-o").arg(format!("-c config_file={}", shell_quoted(&file.to_string_lossy())));
             }
-            command
+            (command, Some(start_log(directory)?))
         }
     };
-    let outcome = process::run(command, timeout + Duration::from_secs(5), cancel)?;
+    let deadline = timeout + Duration::from_secs(5);
+    let outcome = match output {
+        Some(log) => process::run_into(command, log, deadline, cancel)?,
+        None => process::run(command, deadline, cancel)?,
+    };
     if outcome.status.success() {
         return Ok(());
     }
-    let detail = [outcome.output.clone(), logs.tail()].join("\n");
+    let said = if cluster.start_command.is_some() { outcome.output.as_str() } else { "" };
+    let detail = [said, &logs.tail()].join("\n");
     Err(Error::new(
         Kind::StartFailed,
         format!(
@@ -149,6 +156,18 @@ fn launch(cluster: &Cluster, timeout: Duration, logs: &Logs, cancel: &Cancel) ->
     )
     .detail(detail.trim().to_owned())
     .hint("The log lines above are the standby's own."))
+}
+
+/// The file that gets what pg_ctl and the server say before the server's own logging begins.
+fn start_log(directory: &Path) -> Result<fs::File> {
+    let path = directory.join(START_LOG);
+    let open = || {
+        if let Some(parent) = path.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        }
+        fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)
+    };
+    open().map_err(Error::on(format_args!("open log file \"{}\"", path.display())))
 }
 
 /// pg_ctl passes `-o` through a shell.

@@ -1,6 +1,6 @@
 //! What the links of one run share.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use crate::cancel::Cancel;
@@ -17,17 +17,27 @@ pub(super) struct Run {
     /// Ends all links of the run.
     pub(super) cancel: Cancel,
     slots: RwLock<Vec<Slot>>,
+    /// How many slots have been settled.
+    settled: AtomicUsize,
 }
 
 impl Run {
     pub(super) fn new(target: Target, digest_key: DigestKey, cancel: Cancel, files: Vec<File>) -> Self {
         let slots = RwLock::new(files.into_iter().map(Slot::new).collect());
-        Self { target, digest_key, cancel, slots }
+        Self { target, digest_key, cancel, slots, settled: AtomicUsize::new(0) }
     }
 
     /// All files of the plan; the position is the file's number on the wire.
     pub(super) fn slots(&self) -> RwLockReadGuard<'_, Vec<Slot>> {
         self.slots.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn settled(&self) -> usize {
+        self.settled.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_settled(&self, slots: usize) {
+        self.settled.store(slots, Ordering::Relaxed);
     }
 
     /// The plan goes on: WAL.

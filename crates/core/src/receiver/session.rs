@@ -125,13 +125,7 @@ impl Session<'_> {
         let cluster = self.receiver.policy.cluster(directory)?;
         let target = match purpose {
             Purpose::Look => None,
-            Purpose::Recover => {
-                // a look first: a refusal must not even touch the directory
-                if let Some(process) = running::server(&cluster.data_directory) {
-                    return Err(running::refusal(&cluster.data_directory, process));
-                }
-                Some(self.lock(&cluster)?)
-            }
+            Purpose::Recover => Some(self.lock(&cluster)?),
         };
         let mut found = inspect::inspect(&cluster, &self.keep, &self.token, peer, &self.cancel)?;
         if let Some(target) = target {
@@ -177,6 +171,10 @@ impl Session<'_> {
                 let Stage::Locked(target) = std::mem::replace(&mut self.stage, Stage::Looked) else {
                     return Err(out_of_order("a locked directory"));
                 };
+                // the sender was told when it opened; whatever it made of that, a running server is safe
+                if let Some(process) = running::server(&cluster.data_directory) {
+                    return Err(running::refusal(&cluster.data_directory, process));
+                }
                 let key = parse_key(&digest_key)?;
                 let files = std::mem::take(&mut self.files);
                 let run = Arc::new(Run::new(*target, key, self.cancel.clone(), files));
@@ -228,6 +226,7 @@ impl Session<'_> {
                 let timeout = Duration::from_secs(timeout.into());
                 Ok(Reply::Started { launched: launch::start(&cluster, timeout, &self.cancel)? })
             }
+            Request::Log => Ok(Reply::Log { lines: launch::log_tail(&cluster) }),
             Request::Open { .. } | Request::Attach { .. } | Request::Plan { .. } => {
                 Err(out_of_order("another step"))
             }

@@ -3,9 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use super::run::{Run, Slot};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::exclude::{CONTROL_ASIDE, MARKER, Rules};
 use crate::path::RelPath;
 use crate::plan::Directory;
@@ -39,6 +40,7 @@ pub(super) fn settle(
             settled.changed += u64::from(slot.is_changed());
         }
     }
+    run.set_settled(slots.len());
     let rules = Rules { host_directories: terms.host_directories.clone(), private_files: Vec::new() };
     let mut pruner = Pruner {
         run,
@@ -64,6 +66,36 @@ pub(super) fn settle(
         pruner.prune(Some(&RelPath::parse(&location)?))?;
     }
     Ok(pruner.settled)
+}
+
+/// Gives the files that came after settling, WAL, their size. Their blocks are allocated: the server
+/// recycles these files and relies on their space.
+pub(super) fn settle_wal(run: &Run) -> Result<()> {
+    for slot in &run.slots()[run.settled()..] {
+        if slot.is_gone() {
+            return Err(Error::new(
+                Kind::SlotLost,
+                format!("WAL file \"{}\" was removed on the primary", slot.path),
+            )
+            .detail("The standby needs it to reach consistency.")
+            .hint("Use a replication slot (pgpool_recovery.slot_name), or increase wal_keep_size."));
+        }
+        fit(run, slot)?;
+        if slot.size() > 0 {
+            let file = run.target.open_for_write(&slot.path, slot.mode)?;
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, slot.size()) {
+                // not every file system can
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+                Err(error) => {
+                    return Err(Error::io(
+                        format_args!("allocate \"{}\" on the target", slot.path),
+                        &error.into(),
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Creates an empty file, cuts a longer one, sets the mode.

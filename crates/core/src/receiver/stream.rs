@@ -10,6 +10,7 @@ use super::run::{Run, slot};
 use super::{cut, reply, unexpected};
 use crate::cancel::Cancel;
 use crate::compress;
+use crate::digest::{DIGEST, PAGE};
 use crate::error::{Error, Kind, Result};
 use crate::link::{Link, Sink, Source};
 use crate::plan::Range;
@@ -169,17 +170,26 @@ impl Digester<'_> {
         };
         self.buffer.resize(range.length as usize, 0);
         let mut filled = 0;
+        let mut unreadable = false;
         while filled < self.buffer.len() {
             match file.read_at(&mut self.buffer[filled..], range.offset + filled as u64) {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                // a block the target's disk cannot read counts as different
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => break,
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+                    unreadable = true;
+                    break;
+                }
                 Err(error) => {
                     return Err(Error::io(format_args!("read file \"{}\" of the target", slot.path), &error));
                 }
             }
+        }
+        if unreadable {
+            // what the target's disk cannot read is there but equal to nothing: it is written anew
+            let digests = vec![0; self.buffer.len().div_ceil(PAGE) * DIGEST];
+            Present::encode(range.length, &digests, out);
+            return Ok(());
         }
         let length = u32::try_from(filled).unwrap_or(u32::MAX);
         out.extend_from_slice(&length.to_le_bytes());

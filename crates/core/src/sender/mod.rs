@@ -186,6 +186,14 @@ impl Session {
         }
     }
 
+    /// The last lines of the standby's own log.
+    pub fn log_tail(&self) -> Result<String> {
+        match request(&self.control, &Request::Log)? {
+            Reply::Log { lines } => Ok(lines),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     fn send_plan(&self, directories: &[Directory], files: &[File]) -> Result<()> {
         let parts = directories.len().max(files.len()).div_ceil(PLAN_PART);
         for part in 0..parts {

@@ -258,9 +258,15 @@ impl<'a> Stream<'a> {
                 add(start, (start + PAGE).min(length));
             }
         }
+        // beyond its end the target's file reads as zeros once it has its size
         let compared = comparable.div_ceil(PAGE) * PAGE;
-        if compared < length {
-            add(compared, length);
+        let mut start = compared;
+        while start < length {
+            let end = (start + PAGE).min(length);
+            if !is_zero(&self.buffer[start..end]) {
+                add(start, end);
+            }
+            start = end;
         }
     }
 
@@ -325,6 +331,11 @@ fn expect(source: &mut dyn Source, wanted: u8, body: &mut Vec<u8>, place: &str) 
         )),
         None => Err(closed(place)),
     }
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    // stops at the first byte for almost every page that is not zero
+    page.first() == Some(&0) && page.iter().all(|&byte| byte == 0)
 }
 
 fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {

@@ -1,0 +1,316 @@
+//! May this target be replaced by a copy of this primary? (S6)
+//!
+//! Pure: facts in, one finding a question out, so that a check shows all problems and a recovery stops
+//! at the first.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Kind};
+use crate::protocol::message::{Content, Target};
+use crate::receiver::running;
+
+/// The primary, as far as it matters.
+#[derive(Debug, Clone)]
+pub struct Primary {
+    /// Its data directory, symbolic links resolved.
+    pub directory: PathBuf,
+    /// Device and inode of the directory.
+    pub identity: (u64, u64),
+    /// Device and inode of its pg_wal.
+    pub wal_identity: Option<(u64, u64)>,
+    /// The boot of the machine it runs on.
+    pub boot_id: Option<String>,
+    /// From pg_control.
+    pub system_identifier: u64,
+    /// `15`
+    pub major_version: String,
+    /// Bytes.
+    pub block_size: u32,
+    /// Bytes.
+    pub wal_segment_size: u32,
+}
+
+/// How the target is going to be filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    /// Nothing is there.
+    Full,
+    /// A cluster is there; what differs is sent.
+    Delta,
+    /// A broken-off recovery is completed.
+    Resume,
+}
+
+impl Strategy {
+    /// As the report calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Delta => "delta",
+            Self::Resume => "resume",
+        }
+    }
+}
+
+/// The answer to one question: what was found, or why the target is refused.
+pub struct Finding {
+    /// The question, as `pgpool_recovery_check` names it.
+    pub step: &'static str,
+    /// The answer.
+    pub answer: Result<String, Error>,
+}
+
+/// Which strategy fits what was found.
+pub fn strategy(primary: &Primary, target: &Target) -> Strategy {
+    match target.content {
+        Content::Missing | Content::Empty | Content::Other => Strategy::Full,
+        Content::Cluster if resumes(primary, target) => Strategy::Resume,
+        Content::Cluster => Strategy::Delta,
+    }
+}
+
+/// All questions and their answers. `same_paths`: the target is written by the primary's own process,
+/// so paths mean the same on both sides. `any_cluster`: another cluster may be replaced.
+pub fn judge(primary: &Primary, target: &Target, same_paths: bool, any_cluster: bool) -> Vec<Finding> {
+    let finding = |step, answer| Finding { step, answer };
+    vec![
+        finding("target_is_not_primary", not_the_primary(primary, target, same_paths)),
+        finding("target_stopped", stopped(target)),
+        finding("target_identity", identity(primary, target, any_cluster)),
+        finding("target_version", version(primary, target, any_cluster)),
+    ]
+}
+
+fn refused(message: String) -> Error {
+    Error::new(Kind::TargetRefused, message)
+}
+
+fn not_the_primary(primary: &Primary, target: &Target, same_paths: bool) -> Result<String, Error> {
+    let shown = target.directory.display();
+    let hint = "Give the data directory of the standby.";
+    let one_machine = primary.boot_id.is_some() && primary.boot_id == target.boot_id;
+    let same_directory = one_machine && target.identity == Some(primary.identity);
+    if same_directory || same_paths && target.directory == primary.directory {
+        return Err(refused(format!("target directory \"{shown}\" is the primary itself"))
+            .detail("Recovering a server from itself would destroy it.")
+            .hint(hint));
+    }
+    if same_paths && target.directory.starts_with(&primary.directory) {
+        return Err(refused(format!("target directory \"{shown}\" is inside the primary's data directory"))
+            .detail(format!("The primary's data directory is \"{}\".", primary.directory.display()))
+            .hint(hint));
+    }
+    if same_paths && primary.directory.starts_with(&target.directory) {
+        return Err(refused(format!("target directory \"{shown}\" contains the primary's data directory"))
+            .detail(format!("The primary's data directory is \"{}\".", primary.directory.display()))
+            .hint(hint));
+    }
+    if one_machine && target.wal_identity.is_some() && target.wal_identity == primary.wal_identity {
+        return Err(refused(format!("pg_wal of target directory \"{shown}\" is the primary's own"))
+            .detail("The target's pg_wal is a symbolic link to the primary's WAL directory.")
+            .hint("Remove the link, or let it point to a directory of the standby's own."));
+    }
+    Ok(format!("\"{shown}\" is not the primary's data directory"))
+}
+
+fn stopped(target: &Target) -> Result<String, Error> {
+    match target.running {
+        Some(process) => Err(running::refusal(&target.directory, process)),
+        None => Ok("no server is running there".to_owned()),
+    }
+}
+
+fn resumes(primary: &Primary, target: &Target) -> bool {
+    target.marker.as_ref().is_some_and(|marker| marker.system_identifier == primary.system_identifier)
+}
+
+fn identity(primary: &Primary, target: &Target, any_cluster: bool) -> Result<String, Error> {
+    let shown = target.directory.display();
+    match target.content {
+        Content::Missing => return Ok("the directory does not exist yet".to_owned()),
+        Content::Empty => return Ok("the directory is empty".to_owned()),
+        Content::Other => {
+            return Err(refused(format!("directory \"{shown}\" is not empty and not a PostgreSQL cluster"))
+                .detail("It has neither PG_VERSION nor the marker of a broken-off recovery.")
+                .hint("Give the standby's data directory, or empty this one by hand."));
+        }
+        Content::Cluster => {}
+    }
+    if resumes(primary, target) {
+        return Ok("a recovery from this primary was broken off there; it will be completed".to_owned());
+    }
+    match target.system_identifier {
+        Some(found) if found == primary.system_identifier && target.marker.is_none() => {
+            Ok(format!("a cluster of this system ({found})"))
+        }
+        _ if any_cluster => Ok("another cluster; overwrite is any_cluster".to_owned()),
+        Some(found) => Err(refused(format!("directory \"{shown}\" belongs to another cluster"))
+            .detail(format!(
+                "Its system identifier is {}, this primary's is {}.",
+                target.marker.as_ref().map_or(found, |marker| marker.system_identifier),
+                primary.system_identifier
+            ))
+            .hint("If it may be destroyed, set pgpool_recovery.overwrite = any_cluster, or pass it as an option.")),
+        None => Err(refused(format!("cannot tell to which cluster directory \"{shown}\" belongs"))
+            .detail("Its pg_control cannot be read, and its WAL does not tell either.")
+            .hint("If it may be destroyed, set pgpool_recovery.overwrite = any_cluster, or pass it as an option.")),
+    }
+}
+
+fn version(primary: &Primary, target: &Target, any_cluster: bool) -> Result<String, Error> {
+    let shown = target.directory.display();
+    let ours = &primary.major_version;
+    if let Some(server) = target.server_version.as_ref().filter(|server| *server != ours) {
+        return Err(refused(format!("the server on the target's host is PostgreSQL {server}"))
+            .detail(format!("This primary is PostgreSQL {ours}; a standby must have the same major version."))
+            .hint("Install the same major version there, or correct bin_directory in agent.toml."));
+    }
+    if any_cluster {
+        return Ok(format!("PostgreSQL {ours} on both sides"));
+    }
+    if let Some(found) = target.pg_version.as_ref().filter(|found| *found != ours) {
+        return Err(refused(format!("directory \"{shown}\" is a cluster of PostgreSQL {found}"))
+            .detail(format!("This primary is PostgreSQL {ours}."))
+            .hint("If it may be destroyed, set pgpool_recovery.overwrite = any_cluster, or pass it as an option."));
+    }
+    if let Some(control) = &target.control {
+        let (found, ours) =
+            ((control.block_size, control.wal_segment_size), (primary.block_size, primary.wal_segment_size));
+        if found != ours {
+            return Err(refused(format!("directory \"{shown}\" is a cluster of another layout"))
+                .detail(format!(
+                    "Its block size and WAL segment size are {} and {} bytes, this primary's are {} and {}.",
+                    found.0, found.1, ours.0, ours.1
+                ))
+                .hint("If it may be destroyed, set pgpool_recovery.overwrite = any_cluster, or pass it as an option."));
+        }
+    }
+    Ok(format!("PostgreSQL {ours} on both sides"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control_file::ControlFile;
+    use crate::control_file::tests::sample;
+    use crate::protocol::message::Marker;
+
+    fn primary() -> Primary {
+        Primary {
+            directory: "/srv/primary".into(),
+            identity: (1, 2),
+            wal_identity: Some((1, 3)),
+            boot_id: Some("boot".to_owned()),
+            system_identifier: 7,
+            major_version: "15".to_owned(),
+            block_size: 8192,
+            wal_segment_size: 16 << 20,
+        }
+    }
+
+    fn target() -> Target {
+        Target {
+            session: String::new(),
+            directory: "/srv/standby".into(),
+            content: Content::Cluster,
+            control: Some(ControlFile::parse(&sample(7)).expect("valid")),
+            system_identifier: Some(7),
+            marker: None,
+            running: None,
+            pg_version: Some("15".to_owned()),
+            server_version: Some("15".to_owned()),
+            identity: Some((1, 9)),
+            wal_identity: None,
+            boot_id: Some("boot".to_owned()),
+            kept: Vec::new(),
+            external_configuration: None,
+            includes_myrecovery: false,
+            standby: None,
+            peer: None,
+            free: 0,
+        }
+    }
+
+    fn first_refusal(target: &Target, any_cluster: bool) -> Option<(&'static str, Error)> {
+        judge(&primary(), target, true, any_cluster)
+            .into_iter()
+            .find_map(|finding| Some((finding.step, finding.answer.err()?)))
+    }
+
+    fn refusal(change: impl FnOnce(&mut Target)) -> Option<&'static str> {
+        let mut target = target();
+        change(&mut target);
+        first_refusal(&target, false).map(|(step, error)| {
+            assert!(error.detail.is_some() && error.hint.is_some(), "{error:?}");
+            step
+        })
+    }
+
+    #[test]
+    fn a_stopped_cluster_of_this_system_is_accepted() {
+        assert!(first_refusal(&target(), false).is_none());
+        assert_eq!(strategy(&primary(), &target()), Strategy::Delta);
+        for content in [Content::Missing, Content::Empty] {
+            let target =
+                Target { content, control: None, system_identifier: None, pg_version: None, ..target() };
+            assert!(first_refusal(&target, false).is_none());
+            assert_eq!(strategy(&primary(), &target), Strategy::Full);
+        }
+    }
+
+    #[test]
+    fn the_primary_is_never_a_target() {
+        let step = Some("target_is_not_primary");
+        assert_eq!(refusal(|target| target.directory = "/srv/primary".into()), step);
+        assert_eq!(refusal(|target| target.identity = Some((1, 2))), step);
+        assert_eq!(refusal(|target| target.directory = "/srv/primary/base".into()), step);
+        assert_eq!(refusal(|target| target.directory = "/srv".into()), step);
+        assert_eq!(refusal(|target| target.wal_identity = Some((1, 3))), step);
+        // in another container of the same machine the same path is another directory
+        let other = Target { directory: "/srv/primary".into(), ..target() };
+        assert!(judge(&primary(), &other, false, false).iter().all(|finding| finding.answer.is_ok()));
+        // on another machine equal inodes mean nothing
+        let elsewhere = Target { identity: Some((1, 2)), boot_id: Some("other".to_owned()), ..target() };
+        assert!(judge(&primary(), &elsewhere, false, false).iter().all(|finding| finding.answer.is_ok()));
+    }
+
+    #[test]
+    fn what_is_not_ours_is_refused() {
+        assert_eq!(refusal(|target| target.running = Some(42)), Some("target_stopped"));
+        assert_eq!(refusal(|target| target.content = Content::Other), Some("target_identity"));
+        assert_eq!(refusal(|target| target.system_identifier = Some(8)), Some("target_identity"));
+        assert_eq!(refusal(|target| target.system_identifier = None), Some("target_identity"));
+        assert_eq!(refusal(|target| target.pg_version = Some("14".to_owned())), Some("target_version"));
+        assert_eq!(refusal(|target| target.server_version = Some("16".to_owned())), Some("target_version"));
+        let other_layout = |target: &mut Target| {
+            if let Some(control) = &mut target.control {
+                control.wal_segment_size = 1 << 20;
+            }
+        };
+        assert_eq!(refusal(other_layout), Some("target_version"));
+    }
+
+    #[test]
+    fn any_cluster_allows_another_cluster_but_no_other_directory() {
+        let other = Target { system_identifier: Some(8), pg_version: Some("14".to_owned()), ..target() };
+        assert!(first_refusal(&other, true).is_none());
+        let photos = Target { content: Content::Other, ..target() };
+        assert_eq!(first_refusal(&photos, true).map(|(step, _)| step), Some("target_identity"));
+        let running = Target { running: Some(1), ..target() };
+        assert_eq!(first_refusal(&running, true).map(|(step, _)| step), Some("target_stopped"));
+        let server = Target { server_version: Some("16".to_owned()), ..target() };
+        assert_eq!(first_refusal(&server, true).map(|(step, _)| step), Some("target_version"));
+    }
+
+    #[test]
+    fn a_broken_off_recovery_is_completed_by_its_own_primary_only() {
+        let marker = |system_identifier| {
+            Some(Marker { note: String::new(), system_identifier, timeline: 1, started: 0 })
+        };
+        let ours = Target { marker: marker(7), system_identifier: None, control: None, ..target() };
+        assert!(first_refusal(&ours, false).is_none());
+        assert_eq!(strategy(&primary(), &ours), Strategy::Resume);
+        let theirs = Target { marker: marker(8), ..target() };
+        assert_eq!(first_refusal(&theirs, false).map(|(step, _)| step), Some("target_identity"));
+    }
+}
