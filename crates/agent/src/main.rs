@@ -1,2 +1,89 @@
-//! The receiver daemon of pgpool_recovery.
-fn main() {}
+//! The receiver daemon of pgpool_recovery: takes a rebuilt standby from its primary and starts it.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use pgpool_recovery_core::error::{Error, Result};
+use pgpool_recovery_core::secret::Secret;
+use tracing::error;
+use tracing_subscriber::EnvFilter;
+
+mod config;
+mod serve;
+
+use config::Config;
+
+/// Receives a rebuilt PostgreSQL standby from its primary and starts it.
+///
+/// Runs on every database host as the PostgreSQL OS user. Its peer is the extension pgpool_recovery in
+/// the primary; both prove that they know the cluster's secret.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Listen for primaries until SIGTERM.
+    Serve {
+        /// The configuration file.
+        #[arg(long, default_value = "/etc/pgpool-recovery/agent.toml")]
+        config: PathBuf,
+    },
+    /// Make a new secret: 64 hexadecimal digits in a file of mode 0600. Copy it to every host.
+    Secret {
+        /// The file to make; an existing one is never replaced.
+        #[arg(long)]
+        output: PathBuf,
+    },
+    /// Check the configuration and the secret without starting anything.
+    Check {
+        /// The configuration file.
+        #[arg(long, default_value = "/etc/pgpool-recovery/agent.toml")]
+        config: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let level = EnvFilter::try_from_env("PGPOOL_RECOVERY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(level)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(false)
+        .init();
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error { message, detail, hint, .. }) => {
+            error!("{message}");
+            for (label, text) in [("DETAIL", detail), ("HINT", hint)] {
+                if let Some(text) = text {
+                    error!("{label}: {text}");
+                }
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Serve { config } => serve::serve(Config::read(&config)?),
+        Command::Secret { output } => Secret::random()?.write(&output),
+        Command::Check { config } => {
+            let config = Config::read(&config)?;
+            Secret::read(&config.secret_file)?;
+            println!(
+                "configuration and secret are good; {} cluster(s), listening on {}",
+                config.clusters.len(),
+                config.listen
+            );
+            Ok(())
+        }
+    }
+}

@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tracing::info;
+
 use super::policy::Cluster;
 use super::run::Run;
 use super::settle::settle;
 use super::{Receiver, finish, inspect, launch, running, unexpected};
+
 use crate::cancel::Cancel;
 use crate::digest::{DigestKey, random_bytes};
 use crate::error::{Error, Kind, Result};
@@ -179,6 +182,8 @@ impl Session<'_> {
                 let files = std::mem::take(&mut self.files);
                 let run = Arc::new(Run::new(*target, key, self.cancel.clone(), files));
                 self.stage = Stage::Begun(Arc::clone(&run));
+                info!(directory = %cluster.data_directory.display(), system_identifier = marker.system_identifier,
+                    files = run.slots().len(), "recovery begins: the directory cannot be started until it ends");
                 self.begin(&run, &marker)?;
                 self.receiver.runs().insert(self.token.clone(), run);
                 Ok(Reply::Ok)
@@ -188,6 +193,8 @@ impl Session<'_> {
                     return Err(out_of_order("data"));
                 };
                 let settled = settle(run, &self.directories, &self.keep, terms)?;
+                info!(directory = %cluster.data_directory.display(), changed = settled.changed,
+                    removed = settled.removed, "all data is there");
                 self.stage = Stage::Settled(Arc::clone(run));
                 self.directories.clear();
                 Ok(Reply::Settled {
@@ -219,12 +226,15 @@ impl Session<'_> {
                 };
                 let puts = std::mem::take(&mut self.puts);
                 let warnings = finish::finish(run, &cluster, puts, include_in_kept_configuration)?;
+                info!(directory = %cluster.data_directory.display(), "recovery ends: the directory is complete and durable");
                 self.finished();
                 Ok(Reply::Durable { warnings })
             }
             Request::Start { timeout } => {
                 let timeout = Duration::from_secs(timeout.into());
-                Ok(Reply::Started { launched: launch::start(&cluster, timeout, &self.cancel)? })
+                let launched = launch::start(&cluster, timeout, &self.cancel)?;
+                info!(directory = %cluster.data_directory.display(), launched, "the server accepts connections");
+                Ok(Reply::Started { launched })
             }
             Request::Log => Ok(Reply::Log { lines: launch::log_tail(&cluster) }),
             Request::Open { .. } | Request::Attach { .. } | Request::Plan { .. } => {

@@ -25,7 +25,7 @@ impl Rate {
     /// A limit in kilobytes (1024 bytes) per second; 0 is none.
     pub fn new(kilobytes_per_second: u64) -> Self {
         // any rate that fits a disk or a network is exact in an f64
-        let limit = (kilobytes_per_second > 0).then(|| kilobytes_per_second as f64 * 1024.0);
+        let limit = (kilobytes_per_second > 0).then_some(kilobytes_per_second as f64 * 1024.0);
         Self { limit, booked_until: Mutex::new(Instant::now()) }
     }
 

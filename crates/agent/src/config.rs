@@ -1,0 +1,129 @@
+//! agent.toml.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::path::normalize_directory;
+use pgpool_recovery_core::receiver::policy::Cluster;
+use serde::Deserialize;
+
+/// The agent's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Where to listen.
+    #[serde(default = "default_listen")]
+    pub(crate) listen: SocketAddr,
+    /// The cluster's shared secret.
+    #[serde(default = "default_secret_file")]
+    pub(crate) secret_file: PathBuf,
+    /// The clusters this agent takes care of.
+    #[serde(default, rename = "cluster")]
+    pub(crate) clusters: Vec<Cluster>,
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 9897))
+}
+
+fn default_secret_file() -> PathBuf {
+    PathBuf::from("/etc/pgpool-recovery/secret")
+}
+
+impl Config {
+    /// Reads and checks the file.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(Error::on(format_args!("read configuration \"{}\"", path.display())))?;
+        let config: Self = toml::from_str(&text).map_err(|error| {
+            Error::new(Kind::InvalidArgument, format!("invalid configuration \"{}\"", path.display()))
+                .detail(error.to_string().trim_end().to_owned())
+                .hint("See agent.toml in the documentation for every key.")
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.clusters.is_empty() {
+            return Err(Error::new(Kind::InvalidArgument, "the configuration lists no [[cluster]]")
+                .hint("Add a [[cluster]] with data_directory and bin_directory."));
+        }
+        let mut seen = Vec::new();
+        for cluster in &self.clusters {
+            let directory = normalize_directory(&cluster.data_directory.to_string_lossy())?;
+            for root in &cluster.tablespace_roots {
+                normalize_directory(&root.to_string_lossy())?;
+            }
+            for program in ["postgres", "pg_ctl", "psql"] {
+                let path = cluster.bin_directory.join(program);
+                if !path.is_file() {
+                    return Err(Error::new(
+                        Kind::MissingFile,
+                        format!("\"{}\" does not exist", path.display()),
+                    )
+                    .hint("bin_directory must hold the server's programs, psql among them."));
+                }
+            }
+            if cluster.start_command.as_ref().is_some_and(Vec::is_empty) {
+                return Err(Error::new(Kind::InvalidArgument, "start_command is empty")
+                    .hint("Write the program and its arguments, as in [\"pg_ctlcluster\", \"15\", \"main\", \"start\"]."));
+            }
+            if seen.contains(&directory) {
+                return Err(Error::new(
+                    Kind::InvalidArgument,
+                    format!("\"{}\" is listed twice", directory.display()),
+                )
+                .hint("List every data directory once."));
+            }
+            seen.push(directory);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config> {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        for program in ["postgres", "pg_ctl", "psql"] {
+            std::fs::write(directory.path().join(program), "").expect("write");
+        }
+        let file = directory.path().join("agent.toml");
+        std::fs::write(&file, text.replace("BIN", &directory.path().display().to_string())).expect("write");
+        Config::read(&file)
+    }
+
+    #[test]
+    fn the_smallest_configuration_has_the_documented_defaults() {
+        let config = read("[[cluster]]\ndata_directory = '/d'\nbin_directory = 'BIN'\n").expect("valid");
+        assert_eq!(config.listen.to_string(), "0.0.0.0:9897");
+        assert_eq!(config.secret_file, Path::new("/etc/pgpool-recovery/secret"));
+        assert_eq!(
+            (config.clusters[0].start_command.as_ref(), config.clusters[0].config_file.as_ref()),
+            (None, None)
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let cluster = "[[cluster]]\ndata_directory = '/d'\nbin_directory = 'BIN'\n";
+        for (text, named) in [
+            ("listen = 'nonsense'\n".to_owned() + cluster, "listen"),
+            ("lissten = '0.0.0.0:1'\n".to_owned() + cluster, "lissten"),
+            (cluster.to_owned() + "data_dir = 1\n", "data_dir"),
+            (String::new(), "no [[cluster]]"),
+            (cluster.repeat(2), "listed twice"),
+            (cluster.replace("/d", "d"), "not absolute"),
+            (cluster.replace("BIN", "/nowhere"), "/nowhere/postgres"),
+            (cluster.to_owned() + "start_command = []\n", "start_command"),
+        ] {
+            let error = read(&text).expect_err(named);
+            assert!(error.to_string().contains(named), "{error}");
+            assert!(error.hint.is_some() || error.detail.is_some());
+        }
+    }
+}
