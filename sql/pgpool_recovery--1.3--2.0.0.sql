@@ -185,7 +185,8 @@ BEGIN
             AS g(function text, public boolean)
         WHERE g.public;
     IF lost IS NOT NULL THEN
-        RAISE NOTICE 'the functions of pgpool_recovery can no longer be executed by PUBLIC'
+        -- A NOTICE from an extension's script does not reach the client.
+        RAISE WARNING 'the functions of pgpool_recovery can no longer be executed by PUBLIC'
             USING DETAIL = format('The right was not kept for: %s.', lost),
                 HINT = 'Superusers are not affected. Use GRANT EXECUTE ON FUNCTION if another role calls them.';
     END IF;

@@ -34,7 +34,7 @@ pub(crate) fn pgctl(action: &str, stop_mode: &str) -> Result<()> {
         program = format!("{}/pg_ctl", catalog::bin_directory()?);
     }
     let name = format!("pg_ctl {action}");
-    process::check_program(&name, Path::new(&program))?;
+    process::check_program(&name, Path::new(&program), "Check pgpool.pg_ctl in postgresql.conf.")?;
     let mut command = Command::new(&program);
     command.args([action, "-D", &catalog::data_directory()?]);
     match action {

@@ -250,8 +250,8 @@ fn failed(name: &str, status: ExitStatus, tail: &str) -> Error {
         .hint("The server log has all of its output.")
 }
 
-/// Whether `path` is a file that can be run, before trying.
-pub(crate) fn check_program(name: &str, path: &std::path::Path) -> Result<()> {
+/// Whether `path` is a file that can be run, before trying; `hint` is for one that is missing.
+pub(crate) fn check_program(name: &str, path: &std::path::Path, hint: &str) -> Result<()> {
     let metadata = std::fs::metadata(path).map_err(|error| {
         Error::io(format!("find {name} (\"{}\")", path.display()), &error).hint(
             "Check the name, or set recovery_1st_stage_command = 'pgpool_recovery_1st_stage' in pgpool.conf.",

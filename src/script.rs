@@ -63,7 +63,11 @@ pub(crate) fn forget(host: &str, directory: &str) {
 fn run(data_directory: &Path, name: &str, arguments: &[&str]) -> Result<()> {
     let path = locate(data_directory, name)?;
     let title = format!("script \"{name}\"");
-    process::check_program(&title, &path)?;
+    process::check_program(
+        &title,
+        &path,
+        "Check the name, or set recovery_1st_stage_command = 'pgpool_recovery_1st_stage' in pgpool.conf.",
+    )?;
     log::log(&format!("{title}: running {} {}", path.display(), quoted(arguments)));
     let mut command = Command::new(&path);
     command.args(arguments).current_dir(data_directory);
