@@ -252,11 +252,8 @@ fn failed(name: &str, status: ExitStatus, tail: &str) -> Error {
 
 /// Whether `path` is a file that can be run, before trying; `hint` is for one that is missing.
 pub(crate) fn check_program(name: &str, path: &std::path::Path, hint: &str) -> Result<()> {
-    let metadata = std::fs::metadata(path).map_err(|error| {
-        Error::io(format!("find {name} (\"{}\")", path.display()), &error).hint(
-            "Check the name, or set recovery_1st_stage_command = 'pgpool_recovery_1st_stage' in pgpool.conf.",
-        )
-    })?;
+    let metadata = std::fs::metadata(path)
+        .map_err(|error| Error::io(format!("find {name} (\"{}\")", path.display()), &error).hint(hint))?;
     if metadata.is_file() {
         return Ok(());
     }
