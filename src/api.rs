@@ -11,14 +11,15 @@ use pgrx::iter::TableIterator;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{JsonB, default, extension_sql, name, pg_extern};
 
+use crate::check::{self, CheckRow};
 use crate::pg::json::{JsonText, to_jsonb};
 use crate::pg::privileges::{self, Elevated};
 use crate::pg::text::{Text, server_text};
-use crate::recovery::{self, CheckRow};
+use crate::recovery;
 use crate::report::report;
 use crate::request::{self, Request, required, shown};
 use crate::settings::{Scripts, Settings};
-use crate::{pgctl, script};
+use crate::{pgctl, script, start};
 
 /// The script name in pgpool.conf that selects the engine of this extension.
 const ENGINE: &str = "pgpool_recovery_1st_stage";
@@ -92,7 +93,7 @@ fn pgpool_recovery_check(
             Ok((target(&host, &dir, port, &settings)?, settings))
         };
         let rows = match prepared() {
-            Ok((request, settings)) => recovery::check(request, settings)?,
+            Ok((request, settings)) => check::check(request, settings)?,
             // A missing right stays an error; a bad argument is a finding like any other.
             Err(error) if error.kind != Kind::InvalidArgument => return Err(error),
             Err(Error { message, detail, hint, .. }) => {
@@ -196,7 +197,7 @@ fn pgpool_remote_start(
         }
         let host = request::host("remote_host", &host)?;
         let dir = request::directory("remote_data_directory", &dir)?;
-        recovery::remote_start(&host, &dir, settings)?;
+        start::remote_start(&host, &dir, settings)?;
         Ok(true)
     })
 }

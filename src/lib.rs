@@ -5,8 +5,12 @@
 //! ```text
 //!  api        SQL functions: arguments in, one call, result or ERROR out
 //!  request    what is to be recovered          settings, options   how
-//!  recovery   a first stage, step by step      script, pgctl       what the C extension did by hand
-//!  report     error -> SQLSTATE                pg                  everything unsafe
+//!  preflight  may it be done?                  check               the same, shown
+//!  recovery   a first stage, step by step      contents            what it sends besides data files
+//!  start      the standby starts and streams   outcomes            why it did not
+//!  watch      progress while it goes on        summary             the report after it
+//!  script, pgctl  what the C extension did     report              error -> SQLSTATE
+//!  pg         everything unsafe
 //! ```
 //!
 //! What needs no server lives in `crates/core`.
@@ -16,15 +20,22 @@
 compile_error!("pgrx turns panics into PostgreSQL errors: build with panic = \"unwind\"");
 
 mod api;
+mod check;
+mod contents;
 mod options;
+mod outcomes;
 mod pg;
 mod pgctl;
+mod preflight;
 mod process;
 mod recovery;
 mod report;
 mod request;
 mod script;
 mod settings;
+mod start;
+mod summary;
+mod watch;
 
 use pgrx::pg_guard;
 

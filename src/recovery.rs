@@ -1,26 +1,160 @@
-//! A first stage, step by step.
+//! A first stage, step by step (safety.md S1 to S10 give the order its reasons).
 
-use pgpool_recovery_core::error::{Error, Kind, Result};
+use std::path::Path;
+use std::sync::Arc;
 
+use pgpool_recovery_core::cancel::Cancel;
+use pgpool_recovery_core::error::Result;
+use pgpool_recovery_core::progress::{Phase, Progress};
+use pgpool_recovery_core::protocol::message::Purpose;
+use pgpool_recovery_core::scan::{Source, scan};
+use pgpool_recovery_core::sender::Session;
+use pgpool_recovery_core::wal;
+use serde_json::Value;
+
+use crate::contents;
+use crate::outcomes::Memory;
+use crate::pg::backup::Backup;
+use crate::pg::slot::Slot;
+use crate::pg::{log, threads};
+use crate::preflight::{self, Situation, demand};
 use crate::request::Request;
 use crate::settings::Settings;
+use crate::start;
+use crate::summary::Summary;
+use crate::watch::{Watch, bytes};
 
-/// One pre-flight check.
-pub(crate) struct CheckRow {
-    pub(crate) step: String,
-    pub(crate) ok: bool,
-    pub(crate) detail: String,
-    pub(crate) hint: Option<String>,
+/// What Pgpool-II's scripts have always called their backup.
+const LABEL: &str = "Streaming Replication";
+
+/// Rebuilds the target as this primary's standby; returns the report.
+pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value> {
+    let (host, directory) = (request.dest_host.clone(), request.dest_dir.clone());
+    let start_after = settings.start.then(|| settings.clone());
+    let memory = Memory::of_this_server()?;
+    let attempt = memory.begin(&host, &directory);
+    let done = rebuild(request, settings);
+    if let Err(error) = &done {
+        let message = format!(
+            "pgpool_recovery: recovery of \"{directory}\" on host \"{host}\" failed: {}",
+            error.message
+        );
+        log::log_detail(&message, error.detail.as_deref(), error.hint.as_deref());
+    }
+    attempt.settle(done.as_ref().map(drop).map_err(Clone::clone));
+    if let (Ok(_), Some(settings)) = (&done, start_after) {
+        start::remote_start(&host, &directory, settings)?;
+    }
+    done
 }
 
-pub(crate) fn first_stage(_request: Request, _settings: Settings) -> Result<serde_json::Value> {
-    Err(Error::new(Kind::Unsupported, "not implemented yet"))
-}
+fn rebuild(request: Request, settings: Settings) -> Result<Value> {
+    let cancel = Cancel::new();
+    let progress = Arc::new(Progress::default());
+    let mut summary = Summary::start(Arc::clone(&progress));
+    let mut watch = Watch::start(Arc::clone(&progress));
 
-pub(crate) fn check(_request: Request, _settings: Settings) -> Result<Vec<CheckRow>> {
-    Err(Error::new(Kind::Unsupported, "not implemented yet"))
-}
+    // Is this a primary that can have a standby, and a target that may be replaced?
+    let (host, transport) = (request.dest_host.clone(), settings.transport);
+    let is_local = || preflight::is_local(&host, transport, &cancel);
+    let is_local = threads::wait(&cancel, &mut || watch.tick(None), is_local)?;
+    let situation = Situation::gather(request, settings, is_local)?;
+    let dir = &situation.request.dest_dir;
+    demand(situation.primary_findings()?)?;
+    let (connector, keep) = (situation.connector(summary.wire())?, situation.keep()?);
+    let open =
+        || Session::open(connector, Path::new(dir), Purpose::Recover, keep, Arc::clone(&progress), &cancel);
+    let mut session = threads::wait(&cancel, &mut || watch.tick(None), open)?;
+    let target = session.target().clone();
+    demand(situation.target_findings(&target))?;
+    let following = situation.following(&target);
+    let conninfo = following.conninfo();
+    let login = || session.test_replication(&conninfo, situation.primary.system_identifier);
+    threads::wait(&cancel, &mut || watch.tick(None), login)?;
+    summary.lap("preflight");
+    log::log(&format!(
+        "pgpool_recovery: recovery of \"{dir}\" on host \"{}\" begins ({}, {})",
+        situation.request.dest_host,
+        situation.transport(),
+        situation.strategy(&target).name(),
+    ));
 
-pub(crate) fn remote_start(_host: &str, _dir: &str, _settings: Settings) -> Result<()> {
-    Err(Error::new(Kind::Unsupported, "not implemented yet"))
+    // WAL is reserved before the backup starts, so that the standby finds all of it (S8).
+    let slot = (!situation.slot_name.is_empty()).then(|| Slot::reserve(&situation.slot_name)).transpose()?;
+    watch.enter(Phase::WaitCheckpoint);
+    let backup = Backup::start(LABEL, !situation.settings.wait_for_checkpoint)?;
+    let start_lsn = backup.start_lsn;
+    summary.lap("backup_start");
+
+    // From here on what is read counts (S4). Until `begin` nothing changes on the target.
+    watch.enter(Phase::EstimateSize);
+    let terms = contents::terms(&situation)?;
+    let rules = contents::rules(&situation, &target)?;
+    let source = Source {
+        data_directory: &situation.data_directory,
+        tablespace_version_directory: &terms.tablespace_version_directory,
+        tablespaces: &terms.tablespaces,
+        rules: &rules,
+    };
+    let plan = threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), || scan(&source, &cancel))?;
+    summary.plan(&plan);
+    watch.tablespaces(plan.tablespaces.len() + 1);
+    log::log(&format!(
+        "pgpool_recovery: backup for \"{dir}\" started at {}, comparing {} files, {}",
+        wal::lsn(start_lsn),
+        plan.files.len(),
+        bytes(plan.bytes()),
+    ));
+    let marker = contents::marker(&situation);
+    let begin = || {
+        session.plan(plan, terms.clone())?;
+        session.begin(marker)
+    };
+    threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), begin)?;
+    summary.lap("scan");
+
+    // Data: compared and sent by parallel streams; then sizes are set and what is surplus goes.
+    watch.enter(Phase::Stream);
+    let manner = contents::manner(&situation, start_lsn);
+    let send = || {
+        session.send_data(&situation.data_directory, manner)?;
+        session.settle()
+    };
+    let settled = threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), send)?;
+    watch.tablespaces_streamed(terms.tablespaces.len() + 1);
+    watch.data_done();
+    log::log(&format!(
+        "pgpool_recovery: data of \"{dir}\" is there, {} of {} sent, {} files removed",
+        bytes(progress.sent()),
+        bytes(progress.total()),
+        settled.removed,
+    ));
+    summary.settled(settled);
+    summary.lap("data");
+
+    // pg_control is the last file read; only then may the backup end (S4).
+    let (_, control) = preflight::read_control(&situation.data_directory)?;
+    watch.enter(Phase::WaitWalArchive);
+    let stop = backup.stop()?;
+    summary.lap("backup_stop");
+
+    // WAL, the standby's own files, durability, and pg_control last of all (S2, S10).
+    watch.enter(Phase::TransferWal);
+    let (directories, files) = contents::wal(&situation, start_lsn, stop.stop_lsn)?;
+    let (puts, warnings) = contents::puts(&situation, &target, &following, &terms, &stop, control)?;
+    summary.warn(warnings);
+    let finish = || {
+        session.send_wal(&situation.data_directory, &directories, files)?;
+        session.finish(&puts, true)
+    };
+    summary.warn(threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), finish)?);
+    slot.map(Slot::keep).transpose()?;
+    summary.lap("finish");
+    let report = summary.report(&situation, &target, start_lsn, stop.stop_lsn);
+    log::log(&format!(
+        "pgpool_recovery: recovery of \"{dir}\" is complete at {}, durable, in {} ms",
+        wal::lsn(stop.stop_lsn),
+        summary.total_ms(),
+    ));
+    Ok(report)
 }

@@ -21,11 +21,6 @@ pub(crate) fn notice(message: &str) {
     emit(PgLogLevel::NOTICE, PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, None, None);
 }
 
-/// A warning for client and log.
-pub(crate) fn warning(message: &str, detail: Option<&str>, hint: Option<&str>) {
-    emit(PgLogLevel::WARNING, PgSqlErrorCode::ERRCODE_WARNING, message, detail, hint);
-}
-
 fn emit(level: PgLogLevel, code: PgSqlErrorCode, message: &str, detail: Option<&str>, hint: Option<&str>) {
     let mut report = ErrorReport::new(code, server_text(message), "pgpool_recovery");
     if let Some(detail) = detail {

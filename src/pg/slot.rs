@@ -35,22 +35,10 @@ impl Slot {
         }
         if let Some(found) = catalog::slot(name)? {
             if found.slot_type != "physical" {
-                return Err(Error::new(
-                    Kind::InUse,
-                    format!("replication slot \"{name}\" is a {} slot", found.slot_type),
-                )
-                .detail("A standby needs a physical slot of that name.")
-                .hint("Choose another name with pgpool_recovery.slot_name."));
+                return Err(wrong_type(name, &found.slot_type));
             }
             if let Some(pid) = found.active_pid {
-                return Err(Error::new(
-                    Kind::InUse,
-                    format!("replication slot \"{name}\" is active for PID {pid}"),
-                )
-                .detail("A standby that streams, or another recovery, uses the slot.")
-                .hint(
-                    "Stop the standby that uses it, or choose another name with pgpool_recovery.slot_name.",
-                ));
+                return Err(active(name, pid));
             }
             if found.is_usable() {
                 // SAFETY: the session holds no slot, as checked above.
@@ -76,16 +64,6 @@ impl Slot {
             pg_sys::ReplicationSlotSave();
         }
         Ok(slot)
-    }
-
-    /// The slot's name.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Whether this run made the slot (and it disappears if the run fails).
-    pub(crate) fn created(&self) -> bool {
-        self.created
     }
 
     /// The oldest WAL position the slot keeps; 0 if the server invalidated the slot.
@@ -143,6 +121,20 @@ impl Drop for Slot {
             unsafe { pg_sys::ReplicationSlotRelease() }
         });
     }
+}
+
+/// The refusal of a slot that no standby can use.
+pub(crate) fn wrong_type(name: &str, slot_type: &str) -> Error {
+    Error::new(Kind::InUse, format!("replication slot \"{name}\" is a {slot_type} slot"))
+        .detail("A standby needs a physical slot of that name.")
+        .hint("Choose another name with pgpool_recovery.slot_name.")
+}
+
+/// The refusal of a slot that somebody uses.
+pub(crate) fn active(name: &str, pid: i32) -> Error {
+    Error::new(Kind::InUse, format!("replication slot \"{name}\" is active for PID {pid}"))
+        .detail("A standby that streams, or another recovery, uses the slot.")
+        .hint("Stop the standby that uses it, or choose another name with pgpool_recovery.slot_name.")
 }
 
 /// Whether `name` can name a slot: 1 to 63 of `a-z`, `0-9`, `_`.

@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::{Builder, scope};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::{Error, Kind, Result};
@@ -72,6 +72,19 @@ pub(crate) fn wait<T: Send>(
                 .hint("This is a bug in pgpool_recovery; please report it with the server log.")),
         }
     })
+}
+
+/// Sleeps, answering interrupts.
+pub(crate) fn pause(duration: Duration) {
+    let end = Instant::now() + duration;
+    loop {
+        interrupts::check();
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        std::thread::sleep(left.min(TURN));
+    }
 }
 
 struct TripOnDrop<'a>(&'a Cancel);

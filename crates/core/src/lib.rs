@@ -34,3 +34,4 @@ pub mod secret;
 pub mod sender;
 pub mod standby;
 pub mod target;
+pub mod wal;

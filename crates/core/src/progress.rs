@@ -42,7 +42,6 @@ pub struct Progress {
     compared: AtomicU64,
     sent: AtomicU64,
     wal: AtomicU64,
-    wire: AtomicU64,
 }
 
 impl Progress {
@@ -94,16 +93,6 @@ impl Progress {
     /// Bytes of WAL sent, before compression.
     pub fn wal(&self) -> u64 {
         self.wal.load(Ordering::Relaxed)
-    }
-
-    /// Adds bytes the link carried, either direction.
-    pub fn add_wire(&self, bytes: u64) {
-        self.wire.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Bytes the link carried in both directions (0 for a local target).
-    pub fn wire(&self) -> u64 {
-        self.wire.load(Ordering::Relaxed)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The sending half: a run as the primary drives it, one method a step.
 //!
 //! Every method blocks and may be called from any thread; tripping the [`Cancel`] brings it back.
+//! All take the session exclusively: a run has one conversation.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -110,7 +111,7 @@ impl Session {
     }
 
     /// Has the target's host log in to the primary for replication, as the standby will.
-    pub fn test_replication(&self, conninfo: &str, system_identifier: u64) -> Result<()> {
+    pub fn test_replication(&mut self, conninfo: &str, system_identifier: u64) -> Result<()> {
         let conninfo = conninfo.to_owned();
         self.done(&Request::TestReplication { conninfo, system_identifier })
     }
@@ -129,7 +130,7 @@ impl Session {
     }
 
     /// From here on the target cannot be started until [`Session::finish`].
-    pub fn begin(&self, marker: Marker) -> Result<()> {
+    pub fn begin(&mut self, marker: Marker) -> Result<()> {
         let digest_key = self.digest_key.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
         self.done(&Request::Begin { marker, digest_key })
     }
@@ -143,7 +144,7 @@ impl Session {
     }
 
     /// Gives every file its size, and removes what the primary does not have.
-    pub fn settle(&self) -> Result<Settled> {
+    pub fn settle(&mut self) -> Result<Settled> {
         match request(&self.control, &Request::Settle)? {
             Reply::Settled { removed, changed, warnings } => Ok(Settled { removed, changed, warnings }),
             other => Err(unexpected(&other)),
@@ -179,7 +180,7 @@ impl Session {
     }
 
     /// Starts the standby and waits until it accepts connections; false if it ran already.
-    pub fn start(&self, timeout: u32) -> Result<bool> {
+    pub fn start(&mut self, timeout: u32) -> Result<bool> {
         match request(&self.control, &Request::Start { timeout })? {
             Reply::Started { launched } => Ok(launched),
             other => Err(unexpected(&other)),
@@ -187,7 +188,7 @@ impl Session {
     }
 
     /// The last lines of the standby's own log.
-    pub fn log_tail(&self) -> Result<String> {
+    pub fn log_tail(&mut self) -> Result<String> {
         match request(&self.control, &Request::Log)? {
             Reply::Log { lines } => Ok(lines),
             other => Err(unexpected(&other)),

@@ -1,0 +1,526 @@
+//! The target directory: the only code that writes one.
+//!
+//! Every access goes component by component from a directory that was opened once, following no
+//! symbolic link, so that nothing in the target's content and nothing a sender says can lead outside.
+//! The two places PostgreSQL itself links elsewhere, tablespaces and `pg_wal`, are opened by the policy
+//! (receiver policy) and known here as further roots.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::error::{Error, Kind, Result};
+use crate::path::RelPath;
+
+pub mod remove;
+
+/// Suffix of a file that is being written and takes its name by rename.
+const TEMPORARY: &str = ".pgpool_recovery.tmp";
+
+/// An opened and locked target directory.
+pub struct Target {
+    path: PathBuf,
+    roots: Vec<Root>,
+    /// Directories made for this run, removed again unless it begins.
+    made: Mutex<Vec<PathBuf>>,
+    /// Directories whose entries changed and are not synced yet.
+    dirty: Mutex<BTreeSet<String>>,
+}
+
+/// A directory that accesses start from.
+struct Root {
+    /// Relative paths at or below this start here; empty for the data directory.
+    prefix: String,
+    fd: OwnedFd,
+}
+
+impl Target {
+    /// Opens and locks `path`, making it if it is missing. A second opener gets [`Kind::InUse`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let made = make_directories(path)?;
+        let undo = |error| {
+            remove_made(&made);
+            error
+        };
+        let fd = open_directory(path).map_err(|error| {
+            undo(Error::io(format_args!("open directory \"{}\"", path.display()), &error))
+        })?;
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(busy(path)),
+            Err(error) => {
+                return Err(undo(Error::io(
+                    format_args!("lock directory \"{}\"", path.display()),
+                    &error.into(),
+                )));
+            }
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            roots: vec![Root { prefix: String::new(), fd }],
+            made: Mutex::new(made),
+            dirty: Mutex::default(),
+        })
+    }
+
+    /// Where the directory is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the directory was missing and was made for this run.
+    pub fn was_made(&self) -> bool {
+        lock(&self.made).contains(&self.path)
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> impl AsFd {
+        self.roots[0].fd.as_fd()
+    }
+
+    /// From now on the directories made stay, even if the run fails.
+    pub fn keep(&self) -> Result<()> {
+        let made = std::mem::take(&mut *lock(&self.made));
+        for directory in made.iter().filter_map(|directory| directory.parent()) {
+            let synced = open_directory(directory).and_then(|fd| rustix::fs::fsync(&fd).map_err(Into::into));
+            synced.map_err(Error::on(format_args!("sync directory \"{}\"", directory.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Lets paths at or below `prefix` start in another directory: a tablespace, or a linked pg_wal.
+    pub fn add_root(&mut self, prefix: &RelPath, directory: &Path) -> Result<()> {
+        let made = make_directories(directory)?;
+        lock(&self.made).extend(made);
+        let fd = open_directory(directory)
+            .map_err(Error::on(format_args!("open directory \"{}\"", directory.display())))?;
+        self.roots.push(Root { prefix: prefix.as_str().to_owned(), fd });
+        Ok(())
+    }
+
+    /// The directories accesses start from, with their prefixes.
+    pub fn roots(&self) -> impl Iterator<Item = (&str, impl AsFd)> {
+        self.roots.iter().map(|root| (root.prefix.as_str(), root.fd.as_fd()))
+    }
+
+    /// Opens an existing regular file for reading; `None` if there is none. A symbolic link or a
+    /// directory in its place counts as none.
+    pub fn open_file(&self, path: &RelPath) -> Result<Option<File>> {
+        let opened = self.parent(path).and_then(|parent| {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let fd = rustix::fs::openat(&parent, path.file_name(), flags, Mode::empty())?;
+            let regular = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) == FileType::RegularFile;
+            Ok(regular.then(|| File::from(fd)))
+        });
+        match opened {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => Ok(None),
+            other => other.map_err(Error::on(format_args!("open file \"{}\"", self.shown(path)))),
+        }
+    }
+
+    /// Opens a file for writing, making it if there is none and replacing whatever else is in its
+    /// place. A file with several names is replaced too: the other name may be the primary's.
+    pub fn open_for_write(&self, path: &RelPath, mode: u32) -> Result<File> {
+        let failed =
+            |error: Errno| Error::io(format_args!("write file \"{}\"", self.shown(path)), &error.into());
+        let parent = self.parent(path).map_err(failed)?;
+        let name = path.file_name();
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
+            Ok(fd) => {
+                let stat = rustix::fs::fstat(&fd).map_err(failed)?;
+                if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1 {
+                    return Ok(File::from(fd));
+                }
+            }
+            Err(Errno::NOENT) => {}
+            // a link, a directory, a device, a file without write permission: make way
+            Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::ACCESS) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        self.remove(path)?;
+        let create = flags | OFlags::CREATE | OFlags::EXCL;
+        match rustix::fs::openat(&parent, name, create, Mode::from_raw_mode(mode)) {
+            // another stream was faster; what it made is good for both
+            Err(Errno::EXIST) => rustix::fs::openat(&parent, name, flags, Mode::empty()),
+            other => {
+                self.touch_parent(path);
+                other
+            }
+        }
+        .map(File::from)
+        .map_err(failed)
+    }
+
+    /// Makes a directory, or sets the mode of an existing one; whatever else is in its place goes.
+    pub fn make_directory(&self, path: &RelPath, mode: u32) -> Result<()> {
+        if self.roots.iter().any(|root| root.prefix == path.as_str()) {
+            return Ok(());
+        }
+        let failed =
+            |error: Errno| Error::io(format_args!("make directory \"{}\"", self.shown(path)), &error.into());
+        let parent = self.parent(path).map_err(failed)?;
+        let name = path.file_name();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                self.remove(path)?;
+                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(mode)).map_err(failed)?;
+                self.touch_parent(path);
+                rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(failed)
+    }
+
+    /// Makes `pg_tblspc/OID` point to a tablespace's directory.
+    pub fn link(&self, path: &RelPath, destination: &str) -> Result<()> {
+        let failed =
+            |error: Errno| Error::io(format_args!("make link \"{}\"", self.shown(path)), &error.into());
+        // the link itself lies in the data directory, although paths through it start elsewhere
+        let parent = RelPath::parse(path.parent().unwrap_or("pg_tblspc"))?;
+        let parent = self.directory(&parent).map_err(failed)?;
+        if let Ok(current) = rustix::fs::readlinkat(&parent, path.file_name(), Vec::new())
+            && current.to_bytes() == destination.as_bytes()
+        {
+            return Ok(());
+        }
+        remove::entry(&parent, path.file_name()).map_err(failed)?;
+        rustix::fs::symlinkat(destination, &parent, path.file_name()).map_err(failed)?;
+        self.touch_parent(path);
+        Ok(())
+    }
+
+    /// Replaces a small file as a whole and makes it durable: readers see the old or the new one.
+    pub fn install(&self, path: &RelPath, content: &[u8], mode: u32) -> Result<()> {
+        let failed =
+            |error: io::Error| Error::io(format_args!("write file \"{}\"", self.shown(path)), &error);
+        let parent = self.parent(path).map_err(|error| failed(error.into()))?;
+        let temporary = format!("{}{TEMPORARY}", path.file_name());
+        remove::entry(&parent, temporary.as_str()).map_err(|error| failed(error.into()))?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&parent, temporary.as_str(), flags, Mode::from_raw_mode(mode))
+            .map_err(|error| failed(error.into()))?;
+        let mut file = File::from(fd);
+        file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
+        // rename cannot replace a directory
+        if let Ok(stat) = rustix::fs::statat(&parent, path.file_name(), AtFlags::SYMLINK_NOFOLLOW)
+            && FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+        {
+            remove::entry(&parent, path.file_name()).map_err(|error| failed(error.into()))?;
+        }
+        rustix::fs::renameat(&parent, temporary.as_str(), &parent, path.file_name())
+            .and_then(|()| rustix::fs::fsync(&parent))
+            .map_err(|error| failed(error.into()))
+    }
+
+    /// Renames a file within its directory and makes that durable; false if there is no such file.
+    pub fn rename(&self, from: &RelPath, to: &RelPath) -> Result<bool> {
+        let renamed = self.parent(from).and_then(|parent| {
+            rustix::fs::renameat(&parent, from.file_name(), &parent, to.file_name())?;
+            rustix::fs::fsync(&parent)
+        });
+        match renamed {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(Error::io(format_args!("rename \"{}\"", self.shown(from)), &error.into())),
+        }
+    }
+
+    /// Removes whatever has this name, a directory with all it holds; links are removed, not followed.
+    /// True if there was something.
+    pub fn remove(&self, path: &RelPath) -> Result<bool> {
+        let removed = self.parent(path).and_then(|parent| remove::entry(&parent, path.file_name()));
+        match removed {
+            Ok(true) => self.touch_parent(path),
+            Ok(false) => {}
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
+            Err(error) => {
+                return Err(Error::io(format_args!("remove \"{}\"", self.shown(path)), &error.into()));
+            }
+        }
+        removed.map_err(|error| Error::io(format_args!("remove \"{}\"", self.shown(path)), &error.into()))
+    }
+
+    /// Reads a small file; `None` if there is none. Longer than `limit` is an error.
+    pub fn read(&self, path: &RelPath, limit: u64) -> Result<Option<Vec<u8>>> {
+        let Some(file) = self.open_file(path)? else {
+            return Ok(None);
+        };
+        let mut content = Vec::new();
+        file.take(limit + 1)
+            .read_to_end(&mut content)
+            .map_err(Error::on(format_args!("read file \"{}\"", self.shown(path))))?;
+        if content.len() as u64 > limit {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("file \"{}\" is larger than {limit} bytes", self.shown(path)),
+            ));
+        }
+        Ok(Some(content))
+    }
+
+    /// Type, size and mode of whatever has this name.
+    pub fn stat(&self, path: &RelPath) -> Result<Option<Stat>> {
+        let stat = self
+            .parent(path)
+            .and_then(|parent| rustix::fs::statat(&parent, path.file_name(), AtFlags::SYMLINK_NOFOLLOW));
+        match stat {
+            Ok(stat) => Ok(Some(Stat {
+                kind: FileType::from_raw_mode(stat.st_mode),
+                size: u64::try_from(stat.st_size).unwrap_or(0),
+                mode: stat.st_mode & 0o7777,
+                names: stat.st_nlink,
+                device: stat.st_dev,
+            })),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(error) => Err(Error::io(format_args!("stat \"{}\"", self.shown(path)), &error.into())),
+        }
+    }
+
+    /// The entries of a directory (`None`: of the data directory): names and types, no `.` and `..`.
+    pub fn entries(&self, directory: Option<&RelPath>) -> Result<Vec<(String, FileType)>> {
+        let listed = match directory {
+            Some(path) => self.directory(path).and_then(|fd| remove::entries(&fd)),
+            None => remove::entries(&self.roots[0].fd),
+        };
+        let shown = directory.map_or_else(|| self.path.display().to_string(), |path| self.shown(path));
+        listed.map_err(Error::on(format_args!("list directory \"{shown}\"")))
+    }
+
+    /// Makes a file durable.
+    pub fn sync_file(&self, path: &RelPath) -> Result<()> {
+        match self.open_file(path)? {
+            Some(file) => {
+                file.sync_all().map_err(Error::on(format_args!("sync file \"{}\"", self.shown(path))))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the entries of every changed directory durable.
+    pub fn sync_directories(&self) -> Result<()> {
+        let dirty = std::mem::take(&mut *lock(&self.dirty));
+        for directory in dirty {
+            let synced = match RelPath::parse(&directory) {
+                Ok(path) => match self.directory(&path) {
+                    Err(Errno::NOENT | Errno::NOTDIR) => continue,
+                    fd => fd.and_then(rustix::fs::fsync),
+                },
+                Err(_) => rustix::fs::fsync(&self.roots[0].fd),
+            };
+            synced
+                .map_err(Error::on(format_args!("sync directory \"{}/{directory}\"", self.path.display())))?;
+        }
+        for root in &self.roots {
+            rustix::fs::fsync(&root.fd)
+                .map_err(Error::on(format_args!("sync directory \"{}\"", self.path.display())))?;
+        }
+        Ok(())
+    }
+
+    fn touch_parent(&self, path: &RelPath) {
+        lock(&self.dirty).insert(path.parent().unwrap_or_default().to_owned());
+    }
+
+    fn parent(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
+        match path.parent() {
+            None => rustix::io::fcntl_dupfd_cloexec(&self.roots[0].fd, 3),
+            Some(parent) => self.walk(parent),
+        }
+    }
+
+    fn directory(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
+        self.walk(path.as_str())
+    }
+
+    /// Opens a directory, component by component, from the root it belongs to.
+    fn walk(&self, path: &str) -> Result<OwnedFd, Errno> {
+        let (root, rest) = self.roots[1..]
+            .iter()
+            .find_map(|root| {
+                let rest = path.strip_prefix(root.prefix.as_str())?;
+                (rest.is_empty() || rest.starts_with('/')).then_some((root, rest))
+            })
+            .unwrap_or((&self.roots[0], path));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut current: Option<OwnedFd> = None;
+        for part in rest.split('/').filter(|part| !part.is_empty()) {
+            let from = current.as_ref().unwrap_or(&root.fd);
+            current = Some(rustix::fs::openat(from, part, flags, Mode::empty())?);
+        }
+        current.map_or_else(|| rustix::io::fcntl_dupfd_cloexec(&root.fd, 3), Ok)
+    }
+
+    fn shown(&self, path: &RelPath) -> String {
+        format!("{}/{path}", self.path.display())
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        remove_made(&lock(&self.made));
+    }
+}
+
+/// What [`Target::stat`] tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// What it is.
+    pub kind: FileType,
+    /// Bytes.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// How many names the file has.
+    pub names: u64,
+    /// The device it lies on.
+    pub device: u64,
+}
+
+/// Another recovery works on the directory.
+pub fn busy(path: &Path) -> Error {
+    Error::new(Kind::InUse, format!("another recovery of \"{}\" is running", path.display()))
+        .hint("Wait until it ends; pg_stat_progress_basebackup on its primary shows it.")
+}
+
+/// Makes `path` and what is missing above it, for the PostgreSQL OS user only; returns what was made.
+fn make_directories(path: &Path) -> Result<Vec<PathBuf>> {
+    let mut missing: Vec<&Path> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
+    missing.reverse();
+    let mut made = Vec::new();
+    for directory in missing {
+        match fs::DirBuilder::new().mode(0o700).create(directory) {
+            Ok(()) => made.push(directory.to_owned()),
+            // somebody else makes the same path
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                remove_made(&made);
+                return Err(Error::io(format_args!("make directory \"{}\"", directory.display()), &error)
+                    .hint("Make the parent directory, owned by the PostgreSQL OS user."));
+            }
+        }
+    }
+    Ok(made)
+}
+
+fn remove_made(made: &[PathBuf]) {
+    for directory in made.iter().rev() {
+        // not empty any more: somebody uses it
+        let _ = fs::remove_dir(directory);
+    }
+}
+
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+
+    use super::*;
+
+    fn rel(path: &str) -> RelPath {
+        RelPath::parse(path).expect("valid")
+    }
+
+    #[test]
+    fn a_second_opener_is_refused_and_leaves_the_directory() {
+        let parent = tempfile::tempdir().expect("temporary directory");
+        let path = parent.path().join("a/b");
+        let first = Target::open(&path).expect("open");
+        assert_eq!(Target::open(&path).err().expect("busy").kind, Kind::InUse);
+        drop(first);
+        assert!(!parent.path().join("a").exists(), "what was made for a run that never began is removed");
+        let second = Target::open(&path).expect("open again");
+        second.keep().expect("keep");
+        drop(second);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn links_are_never_followed() {
+        let outside = tempfile::tempdir().expect("temporary directory");
+        fs::write(outside.path().join("precious"), "precious").expect("write");
+        let data = tempfile::tempdir().expect("temporary directory");
+        symlink(outside.path(), data.path().join("base")).expect("link");
+        symlink(outside.path().join("precious"), data.path().join("file")).expect("link");
+        let target = Target::open(data.path()).expect("open");
+        assert!(target.open_file(&rel("file")).expect("none").is_none());
+        assert!(target.open_file(&rel("base/precious")).expect("none").is_none());
+        assert!(target.open_for_write(&rel("base/new"), 0o600).is_err());
+        assert!(!target.remove(&rel("base/precious")).expect("nothing there"));
+        target.open_for_write(&rel("file"), 0o600).expect("open").write_at(b"new", 0).expect("write");
+        target.make_directory(&rel("base"), 0o700).expect("the link makes way");
+        target.open_for_write(&rel("base/new"), 0o600).expect("open");
+        assert_eq!(fs::read(outside.path().join("precious")).expect("read"), b"precious");
+        assert_eq!(fs::read_dir(outside.path()).expect("list").count(), 1);
+    }
+
+    #[test]
+    fn a_file_with_two_names_is_replaced_not_written() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let other = data.path().join("other");
+        fs::write(&other, "the primary's").expect("write");
+        fs::hard_link(&other, data.path().join("file")).expect("link");
+        let target = Target::open(data.path()).expect("open");
+        target.open_for_write(&rel("file"), 0o600).expect("open").write_at(b"ours", 0).expect("write");
+        assert_eq!(fs::read(other).expect("read"), b"the primary's");
+    }
+
+    #[test]
+    fn whatever_is_in_the_way_makes_way() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        fs::create_dir_all(data.path().join("file/with/content")).expect("make");
+        fs::write(data.path().join("directory"), "x").expect("write");
+        let target = Target::open(data.path()).expect("open");
+        target.open_for_write(&rel("file"), 0o640).expect("open");
+        target.make_directory(&rel("directory"), 0o750).expect("make");
+        let mode = |name: &str| fs::metadata(data.path().join(name)).expect("stat").mode() & 0o777;
+        assert_eq!((mode("file") & 0o600, mode("directory")), (0o600, 0o750));
+        target.install(&rel("directory"), b"now a file", 0o600).expect("install");
+        assert_eq!(fs::read(data.path().join("directory")).expect("read"), b"now a file");
+        target.sync_directories().expect("sync");
+    }
+
+    #[test]
+    fn other_roots_take_over_their_prefix() {
+        let outside = tempfile::tempdir().expect("temporary directory");
+        let data = tempfile::tempdir().expect("temporary directory");
+        fs::create_dir(data.path().join("pg_tblspc")).expect("make");
+        let mut target = Target::open(data.path()).expect("open");
+        let location = outside.path().join("space");
+        target.add_root(&rel("pg_tblspc/16"), &location).expect("root");
+        target.link(&rel("pg_tblspc/16"), location.to_str().expect("utf-8")).expect("link");
+        target.make_directory(&rel("pg_tblspc/16/PG_15_1"), 0o700).expect("make");
+        target.open_for_write(&rel("pg_tblspc/16/PG_15_1/file"), 0o600).expect("open");
+        assert!(location.join("PG_15_1/file").exists());
+        assert_eq!(fs::read_link(data.path().join("pg_tblspc/16")).expect("link"), location);
+        target.sync_directories().expect("sync");
+    }
+
+    #[test]
+    fn unreadable_content_does_not_stop_its_replacement() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let file = data.path().join("file");
+        fs::write(&file, "x").expect("write");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).expect("chmod");
+        let target = Target::open(data.path()).expect("open");
+        target.open_for_write(&rel("file"), 0o600).expect("open").write_at(b"y", 0).expect("write");
+    }
+}

@@ -1,0 +1,62 @@
+//! WAL positions and the files they lie in (src/include/access/xlog_internal.h).
+
+/// The name of a WAL segment file.
+pub fn segment_name(timeline: u32, segment: u64, segment_size: u32) -> String {
+    let per_id = (1_u64 << 32) / u64::from(segment_size);
+    format!("{timeline:08X}{:08X}{:08X}", segment / per_id, segment % per_id)
+}
+
+/// The segments that hold the WAL from `start` to `stop`. A stop position at a segment's first byte
+/// belongs to the segment before it (XLByteToPrevSeg).
+pub fn segments(start: u64, stop: u64, segment_size: u32) -> impl Iterator<Item = u64> {
+    let size = u64::from(segment_size);
+    start / size..=stop.max(start + 1).saturating_sub(1) / size
+}
+
+/// An LSN as PostgreSQL writes it.
+pub fn lsn(position: u64) -> String {
+    format!("{:X}/{:X}", position >> 32, position & 0xFFFF_FFFF)
+}
+
+/// Whether a file in pg_wal is a timeline history file: `0000000A.history`.
+pub fn is_history(name: &str) -> bool {
+    name.strip_suffix(".history").is_some_and(|timeline| {
+        timeline.len() == 8
+            && timeline.bytes().all(|byte| byte.is_ascii_digit() || (b'A'..=b'F').contains(&byte))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MB: u32 = 1 << 20;
+
+    #[test]
+    fn names_follow_postgresql() {
+        assert_eq!(segment_name(1, 2, 16 * MB), "000000010000000000000002");
+        assert_eq!(segment_name(0xAB, 256, 16 * MB), "000000AB0000000100000000");
+        assert_eq!(segment_name(1, 4096, MB), "000000010000000100000000");
+        assert_eq!(segment_name(1, 64, 64 * MB), "000000010000000100000000");
+    }
+
+    #[test]
+    fn a_stop_at_a_boundary_needs_no_further_segment() {
+        let list = |start, stop| segments(start, stop, 16 * MB).collect::<Vec<_>>();
+        assert_eq!(list(0x200_0028, 0x200_0100), [2]);
+        assert_eq!(list(0x200_0028, 0x300_0000), [2]);
+        assert_eq!(list(0x200_0028, 0x300_0001), [2, 3]);
+        assert_eq!(list(0x2FF_FFFF, 0x500_0000), [2, 3, 4]);
+    }
+
+    #[test]
+    fn history_files_are_recognised() {
+        assert!(is_history("0000000A.history"));
+        for other in
+            ["0000000A", "A.history", "0000000a.history", "0000000A.history.tmp", "000000010000000000000002"]
+        {
+            assert!(!is_history(other), "{other}");
+        }
+        assert_eq!(lsn(0x16_B374_D848), "16/B374D848");
+    }
+}

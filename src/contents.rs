@@ -1,0 +1,212 @@
+//! What one recovery sends besides the data files, and on which terms.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pgpool_recovery_core::control_file::PG_CONTROL;
+use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::exclude::{MYRECOVERY_CONF, Rules};
+use pgpool_recovery_core::path::RelPath;
+use pgpool_recovery_core::plan::{Directory, File};
+use pgpool_recovery_core::protocol::data::Put;
+use pgpool_recovery_core::protocol::message::{Marker, Target, Terms};
+use pgpool_recovery_core::receiver::inspect::myrecovery_path;
+use pgpool_recovery_core::sender::pack::Compression as Packing;
+use pgpool_recovery_core::sender::{Checksums, Manner};
+use pgpool_recovery_core::standby::{self, Following};
+use pgpool_recovery_core::wal;
+
+use crate::pg::backup::BackupStop;
+use crate::preflight::Situation;
+use crate::settings::Compression;
+
+const POSTGRESQL_CONF: &str = "postgresql.conf";
+const AUTO_CONF: &str = "postgresql.auto.conf";
+
+/// Largest configuration file read, bytes.
+const CONFIGURATION: u64 = 1 << 20;
+
+/// On which terms the plan is received.
+pub(crate) fn terms(situation: &Situation) -> Result<Terms> {
+    let metadata = fs::metadata(&situation.data_directory)
+        .map_err(Error::on(format_args!("look at \"{}\"", situation.data_directory.display())))?;
+    Ok(Terms {
+        tablespaces: situation.tablespaces()?,
+        tablespace_version_directory: situation.tablespace_version_directory(),
+        host_directories: host_directories(situation),
+        // the segments the backup starts and ends in
+        reserve: 2 * u64::from(situation.primary.wal_segment_size),
+        mode: metadata.permissions().mode() & 0o7777,
+    })
+}
+
+/// What stays on the primary.
+pub(crate) fn rules(situation: &Situation, target: &Target) -> Result<Rules> {
+    let mut private_files = target.kept.clone();
+    // made for the standby, see puts()
+    private_files.push(RelPath::parse(POSTGRESQL_CONF)?);
+    private_files.push(RelPath::parse(AUTO_CONF)?);
+    private_files.extend(inside(situation, &situation.settings.secret_file));
+    Ok(Rules { host_directories: host_directories(situation), private_files })
+}
+
+/// What the marker says to whoever finds it.
+pub(crate) fn marker(situation: &Situation) -> Marker {
+    Marker {
+        note: "A recovery of this directory by pgpool_recovery is not complete. Do not start a server here; \
+               run the recovery again, it sends only what is missing."
+            .to_owned(),
+        system_identifier: situation.primary.system_identifier,
+        timeline: situation.primary.timeline,
+        started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+    }
+}
+
+/// How data is moved.
+pub(crate) fn manner(situation: &Situation, start_lsn: u64) -> Manner {
+    let settings = &situation.settings;
+    let verify = settings.verify_checksums && situation.control.checksum_version != 0;
+    Manner {
+        jobs: u32::try_from(settings.jobs).unwrap_or(u32::MAX),
+        compression: match settings.compression {
+            Compression::Auto => Packing::Auto,
+            Compression::Off => Packing::Off,
+            Compression::Lz4 => Packing::Lz4,
+            Compression::Zstd => Packing::Zstd,
+        },
+        max_rate: settings.max_rate,
+        checksums: verify.then_some(Checksums {
+            block_size: situation.primary.block_size,
+            segment_blocks: situation.primary.relation_segment_blocks,
+            start_lsn,
+        }),
+    }
+}
+
+/// The WAL that makes the copy consistent, the history of its timelines, and a note for each file that
+/// the archiver of a promoted standby need not send it again.
+pub(crate) fn wal(
+    situation: &Situation,
+    start_lsn: u64,
+    stop_lsn: u64,
+) -> Result<(Vec<Directory>, Vec<File>)> {
+    let primary = &situation.primary;
+    let directory_mode = if primary.group_access { 0o750 } else { 0o700 };
+    let mode = file_mode(situation);
+    let mut names: Vec<String> = wal::segments(start_lsn, stop_lsn, primary.wal_segment_size)
+        .map(|segment| wal::segment_name(primary.timeline, segment, primary.wal_segment_size))
+        .collect();
+    let listed = || -> std::io::Result<Vec<String>> {
+        let entries = fs::read_dir(situation.data_directory.join("pg_wal"))?;
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    };
+    let present = listed().map_err(Error::on("list the primary's pg_wal"))?;
+    names.extend(present.into_iter().filter(|name| wal::is_history(name)));
+    let mut directories =
+        vec![Directory { path: RelPath::parse("pg_wal/archive_status")?, mode: directory_mode }];
+    if primary.server_version_num >= 170_000 {
+        directories.push(Directory { path: RelPath::parse("pg_wal/summaries")?, mode: directory_mode });
+    }
+    let mut files = Vec::new();
+    for name in names {
+        let path = RelPath::parse(&format!("pg_wal/{name}"))?;
+        let metadata = fs::metadata(situation.data_directory.join(&path)).map_err(|error| {
+            Error::new(Kind::SlotLost, format!("could not look at WAL file \"{name}\": {error}"))
+                .detail("The standby needs it to reach consistency.")
+                .hint("Use a replication slot (pgpool_recovery.slot_name), or increase wal_keep_size.")
+        })?;
+        files.push(File { path, size: metadata.size(), mode });
+        files.push(done_note(&name, mode)?);
+    }
+    Ok((directories, files))
+}
+
+/// The files made for the standby, pg_control among them; and what an operator should know.
+pub(crate) fn puts(
+    situation: &Situation,
+    target: &Target,
+    following: &Following,
+    terms: &Terms,
+    stop: &BackupStop,
+    control: Vec<u8>,
+) -> Result<(Vec<Put>, Vec<String>)> {
+    let mode = file_mode(situation);
+    let mut warnings = Vec::new();
+    let mut puts = Vec::new();
+    let mut put = |path: &str, content: Vec<u8>| -> Result<()> {
+        puts.push(Put { path: RelPath::parse(path)?, mode, content });
+        Ok(())
+    };
+    put("backup_label", stop.label_file.clone())?;
+    if !terms.tablespaces.is_empty() {
+        put("tablespace_map", standby::mapped_tablespace_map(&terms.tablespaces).into_bytes())?;
+    }
+    let keeps = |name: &str| target.kept.iter().any(|kept| kept.as_str() == name);
+    if keeps(POSTGRESQL_CONF) || target.external_configuration.is_some() {
+        // the standby's own is extended, not replaced
+    } else if let Some(text) = configuration(situation)? {
+        let port = situation.request.dest_port.or(situation.settings.dest_port);
+        let include = myrecovery_path(&target.directory);
+        put(POSTGRESQL_CONF, standby::adopted_configuration(&text, port, &include).into_bytes())?;
+    } else {
+        warnings.push(format!(
+            "the target has no postgresql.conf, and the primary's (\"{}\") lies outside its data directory and is not copied",
+            situation.primary.config_file
+        ));
+    }
+    if keeps(AUTO_CONF) {
+        warnings.push(
+            "the target keeps its postgresql.auto.conf, whose settings override myrecovery.conf".to_owned(),
+        );
+    } else if let Some(text) = read(&situation.data_directory.join(AUTO_CONF))? {
+        put(AUTO_CONF, standby::without_recovery_settings(&text).into_bytes())?;
+    }
+    put("standby.signal", Vec::new())?;
+    put(MYRECOVERY_CONF, following.myrecovery_conf()?.into_bytes())?;
+    put(PG_CONTROL, control)?;
+    Ok((puts, warnings))
+}
+
+/// The primary's postgresql.conf, where it lies in the data directory.
+fn configuration(situation: &Situation) -> Result<Option<String>> {
+    let file = Path::new(&situation.primary.config_file);
+    let is_inside = file.parent().and_then(|parent| parent.canonicalize().ok()).as_deref()
+        == Some(situation.data_directory.as_path());
+    if is_inside { read(file) } else { Ok(None) }
+}
+
+fn read(path: &Path) -> Result<Option<String>> {
+    let failed = |error| Error::io(format_args!("read file \"{}\"", path.display()), &error);
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.len() <= CONFIGURATION => fs::read_to_string(path).map(Some).map_err(failed),
+        Ok(metadata) => Err(Error::new(
+            Kind::Unsupported,
+            format!("file \"{}\" is too large for a configuration", path.display()),
+        )
+        .detail(format!("It has {} bytes, {CONFIGURATION} are allowed.", metadata.len()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Directories nobody but their host touches: `log_directory`, where it lies inside.
+fn host_directories(situation: &Situation) -> Vec<RelPath> {
+    inside(situation, &situation.primary.log_directory).into_iter().collect()
+}
+
+/// The path relative to the data directory, if it lies strictly inside.
+fn inside(situation: &Situation, path: &str) -> Option<RelPath> {
+    let absolute = situation.data_directory.join(path);
+    let resolved = absolute.canonicalize().unwrap_or(absolute);
+    RelPath::parse(resolved.strip_prefix(&situation.data_directory).ok()?.to_str()?).ok()
+}
+
+fn done_note(name: &str, mode: u32) -> Result<File> {
+    Ok(File { path: RelPath::parse(&format!("pg_wal/archive_status/{name}.done"))?, size: 0, mode })
+}
+
+fn file_mode(situation: &Situation) -> u32 {
+    if situation.primary.group_access { 0o640 } else { 0o600 }
+}

@@ -1,0 +1,303 @@
+//! What must be true before a recovery changes anything: the same questions for
+//! `pgpool_recovery_check`, which shows all answers, and for the recovery, which stops at the first bad one.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use pgpool_recovery_core::cancel::Cancel;
+use pgpool_recovery_core::control_file::{ControlFile, PG_CONTROL};
+use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::judge::{self, Finding};
+use pgpool_recovery_core::link::Connector;
+use pgpool_recovery_core::link::dial::{AgentConnector, is_this_host};
+use pgpool_recovery_core::local::LocalConnector;
+use pgpool_recovery_core::naming::{self, Node};
+use pgpool_recovery_core::path::RelPath;
+use pgpool_recovery_core::plan::Tablespace;
+use pgpool_recovery_core::protocol::message::Target;
+use pgpool_recovery_core::receiver::inspect;
+use pgpool_recovery_core::secret::Secret;
+use pgpool_recovery_core::standby::Following;
+
+use crate::pg::catalog;
+use crate::pg::slot;
+use crate::request::Request;
+use crate::settings::{Overwrite, Settings, Transport};
+
+/// How often pg_control is read again when it was caught in the middle of a write.
+const CONTROL_READS: usize = 20;
+
+/// The primary and what is asked of it, put together once.
+pub(crate) struct Situation {
+    pub(crate) request: Request,
+    pub(crate) settings: Settings,
+    pub(crate) primary: catalog::Primary,
+    pub(crate) data_directory: PathBuf,
+    pub(crate) control: ControlFile,
+    facts: judge::Primary,
+    is_local: bool,
+    application_name: String,
+    /// Empty: no slot.
+    pub(crate) slot_name: String,
+}
+
+impl Situation {
+    /// Gathers the facts; fails only where nothing sensible can be asked any more.
+    pub(crate) fn gather(request: Request, settings: Settings, is_local: bool) -> Result<Self> {
+        let primary = catalog::primary()?;
+        let shown = primary.data_directory.clone();
+        let failed = |error| Error::io(format_args!("look at the data directory \"{shown}\""), &error);
+        let data_directory = Path::new(&primary.data_directory).canonicalize().map_err(failed)?;
+        let metadata = fs::metadata(&data_directory).map_err(failed)?;
+        let wal = fs::metadata(data_directory.join("pg_wal")).ok();
+        let (control, _) = read_control(&data_directory)?;
+        let facts = judge::Primary {
+            identity: (metadata.dev(), metadata.ino()),
+            wal_identity: wal.map(|wal| (wal.dev(), wal.ino())),
+            boot_id: inspect::boot_id(),
+            system_identifier: primary.system_identifier,
+            major_version: (primary.server_version_num / 10_000).to_string(),
+            block_size: primary.block_size,
+            wal_segment_size: primary.wal_segment_size,
+            directory: data_directory.clone(),
+        };
+        let node = Node {
+            host: &request.dest_host,
+            id: request.node_id.or(settings.node_id),
+            port: request.dest_port.or(settings.dest_port),
+        };
+        let application_name = naming::expand("application_name", &settings.application_name, node)?;
+        let slot_name = naming::slot_name(&naming::expand("slot_name", &settings.slot_name, node)?);
+        Ok(Self {
+            request,
+            settings,
+            primary,
+            data_directory,
+            control,
+            facts,
+            is_local,
+            application_name,
+            slot_name,
+        })
+    }
+
+    /// Questions about this server alone.
+    pub(crate) fn primary_findings(&self) -> Result<Vec<Finding>> {
+        let user = &self.settings.replication_user;
+        Ok(vec![
+            finding("primary_is_primary", self.not_in_recovery()),
+            finding("wal_level", self.wal_level()),
+            finding("wal_senders", self.wal_senders()),
+            finding("replication_slot", self.replication_slot()?),
+            finding("replication_user", replication_user(user, catalog::role(user)?)),
+            finding("tablespaces", self.tablespaces().map(|spaces| format!("{} to map", spaces.len()))),
+        ])
+    }
+
+    /// Questions about the target, as its receiver describes it.
+    pub(crate) fn target_findings(&self, target: &Target) -> Vec<Finding> {
+        let any_cluster = self.settings.overwrite == Overwrite::AnyCluster;
+        judge::judge(&self.facts, target, self.is_local, any_cluster)
+    }
+
+    /// How the target is going to be filled.
+    pub(crate) fn strategy(&self, target: &Target) -> judge::Strategy {
+        judge::strategy(&self.facts, target)
+    }
+
+    /// The directory of this cluster in every tablespace.
+    pub(crate) fn tablespace_version_directory(&self) -> String {
+        format!("PG_{}_{}", self.facts.major_version, self.control.catalog_version)
+    }
+
+    /// Where the tablespaces outside the data directory go.
+    pub(crate) fn tablespaces(&self) -> Result<Vec<Tablespace>> {
+        let outside = self.primary.tablespaces.iter().filter(|tablespace| !tablespace.in_place);
+        outside
+            .map(|tablespace| {
+                let source = &tablespace.location;
+                let mapped = self.settings.tablespace_mapping.iter().find(|(old, _)| old == source);
+                let target = match mapped {
+                    Some((_, new)) => new.clone(),
+                    None if self.is_local => {
+                        return Err(Error::new(
+                            Kind::TargetRefused,
+                            format!("tablespace \"{}\" has no place on the target", tablespace.name),
+                        )
+                        .detail(format!("A standby on the same host cannot use \"{source}\", where the primary has it."))
+                        .hint(format!("Set pgpool_recovery.tablespace_mapping = '{source}=/another/directory', or pass it as an option.")));
+                    }
+                    None => source.clone(),
+                };
+                Ok(Tablespace { oid: tablespace.oid, source: source.clone(), target })
+            })
+            .collect()
+    }
+
+    /// How the standby will connect, given what its host sees.
+    pub(crate) fn following(&self, target: &Target) -> Following {
+        Following {
+            host: self.primary_host(target),
+            port: self.request.port.unwrap_or(self.primary.port),
+            user: self.settings.replication_user.clone(),
+            application_name: self.application_name.clone(),
+            passfile: self.settings.passfile.clone(),
+            slot_name: self.slot_name.clone(),
+            restore_command: self.settings.restore_command.clone(),
+        }
+    }
+
+    fn primary_host(&self, target: &Target) -> String {
+        let tcp = self.primary.listen_addresses.split(',').map(str::trim).find(|address| !address.is_empty());
+        let socket = || {
+            let directories = self.primary.unix_socket_directories.split(',');
+            directories
+                .map(|directory| directory.trim().trim_matches('"'))
+                .find(|directory| !directory.is_empty())
+        };
+        let own = || match tcp {
+            Some("*" | "0.0.0.0" | "::") => "localhost".to_owned(),
+            Some(address) => address.to_owned(),
+            None => socket().unwrap_or("localhost").to_owned(),
+        };
+        let given = self
+            .request
+            .primary_host
+            .clone()
+            .or_else(|| Some(self.settings.primary_host.clone()).filter(|host| !host.is_empty()));
+        match (given, target.peer) {
+            // Pgpool-II says localhost where it knows a socket directory
+            (Some(host), _) if host == "localhost" && self.is_local && tcp.is_none() => own(),
+            (Some(host), _) => host,
+            (None, Some(peer)) => peer.to_canonical().to_string(),
+            (None, None) => own(),
+        }
+    }
+
+    /// How the target is reached, as the report calls it.
+    pub(crate) fn transport(&self) -> &'static str {
+        if self.is_local { "local" } else { "agent" }
+    }
+
+    /// Files of the standby's own, as paths.
+    pub(crate) fn keep(&self) -> Result<Vec<RelPath>> {
+        self.settings.keep_files.iter().map(|name| RelPath::parse(name)).collect()
+    }
+
+    /// What reaches the target, for one session with it. `wire` counts what its links carry.
+    pub(crate) fn connector(&self, wire: Arc<AtomicU64>) -> Result<Arc<dyn Connector>> {
+        connector(&self.request.dest_host, &self.settings, self.is_local, &self.primary.bin_directory, wire)
+    }
+
+    fn not_in_recovery(&self) -> Result<String> {
+        if !self.primary.in_recovery {
+            return Ok(format!("timeline {}", self.primary.timeline));
+        }
+        Err(Error::new(Kind::WrongState, "this server is a standby")
+            .detail("A standby is rebuilt from its primary, and recovery is in progress here.")
+            .hint("Connect to the primary. If Pgpool-II called, it does not know the primary: see show pool_nodes."))
+    }
+
+    fn wal_level(&self) -> Result<String> {
+        if self.primary.wal_level != "minimal" {
+            return Ok(self.primary.wal_level.clone());
+        }
+        Err(Error::new(Kind::WrongState, "wal_level is minimal")
+            .detail("A standby needs wal_level replica or logical.")
+            .hint("Set wal_level = replica and restart the primary."))
+    }
+
+    fn wal_senders(&self) -> Result<String> {
+        let (limit, used) = (self.primary.max_wal_senders, self.primary.used_wal_senders);
+        if used < limit {
+            return Ok(format!("{used} of {limit} in use"));
+        }
+        Err(Error::new(Kind::LimitExceeded, "no walsender is left for the standby")
+            .detail(format!("max_wal_senders is {limit}, {used} are in use."))
+            .hint("Increase max_wal_senders and restart the primary."))
+    }
+
+    fn replication_slot(&self) -> Result<Result<String>> {
+        if self.slot_name.is_empty() {
+            return Ok(Ok("no slot is used".to_owned()));
+        }
+        if let Err(error) = slot::validate(&self.slot_name) {
+            return Ok(Err(error));
+        }
+        Ok(match catalog::slot(&self.slot_name)? {
+            None => catalog::check_free_slot().map(|()| format!("\"{}\" will be made", self.slot_name)),
+            Some(found) if found.slot_type != "physical" => {
+                Err(slot::wrong_type(&self.slot_name, &found.slot_type))
+            }
+            Some(catalog::SlotState { active_pid: Some(pid), .. }) => Err(slot::active(&self.slot_name, pid)),
+            Some(_) => Ok(format!("\"{}\" exists and is not in use", self.slot_name)),
+        })
+    }
+}
+
+/// What reaches a target.
+pub(crate) fn connector(
+    host: &str,
+    settings: &Settings,
+    is_local: bool,
+    bin_directory: &str,
+    wire: Arc<AtomicU64>,
+) -> Result<Arc<dyn Connector>> {
+    if is_local {
+        return Ok(Arc::new(LocalConnector::new(PathBuf::from(bin_directory))));
+    }
+    let secret = Secret::read(Path::new(&settings.secret_file))?;
+    // an agent on this host listens on TCP, whatever the host is called
+    let host = if host.is_empty() || host.starts_with('/') { "localhost" } else { host };
+    Ok(Arc::new(AgentConnector::new(host, settings.agent_port, secret, wire)?))
+}
+
+/// Whether the target is written by this process. May ask the name service: not for the main thread.
+pub(crate) fn is_local(host: &str, transport: Transport, cancel: &Cancel) -> Result<bool> {
+    match transport {
+        Transport::Local => Ok(true),
+        Transport::Agent => Ok(false),
+        Transport::Auto => is_this_host(host, cancel),
+    }
+}
+
+/// The first bad answer is the refusal.
+pub(crate) fn demand(findings: Vec<Finding>) -> Result<()> {
+    findings.into_iter().try_for_each(|finding| finding.answer.map(drop))
+}
+
+/// Reads pg_control: parsed, and as bytes. The server writes it in place, so a read may catch it
+/// half-written; its CRC tells.
+pub(crate) fn read_control(data_directory: &Path) -> Result<(ControlFile, Vec<u8>)> {
+    let path = data_directory.join(PG_CONTROL);
+    let mut failure = None;
+    for _ in 0..CONTROL_READS {
+        let bytes = fs::read(&path).map_err(Error::on(format_args!("read file \"{}\"", path.display())))?;
+        match ControlFile::parse(&bytes) {
+            Ok(control) => return Ok((control, bytes)),
+            Err(error) => failure = Some(error),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Err(failure.unwrap_or_else(|| Error::new(Kind::Internal, "pg_control was never read")))
+}
+
+fn replication_user(name: &str, role: Option<catalog::Role>) -> Result<String> {
+    let hint = "Name a role with LOGIN and REPLICATION in pgpool_recovery.replication_user.";
+    match role {
+        Some(catalog::Role { can_login: true, can_replicate: true }) => Ok(format!("\"{name}\"")),
+        Some(_) => Err(Error::new(Kind::InvalidArgument, format!("role \"{name}\" cannot replicate"))
+            .detail("The standby would connect as this role; it lacks LOGIN or REPLICATION.")
+            .hint(hint)),
+        None => Err(Error::new(Kind::InvalidArgument, format!("role \"{name}\" does not exist"))
+            .detail("The standby would connect as this role.")
+            .hint(hint)),
+    }
+}
+
+fn finding(step: &'static str, answer: Result<String>) -> Finding {
+    Finding { step, answer }
+}

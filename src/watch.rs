@@ -1,0 +1,157 @@
+//! Showing a run while it goes on: the progress view, NOTICEs, and whether the slot still holds.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pgpool_recovery_core::error::Result;
+use pgpool_recovery_core::progress::{Phase, Progress};
+
+use crate::pg::log;
+use crate::pg::progress::ProgressReport;
+use crate::pg::slot::Slot;
+
+/// How often a NOTICE tells how far the run is.
+const NOTICE: Duration = Duration::from_secs(5);
+
+/// How often the slot is looked at.
+const SLOT: Duration = Duration::from_secs(1);
+
+/// The watch over one run; its `tick` is called many times a second.
+pub(crate) struct Watch {
+    progress: Arc<Progress>,
+    report: ProgressReport,
+    last_notice: Instant,
+    last_slot: Instant,
+    /// Since when data streams.
+    streaming: Option<Instant>,
+}
+
+impl Watch {
+    pub(crate) fn start(progress: Arc<Progress>) -> Self {
+        let now = Instant::now();
+        Self { progress, report: ProgressReport::start(), last_notice: now, last_slot: now, streaming: None }
+    }
+
+    /// Enters a phase and shows it at once.
+    pub(crate) fn enter(&mut self, phase: Phase) {
+        self.progress.enter(phase);
+        if phase == Phase::Stream {
+            self.streaming.get_or_insert_with(Instant::now);
+        }
+        self.report.show(&self.progress);
+    }
+
+    /// The number of tablespaces, the default one included.
+    pub(crate) fn tablespaces(&self, total: usize) {
+        self.report.tablespaces(total);
+    }
+
+    /// All tablespaces are through.
+    pub(crate) fn tablespaces_streamed(&self, streamed: usize) {
+        self.report.tablespaces_streamed(streamed);
+    }
+
+    /// Shows what changed; fails if the slot lost WAL.
+    pub(crate) fn tick(&mut self, slot: Option<&Slot>) -> Result<()> {
+        self.report.show(&self.progress);
+        if self.last_notice.elapsed() >= NOTICE {
+            self.last_notice = Instant::now();
+            log::notice(&self.line());
+        }
+        if let Some(slot) = slot.filter(|_| self.last_slot.elapsed() >= SLOT) {
+            self.last_slot = Instant::now();
+            slot.check_wal_reserved()?;
+        }
+        Ok(())
+    }
+
+    /// Tells that the data is through, whatever the last NOTICE said.
+    pub(crate) fn data_done(&mut self) {
+        self.report.show(&self.progress);
+        self.last_notice = Instant::now();
+        log::notice(&self.line());
+    }
+
+    fn line(&self) -> String {
+        match self.progress.phase() {
+            Phase::Stream => {
+                stream_line(&self.progress, self.streaming.map_or(Duration::ZERO, |since| since.elapsed()))
+            }
+            Phase::TransferWal => format!(
+                "pgpool_recovery: 100 %, making the standby durable, {} of WAL sent",
+                bytes(self.progress.wal())
+            ),
+            phase => format!("pgpool_recovery: 0 %, {}", waiting_for(phase)),
+        }
+    }
+}
+
+fn waiting_for(phase: Phase) -> &'static str {
+    match phase {
+        Phase::WaitCheckpoint => "waiting for the checkpoint",
+        Phase::EstimateSize => "listing the data directory",
+        Phase::WaitWalArchive => "ending the backup",
+        _ => "looking at the target",
+    }
+}
+
+fn stream_line(progress: &Progress, elapsed: Duration) -> String {
+    let (done, total) = (progress.compared(), progress.total());
+    let percent = if total == 0 { 100 } else { done.min(total) * 100 / total };
+    let rate = done as f64 / elapsed.as_secs_f64().max(0.001);
+    let left = total.saturating_sub(done) as f64 / rate.max(1.0);
+    format!(
+        "pgpool_recovery: {percent} %, {} of {} compared, {} sent, {}/s, {} left",
+        bytes(done),
+        bytes(total),
+        bytes(progress.sent()),
+        bytes(rate as u64),
+        duration(Duration::from_secs_f64(left.min(1e9))),
+    )
+}
+
+/// Bytes for a person: `12 kB`, `3.4 GB` (powers of 1024, as pg_size_pretty).
+pub(crate) fn bytes(count: u64) -> String {
+    let units = ["bytes", "kB", "MB", "GB", "TB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 || value >= 100.0 {
+        format!("{value:.0} {}", units[unit])
+    } else {
+        format!("{value:.1} {}", units[unit])
+    }
+}
+
+fn duration(left: Duration) -> String {
+    let seconds = left.as_secs();
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds} s"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_for_people() {
+        let progress = Progress::default();
+        progress.set_total(10 << 20);
+        progress.add_compared(5 << 20);
+        progress.add_sent(1 << 10);
+        let line = stream_line(&progress, Duration::from_secs(5));
+        assert_eq!(
+            line,
+            "pgpool_recovery: 50 %, 5.0 MB of 10.0 MB compared, 1.0 kB sent, 1.0 MB/s, 5 s left"
+        );
+        assert_eq!(bytes(1023), "1023 bytes");
+        assert_eq!(bytes(300 << 30), "300 GB");
+        assert_eq!(duration(Duration::from_secs(3700)), "1 h 1 min");
+    }
+}
