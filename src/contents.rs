@@ -85,8 +85,7 @@ pub(crate) fn manner(situation: &Situation, start_lsn: u64) -> Manner {
     }
 }
 
-/// The WAL that makes the copy consistent, the history of its timelines, and a note for each file that
-/// the archiver of a promoted standby need not send it again.
+/// The WAL that makes the copy consistent, and the history of its timelines.
 pub(crate) fn wal(
     situation: &Situation,
     start_lsn: u64,
@@ -118,7 +117,6 @@ pub(crate) fn wal(
                 .hint("Use a replication slot (pgpool_recovery.slot_name), or increase wal_keep_size.")
         })?;
         files.push(File { path, size: metadata.size(), mode });
-        files.push(done_note(&name, mode)?);
     }
     Ok((directories, files))
 }
@@ -129,6 +127,7 @@ pub(crate) fn puts(
     target: &Target,
     following: &Following,
     terms: &Terms,
+    wal: &[File],
     stop: &BackupStop,
     control: Vec<u8>,
 ) -> Result<(Vec<Put>, Vec<String>)> {
@@ -139,6 +138,10 @@ pub(crate) fn puts(
         puts.push(Put { path: RelPath::parse(path)?, mode, content });
         Ok(())
     };
+    for file in wal {
+        // the primary archives its own WAL: a promoted standby need not archive it again
+        put(&format!("pg_wal/archive_status/{}.done", file.path.file_name()), Vec::new())?;
+    }
     put("backup_label", stop.label_file.clone())?;
     if !terms.tablespaces.is_empty() {
         put("tablespace_map", standby::mapped_tablespace_map(&terms.tablespaces).into_bytes())?;
@@ -201,10 +204,6 @@ fn inside(situation: &Situation, path: &str) -> Option<RelPath> {
     let absolute = situation.data_directory.join(path);
     let resolved = absolute.canonicalize().unwrap_or(absolute);
     RelPath::parse(resolved.strip_prefix(&situation.data_directory).ok()?.to_str()?).ok()
-}
-
-fn done_note(name: &str, mode: u32) -> Result<File> {
-    Ok(File { path: RelPath::parse(&format!("pg_wal/archive_status/{name}.done"))?, size: 0, mode })
 }
 
 fn file_mode(situation: &Situation) -> u32 {

@@ -141,7 +141,7 @@ fn rebuild(request: Request, settings: Settings) -> Result<Value> {
     // WAL, the standby's own files, durability, and pg_control last of all (S2, S10).
     watch.enter(Phase::TransferWal);
     let (directories, files) = contents::wal(&situation, start_lsn, stop.stop_lsn)?;
-    let (puts, warnings) = contents::puts(&situation, &target, &following, &terms, &stop, control)?;
+    let (puts, warnings) = contents::puts(&situation, &target, &following, &terms, &files, &stop, control)?;
     summary.warn(warnings);
     let finish = || {
         session.send_wal(&situation.data_directory, &directories, files)?;

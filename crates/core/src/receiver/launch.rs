@@ -71,9 +71,17 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
     }
     let deadline = Instant::now() + timeout;
     let launched = running::server(directory).is_none();
-    let logs = Logs::now(directory);
+    let mut logs = Logs::now(directory);
     if launched {
-        launch(cluster, timeout, &logs, cancel)?;
+        while let Err(error) =
+            launch(cluster, deadline.saturating_duration_since(Instant::now()), &logs, cancel)
+        {
+            if Instant::now() >= deadline || !running::zombie_holds_lock(&logs.tail()) {
+                return Err(error);
+            }
+            pause(Duration::from_millis(500), cancel)?;
+            logs = Logs::now(directory);
+        }
     }
     loop {
         let failed = |message: String, hint: &str| {
@@ -104,9 +112,13 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
             }
             _ => {}
         }
-        cancel.check()?;
-        std::thread::sleep(Duration::from_millis(50));
+        pause(Duration::from_millis(50), cancel)?;
     }
+}
+
+fn pause(duration: Duration, cancel: &Cancel) -> Result<()> {
+    std::thread::sleep(duration);
+    cancel.check()
 }
 
 /// The last lines of the server's log, whenever they were written.

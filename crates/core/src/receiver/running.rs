@@ -50,6 +50,19 @@ pub fn postmaster_status(data_directory: &Path) -> Option<String> {
     text.lines().nth(7).map(|line| line.trim().to_owned())
 }
 
+/// Whether a server refused to start because of a lock file whose process has ended but was not
+/// reaped yet: PostgreSQL takes a zombie for a running server. It lasts until the zombie's parent, often
+/// a container's process 1, looks after it.
+pub fn zombie_holds_lock(log: &str) -> bool {
+    log.contains("lock file")
+        && log.split("PID ").skip(1).any(|text| {
+            let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
+            fs::read_to_string(format!("/proc/{digits}/stat")).is_ok_and(|stat| {
+                stat.rsplit(')').next().is_some_and(|state| state.trim_start().starts_with('Z'))
+            })
+        })
+}
+
 fn find(data_directory: &Path) -> Option<u32> {
     let wanted = fs::metadata(data_directory).ok()?;
     let serves = |process: u32| {
@@ -78,6 +91,22 @@ mod tests {
         fs::write(data.path().join("postmaster.pid"), format!("{}\n", std::process::id())).expect("write");
         assert_eq!(server(data.path()), None, "this test does not work in that directory");
         assert_eq!(server(Path::new("/does/not/exist")), None);
+    }
+
+    #[test]
+    fn a_zombie_is_told_from_a_living_process() {
+        let mut child = std::process::Command::new("/bin/true").spawn().expect("spawn");
+        let says = |pid| {
+            format!("FATAL: lock file \"x\" already exists\nHINT: Is another postmaster (PID {pid}) ...?")
+        };
+        let deadline = Instant::now() + LINGER;
+        while !zombie_holds_lock(&says(child.id())) {
+            assert!(Instant::now() < deadline, "it ended, and nobody has waited for it");
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert!(!zombie_holds_lock(&says(std::process::id())));
+        child.wait().expect("reap");
+        assert!(!zombie_holds_lock(&says(child.id())));
     }
 
     #[test]
