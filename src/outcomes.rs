@@ -82,7 +82,7 @@ impl Memory {
     /// What became of the last first stage of a target, if any is known.
     pub(crate) fn recall(&self, host: &str, directory: &str) -> Option<Outcome> {
         let key = key(host, directory);
-        let outcomes = match self.open() {
+        let outcomes = match self.open(false) {
             Some(mut file) => read(&mut file),
             None => SESSION.with_borrow(Clone::clone),
         };
@@ -114,7 +114,7 @@ impl Memory {
                 outcomes.targets.remove(&oldest);
             }
         };
-        match self.open() {
+        match self.open(true) {
             Some(mut file) => {
                 let mut outcomes = read(&mut file);
                 add(&mut outcomes);
@@ -126,12 +126,12 @@ impl Memory {
 
     /// The file, locked against other sessions; `None` if it cannot be had or is not ours (the socket
     /// directory may be /tmp).
-    fn open(&self) -> Option<File> {
+    fn open(&self, create: bool) -> Option<File> {
         let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).ok()?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
-            .create(true)
+            .create(create)
             .truncate(false)
             .mode(0o600)
             .custom_flags(flags)

@@ -15,10 +15,11 @@ use pgpool_recovery_core::link::Connector;
 use pgpool_recovery_core::link::dial::{AgentConnector, is_this_host};
 use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::naming::{self, Node};
-use pgpool_recovery_core::path::RelPath;
+use pgpool_recovery_core::path::{RelPath, normalize_directory};
 use pgpool_recovery_core::plan::Tablespace;
 use pgpool_recovery_core::protocol::message::Target;
 use pgpool_recovery_core::receiver::inspect;
+use pgpool_recovery_core::receiver::policy::resolve;
 use pgpool_recovery_core::secret::Secret;
 use pgpool_recovery_core::standby::Following;
 
@@ -95,6 +96,16 @@ impl Situation {
             finding("replication_user", replication_user(user, catalog::role(user)?)),
             finding("tablespaces", self.tablespaces().map(|spaces| format!("{} to map", spaces.len()))),
         ])
+    }
+
+    /// Refuses a local target that is, holds or lies in this server's data directory, before anything is
+    /// opened there.
+    pub(crate) fn demand_other_directory(&self) -> Result<()> {
+        if !self.is_local {
+            return Ok(());
+        }
+        let directory = normalize_directory(&self.request.dest_dir)?;
+        judge::apart(&self.data_directory, &resolve(&directory))
     }
 
     /// Questions about the target, as its receiver describes it.

@@ -61,6 +61,7 @@ fn rebuild(request: Request, settings: Settings) -> Result<Value> {
     let situation = Situation::gather(request, settings, is_local)?;
     let dir = &situation.request.dest_dir;
     demand(situation.primary_findings()?)?;
+    situation.demand_other_directory()?;
     let (connector, keep) = (situation.connector(summary.wire())?, situation.keep()?);
     let open =
         || Session::open(connector, Path::new(dir), Purpose::Recover, keep, Arc::clone(&progress), &cancel);

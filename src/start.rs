@@ -53,7 +53,12 @@ fn repeat_failure(host: &str, directory: &str) -> Result<()> {
     match Memory::of_this_server()?.recall(host, directory) {
         None | Some(Outcome::Succeeded) => Ok(()),
         Some(Outcome::Failed { error }) => Err(Error {
-            message: format!("the last recovery of \"{directory}\" failed: {}", error.message),
+            // Pgpool-II cuts what it shows after some 200 characters: the cause comes first
+            message: format!("first stage failed: {}", error.message),
+            detail: Some(match error.detail {
+                Some(detail) => format!("{detail} The target is \"{directory}\"."),
+                None => format!("The target is \"{directory}\"."),
+            }),
             hint: error.hint.or_else(|| Some("Run the recovery again when the cause is removed.".to_owned())),
             ..error
         }),
@@ -63,7 +68,7 @@ fn repeat_failure(host: &str, directory: &str) -> Result<()> {
                 .hint("Wait until it ends; pg_stat_progress_basebackup shows it."))
         }
         Some(Outcome::Running { pid }) => {
-            Err(Error::new(Kind::Canceled, format!("the last recovery of \"{directory}\" was broken off"))
+            Err(Error::new(Kind::Canceled, format!("first stage of \"{directory}\" was broken off"))
                 .detail(format!("Process {pid}, which worked on it, was terminated."))
                 .hint("Run the recovery again; it sends only what is missing."))
         }
@@ -81,10 +86,10 @@ fn not_streaming(directory: &str, settings: &Settings, lines: &str) -> Error {
     Error::new(
         Kind::StartFailed,
         format!(
-            "the server in \"{directory}\" runs but does not stream from this primary after {} s",
+            "standby runs but does not stream from this primary after {} s",
             settings.start_timeout.as_secs()
         ),
     )
-    .detail(format!("The last lines of its log are:\n{lines}"))
+    .detail(format!("The last lines of the log in \"{directory}\" are:\n{lines}"))
     .hint("Is it a standby of this primary? See its primary_conninfo, and pg_stat_replication here.")
 }

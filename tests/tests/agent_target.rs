@@ -70,8 +70,7 @@ fn an_agent_rebuilds_and_starts_a_standby() {
     assert!(report.number("/bytes/wire") >= report.number("/bytes/sent") / 10, "{}", report.0);
     assert!(report.number("/bytes/sent") < report.number("/bytes/total") / 2, "{}", report.0);
 
-    let port = format!("ALTER SYSTEM SET pgpool_recovery.agent_port = {}", agent.port());
-    stage.primary.execute(&port);
+    stage.primary.append_conf("pgpool_recovery.agent_port", &agent.port().to_string());
     stage.primary.reload();
     remote_start(&stage.primary, "127.0.0.1", stage.standby.dir());
     stage.primary.wait_for_standby("standby");
@@ -101,16 +100,17 @@ fn two_targets_at_once_but_never_one_twice() {
     let other = Cluster::place(&stage.scratch, &Host::here(), "other");
     let both = [stage.standby.directory(), other.directory()];
     let agent = Agent::start(&stage.scratch, &Host::here(), &stage.secret, &both);
-    let slow = stage.recovery(agent.port()).option("max_rate", 4000).option("slot_name", "slow");
-    let running = Running::start(&stage.primary, &slow, "");
+    // a full copy takes a while at this rate, the standby's delta does not
+    let to_other = |slot: &str| {
+        Recovery::to("127.0.0.1", other.dir(), stage.primary.port())
+            .option("agent_port", agent.port())
+            .option("dest_port", other.port())
+            .option("slot_name", slot)
+    };
+    let running = Running::start(&stage.primary, &to_other("slow").option("max_rate", 8000), "");
     running.wait_for_bytes(&stage.primary, 1);
-    let again = stage.recovery(agent.port()).option("slot_name", "again");
-    again.fail(&stage.primary).expect("55006");
-    Recovery::to("127.0.0.1", other.dir(), stage.primary.port())
-        .option("agent_port", agent.port())
-        .option("dest_port", other.port())
-        .option("slot_name", "other")
-        .run(&stage.primary);
+    to_other("again").fail(&stage.primary).expect("55006");
+    stage.recovery(agent.port()).option("slot_name", "other").run(&stage.primary);
     running.finish_within(wait::PATIENCE).expect("the first is not disturbed");
     assert_eq!(probe::slots(&stage.primary), ["other", "slow"]);
 }
@@ -246,7 +246,7 @@ fn a_directory_that_the_agent_does_not_list() {
     stage.refused(&recovery);
     assert!(!below.exists());
     // Nor may it be started.
-    stage.primary.execute(&format!("ALTER SYSTEM SET pgpool_recovery.agent_port = {}", agent.port()));
+    stage.primary.append_conf("pgpool_recovery.agent_port", &agent.port().to_string());
     stage.primary.reload();
     try_remote_start(&stage.primary, "127.0.0.1", "/var/lib/postgresql").expect_err("not listed");
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::recovery::remote_start;
 use pgpool_recovery_e2e::scratch::write_as_postgres;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, compare, dump, probe, workload};
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, compare, dump, probe, workload};
 
 /// A running primary with data, and a standby of it, killed.
 fn primary_and_dead_standby(scratch: &Scratch) -> (Cluster, Cluster) {
@@ -174,6 +174,11 @@ fn what_does_not_belong_there_is_removed() {
     fs::create_dir_all(standby.directory().join("base/pgsql_tmp")).expect("a directory");
     fs::create_dir_all(standby.directory().join("pg_replslot/old_slot")).expect("a directory");
     fs::create_dir_all(standby.directory().join("foreign/deep/down")).expect("a directory");
+    for directory in
+        ["base/pgsql_tmp", "pg_replslot/old_slot", "foreign", "foreign/deep", "foreign/deep/down"]
+    {
+        account::give(&standby.directory().join(directory));
+    }
     for name in leftovers {
         write_as_postgres(&standby.directory().join(name), "left over", 0o600);
     }

@@ -3,7 +3,7 @@
 //! Pure: facts in, one finding a question out, so that a check shows all problems and a recovery stops
 //! at the first.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind};
 use crate::protocol::message::{Content, Target};
@@ -87,23 +87,13 @@ fn refused(message: String) -> Error {
 
 fn not_the_primary(primary: &Primary, target: &Target, same_paths: bool) -> Result<String, Error> {
     let shown = target.directory.display();
-    let hint = "Give the data directory of the standby.";
     let one_machine = primary.boot_id.is_some() && primary.boot_id == target.boot_id;
     let same_directory = one_machine && target.identity == Some(primary.identity);
-    if same_directory || same_paths && target.directory == primary.directory {
-        return Err(refused(format!("target directory \"{shown}\" is the primary itself"))
-            .detail("Recovering a server from itself would destroy it.")
-            .hint(hint));
+    if same_directory {
+        return Err(is_itself(&target.directory));
     }
-    if same_paths && target.directory.starts_with(&primary.directory) {
-        return Err(refused(format!("target directory \"{shown}\" is inside the primary's data directory"))
-            .detail(format!("The primary's data directory is \"{}\".", primary.directory.display()))
-            .hint(hint));
-    }
-    if same_paths && primary.directory.starts_with(&target.directory) {
-        return Err(refused(format!("target directory \"{shown}\" contains the primary's data directory"))
-            .detail(format!("The primary's data directory is \"{}\".", primary.directory.display()))
-            .hint(hint));
+    if same_paths {
+        apart(&primary.directory, &target.directory)?;
     }
     if one_machine && target.wal_identity.is_some() && target.wal_identity == primary.wal_identity {
         return Err(refused(format!("pg_wal of target directory \"{shown}\" is the primary's own"))
@@ -111,6 +101,30 @@ fn not_the_primary(primary: &Primary, target: &Target, same_paths: bool) -> Resu
             .hint("Remove the link, or let it point to a directory of the standby's own."));
     }
     Ok(format!("\"{shown}\" is not the primary's data directory"))
+}
+
+/// Refuses a target that is the primary's data directory, lies inside it, or around it. Both paths are
+/// of one host, their symbolic links resolved.
+pub fn apart(primary: &Path, target: &Path) -> Result<(), Error> {
+    let shown = target.display();
+    let how = if target == primary {
+        return Err(is_itself(target));
+    } else if target.starts_with(primary) {
+        "is inside"
+    } else if primary.starts_with(target) {
+        "contains"
+    } else {
+        return Ok(());
+    };
+    Err(refused(format!("target directory \"{shown}\" {how} the primary's data directory"))
+        .detail(format!("The primary's data directory is \"{}\".", primary.display()))
+        .hint("Give the data directory of the standby."))
+}
+
+fn is_itself(directory: &Path) -> Error {
+    refused(format!("target directory \"{}\" is the primary itself", directory.display()))
+        .detail("Recovering a server from itself would destroy it.")
+        .hint("Give the data directory of the standby.")
 }
 
 fn stopped(target: &Target) -> Result<String, Error> {
@@ -170,7 +184,7 @@ fn version(primary: &Primary, target: &Target, any_cluster: bool) -> Result<Stri
     }
     if let Some(found) = target.pg_version.as_ref().filter(|found| *found != ours) {
         return Err(refused(format!("directory \"{shown}\" is a cluster of PostgreSQL {found}"))
-            .detail(format!("This primary is PostgreSQL {ours}."))
+            .detail(format!("This primary is PostgreSQL {ours}; a standby has the same major version."))
             .hint("If it may be destroyed, set pgpool_recovery.overwrite = any_cluster, or pass it as an option."));
     }
     if let Some(control) = &target.control {

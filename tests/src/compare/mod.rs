@@ -116,17 +116,10 @@ fn primary_only(name: &Path) -> bool {
         || is_init_file(name)
         || is_run_file(name)
         || is_temporary(name)
+        || is_of_one_recovery(name)
 }
 
 fn standby_only(name: &Path, primary: &BTreeMap<PathBuf, PathBuf>) -> bool {
-    const OF_A_STANDBY: [&str; 6] = [
-        "standby.signal",
-        "myrecovery.conf",
-        "backup_label.old",
-        "tablespace_map.old",
-        "log",
-        "backup_manifest",
-    ];
     // ... and a standby makes one for a table it still has.
     let known_fsm = file_name(name)
         .strip_suffix("_fsm")
@@ -136,7 +129,20 @@ fn standby_only(name: &Path, primary: &BTreeMap<PathBuf, PathBuf>) -> bool {
         || is_init_file(name)
         || is_run_file(name)
         || is_temporary(name)
-        || OF_A_STANDBY.iter().any(|own| name == Path::new(own))
+        || is_of_one_recovery(name)
+}
+
+/// What a recovery, or a base backup long ago, left in one of the two directories.
+fn is_of_one_recovery(name: &Path) -> bool {
+    const LEFT: [&str; 6] = [
+        "standby.signal",
+        "myrecovery.conf",
+        "backup_label.old",
+        "tablespace_map.old",
+        "log",
+        "backup_manifest",
+    ];
+    LEFT.iter().any(|own| name == Path::new(own))
 }
 
 fn content_differs_by_right(name: &Path) -> bool {

@@ -58,7 +58,13 @@ pub trait Connector: Send + Sync {
 
 /// The error for a link whose other end went away in the middle.
 pub fn closed(place: &str) -> Error {
-    Error::new(Kind::ConnectionLost, format!("connection to {place} was closed unexpectedly"))
+    lost(format!("connection to {place} was closed unexpectedly"))
+}
+
+/// The error for a link that broke.
+fn lost(message: String) -> Error {
+    Error::new(Kind::ConnectionLost, message)
+        .hint("See the log of the other host. Run the recovery again; it sends only what is missing.")
 }
 
 fn check_length(length: usize) -> Result<()> {

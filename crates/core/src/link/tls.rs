@@ -22,7 +22,7 @@ use rustls::{
     ServerConnection, SignatureScheme,
 };
 
-use super::{Link, MAX_BODY, Sink, Source, check_length, closed};
+use super::{Link, MAX_BODY, Sink, Source, check_length, closed, lost};
 use crate::cancel::Cancel;
 use crate::digest::{Proof, Role, proof};
 use crate::error::{Error, Kind, Result};
@@ -461,7 +461,7 @@ fn refine(error: &io::Error, place: &str, cancel: &Cancel) -> Error {
                 ))
                 .hint("Check that a pgpool-recovery-agent listens there and that no firewall is in the way.")
         }
-        None => Error::new(Kind::ConnectionLost, format!("connection to {place} broke: {error}")),
+        None => lost(format!("connection to {place} broke: {error}")),
     }
 }
 

@@ -85,13 +85,15 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
     }
     loop {
         let failed = |message: String, hint: &str| {
-            Error::new(Kind::StartFailed, message).detail(logs.tail()).hint(hint.to_owned())
+            let lines = logs.tail();
+            let cause = cause(&lines).map(|cause| format!(": {cause}")).unwrap_or_default();
+            Error::new(Kind::StartFailed, format!("{message}{cause}")).detail(lines).hint(hint.to_owned())
         };
         match running::postmaster_status(directory).as_deref() {
             Some("ready") => return Ok(launched),
             None if running::server(directory).is_none() => {
                 return Err(failed(
-                    format!("the server in \"{}\" stopped while starting", directory.display()),
+                    "standby stopped while starting".to_owned(),
                     "The log lines above are the standby's own.",
                 ));
             }
@@ -102,11 +104,7 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
                     "See the standby's log; pgpool_recovery.start_timeout is the time it has."
                 };
                 return Err(failed(
-                    format!(
-                        "the server in \"{}\" did not accept connections within {} s",
-                        directory.display(),
-                        timeout.as_secs()
-                    ),
+                    format!("standby did not accept connections within {} s", timeout.as_secs()),
                     hint,
                 ));
             }
@@ -157,17 +155,32 @@ fn launch(cluster: &Cluster, timeout: Duration, logs: &Logs, cancel: &Cancel) ->
         return Ok(());
     }
     let said = if cluster.start_command.is_some() { outcome.output.as_str() } else { "" };
-    let detail = [said, &logs.tail()].join("\n");
-    Err(Error::new(
-        Kind::StartFailed,
-        format!(
-            "the server in \"{}\" could not be started: the start command {}",
+    let lines = [said, &logs.tail()].join("\n");
+    // Pgpool-II cuts what it shows of an error after some 200 characters: the cause comes first
+    let cause = cause(&lines).unwrap_or_else(|| format!("the start command {}", outcome.describe()));
+    Err(Error::new(Kind::StartFailed, format!("standby could not be started: {cause}"))
+        .detail(format!(
+            "The start command for \"{}\" {}. Log:\n{}",
             directory.display(),
-            outcome.describe()
-        ),
-    )
-    .detail(detail.trim().to_owned())
-    .hint("The log lines above are the standby's own."))
+            outcome.describe(),
+            lines.trim()
+        ))
+        .hint("The log lines above are the standby's own."))
+}
+
+/// What a server's log says about why it stopped: its first FATAL or PANIC message, or, where that only
+/// points to a faulty configuration, the message before it.
+fn cause(lines: &str) -> Option<String> {
+    let message = |line: &str| {
+        let levels = ["FATAL:  ", "PANIC:  ", "LOG:  ", "ERROR:  "];
+        levels.iter().find_map(|level| line.split_once(level)).map(|(_, message)| message.trim().to_owned())
+    };
+    let lines: Vec<&str> = lines.lines().collect();
+    let last = lines.iter().position(|line| line.contains("FATAL:  ") || line.contains("PANIC:  "))?;
+    let about_configuration = lines[last].contains("contains errors");
+    let before =
+        about_configuration.then(|| lines[..last].iter().rev().find_map(|line| message(line))).flatten();
+    before.or_else(|| message(lines[last]))
 }
 
 /// The file that gets what pg_ctl and the server say before the server's own logging begins.
@@ -258,6 +271,15 @@ mod tests {
         fs::write(log.join("postgresql-Mon.log"), "old line\nFATAL:  new line\n").expect("write");
         fs::write(data.path().join(START_LOG), "first words\n").expect("write");
         assert_eq!(logs.tail(), "first words\nFATAL:  new line");
+    }
+
+    #[test]
+    fn the_cause_is_found_in_the_log() {
+        let log = "x LOG:  starting PostgreSQL\nx FATAL:  could not create lock file\nx LOG:  shut down";
+        assert_eq!(cause(log).as_deref(), Some("could not create lock file"));
+        let log = "LOG:  invalid value for parameter \"port\": \"x\"\nFATAL:  configuration file \"f\" contains errors";
+        assert_eq!(cause(log).as_deref(), Some("invalid value for parameter \"port\": \"x\""));
+        assert_eq!(cause("waiting for server to start"), None);
     }
 
     #[test]

@@ -98,7 +98,7 @@ enum Stage {
 
 impl Session<'_> {
     fn serve(&mut self) -> Result<()> {
-        while let Some((kind, body)) = self.control.receive()? {
+        while let Some((kind, body)) = self.next()? {
             match kind {
                 REQUEST => match message::decode(&body)? {
                     Request::Plan { directories, files } => self.plan(directories, files)?,
@@ -121,6 +121,14 @@ impl Session<'_> {
                 Err(Error::new(Kind::Canceled, "the primary gave up the recovery")
                     .detail("The directory is not complete and cannot be started."))
             }
+        }
+    }
+
+    /// The next frame. Where nothing is being changed a peer may just leave.
+    fn next(&self) -> Result<Option<(u8, Vec<u8>)>> {
+        match (self.control.receive(), &self.stage) {
+            (Err(error), Stage::Looked | Stage::Locked(_)) if error.kind == Kind::ConnectionLost => Ok(None),
+            (received, _) => received,
         }
     }
 

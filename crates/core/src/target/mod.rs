@@ -50,7 +50,12 @@ impl Target {
             error
         };
         let fd = open_directory(path).map_err(|error| {
-            undo(Error::io(format_args!("open directory \"{}\"", path.display()), &error))
+            undo(if error.kind() == io::ErrorKind::NotADirectory {
+                Error::new(Kind::TargetRefused, format!("\"{}\" is not a directory", path.display()))
+                    .hint("Give the data directory of the standby.")
+            } else {
+                Error::io(format_args!("open directory \"{}\"", path.display()), &error)
+            })
         })?;
         match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
