@@ -41,7 +41,9 @@ pub(crate) fn host(argument: &str, text: &str) -> Result<String> {
     let socket_path = text.starts_with('/') || text.starts_with('@');
     let usable = |c: char| {
         c.is_ascii_alphanumeric()
-            || matches!(c, '.' | '-' | '_' | ':' | '%')
+            || matches!(c, '.' | '-' | '_' | ':')
+            // the zone of an IPv6 address
+            || c == '%' && text.contains(':')
             || socket_path && matches!(c, '/' | '@' | '+' | '~' | '=' | ',')
     };
     let problem = if text.len() > MAX_HOST {
@@ -134,7 +136,7 @@ mod tests {
             assert_eq!(host("h", good).as_deref(), Ok(good));
         }
         let long = "a".repeat(MAX_HOST + 1);
-        for bad in ["a b", "a;b", "a'b", "$(x)", "a\nb", "h\u{e4}", "a/b", "-x", "`", long.as_str()] {
+        for bad in ["a b", "%h", "a;b", "a'b", "$(x)", "a\nb", "h\u{e4}", "a/b", "-x", "`", long.as_str()] {
             let error = host("dest_host", bad).expect_err(bad);
             assert_eq!(error.kind, Kind::InvalidArgument);
             assert!(error.message.contains("\"dest_host\""), "{error}");

@@ -70,7 +70,7 @@ fn an_agent_rebuilds_and_starts_a_standby() {
     assert!(report.number("/bytes/wire") >= report.number("/bytes/sent") / 10, "{}", report.0);
     assert!(report.number("/bytes/sent") < report.number("/bytes/total") / 2, "{}", report.0);
 
-    stage.primary.append_conf("pgpool_recovery.agent_port", &agent.port().to_string());
+    stage.primary.append_conf("pgpool_recovery.agent_port", agent.port().to_string());
     stage.primary.reload();
     remote_start(&stage.primary, "127.0.0.1", stage.standby.dir());
     stage.primary.wait_for_standby("standby");
@@ -246,7 +246,7 @@ fn a_directory_that_the_agent_does_not_list() {
     stage.refused(&recovery);
     assert!(!below.exists());
     // Nor may it be started.
-    stage.primary.append_conf("pgpool_recovery.agent_port", &agent.port().to_string());
+    stage.primary.append_conf("pgpool_recovery.agent_port", agent.port().to_string());
     stage.primary.reload();
     try_remote_start(&stage.primary, "127.0.0.1", "/var/lib/postgresql").expect_err("not listed");
 }
