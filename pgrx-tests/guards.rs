@@ -341,22 +341,6 @@ mod tests {
     }
 
     #[pg_test]
-    fn in_place_tablespaces_are_told_apart() {
-        #[cfg(not(feature = "pg14"))]
-        {
-            let session = Session::open("tablespace");
-            session.execute("SET allow_in_place_tablespaces = on");
-            session.execute("CREATE TABLESPACE guard_in_place LOCATION ''");
-            let primary = catalog::primary();
-            session.execute("DROP TABLESPACE guard_in_place");
-            let found = primary.expect("facts").tablespaces;
-            let tablespace = found.iter().find(|found| found.name == "guard_in_place").expect("listed");
-            assert!(tablespace.in_place);
-            assert_eq!(tablespace.location, format!("pg_tblspc/{}", tablespace.oid));
-        }
-    }
-
-    #[pg_test]
     fn elevation_ends_with_its_guard() {
         Spi::run("CREATE ROLE guard_user; SET LOCAL ROLE guard_user").expect("role");
         {

@@ -12,6 +12,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{JsonB, default, extension_sql, name, pg_extern};
 
 use crate::check::{self, CheckRow};
+use crate::outcomes::Memory;
 use crate::pg::json::{JsonText, to_jsonb};
 use crate::pg::privileges::{self, Elevated};
 use crate::pg::text::{Text, server_text};
@@ -351,6 +352,8 @@ impl Classic {
         } else {
             caller.must_be_superuser("pgpool_recovery")?;
             script::recover(&self.script, &self.script_arguments())?;
+            // a failure of the engine's before is no longer why the start must fail
+            Memory::of_this_server()?.begin(&self.host, &self.dir).settle(Ok(()));
         }
         Ok(true)
     }

@@ -121,6 +121,23 @@ pub(crate) fn wal(
     Ok((directories, files))
 }
 
+/// Fails if a WAL file was removed or recycled while it was sent, which only a slot prevents: what was read
+/// then is not what its name says. `before` is what [`identities`] gave.
+pub(crate) fn demand_wal_kept(situation: &Situation, files: &[File], before: &[u64]) -> Result<()> {
+    if identities(&situation.data_directory, files) == before {
+        return Ok(());
+    }
+    Err(Error::new(Kind::SlotLost, "WAL that the standby needs was removed while it was sent")
+        .hint("Use a replication slot (pgpool_recovery.slot_name), or increase wal_keep_size."))
+}
+
+/// The inodes of files, 0 for one that is gone.
+pub(crate) fn identities(data_directory: &Path, files: &[File]) -> Vec<u64> {
+    let inode =
+        |file: &File| fs::metadata(data_directory.join(&file.path)).map_or(0, |metadata| metadata.ino());
+    files.iter().map(inode).collect()
+}
+
 /// The files made for the standby, pg_control among them; and what an operator should know.
 pub(crate) fn puts(
     situation: &Situation,
@@ -153,11 +170,6 @@ pub(crate) fn puts(
         let port = situation.request.dest_port.or(situation.settings.dest_port);
         let include = myrecovery_path(&target.directory);
         put(POSTGRESQL_CONF, standby::adopted_configuration(&text, port, &include).into_bytes())?;
-    } else {
-        warnings.push(format!(
-            "the target has no postgresql.conf, and the primary's (\"{}\") lies outside its data directory and is not copied",
-            situation.primary.config_file
-        ));
     }
     if keeps(AUTO_CONF) {
         warnings.push(
@@ -174,10 +186,7 @@ pub(crate) fn puts(
 
 /// The primary's postgresql.conf, where it lies in the data directory.
 fn configuration(situation: &Situation) -> Result<Option<String>> {
-    let file = Path::new(&situation.primary.config_file);
-    let is_inside = file.parent().and_then(|parent| parent.canonicalize().ok()).as_deref()
-        == Some(situation.data_directory.as_path());
-    if is_inside { read(file) } else { Ok(None) }
+    if situation.config_is_inside() { read(Path::new(&situation.primary.config_file)) } else { Ok(None) }
 }
 
 fn read(path: &Path) -> Result<Option<String>> {

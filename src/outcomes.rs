@@ -140,6 +140,7 @@ impl Memory {
         let metadata = file.metadata().ok()?;
         let ours = metadata.is_file()
             && metadata.uid() == rustix::process::geteuid().as_raw()
+            && metadata.nlink() == 1
             && metadata.mode() & 0o022 == 0;
         if !ours {
             return None;
@@ -183,9 +184,9 @@ impl Drop for Attempt<'_> {
     }
 }
 
-/// Whether a process of that number exists.
+/// Whether the process of that number is a server process: the number may belong to somebody else by now.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "postgres")
 }
 
 fn key(host: &str, directory: &str) -> String {

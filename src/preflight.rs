@@ -1,6 +1,7 @@
 //! What must be true before a recovery changes anything: the same questions for
 //! `pgpool_recovery_check`, which shows all answers, and for the recovery, which stops at the first bad one.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use pgpool_recovery_core::plan::Tablespace;
 use pgpool_recovery_core::protocol::message::Target;
 use pgpool_recovery_core::receiver::inspect;
 use pgpool_recovery_core::receiver::policy::resolve;
+use pgpool_recovery_core::scan::tablespace_links;
 use pgpool_recovery_core::secret::Secret;
 use pgpool_recovery_core::standby::Following;
 
@@ -111,7 +113,9 @@ impl Situation {
     /// Questions about the target, as its receiver describes it.
     pub(crate) fn target_findings(&self, target: &Target) -> Vec<Finding> {
         let any_cluster = self.settings.overwrite == Overwrite::AnyCluster;
-        judge::judge(&self.facts, target, self.is_local, any_cluster)
+        let mut findings = judge::judge(&self.facts, target, self.is_local, any_cluster);
+        findings.push(finding("configuration", self.configuration(target)));
+        findings
     }
 
     /// How the target is going to be filled.
@@ -124,28 +128,94 @@ impl Situation {
         format!("PG_{}_{}", self.facts.major_version, self.control.catalog_version)
     }
 
-    /// Where the tablespaces outside the data directory go.
+    /// Where the tablespaces outside the data directory go: as they are now.
     pub(crate) fn tablespaces(&self) -> Result<Vec<Tablespace>> {
-        let outside = self.primary.tablespaces.iter().filter(|tablespace| !tablespace.in_place);
-        outside
-            .map(|tablespace| {
-                let source = &tablespace.location;
-                let mapped = self.settings.tablespace_mapping.iter().find(|(old, _)| old == source);
-                let target = match mapped {
-                    Some((_, new)) => new.clone(),
-                    None if self.is_local => {
-                        return Err(Error::new(
-                            Kind::TargetRefused,
-                            format!("tablespace \"{}\" has no place on the target", tablespace.name),
-                        )
-                        .detail(format!("A standby on the same host cannot use \"{source}\", where the primary has it."))
-                        .hint(format!("Set pgpool_recovery.tablespace_mapping = '{source}=/another/directory', or pass it as an option.")));
-                    }
-                    None => source.clone(),
-                };
-                Ok(Tablespace { oid: tablespace.oid, source: source.clone(), target })
-            })
-            .collect()
+        let links = tablespace_links(&self.data_directory)?;
+        let tablespaces: Vec<Tablespace> =
+            links.iter().map(|(oid, source)| self.place(*oid, source)).collect::<Result<_>>()?;
+        if self.is_local {
+            let sources =
+                links.iter().map(|(_, source)| Path::new(source)).chain([self.data_directory.as_path()]);
+            let sources: Vec<PathBuf> = sources.map(resolve).collect();
+            for tablespace in &tablespaces {
+                let target = resolve(Path::new(&tablespace.target));
+                if let Some(source) = sources.iter().find(|source| judge::overlap(source, &target)) {
+                    return Err(own_location(&tablespace.target)
+                        .detail(format!("The primary uses \"{}\".", source.display())));
+                }
+            }
+        }
+        let targets: HashSet<&str> =
+            tablespaces.iter().map(|tablespace| tablespace.target.as_str()).collect();
+        if targets.len() < tablespaces.len() {
+            return Err(Error::new(Kind::TargetRefused, "two tablespaces have one place on the target")
+                .detail("Every tablespace needs a directory of its own.")
+                .hint("Correct pgpool_recovery.tablespace_mapping."));
+        }
+        Ok(tablespaces)
+    }
+
+    /// Refuses directories of the target that are the primary's: an agent may run on the primary's host.
+    pub(crate) fn demand_other_locations(&self, target: &Target, locations: &[(u64, u64)]) -> Result<()> {
+        if self.facts.boot_id.is_none() || self.facts.boot_id != target.boot_id {
+            return Ok(());
+        }
+        let links = tablespace_links(&self.data_directory)?;
+        let own =
+            links.iter().map(|(_, source)| source.as_str()).chain([self.primary.data_directory.as_str()]);
+        for path in own {
+            let metadata = fs::metadata(path).map_err(Error::on(format_args!("look at \"{path}\"")))?;
+            if locations.contains(&(metadata.dev(), metadata.ino())) {
+                return Err(
+                    own_location(path).detail("The target's host and the primary's host are one machine.")
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&self, oid: u32, source: &str) -> Result<Tablespace> {
+        let mapped = self.settings.tablespace_mapping.iter().find(|(old, _)| old == source);
+        let target = match mapped {
+            Some((_, new)) => new.clone(),
+            None if self.is_local => {
+                return Err(Error::new(
+                    Kind::TargetRefused,
+                    format!("the tablespace in \"{source}\" has no place on the target"),
+                )
+                .detail("A standby on the same host cannot use the directory where the primary has it.")
+                .hint(format!("Set pgpool_recovery.tablespace_mapping = '{source}=/another/directory', or pass it as an option.")));
+            }
+            None => source.to_owned(),
+        };
+        Ok(Tablespace { oid, source: source.to_owned(), target })
+    }
+
+    /// A configuration for the standby: its own, or one that can be made of the primary's.
+    fn configuration(&self, target: &Target) -> Result<String> {
+        let own = target.kept.iter().any(|kept| kept.as_str() == "postgresql.conf");
+        if let Some(file) = &target.external_configuration {
+            return Ok(format!("\"{}\"", file.display()));
+        }
+        if own {
+            return Ok("the standby's own postgresql.conf is kept".to_owned());
+        }
+        if self.config_is_inside() {
+            return Ok("the primary's postgresql.conf is copied".to_owned());
+        }
+        Err(Error::new(Kind::TargetRefused, "the standby would have no postgresql.conf")
+            .detail(format!(
+                "The target has none, and the primary's (\"{}\") lies outside its data directory.",
+                self.primary.config_file
+            ))
+            .hint("Put a postgresql.conf into the target directory, or use an agent whose configuration names config_file."))
+    }
+
+    /// Whether the primary's postgresql.conf lies in its data directory.
+    pub(crate) fn config_is_inside(&self) -> bool {
+        let directory =
+            Path::new(&self.primary.config_file).parent().and_then(|parent| parent.canonicalize().ok());
+        directory.as_deref() == Some(self.data_directory.as_path())
     }
 
     /// How the standby will connect, given what its host sees.
@@ -307,6 +377,14 @@ fn replication_user(name: &str, role: Option<catalog::Role>) -> Result<String> {
             .detail("The standby would connect as this role.")
             .hint(hint)),
     }
+}
+
+fn own_location(path: &str) -> Error {
+    Error::new(
+        Kind::TargetRefused,
+        format!("\"{path}\" is the primary's own and no place for a tablespace of the standby"),
+    )
+    .hint("Map the tablespace to a directory of the standby's own with tablespace_mapping.")
 }
 
 fn finding(step: &'static str, answer: Result<String>) -> Finding {

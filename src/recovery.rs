@@ -16,7 +16,7 @@ use crate::contents;
 use crate::outcomes::Memory;
 use crate::pg::backup::Backup;
 use crate::pg::slot::Slot;
-use crate::pg::{log, threads};
+use crate::pg::{cleanup, log, threads};
 use crate::preflight::{self, Situation, demand};
 use crate::request::Request;
 use crate::settings::Settings;
@@ -33,6 +33,9 @@ pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value>
     let start_after = settings.start.then(|| settings.clone());
     let memory = Memory::of_this_server()?;
     let attempt = memory.begin(&host, &directory);
+    let _unwound = cleanup::while_unwinding("log the end of the recovery", || {
+        log::log(&format!("pgpool_recovery: recovery of \"{directory}\" on host \"{host}\" was interrupted"));
+    });
     let done = rebuild(request, settings);
     if let Err(error) = &done {
         let message = format!(
@@ -108,7 +111,8 @@ fn rebuild(request: Request, settings: Settings) -> Result<Value> {
     ));
     let marker = contents::marker(&situation);
     let begin = || {
-        session.plan(plan, terms.clone())?;
+        let locations = session.plan(plan, terms.clone())?;
+        situation.demand_other_locations(&target, &locations)?;
         session.begin(marker)
     };
     threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), begin)?;
@@ -144,8 +148,10 @@ fn rebuild(request: Request, settings: Settings) -> Result<Value> {
     let (directories, files) = contents::wal(&situation, start_lsn, stop.stop_lsn)?;
     let (puts, warnings) = contents::puts(&situation, &target, &following, &terms, &files, &stop, control)?;
     summary.warn(warnings);
+    let identities = contents::identities(&situation.data_directory, &files);
     let finish = || {
-        session.send_wal(&situation.data_directory, &directories, files)?;
+        session.send_wal(&situation.data_directory, &directories, files.clone())?;
+        contents::demand_wal_kept(&situation, &files, &identities)?;
         session.finish(&puts, true)
     };
     summary.warn(threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), finish)?);

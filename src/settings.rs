@@ -366,7 +366,7 @@ pub(crate) fn define() {
     choice(c"pgpool_recovery.compression", c"Compression on the wire: auto, off, lz4 or zstd.", &COMPRESSION);
     integer(
         c"pgpool_recovery.max_rate",
-        c"Most data read for a target per second, before compression; 0: no limit.",
+        c"Most data sent to a target per second, before compression; 0: no limit.",
         &MAX_RATE,
         0,
         i32::MAX,

@@ -47,19 +47,6 @@ pub(crate) struct Primary {
     pub(crate) used_replication_slots: u32,
     pub(crate) full_page_writes: bool,
     pub(crate) hot_standby: bool,
-    /// Without pg_default and pg_global.
-    pub(crate) tablespaces: Vec<Tablespace>,
-}
-
-/// A tablespace of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(crate) struct Tablespace {
-    pub(crate) oid: u32,
-    pub(crate) name: String,
-    /// Target of the link in pg_tblspc; for an in-place tablespace relative to the data directory.
-    pub(crate) location: String,
-    /// A directory in pg_tblspc instead of a link (`allow_in_place_tablespaces`).
-    pub(crate) in_place: bool,
 }
 
 // jsonb_build_object takes 100 arguments at most.
@@ -89,16 +76,7 @@ SELECT pg_catalog.jsonb_build_object(
     'max_replication_slots', pg_catalog.current_setting('max_replication_slots')::int4,
     'used_replication_slots', (SELECT pg_catalog.count(*) FROM pg_catalog.pg_get_replication_slots()),
     'full_page_writes', pg_catalog.current_setting('full_page_writes')::bool,
-    'hot_standby', pg_catalog.current_setting('hot_standby')::bool,
-    'tablespaces', (
-        SELECT COALESCE(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-            'oid', t.oid::int8,
-            'name', t.spcname,
-            'location', pg_catalog.pg_tablespace_location(t.oid),
-            'in_place', pg_catalog.pg_tablespace_location(t.oid) LIKE 'pg_tblspc/%')
-            ORDER BY t.oid), '[]'::jsonb)
-        FROM pg_catalog.pg_tablespace AS t
-        WHERE t.spcname NOT IN ('pg_default', 'pg_global'))
+    'hot_standby', pg_catalog.current_setting('hot_standby')::bool
 )::text";
 
 // Fails on a standby, so asked apart. The insertion timeline is not in pg_control until a checkpoint.

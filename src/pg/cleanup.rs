@@ -4,6 +4,26 @@ use std::panic::AssertUnwindSafe;
 
 use pgrx::{PgTryBuilder, pg_sys};
 
+/// Runs `act` if it is dropped by an ERROR that unwinds, so that an interrupted run leaves its line in the
+/// server log, too.
+pub(crate) fn while_unwinding<F: FnMut()>(what: &'static str, act: F) -> WhileUnwinding<F> {
+    WhileUnwinding { what, act }
+}
+
+/// See [`while_unwinding`].
+pub(crate) struct WhileUnwinding<F: FnMut()> {
+    what: &'static str,
+    act: F,
+}
+
+impl<F: FnMut()> Drop for WhileUnwinding<F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            quietly(self.what, &mut self.act);
+        }
+    }
+}
+
 /// Runs `undo` so that nothing it raises escapes: a panic in `Drop` during unwinding would abort
 /// the process, and with it every session of the server. What it raised is logged as `what`.
 pub(super) fn quietly(what: &str, undo: impl FnOnce()) {

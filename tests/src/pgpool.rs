@@ -168,7 +168,10 @@ impl Pgpool {
     /// `show pool_nodes`, by node id.
     pub fn nodes(&self) -> Vec<Node> {
         // Pgpool-II answers SHOW by itself, and in the simple protocol only.
-        let messages = self.connect().simple_query("show pool_nodes").expect("show pool_nodes");
+        // A fail-over or failback closes sessions in the middle.
+        let messages = wait::until("show pool_nodes", wait::PATIENCE, || {
+            self.try_connect()?.simple_query("show pool_nodes").ok()
+        });
         messages
             .iter()
             .filter_map(|message| match message {

@@ -121,6 +121,11 @@ pub fn apart(primary: &Path, target: &Path) -> Result<(), Error> {
         .hint("Give the data directory of the standby."))
 }
 
+/// Whether one of two directories is, or lies in, the other.
+pub fn overlap(one: &Path, other: &Path) -> bool {
+    one.starts_with(other) || other.starts_with(one)
+}
+
 fn is_itself(directory: &Path) -> Error {
     refused(format!("target directory \"{}\" is the primary itself", directory.display()))
         .detail("Recovering a server from itself would destroy it.")

@@ -44,6 +44,28 @@ pub fn scan(source: &Source<'_>, cancel: &Cancel) -> Result<Plan> {
     Ok(plan)
 }
 
+/// The tablespaces outside the data directory: OID and location, as the links in pg_tblspc say. Not from
+/// the catalog, whose snapshot may be older than the backup.
+pub fn tablespace_links(data_directory: &Path) -> Result<Vec<(u32, String)>> {
+    let directory = data_directory.join("pg_tblspc");
+    let failed = |error| unreadable(&directory, &error);
+    let mut links = Vec::new();
+    for entry in fs::read_dir(&directory).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let Some(oid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        match fs::read_link(entry.path()) {
+            Ok(location) => links.push((oid, location.display().to_string())),
+            // a directory: in place
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+            // dropped meanwhile
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    links.sort();
+    Ok(links)
+}
+
 fn walk(
     source: &Source<'_>,
     root: &Path,
@@ -69,7 +91,9 @@ fn walk(
             continue;
         };
         let verdict = source.rules.judge(&path);
-        if verdict == Verdict::Skip || is_tablespace_link(source, &path) {
+        // tablespaces are walked on their own; one made since they were listed is made by replay
+        let is_tablespace = path.parent() == Some("pg_tblspc") && entry.path_is_symlink();
+        if verdict == Verdict::Skip || is_tablespace {
             if entry.file_type().is_dir() {
                 entries.skip_current_dir();
             }
@@ -116,7 +140,7 @@ fn tolerate(
     let path = relative(root, prefix, place)?;
     if path
         .as_ref()
-        .is_some_and(|path| source.rules.judge(path) == Verdict::Skip || is_tablespace_link(source, path))
+        .is_some_and(|path| source.rules.judge(path) == Verdict::Skip || path.parent() == Some("pg_tblspc"))
     {
         return Ok(());
     }
@@ -137,12 +161,6 @@ fn unreadable(place: &Path, error: &io::Error) -> Error {
 
 fn is_missing(error: &walkdir::Error) -> bool {
     error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
-}
-
-/// The links of tablespaces outside are walked on their own; an in-place tablespace is a directory.
-fn is_tablespace_link(source: &Source<'_>, path: &RelPath) -> bool {
-    path.parent() == Some("pg_tblspc")
-        && source.tablespaces.iter().any(|tablespace| tablespace.oid.to_string() == path.file_name())
 }
 
 /// The path as it is known on the wire; `None` for the data directory itself.
@@ -241,6 +259,11 @@ mod tests {
             source: outside.path().display().to_string(),
             target: "/elsewhere".to_owned(),
         };
+        assert_eq!(
+            tablespace_links(data.path()).expect("list"),
+            [(16, outside.path().display().to_string())]
+        );
+        symlink(outside.path(), data.path().join("pg_tblspc/18")).expect("one made after the list");
         let plan = scan_plain(data.path(), &[tablespace]);
         assert_eq!(names(&plan), ["pg_tblspc/17/PG_15_202209061/5/3", "pg_tblspc/16/PG_15_202209061/5/9"]);
         let directories: Vec<_> = plan.directories.iter().map(|entry| entry.path.as_str()).collect();

@@ -53,7 +53,7 @@ pub enum Request {
     },
     /// All data was sent: set sizes, remove what the primary does not have. Answer: [`Reply::Settled`].
     Settle,
-    /// The parts of the plan since [`Request::Settle`] are WAL: empty pg_wal for them.
+    /// The parts of the plan since [`Request::Settle`] are WAL, for the pg_wal that settling emptied.
     /// Answer: [`Reply::Ok`].
     WalEnd,
     /// Install the small files sent as PUT frames, sync everything, place pg_control, remove the marker.
@@ -109,6 +109,9 @@ pub enum Reply {
     Planned {
         /// Bytes of planned files that are there already, equal or not.
         present: u64,
+        /// Device and inode of every directory that is going to be written: the data directory, a linked
+        /// pg_wal, tablespaces.
+        locations: Vec<(u64, u64)>,
     },
     /// Sizes are right and nothing is left over.
     Settled {

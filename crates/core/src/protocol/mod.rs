@@ -29,8 +29,8 @@
 //! -> TestReplication <- Ok
 //!    (pg_backup_start, scan)
 //! -> Plan*, PlanEnd  <- Planned
-//! -> Begin           <- Begun    (marker written, pg_control moved aside)
-//!                                 -> Attach <- Attached
+//! -> Begin           <- Ok       (marker written, pg_control moved aside)
+//!                                 -> Attach        <- Ok
 //!                                 -> Ask*          <- Digests*
 //!                                 -> Pages*, EndOfFile, Gone
 //!                                 -> Barrier       <- Barrier

@@ -47,7 +47,7 @@ pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>, include: bool
     if include {
         include_myrecovery(run, cluster, &mut warnings)?;
     }
-    sync_changed(run)?;
+    sync_files(run)?;
     run.target.sync_directories()?;
     run.cancel.check()?;
 
@@ -98,20 +98,21 @@ fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) 
     Ok(())
 }
 
-fn sync_changed(run: &Run) -> Result<()> {
+/// Makes every planned file durable, changed or not: pages that an earlier, broken-off run wrote, or the
+/// server that was killed, compare equal although they may be in the page cache only.
+fn sync_files(run: &Run) -> Result<()> {
     let slots = run.slots();
-    let changed: Vec<&RelPath> =
-        slots.iter().filter(|slot| slot.is_changed() && !slot.is_gone()).map(|slot| &slot.path).collect();
+    let files: Vec<&RelPath> = slots.iter().filter(|slot| !slot.is_gone()).map(|slot| &slot.path).collect();
     let next = AtomicUsize::new(0);
     let work = || {
-        while let Some(path) = changed.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(path) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
             run.cancel.check()?;
             run.target.sync_file(path)?;
         }
         Ok(())
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..SYNC_THREADS.min(changed.len())).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..SYNC_THREADS.min(files.len())).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| {
             worker
                 .join()

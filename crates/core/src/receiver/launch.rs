@@ -19,6 +19,9 @@ const LOGIN_DEADLINE: Duration = Duration::from_secs(15);
 /// Most of the standby's log that an error carries, bytes.
 const LOG_TAIL: u64 = 4 << 10;
 
+/// What makes a server start as a standby.
+const STANDBY_SIGNAL: &str = "standby.signal";
+
 /// Where the standby's first words go, within its data directory.
 const START_LOG: &str = "log/pgpool_remote_start.log";
 
@@ -71,6 +74,11 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
     }
     let deadline = Instant::now() + timeout;
     let launched = running::server(directory).is_none();
+    if launched && !directory.join(STANDBY_SIGNAL).exists() {
+        return Err(Error::new(Kind::StartFailed, format!("\"{}\" is no standby", directory.display()))
+            .detail(format!("It has no {STANDBY_SIGNAL}: its server would start as a second primary."))
+            .hint("Run pgpool_recovery_1st_stage for it first."));
+    }
     let mut logs = Logs::now(directory);
     if launched {
         while let Err(error) =
@@ -293,7 +301,10 @@ mod tests {
             start_command: None,
             tablespace_roots: Vec::new(),
         };
-        let error = start(&cluster, Duration::from_secs(1), &Cancel::new()).expect_err("refused");
-        assert!(error.message.contains("not complete"), "{error}");
+        let refused =
+            || start(&cluster, Duration::from_secs(1), &Cancel::new()).expect_err("refused").message;
+        assert!(refused().contains("not complete"));
+        fs::remove_file(data.path().join(MARKER)).expect("remove");
+        assert!(refused().contains("is no standby"), "it would be a second primary");
     }
 }

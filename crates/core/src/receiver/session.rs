@@ -28,6 +28,9 @@ use crate::target::Target;
 /// Most files and directories of a plan: a bound on memory, far beyond any real cluster.
 const MAX_PLAN: usize = 50_000_000;
 
+/// Most bytes of small files in one run, kept in memory until it finishes.
+const MAX_PUTS: usize = 32 << 20;
+
 /// Room a file system must have beyond what is going to be written, bytes.
 const SLACK: u64 = 16 << 20;
 
@@ -57,6 +60,7 @@ pub(super) fn serve(
         files: Vec::new(),
         terms: None,
         puts: Vec::new(),
+        put_bytes: 0,
         stage: Stage::Looked,
     };
     let opened = session.open(&directory, purpose, peer);
@@ -82,6 +86,7 @@ struct Session<'a> {
     files: Vec<File>,
     terms: Option<Terms>,
     puts: Vec<Put>,
+    put_bytes: usize,
     stage: Stage,
 }
 
@@ -111,7 +116,16 @@ impl Session<'_> {
                         }
                     }
                 },
-                PUT => self.puts.push(Put::decode(&body)?),
+                PUT => {
+                    self.put_bytes += body.len();
+                    if self.put_bytes > MAX_PUTS {
+                        return Err(Error::new(
+                            Kind::ProtocolViolation,
+                            format!("small files of more than {MAX_PUTS} bytes"),
+                        ));
+                    }
+                    self.puts.push(Put::decode(&body)?);
+                }
                 other => return Err(unexpected(other)),
             }
         }
@@ -302,9 +316,13 @@ impl Session<'_> {
             };
             *needed.entry(device).or_default() += file.size - there;
         }
+        let wal_root = if target.roots().any(|(prefix, _)| prefix == "pg_wal") { "pg_wal" } else { "" };
+        let mut locations = Vec::new();
         for (prefix, fd) in target.roots() {
-            let device = rustix::fs::fstat(&fd).map_err(Error::on("look at the target"))?.st_dev;
-            let wal = if prefix.is_empty() { terms.reserve } else { 0 };
+            let stat = rustix::fs::fstat(&fd).map_err(Error::on("look at the target"))?;
+            let device = stat.st_dev;
+            locations.push((device, stat.st_ino));
+            let wal = if prefix == wal_root { terms.reserve } else { 0 };
             let needed = needed.get(&device).copied().unwrap_or(0) + wal + SLACK;
             let free = finish::free(&fd)?;
             if free < needed {
@@ -320,7 +338,7 @@ impl Session<'_> {
             }
         }
         self.terms = Some(terms);
-        Ok(Reply::Planned { present })
+        Ok(Reply::Planned { present, locations })
     }
 
     fn begin(&self, run: &Run, marker: &message::Marker) -> Result<()> {

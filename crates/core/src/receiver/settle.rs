@@ -164,6 +164,13 @@ impl Pruner<'_> {
         self.keep.iter().any(|kept| path.is_at_or_below(kept.as_str()))
             || self.rules.is_host_directory(path)
             || matches!(path.as_str(), MARKER | CONTROL_ASIDE)
+            || self.is_of_a_file_system(path)
+    }
+
+    /// What mkfs puts at the root of a file system, which a tablespace or pg_wal may be.
+    fn is_of_a_file_system(&self, path: &RelPath) -> bool {
+        path.file_name() == "lost+found"
+            && path.parent().is_some_and(|parent| self.run.target.roots().any(|(prefix, _)| prefix == parent))
     }
 
     fn holds_kept(&self, directory: &RelPath) -> bool {

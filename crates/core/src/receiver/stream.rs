@@ -3,7 +3,7 @@
 //! the pages that arrive.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::run::{Run, slot};
@@ -157,10 +157,7 @@ impl Digester<'_> {
         let slots = self.run.slots();
         let slot = slot(&slots, range.file)?;
         if !matches!(&self.open, Some((number, _)) if *number == range.file) {
-            let file = self.run.target.open_file(&slot.path)?;
-            // a file with a second name is going to be replaced as a whole, see Target::open_for_write
-            let own = file.filter(|file| file.metadata().is_ok_and(|metadata| metadata.nlink() == 1));
-            self.open = Some((range.file, own));
+            self.open = Some((range.file, self.run.target.open_in_place(&slot.path)?));
         }
         let Some((_, Some(file))) = &self.open else {
             // nothing there, or about to be created: the next range looks again

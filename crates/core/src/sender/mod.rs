@@ -116,17 +116,17 @@ impl Session {
         self.done(&Request::TestReplication { conninfo, system_identifier })
     }
 
-    /// Sends the plan; fails if there is no room for it. Returns how many of its bytes the target has,
-    /// equal or not. Nothing changes yet.
-    pub fn plan(&mut self, plan: Plan, terms: Terms) -> Result<u64> {
+    /// Sends the plan; fails if there is no room for it. Returns device and inode of every directory that
+    /// is going to be written. Nothing changes yet.
+    pub fn plan(&mut self, plan: Plan, terms: Terms) -> Result<Vec<(u64, u64)>> {
         self.send_plan(&plan.directories, &plan.files)?;
-        let present = match request(&self.control, &Request::PlanEnd(terms))? {
-            Reply::Planned { present } => present,
+        let locations = match request(&self.control, &Request::PlanEnd(terms))? {
+            Reply::Planned { locations, .. } => locations,
             other => return Err(unexpected(&other)),
         };
         self.progress.set_total(plan.bytes());
         self.files = plan.files;
-        Ok(present)
+        Ok(locations)
     }
 
     /// From here on the target cannot be started until [`Session::finish`].

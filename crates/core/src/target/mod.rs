@@ -21,6 +21,9 @@ use crate::path::RelPath;
 
 pub mod remove;
 
+/// How a file is opened to be compared and written.
+const IN_PLACE: OFlags = OFlags::RDWR.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+
 /// Suffix of a file that is being written and takes its name by rename.
 const TEMPORARY: &str = ".pgpool_recovery.tmp";
 
@@ -32,6 +35,8 @@ pub struct Target {
     made: Mutex<Vec<PathBuf>>,
     /// Directories whose entries changed and are not synced yet.
     dirty: Mutex<BTreeSet<String>>,
+    /// Held while a file is replaced by a new one of its name.
+    replacing: Mutex<()>,
 }
 
 /// A directory that accesses start from.
@@ -72,6 +77,7 @@ impl Target {
             roots: vec![Root { prefix: String::new(), fd }],
             made: Mutex::new(made),
             dirty: Mutex::default(),
+            replacing: Mutex::default(),
         })
     }
 
@@ -130,6 +136,31 @@ impl Target {
         }
     }
 
+    /// Opens an existing file that [`Target::open_for_write`] will write in place; `None` if that will
+    /// make a new one. What is digested must be what is written: pages judged equal are never sent.
+    pub fn open_in_place(&self, path: &RelPath) -> Result<Option<File>> {
+        let opened = self.parent(path).and_then(|parent| self.open_own(&parent, path.file_name()));
+        match opened {
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            other => other.map_err(Error::on(format_args!("open file \"{}\"", self.shown(path)))),
+        }
+    }
+
+    /// A regular file with one name that may be written, if that is what `name` is.
+    fn open_own(&self, parent: &OwnedFd, name: &str) -> Result<Option<File>, Errno> {
+        match rustix::fs::openat(parent, name, IN_PLACE, Mode::empty()) {
+            Ok(fd) => {
+                let stat = rustix::fs::fstat(&fd)?;
+                let own =
+                    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1;
+                Ok(own.then(|| File::from(fd)))
+            }
+            // missing; a link, a directory, a device; a file without write permission
+            Err(Errno::NOENT | Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::ACCESS) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Opens a file for writing, making it if there is none and replacing whatever else is in its
     /// place. A file with several names is replaced too: the other name may be the primary's.
     pub fn open_for_write(&self, path: &RelPath, mode: u32) -> Result<File> {
@@ -137,31 +168,23 @@ impl Target {
             |error: Errno| Error::io(format_args!("write file \"{}\"", self.shown(path)), &error.into());
         let parent = self.parent(path).map_err(failed)?;
         let name = path.file_name();
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
-            Ok(fd) => {
-                let stat = rustix::fs::fstat(&fd).map_err(failed)?;
-                if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1 {
-                    return Ok(File::from(fd));
-                }
-            }
-            Err(Errno::NOENT) => {}
-            // a link, a directory, a device, a file without write permission: make way
-            Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::ACCESS) => {}
-            Err(error) => return Err(failed(error)),
+        if let Some(file) = self.open_own(&parent, name).map_err(failed)? {
+            return Ok(file);
+        }
+        // several streams may write ranges of one file: only the first may replace what is in its place
+        let _replacing = lock(&self.replacing);
+        if let Some(file) = self.open_own(&parent, name).map_err(failed)? {
+            return Ok(file);
         }
         self.remove(path)?;
-        let create = flags | OFlags::CREATE | OFlags::EXCL;
-        match rustix::fs::openat(&parent, name, create, Mode::from_raw_mode(mode)) {
-            // another stream was faster; what it made is good for both
-            Err(Errno::EXIST) => rustix::fs::openat(&parent, name, flags, Mode::empty()),
-            other => {
+        let create = IN_PLACE | OFlags::CREATE | OFlags::EXCL;
+        match rustix::fs::openat(&parent, name, create, Mode::from_raw_mode(mode | 0o600)) {
+            Ok(fd) => {
                 self.touch_parent(path);
-                other
+                Ok(File::from(fd))
             }
+            Err(error) => Err(failed(error)),
         }
-        .map(File::from)
-        .map_err(failed)
     }
 
     /// Makes a directory, or sets the mode of an existing one; whatever else is in its place goes.
@@ -184,6 +207,8 @@ impl Target {
             }
             Err(error) => return Err(failed(error)),
         };
+        // an earlier, broken-off run may have changed its entries without making them durable
+        lock(&self.dirty).insert(path.as_str().to_owned());
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(failed)
     }
 
