@@ -1,0 +1,157 @@
+//! Targets that were damaged before, tablespaces that move, and directories that are no standby.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::process::Command;
+
+use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
+use pgpool_recovery_e2e::scratch::write_as_postgres;
+use pgpool_recovery_e2e::snapshot::Snapshot;
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, compare, dump, probe, workload};
+
+fn primary_and_dead_standby(scratch: &Scratch) -> (Cluster, Cluster) {
+    let primary = Cluster::primary(scratch);
+    workload::fill(&primary, 10);
+    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
+    standby.kill();
+    (primary, standby)
+}
+
+/// Where a table's first segment lies.
+fn file_of(cluster: &Cluster, table: &str) -> String {
+    cluster.get("SELECT pg_relation_filepath($1::text::regclass)", &[&table])
+}
+
+/// Damages one page in the middle of a file.
+fn damage(standby: &Cluster, file: &str) {
+    let path = standby.directory().join(file);
+    let file = OpenOptions::new().write(true).open(&path).expect("the relation");
+    file.write_all_at(&[0xFF; 100], 2 * 8192 + 50).expect("written");
+}
+
+#[test]
+fn damage_of_every_kind_is_repaired() {
+    let scratch = Scratch::new();
+    let (primary, standby) = primary_and_dead_standby(&scratch);
+    let table = file_of(&primary, "accounts");
+    let catalog = file_of(&primary, "pg_attribute");
+    let index = file_of(&primary, "pg_class_oid_index");
+
+    // A page differs in a file that may be read but not written: it is replaced as a whole.
+    damage(&standby, &table);
+    fs::set_permissions(standby.directory().join(&table), fs::Permissions::from_mode(0o400)).expect("chmod");
+    // Truncated, extended, emptied, missing.
+    let open = |file: &str| OpenOptions::new().write(true).open(standby.directory().join(file)).expect("it");
+    open(&catalog).set_len(8192 + 100).expect("truncated");
+    open(&index).set_len(1 << 20).expect("extended");
+    fs::write(standby.directory().join("global/pg_control"), "").expect("emptied");
+    fs::remove_file(standby.directory().join("PG_VERSION")).expect("removed");
+    fs::remove_dir_all(standby.directory().join("pg_xact")).expect("removed");
+    symlink("/nowhere", standby.directory().join("pg_multixact/offsets/0001")).expect("a broken link");
+
+    let report = Recovery::of(&standby, &primary).run(&primary);
+    assert!(report.number("/bytes/sent") < report.number("/bytes/total") / 2, "{}", report.0);
+    remote_start(&primary, "localhost", standby.dir());
+    standby.wait_for_replay(&primary);
+    dump::assert_equal(&primary, &standby);
+    dump::assert_amcheck_clean(&standby);
+    compare::stop_and_compare(&primary, &standby).assert_none();
+}
+
+#[test]
+fn what_is_no_standby_is_not_started() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let other = Cluster::place(&scratch, &Host::here(), "other").init();
+    let before = Snapshot::of(other.directory());
+    try_remote_start(&primary, "localhost", other.dir()).expect_err("a second primary").says("standby");
+    assert_eq!(other.postmaster(), None);
+    before.assert_unchanged(other.directory());
+}
+
+#[test]
+fn a_tablespace_goes_where_it_is_mapped() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let (old, new) = (scratch.mkdir("space-old"), scratch.mkdir("space-new"));
+    let (old, new) = (old.to_str().expect("ASCII"), new.to_str().expect("ASCII"));
+    primary.execute(&format!("CREATE TABLESPACE far LOCATION '{old}'"));
+    primary.execute("CREATE TABLE there TABLESPACE far AS SELECT generate_series(1, 20000) AS id");
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let recovery = || Recovery::of(&target, &primary).option("dest_port", target.port());
+
+    recovery().fail(&primary).expect("55000").says("tablespace");
+    let inside = format!("{old}={}/inside", primary.dir());
+    for mapping in [format!("{old}={old}"), inside, format!("{old}={old}/deeper")] {
+        recovery().option("tablespace_mapping", mapping).fail(&primary).expect("55000").says("primary");
+        assert!(!target.directory().exists());
+    }
+    assert!(!primary.has("inside"));
+
+    let mapping = format!("{old}={new}");
+    recovery().option("tablespace_mapping", mapping.as_str()).run(&primary);
+    remote_start(&primary, "localhost", target.dir());
+    primary.execute("INSERT INTO there SELECT generate_series(1, 1000)");
+    target.wait_for_replay(&primary);
+    assert_eq!(target.get::<i64>("SELECT count(*) FROM there", &[]), 21_000);
+    let location: String =
+        target.get("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'far'", &[]);
+    assert_eq!(location, new);
+    compare::stop_and_compare(&primary, &target).assert_none();
+
+    // A second time only the difference travels.
+    primary.start();
+    let report = recovery().option("tablespace_mapping", mapping.as_str()).run(&primary);
+    assert!(report.number("/bytes/sent") < report.number("/bytes/total") / 4, "{}", report.0);
+}
+
+#[test]
+fn a_copy_that_links_to_the_primary_never_writes_there() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let space = scratch.mkdir("space");
+    let space_name = space.to_str().expect("ASCII");
+    primary.execute(&format!("CREATE TABLESPACE far LOCATION '{space_name}'"));
+    primary.execute("CREATE TABLE there TABLESPACE far AS SELECT generate_series(1, 20000) AS id");
+    let mut witness = probe::Witness::on(&primary);
+
+    // A careless copy: its pg_tblspc, and its pg_wal, are links to what the primary uses.
+    let target = Cluster::place(&scratch, &Host::here(), "copy");
+    let copied = Command::new("cp").arg("-a").arg(primary.directory()).arg(target.directory()).status();
+    assert!(copied.expect("cp").success());
+    for name in ["postmaster.pid", "postmaster.opts"] {
+        fs::remove_file(target.directory().join(name)).expect("removed");
+    }
+    let mapping = format!("{space_name}={space_name}");
+    let recovery = || Recovery::of(&target, &primary).option("tablespace_mapping", mapping.as_str());
+    recovery().fail(&primary).expect("55000").says("primary");
+
+    fs::remove_dir_all(target.directory().join("pg_wal")).expect("removed");
+    symlink(primary.directory().join("pg_wal"), target.directory().join("pg_wal")).expect("a link");
+    recovery().fail(&primary).expect("55000").says("primary");
+    witness.assert_served();
+    assert_eq!(primary.get::<i64>("SELECT count(*) FROM there", &[]), 20_000);
+    primary.execute("CHECKPOINT");
+}
+
+#[test]
+fn pg_wal_stays_where_the_standby_has_it() {
+    let scratch = Scratch::new();
+    let (primary, standby) = primary_and_dead_standby(&scratch);
+    let elsewhere = scratch.mkdir("wal");
+    let link = standby.directory().join("pg_wal");
+    fs::remove_dir_all(&link).expect("removed");
+    symlink(&elsewhere, &link).expect("a link");
+    write_as_postgres(&elsewhere.join("0000000100000000000000F0"), "old", 0o600);
+    // what mkfs leaves at the root of a file system is root's
+    let lost = elsewhere.join("lost+found");
+    fs::create_dir(&lost).expect("a directory");
+    fs::set_permissions(&lost, fs::Permissions::from_mode(0o700)).expect("chmod");
+
+    Recovery::of(&standby, &primary).run(&primary);
+    assert_eq!(fs::read_link(&link).expect("still a link"), elsewhere);
+    assert!(!elsewhere.join("0000000100000000000000F0").exists() && lost.exists());
+    remote_start(&primary, "localhost", standby.dir());
+    standby.wait_for_replay(&primary);
+    account::give(&lost);
+}
