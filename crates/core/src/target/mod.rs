@@ -21,6 +21,9 @@ use crate::path::RelPath;
 
 pub mod remove;
 
+#[cfg(test)]
+mod tests;
+
 /// How a file is opened to be compared and written.
 const IN_PLACE: OFlags = OFlags::RDWR.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 
@@ -457,100 +460,4 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
-
-    use super::*;
-
-    fn rel(path: &str) -> RelPath {
-        RelPath::parse(path).expect("valid")
-    }
-
-    #[test]
-    fn a_second_opener_is_refused_and_leaves_the_directory() {
-        let parent = tempfile::tempdir().expect("temporary directory");
-        let path = parent.path().join("a/b");
-        let first = Target::open(&path).expect("open");
-        assert_eq!(Target::open(&path).err().expect("busy").kind, Kind::InUse);
-        drop(first);
-        assert!(!parent.path().join("a").exists(), "what was made for a run that never began is removed");
-        let second = Target::open(&path).expect("open again");
-        second.keep().expect("keep");
-        drop(second);
-        assert!(path.exists());
-    }
-
-    #[test]
-    fn links_are_never_followed() {
-        let outside = tempfile::tempdir().expect("temporary directory");
-        fs::write(outside.path().join("precious"), "precious").expect("write");
-        let data = tempfile::tempdir().expect("temporary directory");
-        symlink(outside.path(), data.path().join("base")).expect("link");
-        symlink(outside.path().join("precious"), data.path().join("file")).expect("link");
-        let target = Target::open(data.path()).expect("open");
-        assert!(target.open_file(&rel("file")).expect("none").is_none());
-        assert!(target.open_file(&rel("base/precious")).expect("none").is_none());
-        assert!(target.open_for_write(&rel("base/new"), 0o600).is_err());
-        assert!(!target.remove(&rel("base/precious")).expect("nothing there"));
-        target.open_for_write(&rel("file"), 0o600).expect("open").write_at(b"new", 0).expect("write");
-        target.make_directory(&rel("base"), 0o700).expect("the link makes way");
-        target.open_for_write(&rel("base/new"), 0o600).expect("open");
-        assert_eq!(fs::read(outside.path().join("precious")).expect("read"), b"precious");
-        assert_eq!(fs::read_dir(outside.path()).expect("list").count(), 1);
-    }
-
-    #[test]
-    fn a_file_with_two_names_is_replaced_not_written() {
-        let data = tempfile::tempdir().expect("temporary directory");
-        let other = data.path().join("other");
-        fs::write(&other, "the primary's").expect("write");
-        fs::hard_link(&other, data.path().join("file")).expect("link");
-        let target = Target::open(data.path()).expect("open");
-        target.open_for_write(&rel("file"), 0o600).expect("open").write_at(b"ours", 0).expect("write");
-        assert_eq!(fs::read(other).expect("read"), b"the primary's");
-    }
-
-    #[test]
-    fn whatever_is_in_the_way_makes_way() {
-        let data = tempfile::tempdir().expect("temporary directory");
-        fs::create_dir_all(data.path().join("file/with/content")).expect("make");
-        fs::write(data.path().join("directory"), "x").expect("write");
-        let target = Target::open(data.path()).expect("open");
-        target.open_for_write(&rel("file"), 0o640).expect("open");
-        target.make_directory(&rel("directory"), 0o750).expect("make");
-        let mode = |name: &str| fs::metadata(data.path().join(name)).expect("stat").mode() & 0o777;
-        assert_eq!((mode("file") & 0o600, mode("directory")), (0o600, 0o750));
-        target.install(&rel("directory"), b"now a file", 0o600).expect("install");
-        assert_eq!(fs::read(data.path().join("directory")).expect("read"), b"now a file");
-        target.sync_directories().expect("sync");
-    }
-
-    #[test]
-    fn other_roots_take_over_their_prefix() {
-        let outside = tempfile::tempdir().expect("temporary directory");
-        let data = tempfile::tempdir().expect("temporary directory");
-        fs::create_dir(data.path().join("pg_tblspc")).expect("make");
-        let mut target = Target::open(data.path()).expect("open");
-        let location = outside.path().join("space");
-        target.add_root(&rel("pg_tblspc/16"), &location).expect("root");
-        target.link(&rel("pg_tblspc/16"), location.to_str().expect("utf-8")).expect("link");
-        target.make_directory(&rel("pg_tblspc/16/PG_15_1"), 0o700).expect("make");
-        target.open_for_write(&rel("pg_tblspc/16/PG_15_1/file"), 0o600).expect("open");
-        assert!(location.join("PG_15_1/file").exists());
-        assert_eq!(fs::read_link(data.path().join("pg_tblspc/16")).expect("link"), location);
-        target.sync_directories().expect("sync");
-    }
-
-    #[test]
-    fn unreadable_content_does_not_stop_its_replacement() {
-        let data = tempfile::tempdir().expect("temporary directory");
-        let file = data.path().join("file");
-        fs::write(&file, "x").expect("write");
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).expect("chmod");
-        let target = Target::open(data.path()).expect("open");
-        target.open_for_write(&rel("file"), 0o600).expect("open").write_at(b"y", 0).expect("write");
-    }
 }
