@@ -163,11 +163,11 @@ pub(crate) fn puts(
     if !terms.tablespaces.is_empty() {
         put("tablespace_map", standby::mapped_tablespace_map(&terms.tablespaces).into_bytes())?;
     }
+    let port = situation.request.dest_port.or(situation.settings.dest_port);
     let keeps = |name: &str| target.kept.iter().any(|kept| kept.as_str() == name);
     if keeps(POSTGRESQL_CONF) || target.external_configuration.is_some() {
         // the standby's own is extended, not replaced
     } else if let Some(text) = configuration(situation)? {
-        let port = situation.request.dest_port.or(situation.settings.dest_port);
         let include = myrecovery_path(&target.directory);
         put(POSTGRESQL_CONF, standby::adopted_configuration(&text, port, &include).into_bytes())?;
     }
@@ -176,7 +176,7 @@ pub(crate) fn puts(
             "the target keeps its postgresql.auto.conf, whose settings override myrecovery.conf".to_owned(),
         );
     } else if let Some(text) = read(&situation.data_directory.join(AUTO_CONF))? {
-        put(AUTO_CONF, standby::without_recovery_settings(&text).into_bytes())?;
+        put(AUTO_CONF, standby::without_recovery_settings(&text, port.is_some()).into_bytes())?;
     }
     put("standby.signal", Vec::new())?;
     put(MYRECOVERY_CONF, following.myrecovery_conf()?.into_bytes())?;

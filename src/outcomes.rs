@@ -186,7 +186,8 @@ impl Drop for Attempt<'_> {
 
 /// Whether the process of that number is a server process: the number may belong to somebody else by now.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "postgres")
+    std::fs::read_to_string(format!("/proc/{pid}/comm"))
+        .is_ok_and(|name| matches!(name.trim_end(), "postgres" | "postmaster"))
 }
 
 fn key(host: &str, directory: &str) -> String {

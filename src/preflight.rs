@@ -57,8 +57,15 @@ impl Situation {
         let metadata = fs::metadata(&data_directory).map_err(failed)?;
         let wal = fs::metadata(data_directory.join("pg_wal")).ok();
         let (control, _) = read_control(&data_directory)?;
+        let links = tablespace_links(&data_directory)?;
+        let own = links.iter().map(|(_, source)| Path::new(source).to_owned());
+        let own = own
+            .chain([data_directory.clone(), data_directory.join("pg_wal")])
+            .map(|path| resolve(&path))
+            .collect();
         let facts = judge::Primary {
             identity: (metadata.dev(), metadata.ino()),
+            own,
             wal_identity: wal.map(|wal| (wal.dev(), wal.ino())),
             boot_id: inspect::boot_id(),
             system_identifier: primary.system_identifier,
@@ -197,10 +204,31 @@ impl Situation {
         if let Some(file) = &target.external_configuration {
             return Ok(format!("\"{}\"", file.display()));
         }
-        if own {
+        if own && (target.includes_myrecovery || target.configuration_can_be_extended) {
             return Ok("the standby's own postgresql.conf is kept".to_owned());
         }
+        if own {
+            return Err(Error::new(Kind::TargetRefused, "the standby's postgresql.conf cannot be extended")
+                .detail("It is a link or not UTF-8, and does not include myrecovery.conf.")
+                .hint(format!(
+                    "Add the line: include_if_exists = '{}'",
+                    inspect::myrecovery_path(&target.directory)
+                )));
+        }
         if self.config_is_inside() {
+            for name in ["postgresql.conf", "postgresql.auto.conf"] {
+                let path = self.data_directory.join(name);
+                match fs::read_to_string(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(Error::io(
+                            format_args!("read configuration \"{}\"", path.display()),
+                            &error,
+                        )
+                        .hint("Configuration files must be UTF-8."));
+                    }
+                    _ => {}
+                }
+            }
             return Ok("the primary's postgresql.conf is copied".to_owned());
         }
         Err(Error::new(Kind::TargetRefused, "the standby would have no postgresql.conf")

@@ -226,17 +226,27 @@ pub(crate) fn keep_files(text: &str) -> Result<Vec<String>> {
             let beneath = !name.starts_with('/')
                 && name.split('/').all(|part| !matches!(part, "" | "." | ".."))
                 && !name.chars().any(char::is_control);
-            if beneath {
+            if beneath && !is_of_the_copy(name) {
                 return Ok(name.to_owned());
             }
             Err(Error::new(
                 Kind::InvalidArgument,
                 format!("invalid name in \"keep_files\": {}", crate::request::shown(name)),
             )
-            .detail("A kept file is named by its path relative to the data directory, without \"..\".")
+            .detail("A kept file is named by its path relative to the data directory, without \"..\"; data, WAL and what makes a standby cannot be kept.")
             .hint("Separate names by commas, as in: postgresql.conf, pg_hba.conf"))
         })
         .collect()
+}
+
+/// Whether a name is, or lies in, what must be the primary's copy, or what makes a standby of it.
+fn is_of_the_copy(name: &str) -> bool {
+    let top = name.split('/').next().unwrap_or(name);
+    matches!(top, "base" | "global" | "PG_VERSION" | "backup_label" | "tablespace_map" | "myrecovery.conf")
+        || top.starts_with("postmaster.")
+        || top.starts_with("pgpool_recovery.")
+        || top.ends_with(".signal")
+        || top.starts_with("pg_") && !matches!(name, "pg_hba.conf" | "pg_ident.conf" | "pg_log")
 }
 
 /// Reads `tablespace_mapping`: `old=new, ...`, absolute directories; `\` before a comma, an equals sign
@@ -441,7 +451,19 @@ mod tests {
             ["postgresql.conf", "conf.d/a.conf"]
         );
         assert!(keep_files("").expect("valid").is_empty());
-        for bad in ["/etc/passwd", "../x", "a//b", "./a", "a\nb"] {
+        assert_eq!(keep_files("pg_hba.conf").expect("valid"), ["pg_hba.conf"]);
+        for bad in [
+            "/etc/passwd",
+            "../x",
+            "a//b",
+            "./a",
+            "a\nb",
+            "base",
+            "pg_wal",
+            "pg_xact/0000",
+            "standby.signal",
+            "global",
+        ] {
             assert_eq!(keep_files(bad).expect_err(bad).kind, Kind::InvalidArgument);
         }
     }

@@ -13,8 +13,8 @@ use crate::pg::slot::Slot;
 /// How often a NOTICE tells how far the run is.
 const NOTICE: Duration = Duration::from_secs(5);
 
-/// How often the slot is looked at.
-const SLOT: Duration = Duration::from_secs(1);
+/// How often the slot is looked at: the checkpointer, which would terminate us, must not be faster.
+const SLOT: Duration = Duration::from_millis(100);
 
 /// The watch over one run; its `tick` is called many times a second.
 pub(crate) struct Watch {

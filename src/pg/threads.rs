@@ -64,6 +64,8 @@ pub(crate) fn wait<T: Send>(
             }
         }
         let outcome = thread.join().unwrap_or_else(Err);
+        // what arrived meanwhile is acted on here, not wherever the server looks next
+        interrupts::check();
         match (failure, outcome) {
             (Some(error), _) => Err(error),
             (None, Ok(result)) => result,

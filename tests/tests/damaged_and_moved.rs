@@ -2,12 +2,13 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
 use pgpool_recovery_e2e::scratch::write_as_postgres;
 use pgpool_recovery_e2e::snapshot::Snapshot;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, compare, dump, probe, workload};
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, compare, dump, probe, wait, workload};
 
 fn primary_and_dead_standby(scratch: &Scratch) -> (Cluster, Cluster) {
     let primary = Cluster::primary(scratch);
@@ -132,6 +133,114 @@ fn a_copy_that_links_to_the_primary_never_writes_there() {
     witness.assert_served();
     assert_eq!(primary.get::<i64>("SELECT count(*) FROM there", &[]), 20_000);
     primary.execute("CHECKPOINT");
+}
+
+/// What the standby has outside its data directory must not be what the primary has inside its own.
+#[test]
+fn a_pg_wal_that_leads_into_the_primary_is_refused() {
+    let scratch = Scratch::new();
+    let (primary, standby) = primary_and_dead_standby(&scratch);
+    let precious = primary.directory().join("precious");
+    fs::create_dir(&precious).expect("a directory");
+    account::give(&precious);
+    write_as_postgres(&precious.join("letter"), "precious", 0o600);
+    let link = standby.directory().join("pg_wal");
+    fs::remove_dir_all(&link).expect("removed");
+    symlink(&precious, &link).expect("a link");
+    Recovery::of(&standby, &primary).fail(&primary).expect("55000").says("primary");
+    assert_eq!(fs::read_to_string(precious.join("letter")).expect("still there"), "precious");
+}
+
+#[test]
+fn tablespaces_of_the_standby_lie_apart() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let spaces = ["one", "two"].map(|name| {
+        let space = scratch.mkdir(name).to_str().expect("ASCII").to_owned();
+        primary.execute(&format!("CREATE TABLESPACE {name} LOCATION '{space}'"));
+        space
+    });
+    let place = scratch.mkdir("place");
+    symlink(&place, scratch.join("alias")).expect("a link");
+    let place = place.to_str().expect("ASCII");
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let alias = scratch.join("alias").to_str().expect("ASCII").to_owned();
+    let inside = format!("{}/base", target.dir());
+    for second in [format!("{place}/"), alias, format!("{place}/deeper"), inside] {
+        let mapping = format!("{}={place},{}={second}", spaces[0], spaces[1]);
+        Recovery::of(&target, &primary).option("tablespace_mapping", mapping).fail(&primary).expect("55000");
+        assert!(!target.directory().exists(), "{second}");
+    }
+}
+
+#[test]
+fn a_server_by_its_older_name_is_a_running_server() {
+    let scratch = Scratch::new();
+    let (primary, standby) = primary_and_dead_standby(&scratch);
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "postgres", "--regid", "postgres", "--init-groups"]);
+    command.arg(account::pg_bin("postmaster")).arg("-D").arg(standby.directory());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).env_remove("RUST_BACKTRACE");
+    let mut postmaster = command.spawn().expect("postmaster");
+    let is_ready = || standby.has("postmaster.pid") && standby.read("postmaster.pid").contains("ready");
+    wait::until_true("the server to be ready", wait::PATIENCE, is_ready);
+    Recovery::of(&standby, &primary).option("slot_name", "another").fail(&primary).expect("55006");
+    standby.stop(Stop::Fast);
+    postmaster.wait().expect("it ended");
+}
+
+/// A cancel that arrives while a log line is written must unwind like any other.
+#[test]
+fn a_timeout_at_any_moment_leaves_the_session_usable() {
+    let scratch = Scratch::new();
+    let (primary, standby) = primary_and_dead_standby(&scratch);
+    let mut client = primary.connect();
+    let threads = |pid: i32| fs::read_dir(format!("/proc/{pid}/task")).expect("the backend").count();
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).expect("a pid").get(0);
+    let recovery = Recovery::of(&standby, &primary);
+    for milliseconds in (20..200).step_by(6) {
+        client.batch_execute(&format!("SET statement_timeout = {milliseconds}")).expect("set");
+        let _ = recovery.call(&mut client);
+        client.batch_execute("SET statement_timeout = 0").expect("the session lives");
+        assert_eq!(threads(pid), 1, "threads are left after {milliseconds} ms");
+        let started = client.batch_execute("SELECT pg_backup_start('x', true); SELECT pg_backup_stop(false)");
+        started.unwrap_or_else(|error| panic!("a backup is left after {milliseconds} ms: {error:?}"));
+    }
+    recovery.run(&primary);
+}
+
+/// Many streams make files of an empty target at once: none may undo another's work.
+#[test]
+fn many_streams_fill_an_empty_directory() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    workload::settle(&primary);
+    for number in 0..120 {
+        let path = primary.directory().join(format!("file{number}"));
+        fs::write(&path, vec![b'a' + (number % 26) as u8; 3 << 20]).expect("written");
+        account::give(&path);
+    }
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    Recovery::of(&target, &primary).option("jobs", 16).option("dest_port", target.port()).run(&primary);
+    for number in 0..120 {
+        let content = fs::read(target.directory().join(format!("file{number}"))).expect("read");
+        assert_eq!(content.len(), 3 << 20);
+        assert!(content.iter().all(|&byte| byte == b'a' + (number % 26) as u8), "file{number} differs");
+    }
+}
+
+#[test]
+fn a_fifo_in_the_place_of_a_file_blocks_nobody() {
+    let scratch = Scratch::new();
+    let (primary, standby) = primary_and_dead_standby(&scratch);
+    for name in ["PG_VERSION", "postmaster.pid", "myrecovery.conf"] {
+        let path = standby.directory().join(name);
+        let _ = fs::remove_file(&path);
+        assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
+        account::give(&path);
+    }
+    Recovery::of(&standby, &primary).run(&primary);
+    remote_start(&primary, "localhost", standby.dir());
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub struct Primary {
     pub directory: PathBuf,
     /// Device and inode of the directory.
     pub identity: (u64, u64),
+    /// All directories it uses, its pg_wal and tablespaces among them, symbolic links resolved.
+    pub own: Vec<PathBuf>,
     /// Device and inode of its pg_wal.
     pub wal_identity: Option<(u64, u64)>,
     /// The boot of the machine it runs on.
@@ -94,6 +96,19 @@ fn not_the_primary(primary: &Primary, target: &Target, same_paths: bool) -> Resu
     }
     if same_paths {
         apart(&primary.directory, &target.directory)?;
+        for directory in [Some(&target.directory), target.wal_directory.as_ref()].into_iter().flatten() {
+            if let Some(own) = primary.own.iter().find(|own| overlap(own, directory)) {
+                return Err(refused(format!(
+                    "\"{}\" would be written, but the primary uses it",
+                    directory.display()
+                ))
+                .detail(format!(
+                    "The primary uses \"{}\", and the target's own pg_wal may be a link.",
+                    own.display()
+                ))
+                .hint("Give the standby directories of its own."));
+            }
+        }
     }
     if one_machine && target.wal_identity.is_some() && target.wal_identity == primary.wal_identity {
         return Err(refused(format!("pg_wal of target directory \"{shown}\" is the primary's own"))
@@ -218,6 +233,7 @@ mod tests {
         Primary {
             directory: "/srv/primary".into(),
             identity: (1, 2),
+            own: vec!["/srv/primary".into(), "/srv/wal".into()],
             wal_identity: Some((1, 3)),
             boot_id: Some("boot".to_owned()),
             system_identifier: 7,
@@ -240,6 +256,8 @@ mod tests {
             server_version: Some("15".to_owned()),
             identity: Some((1, 9)),
             wal_identity: None,
+            wal_directory: None,
+            configuration_can_be_extended: true,
             boot_id: Some("boot".to_owned()),
             kept: Vec::new(),
             external_configuration: None,
@@ -285,6 +303,9 @@ mod tests {
         assert_eq!(refusal(|target| target.directory = "/srv/primary/base".into()), step);
         assert_eq!(refusal(|target| target.directory = "/srv".into()), step);
         assert_eq!(refusal(|target| target.wal_identity = Some((1, 3))), step);
+        assert_eq!(refusal(|target| target.wal_directory = Some("/srv/primary/precious".into())), step);
+        assert_eq!(refusal(|target| target.wal_directory = Some("/srv/wal".into())), step);
+        assert_eq!(refusal(|target| target.directory = "/srv/wal/standby".into()), step);
         // in another container of the same machine the same path is another directory
         let other = Target { directory: "/srv/primary".into(), ..target() };
         assert!(judge(&primary(), &other, false, false).iter().all(|finding| finding.answer.is_ok()));

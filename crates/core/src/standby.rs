@@ -68,16 +68,30 @@ pub fn is_recovery_setting(name: &str) -> bool {
         || name.starts_with("recovery_target")
 }
 
-/// postgresql.auto.conf without the settings of a standby: it is read last and would win.
-pub fn without_recovery_settings(text: &str) -> String {
-    lines_except(text, |line| setting_name(line).is_some_and(is_recovery_setting))
+/// Settings that say where files of one server are: a standby has its own places.
+fn is_place(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    matches!(
+        name.as_str(),
+        "data_directory" | "config_file" | "hba_file" | "ident_file" | "external_pid_file"
+    )
+}
+
+/// postgresql.auto.conf without the settings of a standby: it is read last and would win. `own_port`: the
+/// standby has a port of its own, so the primary's goes, too.
+pub fn without_recovery_settings(text: &str, own_port: bool) -> String {
+    lines_except(text, |line| {
+        setting_name(line)
+            .is_some_and(|name| is_recovery_setting(name) || own_port && name.eq_ignore_ascii_case("port"))
+    })
 }
 
 /// A primary's postgresql.conf made the standby's own: its port, and myrecovery.conf read last.
 /// `include` is what the `include_if_exists` line names.
 pub fn adopted_configuration(text: &str, port: Option<u16>, include: &str) -> String {
     // an absolute path here would point into the primary's own directory
-    let mut adopted = lines_except(text, includes_some_myrecovery);
+    let mut adopted =
+        lines_except(text, |line| includes_some_myrecovery(line) || setting_name(line).is_some_and(is_place));
     end_line(&mut adopted);
     if let Some(port) = port {
         adopted.push_str(&format!("port = {port}\n"));
@@ -284,7 +298,7 @@ mod tests {
         fn parsers_never_panic(text in "[ -~\n\\\\'=é]{0,60}") {
             let _ = parse_myrecovery(&text);
             let _ = with_include(&text, "/x/myrecovery.conf");
-            let _ = without_recovery_settings(&text);
+            let _ = without_recovery_settings(&text, true);
         }
     }
 
@@ -298,7 +312,8 @@ mod tests {
     #[test]
     fn settings_that_would_override_are_dropped() {
         let text = "# c\nport = 5\nprimary_conninfo = 'x'\n Recovery_target_xid='7'\nrestore_command='cp'\nfoo.x = 1";
-        assert_eq!(without_recovery_settings(text), "# c\nport = 5\nfoo.x = 1");
+        assert_eq!(without_recovery_settings(text, false), "# c\nport = 5\nfoo.x = 1");
+        assert_eq!(without_recovery_settings(text, true), "# c\nfoo.x = 1");
     }
 
     #[test]
@@ -316,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_copied_configuration_forgets_where_it_came_from() {
-        let text = "port = 1\ninclude_if_exists = '/primary/myrecovery.conf'\nwork_mem = '1MB'";
+        let text = "port = 1\ndata_directory = '/primary'\ninclude_if_exists = '/primary/myrecovery.conf'\nwork_mem = '1MB'";
         let adopted = adopted_configuration(text, Some(7), "/standby/myrecovery.conf");
         assert_eq!(
             adopted,

@@ -164,6 +164,10 @@ pub struct Target {
     pub server_version: Option<String>,
     /// Device and inode of the directory.
     pub identity: Option<(u64, u64)>,
+    /// Where its pg_wal leads, where that is a link.
+    pub wal_directory: Option<PathBuf>,
+    /// Whether the include line can be added to its configuration.
+    pub configuration_can_be_extended: bool,
     /// Device and inode of its pg_wal, where that is a link.
     pub wal_identity: Option<(u64, u64)>,
     /// The kernel's identifier of this boot: equal on one machine only.

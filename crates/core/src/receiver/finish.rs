@@ -7,6 +7,7 @@ use super::inspect::myrecovery_path;
 use super::policy::Cluster;
 use super::run::Run;
 use super::settle::settle_wal;
+use super::small_file;
 use crate::control_file::PG_CONTROL;
 use crate::error::{Error, Kind, Result};
 use crate::exclude::{CONTROL_ASIDE, MARKER};
@@ -79,6 +80,10 @@ fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) 
             })?;
             warnings.push(format!("\"{}\" now includes \"{include}\"", file.display()));
         }
+        return Ok(());
+    }
+    let configuration = cluster.data_directory.join("postgresql.conf");
+    if small_file::text(&configuration).is_some_and(|text| standby::reads_myrecovery(&text, &include)) {
         return Ok(());
     }
     let path = RelPath::parse("postgresql.conf")?;

@@ -1,14 +1,14 @@
 //! Looking at a target directory without changing it.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::policy::Cluster;
-use super::running;
+use super::{running, small_file};
 use crate::cancel::Cancel;
 use crate::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE, wal_system_identifier};
 use crate::error::{Error, Kind, Result};
@@ -17,9 +17,6 @@ use crate::path::RelPath;
 use crate::process;
 use crate::protocol::message::{Content, Marker, Standby, Target};
 use crate::standby;
-
-/// Files of a configuration are small; a larger one is not read.
-const SMALL: u64 = 1 << 20;
 
 /// What is in the cluster's directory.
 pub fn inspect(
@@ -62,12 +59,14 @@ pub fn inspect(
             .map(|control| control.system_identifier)
             .or_else(|| identifier_from_wal(directory)),
         control,
-        marker: read_small(&directory.join(MARKER))
+        marker: small_file::text(&directory.join(MARKER))
             .and_then(|text| serde_json::from_str::<Marker>(&text).ok()),
         running: metadata.as_ref().and_then(|_| running::server(directory)),
-        pg_version: read_small(&directory.join("PG_VERSION")).map(|text| text.trim().to_owned()),
+        pg_version: small_file::text(&directory.join("PG_VERSION")).map(|text| text.trim().to_owned()),
         server_version: server_version(cluster, cancel)?,
         identity: metadata.as_ref().map(|metadata| (metadata.dev(), metadata.ino())),
+        wal_directory: linked_wal(directory),
+        configuration_can_be_extended: cluster.config_file.is_some() || can_be_extended(&configuration),
         wal_identity: linked_wal(directory).and_then(|wal| {
             let metadata = fs::metadata(wal).ok()?;
             Some((metadata.dev(), metadata.ino()))
@@ -78,7 +77,7 @@ pub fn inspect(
             .filter(|path| fs::symlink_metadata(directory.join(path)).is_ok())
             .cloned()
             .collect(),
-        includes_myrecovery: read_small(&configuration)
+        includes_myrecovery: small_file::text(&configuration)
             .is_some_and(|text| standby::reads_myrecovery(&text, &myrecovery_path(directory))),
         external_configuration: cluster.config_file.clone(),
         standby: standby_of(directory),
@@ -90,7 +89,7 @@ pub fn inspect(
 
 /// How the standby in `directory` is set to follow its primary.
 pub fn standby_of(directory: &Path) -> Option<Standby> {
-    read_small(&directory.join(MYRECOVERY_CONF)).map(|text| standby::parse_myrecovery(&text))
+    small_file::text(&directory.join(MYRECOVERY_CONF)).map(|text| standby::parse_myrecovery(&text))
 }
 
 /// Where the directory's pg_wal is, if it is a link that leads somewhere.
@@ -105,9 +104,15 @@ pub fn myrecovery_path(directory: &Path) -> String {
     directory.join(MYRECOVERY_CONF).display().to_string()
 }
 
+/// Whether lines can be added to a configuration in the data directory: a regular file, as UTF-8.
+fn can_be_extended(configuration: &Path) -> bool {
+    fs::symlink_metadata(configuration).is_ok_and(|metadata| metadata.is_file())
+        && small_file::text(configuration).is_some()
+}
+
 /// What tells one boot of one machine from all others.
 pub fn boot_id() -> Option<String> {
-    read_small(Path::new("/proc/sys/kernel/random/boot_id")).map(|text| text.trim().to_owned())
+    small_file::text(Path::new("/proc/sys/kernel/random/boot_id")).map(|text| text.trim().to_owned())
 }
 
 /// Free bytes where `directory` is, or will be.
@@ -139,7 +144,7 @@ fn content(directory: &Path, exists: bool) -> Result<Content> {
 /// matters is whom the directory belongs to, and that can still be told by its WAL.
 fn read_control(directory: &Path) -> Option<ControlFile> {
     [PG_CONTROL, CONTROL_ASIDE].iter().find_map(|name| {
-        let bytes = read_head(&directory.join(name), PG_CONTROL_FILE_SIZE)?;
+        let bytes = small_file::head(&directory.join(name), PG_CONTROL_FILE_SIZE)?;
         ControlFile::parse(&bytes).ok()
     })
 }
@@ -154,7 +159,7 @@ fn identifier_from_wal(directory: &Path) -> Option<u64> {
         })
         .collect();
     segments.sort();
-    segments.iter().find_map(|segment| wal_system_identifier(&read_head(segment, 64)?))
+    segments.iter().find_map(|segment| wal_system_identifier(&small_file::head(segment, 64)?))
 }
 
 /// The major version of the server that will be started here.
@@ -169,18 +174,6 @@ fn server_version(cluster: &Cluster, cancel: &Cancel) -> Result<Option<String>> 
         .nth(2)
         .map(|version| version.chars().take_while(char::is_ascii_digit).collect::<String>());
     Ok(digits.filter(|digits| !digits.is_empty()))
-}
-
-fn read_small(path: &Path) -> Option<String> {
-    let mut text = String::new();
-    fs::File::open(path).ok()?.take(SMALL).read_to_string(&mut text).ok()?;
-    Some(text)
-}
-
-fn read_head(path: &Path, length: usize) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    fs::File::open(path).ok()?.take(length as u64).read_to_end(&mut bytes).ok()?;
-    Some(bytes)
 }
 
 #[cfg(test)]

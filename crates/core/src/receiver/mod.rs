@@ -21,6 +21,7 @@ mod finish;
 mod run;
 mod session;
 mod settle;
+mod small_file;
 mod stream;
 
 use policy::Policy;

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::small_file;
 use crate::error::{Error, Kind};
 
 /// How long children may take to notice that their postmaster was killed.
@@ -38,7 +39,7 @@ pub fn refusal(data_directory: &Path, process: u32) -> Error {
 
 /// The first line of postmaster.pid.
 pub fn postmaster_pid(data_directory: &Path) -> Option<u32> {
-    let text = fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+    let text = small_file::text(&data_directory.join("postmaster.pid"))?;
     // negative: a standalone backend
     text.lines().next()?.trim().trim_start_matches('-').parse().ok()
 }
@@ -46,7 +47,7 @@ pub fn postmaster_pid(data_directory: &Path) -> Option<u32> {
 /// The last line of postmaster.pid: `ready`, `standby`, `starting`, `stopping`
 /// (src/include/utils/pidfile.h).
 pub fn postmaster_status(data_directory: &Path) -> Option<String> {
-    let text = fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+    let text = small_file::text(&data_directory.join("postmaster.pid"))?;
     text.lines().nth(7).map(|line| line.trim().to_owned())
 }
 
@@ -69,8 +70,10 @@ fn find(data_directory: &Path) -> Option<u32> {
         let at = |what: &str| format!("/proc/{process}/{what}");
         let there =
             fs::metadata(at("cwd")).is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (wanted.dev(), wanted.ino()));
-        // a shell that happens to stand there is no server
-        there && fs::read_to_string(at("comm")).is_ok_and(|name| name.trim_end().starts_with("postgres"))
+        // a shell that happens to stand there is no server; "postmaster" is the program's older name
+        let is_server = |name: String| matches!(name.trim_end(), "postgres" | "postmaster");
+        let named = postmaster_pid(data_directory) == Some(process);
+        there && (named || fs::read_to_string(at("comm")).is_ok_and(is_server))
     };
     if let Some(process) = postmaster_pid(data_directory).filter(|&process| serves(process)) {
         return Some(process);

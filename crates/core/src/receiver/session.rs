@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::info;
 
-use super::policy::Cluster;
+use super::policy::{Cluster, resolve};
 use super::run::Run;
 use super::settle::settle;
 use super::{Receiver, finish, inspect, launch, running, unexpected};
@@ -16,6 +16,7 @@ use super::{Receiver, finish, inspect, launch, running, unexpected};
 use crate::cancel::Cancel;
 use crate::digest::{DigestKey, random_bytes};
 use crate::error::{Error, Kind, Result};
+use crate::judge::overlap;
 use crate::link::Link;
 use crate::link::control::Control;
 use crate::path::RelPath;
@@ -271,8 +272,20 @@ impl Session<'_> {
         let Stage::Locked(target) = &mut self.stage else {
             return Err(out_of_order("a locked directory"));
         };
+        let mut apart = vec![cluster.data_directory.clone()];
+        apart.extend(inspect::linked_wal(&cluster.data_directory));
         for tablespace in &terms.tablespaces {
             let location = Path::new(&tablespace.target);
+            let resolved = resolve(location);
+            if let Some(other) = apart.iter().find(|other| overlap(other, &resolved)) {
+                return Err(Error::new(
+                    Kind::TargetRefused,
+                    format!("tablespace directory \"{}\" overlaps \"{}\"", location.display(), other.display()),
+                )
+                .detail("The data directory, pg_wal and every tablespace of the standby need directories of their own.")
+                .hint("Correct tablespace_mapping."));
+            }
+            apart.push(resolved);
             self.receiver.policy.check_outside(cluster, location)?;
             let link = RelPath::parse(&format!("pg_tblspc/{}", tablespace.oid))?;
             let content = location.join(&terms.tablespace_version_directory);
