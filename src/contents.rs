@@ -163,7 +163,7 @@ pub(crate) fn puts(
     if !terms.tablespaces.is_empty() {
         put("tablespace_map", standby::mapped_tablespace_map(&terms.tablespaces).into_bytes())?;
     }
-    let port = situation.request.dest_port.or(situation.settings.dest_port);
+    let port = situation.request.dest_port;
     let keeps = |name: &str| target.kept.iter().any(|kept| kept.as_str() == name);
     if keeps(POSTGRESQL_CONF) || target.external_configuration.is_some() {
         // the standby's own is extended, not replaced

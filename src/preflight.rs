@@ -74,11 +74,7 @@ impl Situation {
             wal_segment_size: primary.wal_segment_size,
             directory: data_directory.clone(),
         };
-        let node = Node {
-            host: &request.dest_host,
-            id: request.node_id.or(settings.node_id),
-            port: request.dest_port.or(settings.dest_port),
-        };
+        let node = Node { host: &request.dest_host, id: request.node_id, port: request.dest_port };
         let application_name = naming::expand("application_name", &settings.application_name, node)?;
         let slot_name = naming::slot_name(&naming::expand("slot_name", &settings.slot_name, node)?);
         Ok(Self {

@@ -152,7 +152,7 @@ fn rebuild(request: Request, settings: Settings) -> Result<Value> {
     let finish = || {
         session.send_wal(&situation.data_directory, &directories, files.clone())?;
         contents::demand_wal_kept(&situation, &files, &identities)?;
-        session.finish(&puts, true)
+        session.finish(&puts)
     };
     summary.warn(threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), finish)?);
     slot.map(Slot::keep).transpose()?;

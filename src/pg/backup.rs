@@ -22,8 +22,6 @@ pub(crate) struct BackupStop {
     pub(crate) stop_lsn: u64,
     /// Contents of `backup_label`.
     pub(crate) label_file: Vec<u8>,
-    /// Contents of `tablespace_map`; empty: no such file.
-    pub(crate) tablespace_map: Vec<u8>,
 }
 
 impl Backup {
@@ -47,11 +45,7 @@ impl Backup {
     pub(crate) fn stop(self) -> Result<BackupStop> {
         let mut row = query::row(compat::BACKUP_STOP, &[])?;
         let stop_lsn = parse_lsn(row.string("the stop LSN")?.as_deref())?;
-        Ok(BackupStop {
-            stop_lsn,
-            label_file: row.bytes().unwrap_or_default(),
-            tablespace_map: row.bytes().unwrap_or_default(),
-        })
+        Ok(BackupStop { stop_lsn, label_file: row.bytes().unwrap_or_default() })
     }
 }
 

@@ -15,8 +15,6 @@ pub(crate) struct Primary {
     /// Directory of the server's own programs.
     pub(crate) bin_directory: String,
     pub(crate) config_file: String,
-    pub(crate) hba_file: String,
-    pub(crate) ident_file: String,
     /// Relative to the data directory unless absolute.
     pub(crate) log_directory: String,
     #[serde(deserialize_with = "unsigned")]
@@ -44,9 +42,6 @@ pub(crate) struct Primary {
     pub(crate) max_wal_senders: u32,
     pub(crate) used_wal_senders: u32,
     pub(crate) max_replication_slots: u32,
-    pub(crate) used_replication_slots: u32,
-    pub(crate) full_page_writes: bool,
-    pub(crate) hot_standby: bool,
 }
 
 // jsonb_build_object takes 100 arguments at most.
@@ -55,8 +50,6 @@ SELECT pg_catalog.jsonb_build_object(
     'data_directory', pg_catalog.current_setting('data_directory'),
     'bin_directory', (SELECT c.setting FROM pg_catalog.pg_config() AS c WHERE c.name = 'BINDIR'),
     'config_file', pg_catalog.current_setting('config_file'),
-    'hba_file', pg_catalog.current_setting('hba_file'),
-    'ident_file', pg_catalog.current_setting('ident_file'),
     'log_directory', pg_catalog.current_setting('log_directory'),
     'system_identifier', (SELECT s.system_identifier FROM pg_catalog.pg_control_system() AS s),
     'timeline', (SELECT c.timeline_id FROM pg_catalog.pg_control_checkpoint() AS c),
@@ -73,10 +66,7 @@ SELECT pg_catalog.jsonb_build_object(
     'wal_level', pg_catalog.current_setting('wal_level'),
     'max_wal_senders', pg_catalog.current_setting('max_wal_senders')::int4,
     'used_wal_senders', (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_get_wal_senders()),
-    'max_replication_slots', pg_catalog.current_setting('max_replication_slots')::int4,
-    'used_replication_slots', (SELECT pg_catalog.count(*) FROM pg_catalog.pg_get_replication_slots()),
-    'full_page_writes', pg_catalog.current_setting('full_page_writes')::bool,
-    'hot_standby', pg_catalog.current_setting('hot_standby')::bool
+    'max_replication_slots', pg_catalog.current_setting('max_replication_slots')::int4
 )::text";
 
 // Fails on a standby, so asked apart. The insertion timeline is not in pg_control until a checkpoint.

@@ -4,9 +4,10 @@
 //! trips the shared [`Cancel`]; everything that can block registers how to be woken.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
 
 /// Wakes something that blocks (shuts a socket down, closes a queue).
 pub type Waker = Box<dyn FnOnce() + Send>;
@@ -69,11 +70,6 @@ impl Cancel {
             wakers.push(wake);
         }
     }
-}
-
-/// Wakers run arbitrary closures but never under the lock, so the data stays whole even if one panics.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

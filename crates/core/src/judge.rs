@@ -264,7 +264,6 @@ mod tests {
             includes_myrecovery: false,
             standby: None,
             peer: None,
-            free: 0,
         }
     }
 

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::link::{Connector, Link, pipe};
+use crate::lock::lock;
 use crate::receiver::Receiver;
 use crate::receiver::policy::Policy;
 
@@ -43,7 +44,7 @@ impl Connector for LocalConnector {
                 let _ = receiver.serve(far, &far_cancel);
             })
             .map_err(Error::on("start a thread"))?;
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        lock(&self.threads).push(thread);
         Ok(near)
     }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use crate::digest::random_bytes;
 use crate::error::{Error, Kind, Result};
+use crate::hexadecimal;
 
 /// The secret. Has no `Debug` and no `Display`, so that it can never reach a log.
 #[derive(Clone)]
@@ -39,7 +40,7 @@ impl Secret {
             return Err(malformed(path).hint(hint));
         }
         let text = fs::read(path).map_err(unreadable)?;
-        Self::parse(text.trim_ascii()).ok_or_else(|| malformed(path).hint(hint))
+        hexadecimal::decode(text.trim_ascii()).map(Self).ok_or_else(|| malformed(path).hint(hint))
     }
 
     /// Writes the file, mode 0600. Refuses to replace an existing one.
@@ -47,27 +48,13 @@ impl Secret {
         let failed = |error| Error::io(format_args!("write secret file \"{}\"", path.display()), &error);
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-        let digits: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        writeln!(file, "{digits}").map_err(failed)?;
+        writeln!(file, "{}", hexadecimal::encode(&self.0)).map_err(failed)?;
         file.sync_all().map_err(failed)
     }
 
     /// The bytes.
     pub const fn bytes(&self) -> &[u8; 32] {
         &self.0
-    }
-
-    fn parse(text: &[u8]) -> Option<Self> {
-        let mut bytes = [0; 32];
-        if text.len() != 2 * bytes.len() {
-            return None;
-        }
-        for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
-            let high = char::from(pair[0]).to_digit(16)?;
-            let low = char::from(pair[1]).to_digit(16)?;
-            *byte = u8::try_from(high << 4 | low).ok()?;
-        }
-        Some(Self(bytes))
     }
 }
 

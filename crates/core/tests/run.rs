@@ -159,7 +159,7 @@ impl Hosts {
             mode: 0o600,
             content: content.to_vec(),
         };
-        session.finish(&[put("backup_label", b"label"), put("global/pg_control", b"control")], true)?;
+        session.finish(&[put("backup_label", b"label"), put("global/pg_control", b"control")])?;
         assert_eq!(progress.compared(), progress.total());
         Ok(Outcome {
             sent: progress.sent(),

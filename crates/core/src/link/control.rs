@@ -4,13 +4,14 @@
 //! closes every link of the run: a read that would block for ever on a dead host comes back.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::{Link, Sink, Source, closed};
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
+use crate::lock::lock;
 use crate::protocol::{PING, PING_INTERVAL, SILENCE};
 
 /// Frames that wait to be handled; the reader stops reading when so many do.
@@ -147,10 +148,6 @@ impl Pinger {
             }
         }
     }
-}
-
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use super::{Link, Sink, Source, check_length, closed};
 use crate::cancel::Cancel;
 use crate::error::Result;
+use crate::lock::lock;
 
 /// Most bytes that wait in one direction.
 const CAPACITY: usize = 3 << 20;
@@ -45,7 +46,7 @@ struct State {
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {

@@ -11,7 +11,7 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -26,6 +26,7 @@ use super::{Link, MAX_BODY, Sink, Source, check_length, closed, lost};
 use crate::cancel::Cancel;
 use crate::digest::{Proof, Role, proof};
 use crate::error::{Error, Kind, Result};
+use crate::lock::lock;
 use crate::secret::Secret;
 
 /// The protocol and its version, as ALPN carries it.
@@ -516,8 +517,4 @@ impl ServerCertVerifier for SecretInsteadOfCertificate {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

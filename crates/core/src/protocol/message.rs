@@ -56,12 +56,9 @@ pub enum Request {
     /// The parts of the plan since [`Request::Settle`] are WAL, for the pg_wal that settling emptied.
     /// Answer: [`Reply::Ok`].
     WalEnd,
-    /// Install the small files sent as PUT frames, sync everything, place pg_control, remove the marker.
+    /// Install the small files sent as PUT frames, sync everything, place pg_control, remove the marker; a configuration that the standby keeps is made to read myrecovery.conf.
     /// Answer: [`Reply::Durable`].
-    Finish {
-        /// The line that makes a kept postgresql.conf read myrecovery.conf is added if it lacks.
-        include_in_kept_configuration: bool,
-    },
+    Finish,
     /// The last lines of the server's log. Answer: [`Reply::Log`].
     Log,
     /// Start the server in the opened directory and wait until it accepts connections.
@@ -107,8 +104,6 @@ pub enum Reply {
     Target(Box<Target>),
     /// The plan fits.
     Planned {
-        /// Bytes of planned files that are there already, equal or not.
-        present: u64,
         /// Device and inode of every directory that is going to be written: the data directory, a linked
         /// pg_wal, tablespaces.
         locations: Vec<(u64, u64)>,
@@ -168,7 +163,7 @@ pub struct Target {
     pub wal_directory: Option<PathBuf>,
     /// Whether the include line can be added to its configuration.
     pub configuration_can_be_extended: bool,
-    /// Device and inode of its pg_wal, where that is a link.
+    /// Device and inode of that.
     pub wal_identity: Option<(u64, u64)>,
     /// The kernel's identifier of this boot: equal on one machine only.
     pub boot_id: Option<String>,
@@ -182,8 +177,6 @@ pub struct Target {
     pub standby: Option<Standby>,
     /// The sender's address as seen from here.
     pub peer: Option<IpAddr>,
-    /// Free bytes in the file system of the directory.
-    pub free: u64,
 }
 
 /// What a directory holds.

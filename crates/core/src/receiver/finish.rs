@@ -1,6 +1,5 @@
 //! The last steps, in the order that keeps the target unstartable until it is complete (S2).
 
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::inspect::myrecovery_path;
@@ -34,7 +33,7 @@ pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
 }
 
 /// Installs the standby's own files, makes everything durable, and only then places pg_control.
-pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>, include: bool) -> Result<Vec<String>> {
+pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     let (controls, others): (Vec<Put>, Vec<Put>) =
         puts.into_iter().partition(|put| put.path.as_str() == PG_CONTROL);
@@ -45,9 +44,7 @@ pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>, include: bool
     for put in &others {
         run.target.install(&put.path, &put.content, put.mode)?;
     }
-    if include {
-        include_myrecovery(run, cluster, &mut warnings)?;
-    }
+    include_myrecovery(run, cluster, &mut warnings)?;
     sync_files(run)?;
     run.target.sync_directories()?;
     run.cancel.check()?;
@@ -124,10 +121,4 @@ fn sync_files(run: &Run) -> Result<()> {
                 .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "a thread that syncs files panicked")))
         })
     })
-}
-
-/// The free bytes of the file system that an opened directory lies on.
-pub(super) fn free(directory: impl AsFd) -> Result<u64> {
-    let stat = rustix::fs::fstatvfs(directory).map_err(Error::on("ask for the target's free space"))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

@@ -51,6 +51,8 @@ pub fn inspect(
     }
     let control = read_control(directory);
     let configuration = cluster.config_file.clone().unwrap_or_else(|| directory.join("postgresql.conf"));
+    let settings = small_file::text(&configuration);
+    let wal = linked_wal(directory);
     Ok(Target {
         session: session.to_owned(),
         content: content(directory, metadata.is_some())?,
@@ -65,24 +67,24 @@ pub fn inspect(
         pg_version: small_file::text(&directory.join("PG_VERSION")).map(|text| text.trim().to_owned()),
         server_version: server_version(cluster, cancel)?,
         identity: metadata.as_ref().map(|metadata| (metadata.dev(), metadata.ino())),
-        wal_directory: linked_wal(directory),
-        configuration_can_be_extended: cluster.config_file.is_some() || can_be_extended(&configuration),
-        wal_identity: linked_wal(directory).and_then(|wal| {
+        wal_identity: wal.as_ref().and_then(|wal| {
             let metadata = fs::metadata(wal).ok()?;
             Some((metadata.dev(), metadata.ino()))
         }),
+        wal_directory: wal,
+        configuration_can_be_extended: cluster.config_file.is_some()
+            || settings.is_some() && is_regular(&configuration),
         boot_id: boot_id(),
         kept: keep
             .iter()
             .filter(|path| fs::symlink_metadata(directory.join(path)).is_ok())
             .cloned()
             .collect(),
-        includes_myrecovery: small_file::text(&configuration)
+        includes_myrecovery: settings
             .is_some_and(|text| standby::reads_myrecovery(&text, &myrecovery_path(directory))),
         external_configuration: cluster.config_file.clone(),
         standby: standby_of(directory),
         peer,
-        free: free_bytes(directory)?,
         directory: directory.clone(),
     })
 }
@@ -104,23 +106,14 @@ pub fn myrecovery_path(directory: &Path) -> String {
     directory.join(MYRECOVERY_CONF).display().to_string()
 }
 
-/// Whether lines can be added to a configuration in the data directory: a regular file, as UTF-8.
-fn can_be_extended(configuration: &Path) -> bool {
+/// A configuration that is a link is not extended: what it leads to may belong to others.
+fn is_regular(configuration: &Path) -> bool {
     fs::symlink_metadata(configuration).is_ok_and(|metadata| metadata.is_file())
-        && small_file::text(configuration).is_some()
 }
 
 /// What tells one boot of one machine from all others.
 pub fn boot_id() -> Option<String> {
     small_file::text(Path::new("/proc/sys/kernel/random/boot_id")).map(|text| text.trim().to_owned())
-}
-
-/// Free bytes where `directory` is, or will be.
-pub fn free_bytes(directory: &Path) -> Result<u64> {
-    let existing = directory.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
-    let stat = rustix::fs::statvfs(existing)
-        .map_err(Error::on(format_args!("ask for the free space of \"{}\"", existing.display())))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 fn content(directory: &Path, exists: bool) -> Result<Content> {

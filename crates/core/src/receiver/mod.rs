@@ -4,11 +4,12 @@
 //! data link joins the run of a session by its token ([`stream`]).
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::link::{Link, Sink, closed};
+use crate::lock::lock;
 use crate::protocol::message::{self, Reply, Request};
 use crate::protocol::{REPLY, REQUEST};
 
@@ -18,6 +19,7 @@ pub mod policy;
 pub mod running;
 
 mod finish;
+mod room;
 mod run;
 mod session;
 mod settle;
@@ -69,7 +71,7 @@ impl Receiver {
     }
 
     fn runs(&self) -> MutexGuard<'_, HashMap<String, Arc<Run>>> {
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.runs)
     }
 }
 

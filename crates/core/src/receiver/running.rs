@@ -66,16 +66,16 @@ pub fn zombie_holds_lock(log: &str) -> bool {
 
 fn find(data_directory: &Path) -> Option<u32> {
     let wanted = fs::metadata(data_directory).ok()?;
+    let postmaster = postmaster_pid(data_directory);
     let serves = |process: u32| {
         let at = |what: &str| format!("/proc/{process}/{what}");
         let there =
             fs::metadata(at("cwd")).is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (wanted.dev(), wanted.ino()));
         // a shell that happens to stand there is no server; "postmaster" is the program's older name
         let is_server = |name: String| matches!(name.trim_end(), "postgres" | "postmaster");
-        let named = postmaster_pid(data_directory) == Some(process);
-        there && (named || fs::read_to_string(at("comm")).is_ok_and(is_server))
+        there && (postmaster == Some(process) || fs::read_to_string(at("comm")).is_ok_and(is_server))
     };
-    if let Some(process) = postmaster_pid(data_directory).filter(|&process| serves(process)) {
+    if let Some(process) = postmaster.filter(|&process| serves(process)) {
         return Some(process);
     }
     let processes = fs::read_dir("/proc").ok()?;

@@ -1,6 +1,5 @@
 //! A control link: the steps of one run, in their order.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,11 +10,12 @@ use tracing::info;
 use super::policy::{Cluster, resolve};
 use super::run::Run;
 use super::settle::settle;
-use super::{Receiver, finish, inspect, launch, running, unexpected};
+use super::{Receiver, finish, inspect, launch, room, running, unexpected};
 
 use crate::cancel::Cancel;
 use crate::digest::{DigestKey, random_bytes};
 use crate::error::{Error, Kind, Result};
+use crate::hexadecimal;
 use crate::judge::overlap;
 use crate::link::Link;
 use crate::link::control::Control;
@@ -31,9 +31,6 @@ const MAX_PLAN: usize = 50_000_000;
 
 /// Most bytes of small files in one run, kept in memory until it finishes.
 const MAX_PUTS: usize = 32 << 20;
-
-/// Room a file system must have beyond what is going to be written, bytes.
-const SLACK: u64 = 16 << 20;
 
 /// How long the data links of an ended run may take to notice.
 const STREAMS_END: Duration = Duration::from_secs(10);
@@ -54,7 +51,7 @@ pub(super) fn serve(
         receiver,
         control,
         cancel: cancel.clone(),
-        token: hexadecimal(&random_bytes()?),
+        token: hexadecimal::encode(&random_bytes()?),
         cluster: None,
         keep,
         directories: Vec::new(),
@@ -201,9 +198,10 @@ impl Session<'_> {
                 if let Some(process) = running::server(&cluster.data_directory) {
                     return Err(running::refusal(&cluster.data_directory, process));
                 }
-                let key = parse_key(&digest_key)?;
+                let key = hexadecimal::decode(digest_key.as_bytes())
+                    .ok_or_else(|| Error::new(Kind::ProtocolViolation, "invalid digest key"))?;
                 let files = std::mem::take(&mut self.files);
-                let run = Arc::new(Run::new(*target, key, self.cancel.clone(), files));
+                let run = Arc::new(Run::new(*target, DigestKey::from_bytes(key), self.cancel.clone(), files));
                 self.stage = Stage::Begun(Arc::clone(&run));
                 info!(directory = %cluster.data_directory.display(), system_identifier = marker.system_identifier,
                     files = run.slots().len(), "recovery begins: the directory cannot be started until it ends");
@@ -230,11 +228,9 @@ impl Session<'_> {
                 let Stage::Settled(run) = &self.stage else {
                     return Err(out_of_order("settled data"));
                 };
-                let outside = |path: &RelPath| !path.is_at_or_below("pg_wal") || path.as_str() == "pg_wal";
-                if self.files.iter().any(|file| outside(&file.path))
-                    || !self.directories.is_empty()
-                        && self.directories.iter().any(|directory| outside(&directory.path))
-                {
+                let directories = self.directories.iter().map(|directory| &directory.path);
+                let mut paths = self.files.iter().map(|file| &file.path).chain(directories);
+                if !paths.all(|path| path.as_str().starts_with("pg_wal/")) {
                     return Err(out_of_order("WAL"));
                 }
                 for directory in self.directories.drain(..) {
@@ -243,12 +239,12 @@ impl Session<'_> {
                 run.extend(std::mem::take(&mut self.files));
                 Ok(Reply::Ok)
             }
-            Request::Finish { include_in_kept_configuration } => {
+            Request::Finish => {
                 let Stage::Settled(run) = &self.stage else {
                     return Err(out_of_order("settled data"));
                 };
                 let puts = std::mem::take(&mut self.puts);
-                let warnings = finish::finish(run, &cluster, puts, include_in_kept_configuration)?;
+                let warnings = finish::finish(run, &cluster, puts)?;
                 info!(directory = %cluster.data_directory.display(), "recovery ends: the directory is complete and durable");
                 self.finished();
                 Ok(Reply::Durable { warnings })
@@ -307,51 +303,12 @@ impl Session<'_> {
             }
             target.add_root(&link, location)?;
         }
-        let mut present = 0;
-        let mut needed: HashMap<u64, u64> = HashMap::new();
-        let device_of = |path: &RelPath| {
-            let roots = target.roots();
-            let root = roots.filter(|(prefix, _)| prefix.is_empty() || path.is_at_or_below(prefix)).last();
-            root.and_then(|(_, fd)| rustix::fs::fstat(fd).ok()).map(|stat| stat.st_dev)
-        };
-        let mut device_of_directory: HashMap<String, u64> = HashMap::new();
-        for file in &self.files {
-            let there = target.stat(&file.path)?.map_or(0, |stat| stat.size.min(file.size));
-            present += there;
-            let directory = file.path.parent().unwrap_or_default();
-            let device = match device_of_directory.get(directory) {
-                Some(&device) => device,
-                None => {
-                    let device = device_of(&file.path).unwrap_or_default();
-                    device_of_directory.insert(directory.to_owned(), device);
-                    device
-                }
-            };
-            *needed.entry(device).or_default() += file.size - there;
-        }
-        let wal_root = if target.roots().any(|(prefix, _)| prefix == "pg_wal") { "pg_wal" } else { "" };
-        let mut locations = Vec::new();
-        for (prefix, fd) in target.roots() {
-            let stat = rustix::fs::fstat(&fd).map_err(Error::on("look at the target"))?;
-            let device = stat.st_dev;
-            locations.push((device, stat.st_ino));
-            let wal = if prefix == wal_root { terms.reserve } else { 0 };
-            let needed = needed.get(&device).copied().unwrap_or(0) + wal + SLACK;
-            let free = finish::free(&fd)?;
-            if free < needed {
-                let shown = if prefix.is_empty() { "the data directory" } else { prefix };
-                return Err(Error::new(
-                    Kind::DiskFull,
-                    format!("not enough space for {shown} on the target"),
-                )
-                .detail(format!("{} MB are needed, {} MB are free.", needed >> 20, free >> 20))
-                .hint(
-                    "Free space on the target's file system, or move tablespaces with tablespace_mapping.",
-                ));
-            }
-        }
+        room::check(target, &self.files, terms.reserve)?;
+        let identity = |fd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+        let locations = target.roots().map(|(_, fd)| identity(fd)).collect::<std::result::Result<_, _>>();
+        let locations = locations.map_err(Error::on("look at the target"))?;
         self.terms = Some(terms);
-        Ok(Reply::Planned { present, locations })
+        Ok(Reply::Planned { locations })
     }
 
     fn begin(&self, run: &Run, marker: &message::Marker) -> Result<()> {
@@ -398,20 +355,4 @@ impl Session<'_> {
 
 fn out_of_order(wanted: &str) -> Error {
     Error::new(Kind::ProtocolViolation, format!("message out of order: it needs {wanted} first"))
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn parse_key(text: &str) -> Result<DigestKey> {
-    let invalid = || Error::new(Kind::ProtocolViolation, "invalid digest key");
-    let mut key = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return Err(invalid());
-    }
-    for (position, byte) in key.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * position..2 * position + 2], 16).map_err(|_| invalid())?;
-    }
-    Ok(DigestKey::from_bytes(key))
 }

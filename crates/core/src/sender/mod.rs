@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use crate::cancel::Cancel;
 use crate::digest::DigestKey;
 use crate::error::{Error, Kind, Result};
+use crate::hexadecimal;
 use crate::link::control::Control;
 use crate::link::{Connector, Link};
 use crate::path::RelPath;
@@ -121,7 +122,7 @@ impl Session {
     pub fn plan(&mut self, plan: Plan, terms: Terms) -> Result<Vec<(u64, u64)>> {
         self.send_plan(&plan.directories, &plan.files)?;
         let locations = match request(&self.control, &Request::PlanEnd(terms))? {
-            Reply::Planned { locations, .. } => locations,
+            Reply::Planned { locations } => locations,
             other => return Err(unexpected(&other)),
         };
         self.progress.set_total(plan.bytes());
@@ -131,7 +132,7 @@ impl Session {
 
     /// From here on the target cannot be started until [`Session::finish`].
     pub fn begin(&mut self, marker: Marker) -> Result<()> {
-        let digest_key = self.digest_key.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest_key = hexadecimal::encode(&self.digest_key.to_bytes());
         self.done(&Request::Begin { marker, digest_key })
     }
 
@@ -168,12 +169,12 @@ impl Session {
 
     /// Installs the last files (pg_control among them), makes everything durable and the target
     /// startable. Returns what an operator should know.
-    pub fn finish(&mut self, puts: &[Put], include_in_kept_configuration: bool) -> Result<Vec<String>> {
+    pub fn finish(&mut self, puts: &[Put]) -> Result<Vec<String>> {
         self.streams.clear();
         for put in puts {
             self.control.send(PUT, &[&put.head(), &put.content])?;
         }
-        match request(&self.control, &Request::Finish { include_in_kept_configuration })? {
+        match request(&self.control, &Request::Finish)? {
             Reply::Durable { warnings } => Ok(warnings),
             other => Err(unexpected(&other)),
         }

@@ -1,10 +1,11 @@
 //! Keeping all streams of a run together below a rate.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::cancel::Cancel;
 use crate::error::Result;
+use crate::lock::lock;
 
 /// How much may be sent ahead of the rate: a short burst, so that many threads do not wait in turn
 /// for tiny shares.
@@ -36,7 +37,7 @@ impl Rate {
         };
         let cost = Duration::from_secs_f64(bytes as f64 / limit);
         let go_at = {
-            let mut booked_until = self.booked_until.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut booked_until = lock(&self.booked_until);
             let start = (*booked_until).max(Instant::now());
             *booked_until = start + cost;
             (start + cost).checked_sub(BURST).unwrap_or(start)

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use super::pack::{Compression, Packer};
@@ -17,6 +17,7 @@ use crate::digest::{DIGEST, DigestKey, PAGE};
 use crate::error::{Error, Kind, Result};
 use crate::exclude::{RelationFile, holds_relations};
 use crate::link::{Link, Source, closed};
+use crate::lock::lock;
 use crate::plan::{self, Batches, Range};
 use crate::progress::Progress;
 use crate::protocol::data::{
@@ -149,7 +150,7 @@ impl<'a> Stream<'a> {
     }
 
     fn next_batch(&self, batch: &mut Vec<Range>) -> bool {
-        let mut batches = self.transfer.batches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut batches = lock(&self.transfer.batches);
         batches.next(self.transfer.files, batch)
     }
 

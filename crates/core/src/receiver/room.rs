@@ -1,0 +1,56 @@
+//! Is there room for a plan? Every file system the target lies on is asked.
+
+use std::collections::HashMap;
+
+use crate::error::{Error, Kind, Result};
+use crate::path::RelPath;
+use crate::plan::File;
+use crate::target::Target;
+
+/// Room a file system must have beyond what is going to be written, bytes.
+const SLACK: u64 = 16 << 20;
+
+/// Fails if the files, which may be there in part, and `wal_bytes` of WAL do not fit.
+pub(super) fn check(target: &Target, files: &[File], wal_bytes: u64) -> Result<()> {
+    let needed = growth(target, files)?;
+    let wal_root = if target.roots().any(|(prefix, _)| prefix == "pg_wal") { "pg_wal" } else { "" };
+    for (prefix, fd) in target.roots() {
+        let device = rustix::fs::fstat(&fd).map_err(Error::on("look at the target"))?.st_dev;
+        let wal = if prefix == wal_root { wal_bytes } else { 0 };
+        let needed = needed.get(&device).copied().unwrap_or(0) + wal + SLACK;
+        let stat = rustix::fs::fstatvfs(&fd).map_err(Error::on("ask for the target's free space"))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if free < needed {
+            let shown = if prefix.is_empty() { "the data directory" } else { prefix };
+            return Err(Error::new(Kind::DiskFull, format!("not enough space for {shown} on the target"))
+                .detail(format!("{} MB are needed, {} MB are free.", needed >> 20, free >> 20))
+                .hint(
+                    "Free space on the target's file system, or move tablespaces with tablespace_mapping.",
+                ));
+        }
+    }
+    Ok(())
+}
+
+/// By how many bytes the files will grow, by device.
+fn growth(target: &Target, files: &[File]) -> Result<HashMap<u64, u64>> {
+    let device_of = |path: &RelPath| {
+        let roots = target.roots();
+        let root = roots.filter(|(prefix, _)| prefix.is_empty() || path.is_at_or_below(prefix)).last();
+        root.and_then(|(_, fd)| rustix::fs::fstat(fd).ok()).map(|stat| stat.st_dev).unwrap_or_default()
+    };
+    let mut needed: HashMap<u64, u64> = HashMap::new();
+    // files of one directory follow each other, and lie on one device
+    let mut last: Option<(&str, u64)> = None;
+    for file in files {
+        let there = target.stat(&file.path)?.map_or(0, |stat| stat.size.min(file.size));
+        let directory = file.path.parent().unwrap_or_default();
+        let device = match last {
+            Some((known, device)) if known == directory => device,
+            _ => device_of(&file.path),
+        };
+        last = Some((directory, device));
+        *needed.entry(device).or_default() += file.size - there;
+    }
+    Ok(needed)
+}
