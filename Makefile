@@ -7,7 +7,7 @@ DESTDIR ?=
 export PG_CONFIG PREFIX DESTDIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install demo demo-agent lint test test-unit test-indb test-e2e clean
+.PHONY: help setup install demo demo-agent lint test test-unit test-indb test-e2e bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,13 @@ test-indb: setup ## inside a PostgreSQL server
 
 test-e2e: setup ## real clusters, agents and Pgpool-II
 	scripts/test.sh e2e
+
+# make bench SIZE=300 REPETITIONS=3 WORKS=full,refresh-10 CONTENDERS='ours*,rsync' JSON=run.json ARGS=--cold
+bench: setup install ## our engine side by side with rsync, pg_basebackup, pgBackRest, pg_rewind (docs/benchmarks.md)
+	scripts/bench.sh $(if $(SIZE),--size $(SIZE)) $(if $(REPETITIONS),--repetitions $(REPETITIONS)) \
+		$(if $(WORKS),--works $(WORKS)) $(if $(CONTENDERS),--contenders '$(CONTENDERS)') \
+		$(if $(RATE),--rate $(RATE)) $(if $(FILES),--files $(FILES)) $(if $(CURVE_MAX),--curve-max $(CURVE_MAX)) \
+		$(if $(DIRECTORY),--directory $(DIRECTORY)) $(if $(JSON),--json $(JSON)) $(ARGS)
 
 clean: ## remove what was built
 	cargo clean

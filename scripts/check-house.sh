@@ -25,7 +25,7 @@ forbid() {
 }
 
 dirs=()
-for dir in src crates tests pgrx-tests; do
+for dir in src crates tests pgrx-tests bench; do
     [ -d "$dir" ] && dirs+=("$dir")
 done
 
@@ -42,7 +42,7 @@ forbid 'the core knows none of our other crates' \
 forbid 'the agent knows the core only' \
     'use pgpool_recovery(_e2e)?(::.*|;)|pgpool_recovery(_e2e)?::.*' '$' crates/agent
 
-for manifest in crates/core/Cargo.toml crates/agent/Cargo.toml tests/Cargo.toml; do
+for manifest in crates/core/Cargo.toml crates/agent/Cargo.toml tests/Cargo.toml bench/Cargo.toml; do
     found=$(grep -nE '^pgrx|^pgpool[-_]recovery( |=)' "$manifest" || true)
     [ -z "$found" ] || complain "$manifest depends on what it must not know" "$found"
 done

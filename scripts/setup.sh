@@ -3,7 +3,8 @@
 #
 #   scripts/setup.sh build      what `make install` needs: compiler, libclang, server headers, cargo-pgrx
 #   scripts/setup.sh runtime    what the demo and the tests need on top: PostgreSQL 15, Pgpool-II 4.3, tools
-#   scripts/setup.sh            both
+#   scripts/setup.sh bench      what `make bench` needs on top: the peers to measure against, a file system that clones
+#   scripts/setup.sh            build and runtime
 #
 # Idempotent, and quick when nothing is missing. Packages come from wherever this machine's own apt
 # and cargo are set up to get them. No service is started and none is stopped.
@@ -147,10 +148,15 @@ runtime() {
     id postgres >/dev/null || die "there is no user postgres"
 }
 
+bench() {
+    # util-linux has fincore and mount's loop devices, iproute2 the link between two hosts.
+    install_packages rsync pgbackrest xfsprogs iproute2 util-linux
+}
+
 [ $# -gt 0 ] || set -- build runtime
 for tier in "$@"; do
     case $tier in
-        build | runtime) "$tier" ;;
-        *) die "unknown tier \"$tier\": use build or runtime" ;;
+        build | runtime | bench) "$tier" ;;
+        *) die "unknown tier \"$tier\": use build, runtime or bench" ;;
     esac
 done

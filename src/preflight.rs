@@ -294,7 +294,9 @@ impl Situation {
 
     /// What reaches the target, for one session with it. `wire` counts what its links carry.
     pub(crate) fn connector(&self, wire: Arc<AtomicU64>) -> Result<Arc<dyn Connector>> {
-        connector(&self.request.dest_host, &self.settings, self.is_local, &self.primary.bin_directory, wire)
+        let bin_directory = PathBuf::from(&self.primary.bin_directory);
+        let local = self.is_local.then(|| LocalConnector::new(bin_directory, self.data_directory.clone()));
+        connector(&self.request.dest_host, &self.settings, local, wire)
     }
 
     fn not_in_recovery(&self) -> Result<String> {
@@ -343,16 +345,15 @@ impl Situation {
     }
 }
 
-/// What reaches a target.
+/// What reaches a target: `local`, if that is given, else the agent on `host`.
 pub(crate) fn connector(
     host: &str,
     settings: &Settings,
-    is_local: bool,
-    bin_directory: &str,
+    local: Option<LocalConnector>,
     wire: Arc<AtomicU64>,
 ) -> Result<Arc<dyn Connector>> {
-    if is_local {
-        return Ok(Arc::new(LocalConnector::new(PathBuf::from(bin_directory))));
+    if let Some(local) = local {
+        return Ok(Arc::new(local));
     }
     let secret = Secret::read(Path::new(&settings.secret_file))?;
     // an agent on this host listens on TCP, whatever the host is called

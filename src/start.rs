@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::protocol::message::{Purpose, Standby};
 use pgpool_recovery_core::sender::Session;
 
@@ -25,8 +26,12 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     let tick = &mut || Ok(());
     let is_local = || preflight::is_local(host, settings.transport, &cancel);
     let is_local = threads::wait(&cancel, tick, is_local)?;
-    let connector =
-        preflight::connector(host, &settings, is_local, &catalog::bin_directory()?, Arc::default())?;
+    let local = if is_local {
+        Some(LocalConnector::new(catalog::bin_directory()?.into(), catalog::data_directory()?.into()))
+    } else {
+        None
+    };
+    let connector = preflight::connector(host, &settings, local, Arc::default())?;
     let open =
         || Session::open(connector, Path::new(directory), Purpose::Look, Vec::new(), Arc::default(), &cancel);
     let mut session = threads::wait(&cancel, tick, open)?;

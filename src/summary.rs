@@ -100,6 +100,7 @@ impl Summary {
                 "total": self.progress.total(),
                 "compared": self.progress.compared(),
                 "sent": self.progress.sent(),
+                "cloned": self.progress.cloned(),
                 "wal": self.progress.wal(),
                 "wire": self.wire.load(Ordering::Relaxed),
             },

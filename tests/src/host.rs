@@ -12,7 +12,7 @@ use crate::netns::Namespace;
 /// A place to run servers in, always as user `postgres`.
 #[derive(Debug, Clone, Default)]
 pub struct Host {
-    namespace: Option<Arc<Namespace>>,
+    pub(crate) namespace: Option<Arc<Namespace>>,
 }
 
 impl Host {
@@ -28,6 +28,11 @@ impl Host {
     /// The address other hosts reach this one by.
     pub fn address(&self) -> &str {
         self.namespace.as_ref().map_or("127.0.0.1", |namespace| namespace.address())
+    }
+
+    /// The file that stands for its network namespace; None: the machine's own.
+    pub fn namespace(&self) -> Option<PathBuf> {
+        self.namespace.as_ref().map(|namespace| namespace.path())
     }
 
     /// A command that will run here as user `postgres`, with an environment of its own.

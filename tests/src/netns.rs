@@ -38,6 +38,18 @@ impl Network {
         Self { hosts }
     }
 
+    /// Lets every host send at most so many Mbit/s, as a network card of that speed would.
+    pub fn limit(&self, megabits: u32) {
+        for host in &self.hosts {
+            let name = host.namespace.as_ref().map(|namespace| namespace.name.as_str());
+            let mut command = Command::new("tc");
+            command.args(["-n", name.expect("hosts of a network have a namespace")]);
+            command.args(["qdisc", "add", "dev", "eth0", "root", "tbf", "rate", &format!("{megabits}mbit")]);
+            command.args(["burst", "256kb", "latency", "50ms"]);
+            process::run(command).ok();
+        }
+    }
+
     /// The host of this number, from 0.
     pub fn host(&self, index: usize) -> Host {
         self.hosts[index].clone()

@@ -26,8 +26,14 @@ struct Dir {
 
 impl Scratch {
     pub fn new() -> Self {
+        Self::within(Path::new("/tmp"))
+    }
+
+    /// The same elsewhere: on a file system of the caller's choice, say.
+    pub fn within(parent: &Path) -> Self {
         // Short, because a unix-socket path below it must fit into 107 bytes.
-        let guard = tempfile::Builder::new().prefix("ppr-").tempdir_in("/tmp").expect("/tmp is writable");
+        let guard = tempfile::Builder::new().prefix("ppr-").tempdir_in(parent);
+        let guard = guard.unwrap_or_else(|error| panic!("{}: {error}", parent.display()));
         let keep = std::env::var_os("PGPOOL_RECOVERY_E2E_KEEP").is_some();
         let (path, guard) = if keep { (guard.keep(), None) } else { (guard.path().to_owned(), Some(guard)) };
         let scratch = Self { dir: Arc::new(Dir { path, _guard: guard }) };

@@ -12,11 +12,14 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod buffer;
 pub mod cancel;
 pub mod checksum;
 pub mod compress;
 pub mod control_file;
+pub mod delta;
 pub mod digest;
+pub mod direct;
 pub mod error;
 pub mod exclude;
 pub mod hexadecimal;

@@ -20,9 +20,10 @@ pub struct LocalConnector {
 }
 
 impl LocalConnector {
-    /// A receiver that starts servers with the programs in `bin_directory`.
-    pub fn new(bin_directory: PathBuf) -> Self {
-        let receiver = Arc::new(Receiver::new(Policy::Anywhere { bin_directory }));
+    /// A receiver that starts servers with the programs in `bin_directory`, and clones files of the
+    /// primary's data directory `origin` where it can.
+    pub fn new(bin_directory: PathBuf, origin: PathBuf) -> Self {
+        let receiver = Arc::new(Receiver::new(Policy::Anywhere { bin_directory, origin }));
         Self { receiver, end: Cancel::new(), threads: Mutex::default() }
     }
 }

@@ -62,8 +62,8 @@ impl Plan {
 }
 
 /// Bytes of one piece of work: large enough that its overhead vanishes, small enough that it stays
-/// in a core's cache between reading, hashing and sending.
-pub const RANGE: u64 = 1 << 20;
+/// in a core's cache between reading, hashing and sending, and that many streams need little memory.
+pub const RANGE: u64 = 512 << 10;
 
 /// Most files in one batch of small ones.
 pub const BATCH_FILES: usize = 256;
@@ -79,45 +79,122 @@ pub struct Range {
     pub length: u32,
 }
 
-/// Cuts files into batches of ranges, in plan order: one range of a large file, or many whole small
-/// files. No batch holds more than [`RANGE`] bytes or [`BATCH_FILES`] ranges.
+/// Deals files out to streams as batches of ranges: one range of a large file, or many whole small files.
+/// No batch holds more than [`RANGE`] bytes or [`BATCH_FILES`] ranges.
+///
+/// A stream keeps a large file to itself and goes through it in order: so both ends read it sequentially,
+/// and no two streams write one file, for which they would wait on each other. When all files are dealt
+/// out, a stream without work takes the second half of the longest rest: none is left working alone.
 #[derive(Debug)]
-pub struct Batches {
+pub struct Work {
     next_file: usize,
-    next_offset: u64,
     end_file: usize,
+    /// What each stream has left of the file it works on.
+    rests: Vec<Option<Rest>>,
+    /// Rows of files that are left out, the next one last.
+    skipped: Vec<(u32, u32)>,
 }
 
-impl Batches {
-    /// Batches of the files numbered `first..end`.
-    pub const fn new(first: usize, end: usize) -> Self {
-        Self { next_file: first, next_offset: 0, end_file: end }
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    file: usize,
+    offset: u64,
+    end: u64,
+}
+
+impl Rest {
+    const fn bytes(self) -> u64 {
+        self.end - self.offset
+    }
+}
+
+impl Work {
+    /// The files numbered `first..end`, for `streams` streams.
+    pub fn new(first: usize, end: usize, streams: usize) -> Self {
+        Self { next_file: first, end_file: end, rests: vec![None; streams], skipped: Vec::new() }
     }
 
-    /// The next batch into `batch`; false when nothing is left.
-    pub fn next(&mut self, files: &[File], batch: &mut Vec<Range>) -> bool {
+    /// Leaves files out: the first and the last number of each row of neighbours, in order.
+    #[must_use]
+    pub fn without(mut self, rows: &[(u32, u32)]) -> Self {
+        self.skipped = rows.iter().rev().copied().collect();
+        self.skip();
+        self
+    }
+
+    /// The next batch of a stream into `batch`; false when nothing is left for it.
+    pub fn next(&mut self, stream: usize, files: &[File], batch: &mut Vec<Range>) -> bool {
         batch.clear();
+        if self.rests[stream].is_none() {
+            self.deal(files, batch);
+            if !batch.is_empty() {
+                return true;
+            }
+            self.rests[stream] = self.claim(files);
+        }
+        let Some(rest) = &mut self.rests[stream] else {
+            return false;
+        };
+        let length = rest.bytes().min(RANGE);
+        batch.push(range(rest.file, rest.offset, length));
+        rest.offset += length;
+        if rest.bytes() == 0 {
+            self.rests[stream] = None;
+        }
+        true
+    }
+
+    /// Whole small files, as many as come next.
+    fn deal(&mut self, files: &[File], batch: &mut Vec<Range>) {
         let mut room = RANGE;
         while self.next_file < self.end_file && batch.len() < BATCH_FILES {
-            let left = files[self.next_file].size - self.next_offset;
-            let length = left.min(RANGE);
-            if length > room {
+            let size = files[self.next_file].size;
+            if size > room {
                 break;
             }
-            room -= length;
-            batch.push(Range {
-                file: u32::try_from(self.next_file).unwrap_or(u32::MAX),
-                offset: self.next_offset,
-                length: u32::try_from(length).unwrap_or(u32::MAX),
-            });
-            if length == left {
-                self.next_file += 1;
-                self.next_offset = 0;
-            } else {
-                self.next_offset += length;
-            }
+            room -= size;
+            batch.push(range(self.next_file, 0, size));
+            self.advance();
         }
-        !batch.is_empty()
+    }
+
+    fn advance(&mut self) {
+        self.next_file += 1;
+        self.skip();
+    }
+
+    fn skip(&mut self) {
+        while let Some(&(first, last)) = self.skipped.last()
+            && first as usize <= self.next_file
+        {
+            self.next_file = self.next_file.max(last as usize + 1);
+            self.skipped.pop();
+        }
+    }
+
+    /// The next file, a large one; or half of what another stream has before it.
+    fn claim(&mut self, files: &[File]) -> Option<Rest> {
+        if self.next_file < self.end_file {
+            let file = self.next_file;
+            self.advance();
+            return Some(Rest { file, offset: 0, end: files[file].size });
+        }
+        let longest = self.rests.iter_mut().flatten().max_by_key(|rest| rest.bytes())?;
+        let kept = (longest.bytes() / 2).next_multiple_of(RANGE);
+        if kept >= longest.bytes() {
+            return None;
+        }
+        let taken = Rest { offset: longest.offset + kept, ..*longest };
+        longest.end = taken.offset;
+        Some(taken)
+    }
+}
+
+fn range(file: usize, offset: u64, length: u64) -> Range {
+    Range {
+        file: u32::try_from(file).unwrap_or(u32::MAX),
+        offset,
+        length: u32::try_from(length).unwrap_or(u32::MAX),
     }
 }
 
@@ -129,28 +206,78 @@ mod tests {
 
     proptest! {
         #[test]
-        fn batches_cover_every_byte_once(sizes in prop::collection::vec(0_u64..3 * RANGE, 0..40)) {
+        fn every_byte_is_dealt_once(
+            sizes in prop::collection::vec(prop_oneof![0_u64..20_000, 0..12 * RANGE], 0..40),
+            order in prop::collection::vec(0_usize..4, 1..50),
+        ) {
             let files: Vec<File> = sizes
                 .iter()
                 .enumerate()
                 .map(|(i, &size)| File { path: RelPath::parse(&format!("f{i}")).expect("valid"), size, mode: 0o600 })
                 .collect();
-            let mut covered = vec![0_u64; files.len()];
-            let mut seen = vec![false; files.len()];
-            let mut batches = Batches::new(0, files.len());
+            let mut dealt = vec![Vec::new(); files.len()];
+            let mut work = Work::new(0, files.len(), 4);
             let mut batch = Vec::new();
-            while batches.next(&files, &mut batch) {
-                prop_assert!(batch.len() <= BATCH_FILES);
+            // streams come in some order, until one after the other has nothing left
+            let mut streams = order.into_iter().cycle();
+            let mut idle = 0;
+            while idle < 5 {
+                let stream = if idle == 0 { streams.next().unwrap_or(0) } else { idle - 1 };
+                if !work.next(stream, &files, &mut batch) {
+                    idle += 1;
+                    continue;
+                }
+                idle = 0;
+                prop_assert!(!batch.is_empty() && batch.len() <= BATCH_FILES);
                 prop_assert!(batch.iter().map(|range| u64::from(range.length)).sum::<u64>() <= RANGE);
                 for range in &batch {
-                    let file = range.file as usize;
-                    prop_assert_eq!(range.offset, covered[file]);
-                    covered[file] += u64::from(range.length);
-                    seen[file] = true;
+                    dealt[range.file as usize].push((range.offset, u64::from(range.length)));
                 }
             }
-            prop_assert_eq!(covered, sizes);
-            prop_assert!(seen.into_iter().all(|seen| seen));
+            for (ranges, size) in dealt.iter_mut().zip(sizes) {
+                ranges.sort_unstable();
+                let end = ranges.iter().try_fold(0, |end, &(offset, length)| (offset == end).then_some(end + length));
+                prop_assert_eq!(end, Some(size));
+                prop_assert!(size > 0 || ranges.len() == 1);
+            }
         }
+    }
+
+    #[test]
+    fn skipped_files_are_not_dealt() {
+        let files: Vec<File> = (0..10)
+            .map(|number| File {
+                path: RelPath::parse(&format!("f{number}")).expect("valid"),
+                size: if number % 2 == 0 { 10 } else { RANGE + 1 },
+                mode: 0o600,
+            })
+            .collect();
+        let mut work = Work::new(0, 10, 1).without(&[(0, 1), (3, 3), (8, 9)]);
+        let (mut batch, mut dealt) = (Vec::new(), Vec::new());
+        while work.next(0, &files, &mut batch) {
+            dealt.extend(batch.iter().map(|range| range.file));
+        }
+        dealt.dedup();
+        assert_eq!(dealt, [2, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_stream_keeps_its_file_and_the_last_one_is_shared() {
+        let file =
+            |name: &str| File { path: RelPath::parse(name).expect("valid"), size: 8 * RANGE, mode: 0o600 };
+        let files = [file("a"), file("b")];
+        let mut work = Work::new(0, 2, 2);
+        let mut batch = Vec::new();
+        let mut next =
+            |stream| work.next(stream, &files, &mut batch).then(|| (batch[0].file, batch[0].offset / RANGE));
+        assert_eq!(
+            (next(0), next(1), next(0), next(1)),
+            (Some((0, 0)), Some((1, 0)), Some((0, 1)), Some((1, 1)))
+        );
+        for offset in 2..8 {
+            assert_eq!(next(0), Some((0, offset)));
+        }
+        // six ranges of the other file are left: three for each
+        assert_eq!((next(0), next(1)), (Some((1, 5)), Some((1, 2))));
     }
 }

@@ -41,6 +41,7 @@ pub struct Progress {
     total: AtomicU64,
     compared: AtomicU64,
     sent: AtomicU64,
+    cloned: AtomicU64,
     wal: AtomicU64,
 }
 
@@ -83,6 +84,16 @@ impl Progress {
     /// Bytes of data files sent, before compression.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Adds bytes of data files that were cloned on one file system, not sent.
+    pub fn add_cloned(&self, bytes: u64) {
+        self.cloned.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of data files that were cloned.
+    pub fn cloned(&self) -> u64 {
+        self.cloned.load(Ordering::Relaxed)
     }
 
     /// Adds bytes of WAL sent, before compression.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pgpool_recovery_core::buffer::Buffer;
 use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::{Error, Kind};
 use pgpool_recovery_core::link::{Link, tls};
@@ -56,20 +57,20 @@ fn frames_pass_both_ways_at_once() {
         });
         let far_source = &mut far.source;
         scope.spawn(move || {
-            let mut body = Vec::new();
+            let mut body = Buffer::new();
             for _ in 0..40 {
                 assert_eq!(far_source.receive(&mut body).expect("receive"), Some(7));
                 assert_eq!((body.len(), &body[..4]), (4 + big.len(), &b"head"[..]));
             }
         });
-        let mut body = Vec::new();
+        let mut body = Buffer::new();
         for _ in 0..40 {
             assert_eq!(near.source.receive(&mut body).expect("receive"), Some(8));
-            assert_eq!(&body, big);
+            assert_eq!(&body[..], &big[..]);
         }
     });
     drop(near);
-    assert_eq!(far.source.receive(&mut Vec::new()).expect("an orderly end"), None);
+    assert_eq!(far.source.receive(&mut Buffer::new()).expect("an orderly end"), None);
 }
 
 #[test]
@@ -232,7 +233,7 @@ fn a_byte_altered_on_the_wire_is_noticed() {
             }
         }
     });
-    let mut body = Vec::new();
+    let mut body = Buffer::new();
     let error = loop {
         match far.source.receive(&mut body) {
             Ok(Some(9)) => assert!(body.iter().all(|&byte| byte == 7), "an altered byte came through"),

@@ -72,7 +72,7 @@ impl Hosts {
     }
 
     fn local(&self) -> Arc<dyn Connector> {
-        Arc::new(LocalConnector::new(self.path("bin")))
+        Arc::new(LocalConnector::new(self.path("bin"), self.path("primary")))
     }
 
     /// An agent on a port of its own.

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::{Link, Sink, Source, closed};
+use crate::buffer::Buffer;
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::lock::lock;
@@ -101,14 +102,14 @@ struct Reader {
 
 impl Reader {
     fn run(mut self) {
+        let mut body = Buffer::new();
         loop {
-            let mut body = Vec::new();
             *lock(&self.waiting) = Some(Instant::now());
             let received = self.source.receive(&mut body);
             *lock(&self.waiting) = None;
             let delivered = match received {
                 Ok(Some(PING)) => continue,
-                Ok(Some(kind)) => self.deliver.send(Ok((kind, body))),
+                Ok(Some(kind)) => self.deliver.send(Ok((kind, body.to_vec()))),
                 Ok(None) => return,
                 Err(error) => {
                     let _ = self.deliver.send(Err(error));

@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 
+use crate::buffer::Buffer;
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 
@@ -22,6 +23,12 @@ pub trait Sink: Send {
     /// Queues one frame, its body given in parts. Blocks while the other end does not keep up.
     fn send(&mut self, kind: u8, parts: &[&[u8]]) -> Result<()>;
 
+    /// Queues one frame whose body is `content` followed by `tail`. What `content` holds afterwards is left
+    /// open: within one process the buffer itself changes hands, so that nothing is copied.
+    fn send_buffer(&mut self, kind: u8, content: &mut Buffer, tail: &[u8]) -> Result<()> {
+        self.send(kind, &[content, tail])
+    }
+
     /// Makes sure that what was queued is on its way.
     fn flush(&mut self) -> Result<()>;
 }
@@ -30,7 +37,7 @@ pub trait Sink: Send {
 pub trait Source: Send {
     /// Waits for a frame, puts its body into `body` and returns its kind.
     /// `None` if the other end closed the link between two frames.
-    fn receive(&mut self, body: &mut Vec<u8>) -> Result<Option<u8>>;
+    fn receive(&mut self, body: &mut Buffer) -> Result<Option<u8>>;
 }
 
 /// Both directions, and who is at the other end.

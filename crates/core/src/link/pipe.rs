@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::{Link, Sink, Source, check_length, closed};
+use crate::buffer::Buffer;
 use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::lock::lock;
@@ -38,10 +39,10 @@ struct Queue {
 
 #[derive(Default)]
 struct State {
-    frames: VecDeque<(u8, Vec<u8>)>,
+    frames: VecDeque<(u8, Buffer)>,
     bytes: usize,
     closed: bool,
-    spares: Vec<Vec<u8>>,
+    spares: Vec<Buffer>,
 }
 
 impl Queue {
@@ -64,16 +65,10 @@ struct PipeSink {
     cancel: Cancel,
 }
 
-impl Sink for PipeSink {
-    fn send(&mut self, kind: u8, parts: &[&[u8]]) -> Result<()> {
-        let length = parts.iter().map(|part| part.len()).sum();
-        check_length(length)?;
-        let mut body = self.queue.lock().spares.pop().unwrap_or_default();
-        body.clear();
-        body.reserve(length);
-        for part in parts {
-            body.extend_from_slice(part);
-        }
+impl PipeSink {
+    /// Takes the content of `body` and leaves an empty buffer in its place.
+    fn push(&self, kind: u8, body: &mut Buffer) -> Result<()> {
+        let length = body.len();
         let mut state = self.queue.lock();
         while !state.closed && state.bytes > 0 && state.bytes + length > CAPACITY {
             state = self.queue.wait(state);
@@ -83,11 +78,30 @@ impl Sink for PipeSink {
             self.cancel.check()?;
             return Err(closed("the local receiver"));
         }
+        let spare = state.spares.pop().unwrap_or_default();
         state.bytes += length;
-        state.frames.push_back((kind, body));
+        state.frames.push_back((kind, std::mem::replace(body, spare)));
         drop(state);
         self.queue.changed.notify_all();
         Ok(())
+    }
+}
+
+impl Sink for PipeSink {
+    fn send(&mut self, kind: u8, parts: &[&[u8]]) -> Result<()> {
+        check_length(parts.iter().map(|part| part.len()).sum())?;
+        let mut body = self.queue.lock().spares.pop().unwrap_or_default();
+        body.clear();
+        for part in parts {
+            body.extend_from_slice(part);
+        }
+        self.push(kind, &mut body)
+    }
+
+    fn send_buffer(&mut self, kind: u8, content: &mut Buffer, tail: &[u8]) -> Result<()> {
+        check_length(content.len() + tail.len())?;
+        content.extend_from_slice(tail);
+        self.push(kind, content)
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -107,7 +121,7 @@ struct PipeSource {
 }
 
 impl Source for PipeSource {
-    fn receive(&mut self, body: &mut Vec<u8>) -> Result<Option<u8>> {
+    fn receive(&mut self, body: &mut Buffer) -> Result<Option<u8>> {
         let mut state = self.queue.lock();
         loop {
             self.cancel.check()?;
@@ -151,7 +165,7 @@ mod tests {
                 near.sink.send(number, &[&[number; 100], &vec![number; 1 << 20]]).expect("send");
             }
         });
-        let mut body = Vec::new();
+        let mut body = Buffer::new();
         for number in 0..50_u8 {
             assert_eq!(far.source.receive(&mut body).expect("receive"), Some(number));
             assert_eq!(body.len(), 100 + (1 << 20));
@@ -170,7 +184,7 @@ mod tests {
             thread::sleep(std::time::Duration::from_millis(50));
             trip.trip();
         });
-        let error = near.source.receive(&mut Vec::new()).expect_err("cancelled");
+        let error = near.source.receive(&mut Buffer::new()).expect_err("cancelled");
         assert_eq!(error.kind, Kind::Canceled);
         assert_eq!(near.sink.send(1, &[b"x"]).expect_err("cancelled").kind, Kind::Canceled);
         waker.join().expect("waker");

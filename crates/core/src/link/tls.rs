@@ -23,6 +23,7 @@ use rustls::{
 };
 
 use super::{Link, MAX_BODY, Sink, Source, check_length, closed, lost};
+use crate::buffer::Buffer;
 use crate::cancel::Cancel;
 use crate::digest::{Proof, Role, proof};
 use crate::error::{Error, Kind, Result};
@@ -41,6 +42,9 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-pgpool-recovery";
 const PROOF: u8 = 0x01;
 const REFUSED: u8 = 0x02;
+
+/// Plain bytes encrypted at a time.
+const ENCRYPT: usize = 64 << 10;
 
 /// Plain bytes gathered before they are written to the socket.
 const GATHER: usize = 256 << 10;
@@ -178,13 +182,8 @@ impl Ends {
             place: place.to_owned(),
         });
         let sink = TlsSink { shared: Arc::clone(&shared), cipher: Vec::with_capacity(GATHER + MAX_BODY / 4) };
-        let source = TlsSource {
-            shared,
-            cipher: vec![0; 128 << 10],
-            plain: Vec::new(),
-            taken: 0,
-            deadline: Some(deadline),
-        };
+        let source =
+            TlsSource { shared, cipher: vec![0; 128 << 10], filled: 0, fed: 0, deadline: Some(deadline) };
         Ok(Self { sink, source, peer })
     }
 
@@ -197,11 +196,11 @@ impl Ends {
 
     /// The peer's proof; `None` if it refused ours.
     fn proof(&mut self) -> Result<Option<Proof>> {
-        let mut body = Vec::new();
+        let mut body = Buffer::new();
         let place = self.sink.shared.place.clone();
         match self.source.receive_at_most(&mut body, 32)? {
             Some(PROOF) => {
-                let bytes: [u8; 32] = body.as_slice().try_into().map_err(|_| not_an_agent(&place))?;
+                let bytes: [u8; 32] = (*body).try_into().map_err(|_| not_an_agent(&place))?;
                 Ok(Some(Proof::from_bytes(bytes)))
             }
             Some(REFUSED) => Ok(None),
@@ -274,50 +273,57 @@ impl Drop for TlsSink {
     }
 }
 
+/// Encrypts what `slices` hold and appends the records to `out`.
 fn encrypt(connection: &mut Connection, mut slices: Vec<IoSlice<'_>>, out: &mut Vec<u8>) -> io::Result<()> {
     let mut rest = slices.as_mut_slice();
-    while !rest.is_empty() {
-        let written = connection.writer().write_vectored(rest)?;
-        if written == 0 && rest.iter().any(|slice| !slice.is_empty()) {
+    loop {
+        // a few records at a time: rustls keeps them until they are taken
+        let mut count = 0;
+        let mut bytes = 0;
+        while count < rest.len() && (count == 0 || bytes + rest[count].len() <= ENCRYPT) {
+            bytes += rest[count].len();
+            count += 1;
+        }
+        let written = match &rest[..count] {
+            [long] if long.len() > ENCRYPT => connection.writer().write(&long[..ENCRYPT])?,
+            some => connection.writer().write_vectored(some)?,
+        };
+        IoSlice::advance_slices(&mut rest, written);
+        while connection.wants_write() {
+            connection.write_tls(out)?;
+        }
+        if rest.iter().all(|slice| slice.is_empty()) {
+            return Ok(());
+        }
+        if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        IoSlice::advance_slices(&mut rest, written);
-        if written == 0 {
-            break;
-        }
     }
-    while connection.wants_write() {
-        connection.write_tls(out)?;
-    }
-    Ok(())
 }
 
 struct TlsSource {
     shared: Arc<Shared>,
+    /// What was read from the socket; of its first `filled` bytes rustls has had `fed`.
     cipher: Vec<u8>,
-    plain: Vec<u8>,
-    taken: usize,
+    filled: usize,
+    fed: usize,
     /// Set until the peer has proved the secret.
     deadline: Option<Instant>,
 }
 
 impl Source for TlsSource {
-    fn receive(&mut self, body: &mut Vec<u8>) -> Result<Option<u8>> {
+    fn receive(&mut self, body: &mut Buffer) -> Result<Option<u8>> {
         self.receive_at_most(body, MAX_BODY)
     }
 }
 
 impl TlsSource {
-    fn receive_at_most(&mut self, body: &mut Vec<u8>, limit: usize) -> Result<Option<u8>> {
-        body.clear();
+    fn receive_at_most(&mut self, body: &mut Buffer, limit: usize) -> Result<Option<u8>> {
         let mut head = [0; 5];
-        let mut filled = 0;
-        while filled < head.len() {
-            let taken = self.take(&mut head[filled..]);
-            if taken == 0 && !self.fill()? {
-                return if filled == 0 { Ok(None) } else { Err(closed(&self.shared.place)) };
-            }
-            filled += taken;
+        match self.read(&mut head)? {
+            0 => return Ok(None),
+            5 => {}
+            _ => return Err(closed(&self.shared.place)),
         }
         let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
         if length > limit {
@@ -326,35 +332,44 @@ impl TlsSource {
                 format!("frame of {length} bytes from {}", self.shared.place),
             ));
         }
-        body.reserve(length);
-        while body.len() < length {
-            let available = (self.plain.len() - self.taken).min(length - body.len());
-            body.extend_from_slice(&self.plain[self.taken..self.taken + available]);
-            self.taken += available;
-            if body.len() < length && !self.fill()? {
-                return Err(closed(&self.shared.place));
-            }
+        body.resize(length);
+        if self.read(body)? < length {
+            return Err(closed(&self.shared.place));
         }
         Ok(Some(head[0]))
     }
 
-    fn take(&mut self, into: &mut [u8]) -> usize {
-        let count = (self.plain.len() - self.taken).min(into.len());
-        into[..count].copy_from_slice(&self.plain[self.taken..self.taken + count]);
-        self.taken += count;
-        count
+    /// Fills `plain`; less only if the peer said that it is done.
+    fn read(&mut self, plain: &mut [u8]) -> Result<usize> {
+        let mut count = 0;
+        while count < plain.len() {
+            if self.fed == self.filled {
+                // what has been decrypted is taken before more is waited for
+                match decrypt(&mut lock(&self.shared.connection), &[], &mut plain[count..]) {
+                    Ok(Decrypted { plain: 0, ended: true, .. }) => break,
+                    Ok(Decrypted { plain: 0, .. }) => {}
+                    Ok(decrypted) => {
+                        count += decrypted.plain;
+                        continue;
+                    }
+                    Err(error) => return Err(refine(&error, &self.shared.place, &self.shared.cancel)),
+                }
+                self.fill()?;
+            }
+            let cipher = &self.cipher[self.fed..self.filled];
+            let decrypted = decrypt(&mut lock(&self.shared.connection), cipher, &mut plain[count..])
+                .map_err(|error| refine(&error, &self.shared.place, &self.shared.cancel))?;
+            self.fed += decrypted.fed;
+            count += decrypted.plain;
+        }
+        Ok(count)
     }
 
-    /// Waits for more plain bytes; false at the end of the stream.
-    fn fill(&mut self) -> Result<bool> {
+    /// Waits for bytes on the socket.
+    fn fill(&mut self) -> Result<()> {
         let shared = &self.shared;
-        self.plain.clear();
-        self.taken = 0;
-        // what arrived together with the end of the handshake is decrypted already
-        let mut ended = decrypt(&mut lock(&shared.connection), &[], &mut self.plain)
-            .map_err(|error| refine(&error, &shared.place, &shared.cancel))?;
-        while self.plain.is_empty() && !ended {
-            let mut reader: &TcpStream = &shared.socket;
+        let mut reader: &TcpStream = &shared.socket;
+        loop {
             let read = match self.deadline {
                 Some(deadline) => Timed { socket: reader, deadline }.read(&mut self.cipher),
                 None => reader.read(&mut self.cipher),
@@ -370,31 +385,40 @@ impl TlsSource {
                 shared.cancel.check()?;
                 return Err(closed(&shared.place));
             }
-            ended = decrypt(&mut lock(&shared.connection), &self.cipher[..count], &mut self.plain)
-                .map_err(|error| refine(&error, &shared.place, &shared.cancel))?;
+            (self.filled, self.fed) = (count, 0);
+            return Ok(());
         }
-        Ok(!self.plain.is_empty())
     }
 }
 
-/// Decrypts what arrived and appends the plain bytes; true if the peer said that it is done.
-fn decrypt(connection: &mut Connection, mut cipher: &[u8], plain: &mut Vec<u8>) -> io::Result<bool> {
+/// How far a [`decrypt`] came.
+struct Decrypted {
+    /// Bytes of the cipher that rustls took.
+    fed: usize,
+    /// Plain bytes it gave.
+    plain: usize,
+    /// Whether the peer said that it is done.
+    ended: bool,
+}
+
+/// Decrypts into `plain` until that is full or all of `cipher` is taken.
+fn decrypt(connection: &mut Connection, cipher: &[u8], plain: &mut [u8]) -> io::Result<Decrypted> {
+    let mut rest = cipher;
+    let mut filled = 0;
     loop {
-        if !cipher.is_empty() {
-            connection.read_tls(&mut cipher)?;
-        }
         let state = connection
             .process_new_packets()
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        let available = state.plaintext_bytes_to_read();
-        if available > 0 {
-            let start = plain.len();
-            plain.resize(start + available, 0);
-            connection.reader().read_exact(&mut plain[start..])?;
+        let available = state.plaintext_bytes_to_read().min(plain.len() - filled);
+        connection.reader().read_exact(&mut plain[filled..filled + available])?;
+        filled += available;
+        // rustls takes nothing more while it holds a record's plain bytes
+        let is_drained = state.plaintext_bytes_to_read() == available;
+        if rest.is_empty() || !is_drained || (filled == plain.len() && available > 0) {
+            let ended = state.peer_has_closed() && is_drained;
+            return Ok(Decrypted { fed: cipher.len() - rest.len(), plain: filled, ended });
         }
-        if cipher.is_empty() {
-            return Ok(state.peer_has_closed());
-        }
+        connection.read_tls(&mut rest)?;
     }
 }
 

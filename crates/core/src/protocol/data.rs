@@ -7,7 +7,7 @@ use crate::plan::{BATCH_FILES, RANGE, Range};
 
 /// Sender: digest these ranges of the target. Body: 16 bytes a range (file u32, offset u64, length u32).
 pub const ASK: u8 = 0x20;
-/// Sender: write these pages, see [`PagesHead`].
+/// Sender: write these pages. Body: their content, then a [`PagesTail`].
 pub const PAGES: u8 = 0x21;
 /// Sender: the file ends here. Body: file u32, size u64.
 pub const END_OF_FILE: u8 = 0x22;
@@ -15,9 +15,14 @@ pub const END_OF_FILE: u8 = 0x22;
 pub const GONE: u8 = 0x23;
 /// Both: everything before this is done; no body.
 pub const BARRIER: u8 = 0x24;
+/// Sender, where both ends are one process: write what of this differs. Body: a whole range's content,
+/// then a [`ContentTail`]. Answer: [`WRITTEN`].
+pub const CONTENT: u8 = 0x25;
 /// Receiver: the answer to one [`ASK`]: for each of its ranges the length that is there (u32) and the
 /// digests of its pages.
 pub const DIGESTS: u8 = 0x30;
+/// Receiver: how much of a [`CONTENT`] differed and was written. Body: bytes u32.
+pub const WRITTEN: u8 = 0x31;
 /// Receiver: it cannot go on. Body: an [`Error`] as JSON.
 pub const FAILED: u8 = 0x3F;
 
@@ -48,10 +53,11 @@ pub struct Run {
     pub length: u32,
 }
 
-/// The head of a [`PAGES`] frame: file u32, codec u8, count of runs u16, then 12 bytes a run
-/// (offset u64, length u32). The content of all runs follows, packed by the codec.
+/// What follows the content of all runs, packed by the codec, in a [`PAGES`] frame: 12 bytes a run
+/// (offset u64, length u32), then file u32, codec u8, count of runs u16. The content comes first so that
+/// it lies aligned in memory where it arrives.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PagesHead {
+pub struct PagesTail {
     /// The file's number in the plan.
     pub file: u32,
     /// How the content is packed.
@@ -60,22 +66,29 @@ pub struct PagesHead {
     pub runs: Vec<Run>,
 }
 
-impl PagesHead {
-    /// Encodes the head.
+impl PagesTail {
+    /// Bytes of file, codec and count.
+    const FIXED: usize = 7;
+
+    /// Bytes of one run.
+    const RUN: usize = 12;
+
+    /// Encodes the tail.
     pub fn encode(file: u32, codec: Codec, runs: &[Run], out: &mut Vec<u8>) {
         out.clear();
-        out.extend_from_slice(&file.to_le_bytes());
-        out.push(codec as u8);
-        out.extend_from_slice(&u16::try_from(runs.len()).unwrap_or(u16::MAX).to_le_bytes());
         for run in runs {
             out.extend_from_slice(&run.offset.to_le_bytes());
             out.extend_from_slice(&run.length.to_le_bytes());
         }
+        out.extend_from_slice(&file.to_le_bytes());
+        out.push(codec as u8);
+        out.extend_from_slice(&u16::try_from(runs.len()).unwrap_or(u16::MAX).to_le_bytes());
     }
 
-    /// Decodes the head; returns the packed content behind it.
-    pub fn decode(body: &[u8]) -> Result<(Self, &[u8])> {
-        let mut reader = Reader(body);
+    /// Decodes the tail; returns the length of the packed content before it.
+    pub fn decode(body: &[u8]) -> Result<(Self, usize)> {
+        let (rest, fixed) = split_tail(body, Self::FIXED)?;
+        let mut reader = Reader(fixed);
         let file = reader.u32()?;
         let codec = match reader.u8()? {
             0 => Codec::Plain,
@@ -87,24 +100,67 @@ impl PagesHead {
         if count > MAX_RUNS {
             return Err(violation(format!("{count} runs in one frame")));
         }
+        let (packed, runs) = split_tail(rest, count * Self::RUN)?;
+        let mut reader = Reader(runs);
         let mut runs = Vec::with_capacity(count);
         for _ in 0..count {
             let run = Run { offset: reader.u64()?, length: reader.u32()? };
-            if run.offset.checked_add(u64::from(run.length)).is_none_or(|end| end > i64::MAX as u64) {
-                return Err(violation(format!("run at offset {}", run.offset)));
-            }
+            check_end(run.offset, run.length.into())?;
             runs.push(run);
         }
-        let head = Self { file, codec, runs };
-        if head.content_length() > MAX_PAGES as u64 {
-            return Err(violation(format!("{} bytes of pages in one frame", head.content_length())));
+        let tail = Self { file, codec, runs };
+        if tail.content_length() > MAX_PAGES as u64 {
+            return Err(violation(format!("{} bytes of pages in one frame", tail.content_length())));
         }
-        Ok((head, reader.0))
+        Ok((tail, packed.len()))
     }
 
     /// Bytes of content, unpacked.
     pub fn content_length(&self) -> u64 {
         self.runs.iter().map(|run| u64::from(run.length)).sum()
+    }
+}
+
+/// What follows the content of a [`CONTENT`] frame: file u32, offset u64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContentTail {
+    /// The file's number in the plan.
+    pub file: u32,
+    /// Where the content belongs.
+    pub offset: u64,
+}
+
+impl ContentTail {
+    const LENGTH: usize = 12;
+
+    /// Encodes the tail.
+    pub fn encode(self) -> [u8; Self::LENGTH] {
+        encode_position(self.file, self.offset)
+    }
+
+    /// Decodes the tail; returns the length of the content before it.
+    pub fn decode(body: &[u8]) -> Result<(Self, usize)> {
+        let (content, tail) = split_tail(body, Self::LENGTH)?;
+        let mut reader = Reader(tail);
+        let tail = Self { file: reader.u32()?, offset: reader.u64()? };
+        if content.len() > MAX_PAGES {
+            return Err(violation(format!("{} bytes of content in one frame", content.len())));
+        }
+        check_end(tail.offset, content.len() as u64)?;
+        Ok((tail, content.len()))
+    }
+}
+
+fn split_tail(body: &[u8], length: usize) -> Result<(&[u8], &[u8])> {
+    let start = body.len().checked_sub(length).ok_or_else(|| violation("it is too short"))?;
+    Ok(body.split_at(start))
+}
+
+/// No file ends beyond what a file offset can say.
+fn check_end(offset: u64, length: u64) -> Result<()> {
+    match offset.checked_add(length) {
+        Some(end) if end <= i64::MAX as u64 => Ok(()),
+        _ => Err(violation(format!("content at offset {offset}"))),
     }
 }
 
@@ -169,9 +225,13 @@ impl<'a> Present<'a> {
 
 /// Encodes the body of an [`END_OF_FILE`].
 pub fn encode_end_of_file(file: u32, size: u64) -> [u8; 12] {
+    encode_position(file, size)
+}
+
+fn encode_position(file: u32, position: u64) -> [u8; 12] {
     let mut body = [0; 12];
     body[..4].copy_from_slice(&file.to_le_bytes());
-    body[4..].copy_from_slice(&size.to_le_bytes());
+    body[4..].copy_from_slice(&position.to_le_bytes());
     body
 }
 
@@ -189,6 +249,11 @@ pub fn decode_gone(body: &[u8]) -> Result<u32> {
     let file = reader.u32()?;
     reader.end()?;
     Ok(file)
+}
+
+/// Decodes the body of a [`WRITTEN`].
+pub fn decode_written(body: &[u8]) -> Result<u32> {
+    decode_gone(body)
 }
 
 /// A small file, installed as a whole: mode u32, length of path u16, path, content.
@@ -273,7 +338,8 @@ mod tests {
     proptest! {
         #[test]
         fn decoders_never_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = PagesHead::decode(&body);
+            let _ = PagesTail::decode(&body);
+            let _ = ContentTail::decode(&body);
             let _ = decode_ask(&body);
             let _ = decode_end_of_file(&body);
             let _ = decode_gone(&body);
@@ -285,20 +351,23 @@ mod tests {
         #[test]
         fn pages_round_trip(
             file in any::<u32>(),
-            runs in prop::collection::vec((0_u64..1 << 40, 0_u32..8192), 0..MAX_RUNS),
+            runs in prop::collection::vec((0_u64..1 << 40, 0_u32..=8192), 0..MAX_RUNS),
             content in prop::collection::vec(any::<u8>(), 0..100),
         ) {
             let runs: Vec<Run> = runs.into_iter().map(|(offset, length)| Run { offset, length }).collect();
-            let mut body = Vec::new();
-            PagesHead::encode(file, Codec::Lz4, &runs, &mut body);
-            body.extend_from_slice(&content);
-            let (head, rest) = PagesHead::decode(&body).expect("decodes");
-            prop_assert_eq!(head, PagesHead { file, codec: Codec::Lz4, runs });
-            prop_assert_eq!(rest, &content[..]);
+            let mut tail = Vec::new();
+            PagesTail::encode(file, Codec::Lz4, &runs, &mut tail);
+            let body = [&content[..], &tail].concat();
+            let (tail, length) = PagesTail::decode(&body).expect("decodes");
+            prop_assert_eq!(tail, PagesTail { file, codec: Codec::Lz4, runs });
+            prop_assert_eq!(length, content.len());
+            let tail = ContentTail { file, offset: 8192 };
+            let body = [&content[..], &tail.encode()].concat();
+            prop_assert_eq!(ContentTail::decode(&body).expect("decodes"), (tail, content.len()));
         }
 
         #[test]
-        fn asks_round_trip(ranges in prop::collection::vec((any::<u32>(), 0_u64..1 << 40, 0_u32..4096), 0..BATCH_FILES)) {
+        fn asks_round_trip(ranges in prop::collection::vec((any::<u32>(), 0_u64..1 << 40, 0_u32..2048), 0..BATCH_FILES)) {
             let ranges: Vec<Range> =
                 ranges.into_iter().map(|(file, offset, length)| Range { file, offset, length }).collect();
             let mut body = Vec::new();
@@ -311,11 +380,16 @@ mod tests {
     fn limits_hold() {
         let run = Run { offset: 0, length: 8193 };
         let mut body = Vec::new();
-        PagesHead::encode(1, Codec::Plain, &[run; MAX_RUNS], &mut body);
-        assert!(PagesHead::decode(&body).is_err(), "more content than one frame may hold");
-        PagesHead::encode(1, Codec::Plain, &[Run { offset: u64::MAX, length: 1 }], &mut body);
-        assert!(PagesHead::decode(&body).is_err(), "an offset past the end of any file");
-        encode_ask(&[Range { file: 0, offset: 0, length: 1 << 20 }; 2], &mut body);
+        PagesTail::encode(1, Codec::Plain, &[run; MAX_RUNS], &mut body);
+        assert!(PagesTail::decode(&body).is_err(), "more content than one frame may hold");
+        PagesTail::encode(1, Codec::Plain, &[Run { offset: u64::MAX, length: 1 }], &mut body);
+        assert!(PagesTail::decode(&body).is_err(), "an offset past the end of any file");
+        let too_far = ContentTail { file: 0, offset: i64::MAX as u64 }.encode();
+        assert!(
+            ContentTail::decode(&[&[0; 8][..], &too_far].concat()).is_err(),
+            "content past the end of any file"
+        );
+        encode_ask(&[Range { file: 0, offset: 0, length: 512 << 10 }; 2], &mut body);
         assert!(decode_ask(&body).is_err(), "more than a batch");
     }
 

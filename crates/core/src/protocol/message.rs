@@ -51,6 +51,8 @@ pub enum Request {
         /// Key of the digests, hexadecimal.
         digest_key: String,
     },
+    /// Of a receiver in the sender's process: clone what can be cloned. Answer: [`Reply::Cloned`].
+    Clone,
     /// All data was sent: set sizes, remove what the primary does not have. Answer: [`Reply::Settled`].
     Settle,
     /// The parts of the plan since [`Request::Settle`] are WAL, for the pg_wal that settling emptied.
@@ -107,6 +109,11 @@ pub enum Reply {
         /// Device and inode of every directory that is going to be written: the data directory, a linked
         /// pg_wal, tablespaces.
         locations: Vec<(u64, u64)>,
+    },
+    /// Some files are there and need not be sent.
+    Cloned {
+        /// First and last number of each row of neighbours in the plan.
+        files: Vec<(u32, u32)>,
     },
     /// Sizes are right and nothing is left over.
     Settled {

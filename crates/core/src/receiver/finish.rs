@@ -100,11 +100,12 @@ fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) 
     Ok(())
 }
 
-/// Makes every planned file durable, changed or not: pages that an earlier, broken-off run wrote, or the
-/// server that was killed, compare equal although they may be in the page cache only.
+/// Makes every file that this run changed durable. What it found unchanged was made durable when it was
+/// opened, see [`Run::sync_present`].
 fn sync_files(run: &Run) -> Result<()> {
     let slots = run.slots();
-    let files: Vec<&RelPath> = slots.iter().filter(|slot| !slot.is_gone()).map(|slot| &slot.path).collect();
+    let changed = slots.iter().filter(|slot| slot.is_changed() && !slot.is_gone());
+    let files: Vec<&RelPath> = changed.map(|slot| &slot.path).collect();
     let next = AtomicUsize::new(0);
     let work = || {
         while let Some(path) = files.get(next.fetch_add(1, Ordering::Relaxed)) {

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::buffer::Buffer;
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::link::{Link, Sink, closed};
@@ -18,13 +19,17 @@ pub mod launch;
 pub mod policy;
 pub mod running;
 
+mod clone;
+mod digest;
 mod finish;
+mod read;
 mod room;
 mod run;
 mod session;
 mod settle;
 mod small_file;
 mod stream;
+mod write;
 
 use policy::Policy;
 use run::Run;
@@ -43,7 +48,7 @@ impl Receiver {
 
     /// Serves one link to its end. `cancel` closes this link.
     pub fn serve(&self, mut link: Link, cancel: &Cancel) -> Result<()> {
-        let mut body = Vec::new();
+        let mut body = Buffer::new();
         let first = match link.source.receive(&mut body)? {
             Some(REQUEST) => message::decode(&body)?,
             Some(kind) => return Err(unexpected(kind)),

@@ -35,6 +35,8 @@ pub enum Policy {
     Anywhere {
         /// The server's own programs start the target.
         bin_directory: PathBuf,
+        /// The primary's data directory, from which files may be cloned.
+        origin: PathBuf,
     },
 }
 
@@ -44,7 +46,7 @@ impl Policy {
         let shown = directory.display();
         let wanted = normalize_directory(&directory.to_string_lossy())?;
         match self {
-            Self::Anywhere { bin_directory } => Ok(Cluster {
+            Self::Anywhere { bin_directory, .. } => Ok(Cluster {
                 data_directory: resolve(&wanted),
                 bin_directory: bin_directory.clone(),
                 config_file: None,
@@ -62,6 +64,16 @@ impl Policy {
                         .hint("List the directory as data_directory of a [[cluster]] in agent.toml and restart the agent.")
                 })?;
                 Ok(Cluster { data_directory: resolve(&cluster.data_directory), ..cluster.clone() })
+            }
+        }
+    }
+
+    /// Where the primary's files may be cloned from.
+    pub(super) fn origin(&self) -> Result<&Path> {
+        match self {
+            Self::Anywhere { origin, .. } => Ok(origin),
+            Self::Listed(_) => {
+                Err(Error::new(Kind::ProtocolViolation, "an agent has no primary's files to clone"))
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What the links of one run share.
 
+use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
@@ -38,6 +39,13 @@ impl Run {
 
     pub(super) fn set_settled(&self, slots: usize) {
         self.settled.store(slots, Ordering::Relaxed);
+    }
+
+    /// Makes durable what a file has before this run writes to it: pages that a broken-off run or a killed
+    /// server wrote compare equal although they may be in the page cache only. Costs nothing where nothing
+    /// is. What this run writes is synced when it finishes.
+    pub(super) fn sync_present(&self, slot: &Slot, file: &fs::File) -> Result<()> {
+        file.sync_data().map_err(Error::on(format_args!("sync file \"{}\" of the target", slot.path)))
     }
 
     /// The plan goes on: WAL.

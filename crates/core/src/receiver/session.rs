@@ -10,7 +10,7 @@ use tracing::info;
 use super::policy::{Cluster, resolve};
 use super::run::Run;
 use super::settle::settle;
-use super::{Receiver, finish, inspect, launch, room, running, unexpected};
+use super::{Receiver, clone, finish, inspect, launch, room, running, unexpected};
 
 use crate::cancel::Cancel;
 use crate::digest::{DigestKey, random_bytes};
@@ -209,6 +209,13 @@ impl Session<'_> {
                 self.receiver.runs().insert(self.token.clone(), run);
                 Ok(Reply::Ok)
             }
+            Request::Clone => {
+                let Stage::Begun(run) = &self.stage else {
+                    return Err(out_of_order("a run that has begun"));
+                };
+                let cloned = clone::clone(run, self.receiver.policy.origin()?)?;
+                Ok(Reply::Cloned { files: rows(&cloned) })
+            }
             Request::Settle => {
                 let (Stage::Begun(run), Some(terms)) = (&self.stage, &self.terms) else {
                     return Err(out_of_order("data"));
@@ -353,6 +360,29 @@ impl Session<'_> {
     }
 }
 
+/// First and last position of each row of `true`.
+fn rows(flags: &[bool]) -> Vec<(u32, u32)> {
+    let mut rows: Vec<(u32, u32)> = Vec::new();
+    for (position, _) in (0..).zip(flags).filter(|(_, flag)| **flag) {
+        match rows.last_mut() {
+            Some((_, last)) if *last + 1 == position => *last = position,
+            _ => rows.push((position, position)),
+        }
+    }
+    rows
+}
+
 fn out_of_order(wanted: &str) -> Error {
     Error::new(Kind::ProtocolViolation, format!("message out of order: it needs {wanted} first"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_one_row() {
+        assert_eq!(rows(&[true, true, false, true, false]), [(0, 1), (3, 3)]);
+        assert_eq!(rows(&[false]), []);
+    }
 }

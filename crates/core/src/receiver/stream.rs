@@ -1,31 +1,43 @@
-//! A data link: one thread reads from the link and writes pages, a second one digests what is there
-//! and answers. So neither direction ever waits for the other, and the target's disk is read ahead of
-//! the pages that arrive.
+//! A data link: one thread reads from the link, one writes pages, one digests what is there and answers,
+//! one starts the disk early on what was written. So no direction of the link waits for the other or for
+//! the disk, and the target is read ahead of the pages that arrive.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
+use super::digest::Digester;
 use super::run::{Run, slot};
+use super::write::PageWriter;
 use super::{cut, reply, unexpected};
+use crate::buffer::Buffer;
 use crate::cancel::Cancel;
-use crate::compress;
-use crate::digest::{DIGEST, PAGE};
+use crate::compress::Decompressor;
 use crate::error::{Error, Kind, Result};
 use crate::link::{Link, Sink, Source};
 use crate::plan::Range;
 use crate::protocol::data::{
-    ASK, BARRIER, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesHead, Present, decode_ask,
-    decode_end_of_file, decode_gone,
+    ASK, BARRIER, CONTENT, Codec, ContentTail, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesTail, WRITTEN,
+    decode_ask, decode_end_of_file, decode_gone,
 };
 use crate::protocol::message::{self, Reply};
 
 /// Requests that wait to be answered; the sender keeps fewer on the way.
 const QUEUE: usize = 64;
 
-/// What the reading thread leaves to the answering one.
+/// Frames that wait to be written, each up to a range long.
+const WRITES: usize = 2;
+
+/// What the reading thread leaves to the writing one.
+enum Step {
+    Pages(PagesTail, Buffer),
+    Content(ContentTail, Buffer),
+    Barrier,
+}
+
+/// What is left to the answering thread.
 enum Task {
     Digest(Vec<Range>),
+    Written(u32),
     Barrier,
     Fail(Error),
 }
@@ -37,42 +49,75 @@ pub(super) fn serve(run: &Run, link: Link, cancel: &Cancel) -> Result<()> {
     run.cancel.on_trip(Box::new(move || close.trip()));
     reply(&mut *sink, &Reply::Ok)?;
     let (tasks, queue) = sync_channel(QUEUE);
+    let (steps, writes) = sync_channel(WRITES);
+    let (spend, spent) = channel();
+    let (dirty, to_sync) = channel();
     std::thread::scope(|scope| {
-        let answers = std::thread::Builder::new()
-            .name("target-digests".to_owned())
+        let start = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let failed = |error| Error::io("start a thread", &error);
+        let answers = start("target-digests")
             .spawn_scoped(scope, move || answer(run, &mut *sink, &queue))
-            .map_err(Error::on("start a thread"))?;
-        let written = write(run, &mut *source, &tasks);
-        if let Err(error) = &written {
+            .map_err(failed)?;
+        let unsynced = tasks.clone();
+        let syncs = start("target-sync")
+            .spawn_scoped(scope, move || sync_early(&to_sync, &unsynced))
+            .map_err(failed)?;
+        let answered = tasks.clone();
+        let writer = start("target-writes")
+            .spawn_scoped(scope, move || write(run, &writes, &answered, &spend, &dirty))
+            .map_err(failed)?;
+        let read = read(run, &mut *source, &tasks, steps, &spent);
+        let written = writer.join().unwrap_or_else(|_| Err(panicked("writes")));
+        let synced = syncs.join().unwrap_or_else(|_| Err(panicked("syncs")));
+        // the writing thread knows better why there was nobody to hand over to
+        let received = written.and(synced).and(read);
+        if let Err(error) = &received {
             // tell the sender why before the link closes; if it is closed already, nobody listens
             let _ = tasks.send(Task::Fail(error.clone()));
         }
         drop(tasks);
-        let answered = answers.join().unwrap_or_else(|_| {
-            Err(Error::new(Kind::Internal, "the thread that digests the target panicked"))
-        });
-        written.and(answered)
+        let answered = answers.join().unwrap_or_else(|_| Err(panicked("digests")));
+        received.and(answered)
     })
 }
 
-fn write(run: &Run, source: &mut dyn Source, tasks: &SyncSender<Task>) -> Result<()> {
-    let mut body = Vec::new();
-    let mut content = Vec::new();
-    let mut open: Option<(u32, File)> = None;
-    // the answering thread leaves only after it has told the sender why
-    let hand_over = |task| tasks.send(task).map_err(|_| cut());
+fn panicked(what: &str) -> Error {
+    Error::new(Kind::Internal, format!("the thread that {what} the target panicked"))
+}
+
+/// Reads the link; what costs time is handed over.
+fn read(
+    run: &Run,
+    source: &mut dyn Source,
+    tasks: &SyncSender<Task>,
+    steps: SyncSender<Step>,
+    spent: &Receiver<Buffer>,
+) -> Result<()> {
+    let mut body = Buffer::new();
+    let mut decompressor = Decompressor::default();
+    // a thread that is gone has told the sender why
+    let hand_over = |step| steps.send(step).map_err(|_| cut());
+    let spare = || spent.try_recv().unwrap_or_default();
     while let Some(kind) = source.receive(&mut body)? {
         match kind {
-            ASK => hand_over(Task::Digest(decode_ask(&body)?))?,
-            BARRIER => {
-                // closed files are complete files
-                open = None;
-                hand_over(Task::Barrier)?;
-            }
+            ASK => tasks.send(Task::Digest(decode_ask(&body)?)).map_err(|_| cut())?,
+            BARRIER => hand_over(Step::Barrier)?,
             PAGES => {
-                let (head, packed) = PagesHead::decode(&body)?;
-                let content = compress::unpack(head.codec, packed, head.content_length(), &mut content)?;
-                write_pages(run, &head, content, &mut open)?;
+                let (tail, packed) = PagesTail::decode(&body)?;
+                let mut content = spare();
+                if tail.codec == Codec::Plain {
+                    body.resize(packed);
+                    std::mem::swap(&mut body, &mut content);
+                } else {
+                    let packed = &body[..packed];
+                    decompressor.unpack(tail.codec, packed, tail.content_length(), &mut content)?;
+                }
+                hand_over(Step::Pages(tail, content))?;
+            }
+            CONTENT => {
+                let (tail, length) = ContentTail::decode(&body)?;
+                body.resize(length);
+                hand_over(Step::Content(tail, std::mem::replace(&mut body, spare())))?;
             }
             END_OF_FILE => {
                 let (file, size) = decode_end_of_file(&body)?;
@@ -85,35 +130,48 @@ fn write(run: &Run, source: &mut dyn Source, tasks: &SyncSender<Task>) -> Result
     Ok(())
 }
 
-fn write_pages(
+/// Writes what arrives.
+fn write(
     run: &Run,
-    head: &PagesHead,
-    mut content: &[u8],
-    open: &mut Option<(u32, File)>,
+    steps: &Receiver<Step>,
+    tasks: &SyncSender<Task>,
+    spend: &Sender<Buffer>,
+    dirty: &Sender<File>,
 ) -> Result<()> {
-    let slots = run.slots();
-    let slot = slot(&slots, head.file)?;
-    for run in &head.runs {
-        slot.check_end(run.offset + u64::from(run.length))?;
-    }
-    let file = match open {
-        Some((number, file)) if *number == head.file => file,
-        _ => {
-            slot.set_changed();
-            &mut open.insert((head.file, run.target.open_for_write(&slot.path, slot.mode)?)).1
+    let mut writer = PageWriter::new(run, dirty);
+    let mut step = |step| {
+        let (task, buffer) = match step {
+            Step::Pages(tail, content) => {
+                writer.pages(&tail, &content)?;
+                (None, Some(content))
+            }
+            Step::Content(tail, content) => {
+                (Some(Task::Written(writer.content(tail, &content)?)), Some(content))
+            }
+            Step::Barrier => {
+                // closed files are complete files
+                writer.close();
+                (Some(Task::Barrier), None)
+            }
+        };
+        if let Some(buffer) = buffer {
+            // the reading thread may have ended
+            let _ = spend.send(buffer);
         }
+        task.map_or(Ok(()), |task| tasks.send(task).map_err(|_| cut()))
     };
-    for run in &head.runs {
-        let (bytes, rest) = content.split_at_checked(run.length as usize).ok_or_else(cut)?;
-        content = rest;
-        file.write_all_at(bytes, run.offset)
-            .map_err(Error::on(format_args!("write file \"{}\" of the target", slot.path)))?;
+    for arrived in steps {
+        if let Err(error) = step(arrived) {
+            // the sender hears of it while it still sends
+            let _ = tasks.send(Task::Fail(error.clone()));
+            return Err(error);
+        }
     }
     Ok(())
 }
 
 fn answer(run: &Run, sink: &mut dyn Sink, queue: &Receiver<Task>) -> Result<()> {
-    let mut digester = Digester { run, open: None, buffer: Vec::new() };
+    let mut digester = Digester::new(run);
     let mut body = Vec::new();
     let mut failed = None;
     for task in queue {
@@ -128,8 +186,9 @@ fn answer(run: &Run, sink: &mut dyn Sink, queue: &Receiver<Task>) -> Result<()> 
                     .and_then(|()| sink.send(DIGESTS, &[&body]))
                     .and_then(|()| sink.flush())
             }
+            Task::Written(bytes) => sink.send(WRITTEN, &[&bytes.to_le_bytes()]).and_then(|()| sink.flush()),
             Task::Barrier => {
-                digester.open = None;
+                digester.close();
                 sink.send(BARRIER, &[]).and_then(|()| sink.flush())
             }
             Task::Fail(error) => Err(error),
@@ -145,52 +204,15 @@ fn answer(run: &Run, sink: &mut dyn Sink, queue: &Receiver<Task>) -> Result<()> 
     failed.map_or(Ok(()), Err)
 }
 
-/// Reads the target's files and digests their pages.
-struct Digester<'a> {
-    run: &'a Run,
-    open: Option<(u32, Option<File>)>,
-    buffer: Vec<u8>,
-}
-
-impl Digester<'_> {
-    fn digest(&mut self, range: &Range, out: &mut Vec<u8>) -> Result<()> {
-        let slots = self.run.slots();
-        let slot = slot(&slots, range.file)?;
-        if !matches!(&self.open, Some((number, _)) if *number == range.file) {
-            self.open = Some((range.file, self.run.target.open_in_place(&slot.path)?));
-        }
-        let Some((_, Some(file))) = &self.open else {
-            // nothing there, or about to be created: the next range looks again
-            self.open = None;
-            Present::encode(0, &[], out);
-            return Ok(());
-        };
-        self.buffer.resize(range.length as usize, 0);
-        let mut filled = 0;
-        let mut unreadable = false;
-        while filled < self.buffer.len() {
-            match file.read_at(&mut self.buffer[filled..], range.offset + filled as u64) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
-                    unreadable = true;
-                    break;
-                }
-                Err(error) => {
-                    return Err(Error::io(format_args!("read file \"{}\" of the target", slot.path), &error));
-                }
-            }
-        }
-        if unreadable {
-            // what the target's disk cannot read is there but equal to nothing: it is written anew
-            let digests = vec![0; self.buffer.len().div_ceil(PAGE) * DIGEST];
-            Present::encode(range.length, &digests, out);
-            return Ok(());
-        }
-        let length = u32::try_from(filled).unwrap_or(u32::MAX);
-        out.extend_from_slice(&length.to_le_bytes());
-        self.run.digest_key.digest_pages(&self.buffer[..filled], out);
-        Ok(())
+/// Has the disk write what piles up in the page cache while the run goes on, so that little is left to wait
+/// for when it finishes. The kernel tells of a failed write only once: it ends the run here.
+fn sync_early(files: &Receiver<File>, tasks: &SyncSender<Task>) -> Result<()> {
+    for file in files {
+        file.sync_data().map_err(|error| {
+            let error = Error::io("sync a file of the target", &error);
+            let _ = tasks.send(Task::Fail(error.clone()));
+            error
+        })?;
     }
+    Ok(())
 }

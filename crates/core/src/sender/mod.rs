@@ -6,7 +6,9 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::time::Instant;
 
+use crate::buffer::Buffer;
 use crate::cancel::Cancel;
 use crate::digest::DigestKey;
 use crate::error::{Error, Kind, Result};
@@ -14,7 +16,7 @@ use crate::hexadecimal;
 use crate::link::control::Control;
 use crate::link::{Connector, Link};
 use crate::path::RelPath;
-use crate::plan::{Batches, Directory, File, Plan};
+use crate::plan::{Directory, File, Plan, Work};
 use crate::progress::Progress;
 use crate::protocol::data::Put;
 use crate::protocol::message::{self, Marker, Purpose, Reply, Request, Target, Terms};
@@ -27,7 +29,7 @@ mod stream;
 
 pub use stream::Checksums;
 
-use pack::Compression;
+use pack::{Chooser, Compression};
 use rate::Rate;
 use stream::{Stream, Transfer, What};
 
@@ -70,6 +72,8 @@ pub struct Session {
     manner: Manner,
     streams: Vec<Link>,
     files: Vec<File>,
+    /// First and last number of each row of files that were cloned.
+    cloned: Vec<(u32, u32)>,
     place: String,
 }
 
@@ -102,6 +106,7 @@ impl Session {
             manner: Manner { jobs: 0, compression: Compression::Auto, max_rate: 0, checksums: None },
             streams: Vec::new(),
             files: Vec::new(),
+            cloned: Vec::new(),
             place,
         })
     }
@@ -136,12 +141,14 @@ impl Session {
         self.done(&Request::Begin { marker, digest_key })
     }
 
-    /// Compares all files of the plan and sends what differs.
+    /// Compares all files of the plan and sends what differs; first clones what can be cloned.
     pub fn send_data(&mut self, data_directory: &Path, manner: Manner) -> Result<()> {
         self.rate = Rate::new(manner.max_rate);
         self.manner = manner;
-        let batches = Batches::new(0, self.files.len());
-        self.transfer(data_directory, batches, What::Data)
+        if !self.connector.is_remote() {
+            self.clone_files()?;
+        }
+        self.transfer(data_directory, 0, What::Data)
     }
 
     /// Gives every file its size, and removes what the primary does not have.
@@ -163,8 +170,7 @@ impl Session {
         self.done(&Request::WalEnd)?;
         let first = self.files.len();
         self.files.extend(files);
-        let batches = Batches::new(first, self.files.len());
-        self.transfer(data_directory, batches, What::Wal)
+        self.transfer(data_directory, first, What::Wal)
     }
 
     /// Installs the last files (pg_control among them), makes everything durable and the target
@@ -196,6 +202,24 @@ impl Session {
         }
     }
 
+    fn clone_files(&mut self) -> Result<()> {
+        let rows = match request(&self.control, &Request::Clone)? {
+            Reply::Cloned { files } => files,
+            other => return Err(unexpected(&other)),
+        };
+        let cloned = |&(first, last): &(u32, u32)| {
+            let files = self.files.get(first as usize..=last as usize).unwrap_or_default();
+            files.iter().map(|file| file.size).sum::<u64>()
+        };
+        let bytes = rows.iter().map(cloned).sum();
+        self.progress.add_cloned(bytes);
+        if self.manner.checksums.is_none() {
+            self.progress.add_compared(bytes);
+        }
+        self.cloned = rows;
+        Ok(())
+    }
+
     fn send_plan(&self, directories: &[Directory], files: &[File]) -> Result<()> {
         let parts = directories.len().max(files.len()).div_ceil(PLAN_PART);
         for part in 0..parts {
@@ -209,20 +233,26 @@ impl Session {
         Ok(())
     }
 
-    fn transfer(&mut self, data_directory: &Path, batches: Batches, what: What) -> Result<()> {
+    /// Moves the files from the one numbered `first` on.
+    fn transfer(&mut self, data_directory: &Path, first: usize, what: What) -> Result<()> {
         let jobs = streams(self.manner.jobs);
         while self.streams.len() < jobs {
             let link = self.attach()?;
             self.streams.push(link);
         }
+        let chooser = Chooser::new(self.manner.compression, Instant::now());
+        // cloned files are read only to be verified
+        let skipped = if self.manner.checksums.is_none() { self.cloned.as_slice() } else { &[] };
+        let work = Work::new(first, self.files.len(), jobs).without(skipped);
         let transfer = Transfer {
             data_directory,
             files: &self.files,
-            batches: Mutex::new(batches),
+            work: Mutex::new(work),
+            cloned: &self.cloned,
             what,
             digest_key: &self.digest_key,
             checksums: self.manner.checksums,
-            compression: self.manner.compression,
+            chooser: &chooser,
             rate: &self.rate,
             progress: &self.progress,
             cancel: &self.cancel,
@@ -235,10 +265,13 @@ impl Session {
             let workers: Vec<_> = self
                 .streams
                 .iter_mut()
-                .map(|link| {
+                .enumerate()
+                .map(|(number, link)| {
                     let work = move || {
                         // one stream that fails ends the others: they see the cause, not a broken link
-                        Stream::new(transfer, link).run().inspect_err(|error| cancel.trip_with(error.clone()))
+                        Stream::new(transfer, number, link)
+                            .run()
+                            .inspect_err(|error| cancel.trip_with(error.clone()))
                     };
                     std::thread::Builder::new().name("send".to_owned()).spawn_scoped(scope, work)
                 })
@@ -263,7 +296,7 @@ impl Session {
         let attach = Request::Attach { session: self.target.session.clone() };
         link.sink.send(REQUEST, &[&message::encode(&attach)?])?;
         link.sink.flush()?;
-        let mut body = Vec::new();
+        let mut body = Buffer::new();
         match link.source.receive(&mut body)? {
             Some(REPLY) => match message::decode(&body)? {
                 Reply::Ok => Ok(link),

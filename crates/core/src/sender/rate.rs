@@ -30,6 +30,11 @@ impl Rate {
         Self { limit, booked_until: Mutex::new(Instant::now()) }
     }
 
+    /// Whether there is a limit.
+    pub const fn is_limited(&self) -> bool {
+        self.limit.is_some()
+    }
+
     /// Waits until `bytes` more may be sent.
     pub fn admit(&self, bytes: u64, cancel: &Cancel) -> Result<()> {
         let Some(limit) = self.limit else {

@@ -1,28 +1,32 @@
 //! One data link, seen from the primary: asks what the target has, reads what the primary has, sends
 //! what differs. Several requests are on the way at any time, so the target's digests are there before
-//! the primary's pages are read.
+//! the primary's pages are read. Where both ends are one process there is nothing to save on the link:
+//! everything is handed over, and the receiver compares.
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use super::pack::{Compression, Packer};
+use super::pack::Chooser;
 use super::rate::Rate;
+use crate::buffer::Buffer;
 use crate::cancel::Cancel;
 use crate::checksum::{self, Verdict};
-use crate::digest::{DIGEST, DigestKey, PAGE};
+use crate::compress::Compressor;
+use crate::delta;
+use crate::digest::{DIGEST, DigestKey};
+use crate::direct::DirectFile;
 use crate::error::{Error, Kind, Result};
 use crate::exclude::{RelationFile, holds_relations};
 use crate::link::{Link, Source, closed};
 use crate::lock::lock;
-use crate::plan::{self, Batches, Range};
+use crate::plan::{self, Range, Work};
 use crate::progress::Progress;
 use crate::protocol::data::{
-    ASK, BARRIER, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesHead, Present, Run, encode_ask,
-    encode_end_of_file,
+    ASK, BARRIER, CONTENT, Codec, ContentTail, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesTail, Present,
+    Run, WRITTEN, decode_written, encode_ask, encode_end_of_file,
 };
 use crate::protocol::message;
 
@@ -36,11 +40,13 @@ const RETRIES: usize = 5;
 pub(super) struct Transfer<'a> {
     pub(super) data_directory: &'a Path,
     pub(super) files: &'a [plan::File],
-    pub(super) batches: Mutex<Batches>,
+    pub(super) work: Mutex<Work>,
     pub(super) what: What,
+    /// First and last number of each row of files that are there already: they are only verified.
+    pub(super) cloned: &'a [(u32, u32)],
     pub(super) digest_key: &'a DigestKey,
     pub(super) checksums: Option<Checksums>,
-    pub(super) compression: Compression,
+    pub(super) chooser: &'a Chooser,
     pub(super) rate: &'a Rate,
     pub(super) progress: &'a Progress,
     pub(super) cancel: &'a Cancel,
@@ -71,28 +77,39 @@ pub struct Checksums {
 /// A link of the transfer and what it needs over its whole life.
 pub(super) struct Stream<'a> {
     transfer: &'a Transfer<'a>,
+    number: usize,
     link: &'a mut Link,
-    packer: Packer,
-    open: Option<(u32, Option<File>)>,
-    buffer: Vec<u8>,
+    compressor: Compressor,
+    open: Option<(u32, Option<DirectFile>)>,
+    buffer: Buffer,
+    body: Buffer,
     head: Vec<u8>,
     gathered: Vec<u8>,
     runs: Vec<Run>,
     digests: Vec<u8>,
+    /// Bytes of the last range that had to be sent.
+    sent: u64,
+    /// Ranges handed over of which the receiver has not said what it wrote.
+    unanswered: usize,
 }
 
 impl<'a> Stream<'a> {
-    pub(super) fn new(transfer: &'a Transfer<'a>, link: &'a mut Link) -> Self {
+    /// The stream of this number, counted from 0.
+    pub(super) fn new(transfer: &'a Transfer<'a>, number: usize, link: &'a mut Link) -> Self {
         Self {
             transfer,
+            number,
             link,
-            packer: Packer::new(transfer.compression, transfer.is_remote),
+            compressor: Compressor::default(),
             open: None,
-            buffer: Vec::new(),
+            buffer: Buffer::new(),
+            body: Buffer::new(),
             head: Vec::new(),
             gathered: Vec::new(),
             runs: Vec::new(),
             digests: Vec::new(),
+            sent: 0,
+            unanswered: 0,
         }
     }
 
@@ -107,68 +124,121 @@ impl<'a> Stream<'a> {
     }
 
     fn work(&mut self) -> Result<()> {
+        match (self.transfer.is_remote, self.transfer.what) {
+            (true, What::Data) => self.send_what_differs()?,
+            (true, What::Wal) => self.each_range(|stream, range, length| {
+                // nothing is there
+                stream.send_pages(range, length, Present { length: 0, digests: &[] })
+            })?,
+            (false, _) => {
+                self.each_range(Self::hand_over)?;
+                while self.unanswered > 0 {
+                    self.hear_written()?;
+                }
+            }
+        }
+        self.link.sink.send(BARRIER, &[])?;
+        self.link.sink.flush()?;
+        self.expect(BARRIER)
+    }
+
+    fn send_what_differs(&mut self) -> Result<()> {
         let mut asked: VecDeque<Vec<Range>> = VecDeque::new();
         let mut spare = Vec::new();
-        let mut body = Vec::new();
         loop {
             while asked.len() < AHEAD {
                 let mut batch = std::mem::take(&mut spare);
                 if !self.next_batch(&mut batch) {
                     break;
                 }
-                if self.transfer.what == What::Data {
-                    encode_ask(&batch, &mut self.head);
-                    self.link.sink.send(ASK, &[&self.head])?;
-                }
+                encode_ask(&batch, &mut self.head);
+                self.link.sink.send(ASK, &[&self.head])?;
                 asked.push_back(batch);
             }
             let Some(batch) = asked.pop_front() else {
-                break;
+                return Ok(());
             };
             self.transfer.cancel.check()?;
-            match self.transfer.what {
-                What::Data => {
-                    self.link.sink.flush()?;
-                    self.expect(DIGESTS, &mut body)?;
-                    let mut rest = body.as_slice();
-                    for range in &batch {
-                        let present = Present::decode(range, &mut rest)?;
-                        self.send_range(range, present)?;
-                    }
-                }
-                What::Wal => {
-                    for range in &batch {
-                        self.send_range(range, Present { length: 0, digests: &[] })?;
-                    }
-                }
+            self.link.sink.flush()?;
+            self.expect(DIGESTS)?;
+            let body = std::mem::take(&mut self.body);
+            let mut rest = &body[..];
+            for range in &batch {
+                let present = Present::decode(range, &mut rest)?;
+                self.range(range, |stream, range, length| stream.send_pages(range, length, present))?;
             }
+            self.body = body;
             spare = batch;
         }
-        self.link.sink.send(BARRIER, &[])?;
-        self.link.sink.flush()?;
-        self.expect(BARRIER, &mut body)
+    }
+
+    fn each_range(&mut self, mut send: impl FnMut(&mut Self, &Range, usize) -> Result<()>) -> Result<()> {
+        let mut batch = Vec::new();
+        while self.next_batch(&mut batch) {
+            self.transfer.cancel.check()?;
+            for range in &batch {
+                self.range(range, &mut send)?;
+            }
+        }
+        Ok(())
     }
 
     fn next_batch(&self, batch: &mut Vec<Range>) -> bool {
-        let mut batches = lock(&self.transfer.batches);
-        batches.next(self.transfer.files, batch)
+        lock(&self.transfer.work).next(self.number, self.transfer.files, batch)
     }
 
-    fn send_range(&mut self, range: &Range, present: Present<'_>) -> Result<()> {
+    /// Reads a range, checks it, and lets `send` do with it what is to be done.
+    fn range(
+        &mut self,
+        range: &Range,
+        send: impl FnOnce(&mut Self, &Range, usize) -> Result<()>,
+    ) -> Result<()> {
+        let is_cloned = is_within(self.transfer.cloned, range.file);
         let Some(length) = self.read(range)? else {
-            self.link.sink.send(GONE, &[&range.file.to_le_bytes()])?;
-            return Ok(());
+            if is_cloned {
+                // the clone is as good as a file that was read before it vanished
+                return Ok(());
+            }
+            return self.link.sink.send(GONE, &[&range.file.to_le_bytes()]);
         };
-        if length < range.length as usize {
+        if length < range.length as usize && !is_cloned {
             let end = range.offset + length as u64;
             self.link.sink.send(END_OF_FILE, &[&encode_end_of_file(range.file, end)])?;
         }
         self.verify(range, length)?;
-        self.find_runs(range, length, present);
-        self.send_runs(range)?;
+        self.sent = 0;
+        if !is_cloned {
+            send(self, range, length)?;
+        }
+        self.transfer.chooser.learn(range.length.into(), self.sent, Instant::now());
         match self.transfer.what {
             What::Data => self.transfer.progress.add_compared(range.length.into()),
             What::Wal => self.transfer.progress.add_wal(range.length.into()),
+        }
+        Ok(())
+    }
+
+    /// Hands a range over to the receiver in this process, which compares it.
+    fn hand_over(&mut self, range: &Range, length: usize) -> Result<()> {
+        self.buffer.resize(length);
+        let tail = ContentTail { file: range.file, offset: range.offset }.encode();
+        self.link.sink.send_buffer(CONTENT, &mut self.buffer, &tail)?;
+        self.unanswered += 1;
+        // under a rate limit no range is read before the last one has been paid for
+        let window = if self.transfer.rate.is_limited() { 0 } else { AHEAD };
+        while self.unanswered > window {
+            self.hear_written()?;
+        }
+        Ok(())
+    }
+
+    fn hear_written(&mut self) -> Result<()> {
+        self.expect(WRITTEN)?;
+        self.unanswered -= 1;
+        let bytes = decode_written(&self.body)?.into();
+        self.transfer.rate.admit(bytes, self.transfer.cancel)?;
+        if self.transfer.what == What::Data {
+            self.transfer.progress.add_sent(bytes);
         }
         Ok(())
     }
@@ -179,20 +249,17 @@ impl<'a> Stream<'a> {
         let failed = |error| Error::io(format_args!("read file \"{path}\" of the primary"), &error);
         if !matches!(&self.open, Some((number, _)) if *number == range.file) {
             let file = match File::open(self.transfer.data_directory.join(path)) {
-                Ok(file) => Some(file),
+                Ok(file) => Some(DirectFile::new(file)),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
                 Err(error) => return Err(failed(error)),
             };
             self.open = Some((range.file, file));
         }
-        let Some((_, Some(file))) = &self.open else {
+        let Some((_, Some(file))) = &mut self.open else {
             return Ok(None);
         };
-        let wanted = range.length as usize;
-        if self.buffer.len() < wanted {
-            self.buffer.resize(wanted, 0);
-        }
-        read_full(file, &mut self.buffer[..wanted], range.offset).map(Some).map_err(failed)
+        self.buffer.resize(range.length as usize);
+        file.read_full(&mut self.buffer, range.offset).map(Some).map_err(failed)
     }
 
     /// Checks the pages' checksums as pg_basebackup does; a page that stays bad fails the run.
@@ -217,9 +284,10 @@ impl<'a> Stream<'a> {
                     break;
                 }
                 std::thread::sleep(std::time::Duration::from_millis(1));
-                if let Some((_, Some(file))) = &self.open {
+                if let Some((_, Some(file))) = &mut self.open {
                     let page = &mut self.buffer[start..start + size];
-                    let count = read_full(file, page, range.offset + start as u64)
+                    let count = file
+                        .read_full(page, range.offset + start as u64)
                         .map_err(Error::on(format_args!("read file \"{path}\" of the primary")))?;
                     if count < size {
                         // truncated meanwhile: the page is none any more
@@ -235,40 +303,18 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    /// Finds the pages that the target does not have; neighbours become one run.
-    fn find_runs(&mut self, range: &Range, length: usize, present: Present<'_>) {
-        self.runs.clear();
-        let mut add = |start: usize, end: usize| {
-            let offset = range.offset + start as u64;
-            let length = u32::try_from(end - start).unwrap_or(u32::MAX);
-            match self.runs.last_mut() {
-                Some(last) if last.offset + u64::from(last.length) == offset => last.length += length,
-                _ => self.runs.push(Run { offset, length }),
-            }
-        };
+    /// Sends what of a range the target does not have.
+    fn send_pages(&mut self, range: &Range, length: usize, present: Present<'_>) -> Result<()> {
         let there = present.length as usize;
-        let comparable = length.min(there);
         self.digests.clear();
-        self.transfer.digest_key.digest_pages(&self.buffer[..comparable], &mut self.digests);
-        for (page, ours) in self.digests.chunks_exact(DIGEST).enumerate() {
-            let start = page * PAGE;
-            // a last page that is longer on one side differs
-            let whole = (start + PAGE).min(length) == (start + PAGE).min(there);
-            let theirs = present.digests.get(page * DIGEST..(page + 1) * DIGEST);
-            if !whole || theirs != Some(ours) {
-                add(start, (start + PAGE).min(length));
-            }
-        }
-        // beyond its end the target's file reads as zeros once it has its size
-        let compared = comparable.div_ceil(PAGE) * PAGE;
-        let mut start = compared;
-        while start < length {
-            let end = (start + PAGE).min(length);
-            if !is_zero(&self.buffer[start..end]) {
-                add(start, end);
-            }
-            start = end;
-        }
+        self.transfer.digest_key.digest_pages(&self.buffer[..length.min(there)], &mut self.digests);
+        let ours = &self.digests;
+        let equal = |page: usize| {
+            let digest = page * DIGEST..(page + 1) * DIGEST;
+            ours.get(digest.clone()).is_some_and(|ours| present.digests.get(digest) == Some(ours))
+        };
+        delta::differing(range.offset, &self.buffer[..length], there, equal, &mut self.runs);
+        self.send_runs(range)
     }
 
     fn send_runs(&mut self, range: &Range) -> Result<()> {
@@ -277,40 +323,41 @@ impl<'a> Stream<'a> {
             return Ok(());
         }
         self.transfer.rate.admit(bytes, self.transfer.cancel)?;
-        let content: &[u8] = match self.runs.as_slice() {
-            // one run needs no gathering
-            [run] => {
-                let start = usize::try_from(run.offset - range.offset).unwrap_or(0);
-                &self.buffer[start..start + run.length as usize]
-            }
-            runs => {
-                self.gathered.clear();
-                for run in runs {
-                    let start = usize::try_from(run.offset - range.offset).unwrap_or(0);
-                    self.gathered.extend_from_slice(&self.buffer[start..start + run.length as usize]);
-                }
-                &self.gathered
-            }
+        let of = |run: &Run| {
+            let start = usize::try_from(run.offset - range.offset).unwrap_or(0);
+            &self.buffer[start..start + run.length as usize]
         };
-        let started = Instant::now();
-        let tried = self.packer.choose();
-        let (codec, packed) = self.packer.pack(tried, content)?;
-        PagesHead::encode(range.file, codec, &self.runs, &mut self.head);
-        self.link.sink.send(PAGES, &[&self.head, packed])?;
-        self.packer.learn(tried, content.len(), started.elapsed());
+        let tried = self.transfer.chooser.choose();
+        let mut codec = Codec::Plain;
+        let mut parts: Vec<&[u8]> = Vec::new();
+        if tried != Codec::Plain {
+            self.gathered.clear();
+            self.runs.iter().for_each(|run| self.gathered.extend_from_slice(of(run)));
+            if let Some(packed) = self.compressor.pack(tried, &self.gathered)? {
+                codec = tried;
+                parts.push(packed);
+            }
+        }
+        if codec == Codec::Plain {
+            parts.extend(self.runs.iter().map(of));
+        }
+        PagesTail::encode(range.file, codec, &self.runs, &mut self.head);
+        parts.push(&self.head);
+        self.link.sink.send(PAGES, &parts)?;
+        self.sent += bytes;
         if self.transfer.what == What::Data {
             self.transfer.progress.add_sent(bytes);
         }
         Ok(())
     }
 
-    fn expect(&mut self, wanted: u8, body: &mut Vec<u8>) -> Result<()> {
-        expect(&mut *self.link.source, wanted, body, self.transfer.place)
+    fn expect(&mut self, wanted: u8) -> Result<()> {
+        expect(&mut *self.link.source, wanted, &mut self.body, self.transfer.place)
     }
 
     /// What the receiver said before the link broke.
     fn last_words(&mut self) -> Option<Error> {
-        let mut body = Vec::new();
+        let mut body = Buffer::new();
         for _ in 0..2 * AHEAD {
             match self.link.source.receive(&mut body) {
                 Ok(Some(FAILED)) => return message::decode(&body).ok(),
@@ -322,7 +369,13 @@ impl<'a> Stream<'a> {
     }
 }
 
-fn expect(source: &mut dyn Source, wanted: u8, body: &mut Vec<u8>, place: &str) -> Result<()> {
+/// Whether one of the rows, which are in order, has this number.
+fn is_within(rows: &[(u32, u32)], number: u32) -> bool {
+    let row = rows.partition_point(|&(_, last)| last < number);
+    rows.get(row).is_some_and(|&(first, _)| first <= number)
+}
+
+fn expect(source: &mut dyn Source, wanted: u8, body: &mut Buffer, place: &str) -> Result<()> {
     match source.receive(body)? {
         Some(kind) if kind == wanted => Ok(()),
         Some(FAILED) => Err(message::decode(body)?),
@@ -332,22 +385,4 @@ fn expect(source: &mut dyn Source, wanted: u8, body: &mut Vec<u8>, place: &str) 
         )),
         None => Err(closed(place)),
     }
-}
-
-fn is_zero(page: &[u8]) -> bool {
-    // stops at the first byte for almost every page that is not zero
-    page.first() == Some(&0) && page.iter().all(|&byte| byte == 0)
-}
-
-fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }

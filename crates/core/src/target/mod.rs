@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -20,7 +20,10 @@ use crate::error::{Error, Kind, Result};
 use crate::lock::lock;
 use crate::path::RelPath;
 
+use write::Writer;
+
 pub mod remove;
+pub mod write;
 
 #[cfg(test)]
 mod tests;
@@ -41,6 +44,8 @@ pub struct Target {
     dirty: Mutex<BTreeSet<String>>,
     /// Held while a file is replaced by a new one of its name.
     replacing: Mutex<()>,
+    /// The directory of the last file, open: files come directory by directory.
+    last: Mutex<Option<(String, Arc<OwnedFd>)>>,
 }
 
 /// A directory that accesses start from.
@@ -82,6 +87,7 @@ impl Target {
             made: Mutex::new(made),
             dirty: Mutex::default(),
             replacing: Mutex::default(),
+            last: Mutex::default(),
         })
     }
 
@@ -167,6 +173,11 @@ impl Target {
 
     /// Opens a file for writing, making it if there is none and replacing whatever else is in its
     /// place. A file with several names is replaced too: the other name may be the primary's.
+    pub fn open_writer(&self, path: &RelPath, mode: u32) -> Result<Writer> {
+        self.open_for_write(path, mode).map(Writer::new)
+    }
+
+    /// [`Target::open_writer`] for changes of size and mode.
     pub fn open_for_write(&self, path: &RelPath, mode: u32) -> Result<File> {
         let failed =
             |error: Errno| Error::io(format_args!("write file \"{}\"", self.shown(path)), &error.into());
@@ -191,6 +202,15 @@ impl Target {
         }
     }
 
+    /// The device of the directory a file is in; `None` if that does not exist.
+    pub fn device(&self, path: &RelPath) -> Result<Option<u64>> {
+        match self.parent(path).and_then(rustix::fs::fstat) {
+            Ok(stat) => Ok(Some(stat.st_dev)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(Error::io(format_args!("look at \"{}\"", self.shown(path)), &error.into())),
+        }
+    }
+
     /// Makes a directory, or sets the mode of an existing one; whatever else is in its place goes.
     pub fn make_directory(&self, path: &RelPath, mode: u32) -> Result<()> {
         if self.roots.iter().any(|root| root.prefix == path.as_str()) {
@@ -205,6 +225,7 @@ impl Target {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
                 self.remove(path)?;
+                self.forget_last();
                 rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(mode)).map_err(failed)?;
                 self.touch_parent(path);
                 rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?
@@ -273,6 +294,7 @@ impl Target {
     /// Removes whatever has this name, a directory with all it holds; links are removed, not followed.
     /// True if there was something.
     pub fn remove(&self, path: &RelPath) -> Result<bool> {
+        self.forget_last();
         let removed = self.parent(path).and_then(|parent| remove::entry(&parent, path.file_name()));
         match removed {
             Ok(true) => self.touch_parent(path),
@@ -366,11 +388,21 @@ impl Target {
         lock(&self.dirty).insert(path.parent().unwrap_or_default().to_owned());
     }
 
-    fn parent(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
-        match path.parent() {
-            None => rustix::io::fcntl_dupfd_cloexec(&self.roots[0].fd, 3),
-            Some(parent) => self.walk(parent),
+    fn parent(&self, path: &RelPath) -> Result<Arc<OwnedFd>, Errno> {
+        let parent = path.parent().unwrap_or_default();
+        if let Some((last, fd)) = &*lock(&self.last)
+            && last == parent
+        {
+            return Ok(Arc::clone(fd));
         }
+        let fd = Arc::new(self.walk(parent)?);
+        *lock(&self.last) = Some((parent.to_owned(), Arc::clone(&fd)));
+        Ok(fd)
+    }
+
+    /// To be called where a directory may go or give way to another one of its name.
+    fn forget_last(&self) {
+        *lock(&self.last) = None;
     }
 
     fn directory(&self, path: &RelPath) -> Result<OwnedFd, Errno> {

@@ -1,0 +1,68 @@
+//! What lies in the primary.
+
+use std::fmt::Write as _;
+
+use pgpool_recovery_e2e::{Cluster, Scratch};
+
+use crate::interrupt::{Outcome, check};
+use crate::stage::{Place, Stage};
+use crate::tool;
+
+/// Megabytes that one unit of pgbench's scale takes, its index included.
+const MEGABYTES_PER_SCALE: u32 = 15;
+
+/// A primary with so many megabytes of pgbench data, at rest.
+pub(crate) fn pgbench_stage(scratch: Scratch, place: Place, megabytes: u32) -> Outcome<Stage> {
+    let stage = Stage::new(scratch, place);
+    pgbench_tables(&stage.primary, megabytes)?;
+    Ok(stage)
+}
+
+/// Fills a cluster with pgbench's tables and brings them to rest.
+pub(crate) fn pgbench_tables(primary: &Cluster, megabytes: u32) -> Outcome<()> {
+    let scale = (megabytes / MEGABYTES_PER_SCALE).max(1).to_string();
+    pgbench(primary, &["-i", "-q", "-s", &scale])?;
+    settle(primary);
+    Ok(())
+}
+
+/// Runs pgbench on a cluster.
+pub(crate) fn pgbench(cluster: &Cluster, arguments: &[&str]) -> Outcome<String> {
+    let mut command = cluster.host().pg("pgbench");
+    command.arg("-h").arg(cluster.scratch().sockets()).args(["-p", &cluster.port().to_string()]);
+    command.args(["-U", "postgres"]).args(arguments).arg("postgres");
+    tool::run(command, None)
+}
+
+/// After this no reader sets a hint bit any more, and nothing is left to be written.
+pub(crate) fn settle(primary: &Cluster) {
+    for database in ["postgres", "template1"] {
+        primary.connect_to(database).batch_execute("VACUUM FREEZE").expect("VACUUM");
+    }
+    primary.execute("CHECKPOINT");
+}
+
+/// Adds tables of one page each, without index or TOAST table.
+pub(crate) fn one_page_tables(primary: &Cluster, from: u32, to: u32) -> Outcome<()> {
+    let mut client = primary.connect();
+    client.batch_execute("SET synchronous_commit = off").expect("SET");
+    let mut next = from;
+    while next < to {
+        check()?;
+        // Each table is locked until its transaction ends.
+        let end = (next + 500).min(to);
+        let mut sql = String::new();
+        for number in next..end {
+            write!(sql, "CREATE TABLE one_page_{number} (i) AS SELECT {number};").expect("a String takes it");
+        }
+        client.batch_execute(&sql).expect("new tables");
+        next = end;
+    }
+    // Not the tables: a visibility map would give each of them a second file.
+    let sql = "SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
+        WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind = 'r'";
+    let catalogs: String = client.query_one(sql, &[]).expect(sql).get(0);
+    client.batch_execute(&format!("VACUUM FREEZE {catalogs}")).expect("VACUUM");
+    client.batch_execute("CHECKPOINT").expect("CHECKPOINT");
+    Ok(())
+}

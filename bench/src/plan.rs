@@ -1,0 +1,117 @@
+//! What is to be measured: the command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+/// Measures pgpool_recovery side by side with its peers on one set of data.
+#[derive(Debug, Clone, Parser)]
+#[command(version)]
+pub(crate) struct Plan {
+    /// Megabytes of pgbench data.
+    #[arg(long, default_value_t = 3000)]
+    pub(crate) size: u32,
+
+    /// Timed runs of each contender, after one that is not counted.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repetitions: u32,
+
+    /// Drop the page cache before each timed run.
+    #[arg(long)]
+    pub(crate) cold: bool,
+
+    /// Speed of the link in Mbit/s (work `link`).
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) rate: u32,
+
+    /// Megabytes of data for the work `link`; default: at most 1000 of --size.
+    #[arg(long)]
+    pub(crate) link_size: Option<u32>,
+
+    /// One-page tables of the work `many-files`.
+    #[arg(long, default_value_t = 100_000)]
+    pub(crate) files: u32,
+
+    /// Largest number of megabytes in the work `curve`.
+    #[arg(long, default_value_t = 3000)]
+    pub(crate) curve_max: u32,
+
+    /// Only these works, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) works: Vec<Work>,
+
+    /// Only these contenders, separated by commas; `ours*` is all whose names begin so.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) contenders: Vec<String>,
+
+    /// Where everything is written as JSON.
+    #[arg(long)]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Directory for the clusters.
+    #[arg(long, default_value = "/tmp")]
+    pub(crate) directory: PathBuf,
+
+    /// Print the tables as Markdown.
+    #[arg(long)]
+    pub(crate) markdown: bool,
+}
+
+/// The works, in the order they are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Work {
+    Machine,
+    #[value(name = "refresh-10")]
+    Refresh10,
+    #[value(name = "refresh-0")]
+    Refresh0,
+    Full,
+    FullClone,
+    Failover,
+    Link,
+    ManyFiles,
+    Load,
+    Small,
+    Curve,
+}
+
+impl Plan {
+    pub(crate) fn works(&self) -> Vec<Work> {
+        let all = Work::value_variants().iter().copied();
+        all.filter(|work| self.works.is_empty() || self.works.contains(work)).collect()
+    }
+
+    /// Whether a contender of this name was asked for.
+    pub(crate) fn wants(&self, contender: &str) -> bool {
+        self.contenders.is_empty()
+            || self.contenders.iter().any(|name| match name.strip_suffix('*') {
+                Some(beginning) => contender.starts_with(beginning),
+                None => contender == name,
+            })
+    }
+
+    pub(crate) fn link_size(&self) -> u32 {
+        self.link_size.unwrap_or(self.size.min(1000))
+    }
+
+    /// Timed runs in works whose single run is long.
+    pub(crate) fn few_repetitions(&self) -> u32 {
+        self.repetitions.min(3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contenders_are_chosen_by_name_or_beginning() {
+        let plan = Plan::parse_from(["bench", "--contenders", "ours-agent,rsync*"]);
+        for (name, wanted) in
+            [("ours-agent", true), ("ours-agent-lz4", false), ("ours-local", false), ("rsync-delta", true)]
+        {
+            assert_eq!(plan.wants(name), wanted, "{name}");
+        }
+        assert_eq!(plan.works().len(), 11);
+    }
+}

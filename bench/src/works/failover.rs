@@ -1,0 +1,65 @@
+//! The old primary after a failover: both sides have written what the other lacks.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use pgpool_recovery_e2e::cluster::Stop as StopMode;
+use pgpool_recovery_e2e::{Cluster, Host, agent};
+
+use super::{Lab, describe};
+use crate::contenders::{Ours, Rewind};
+use crate::interrupt::Outcome;
+use crate::progress::say;
+use crate::report::Table;
+use crate::rounds::{Rounds, plain};
+use crate::stage::{Stage, cluster};
+use crate::{data, tool};
+
+/// Transactions on each side after they parted: two clients with half of them each.
+const HALF: &str = "1000";
+
+pub(crate) fn rebuild(lab: &mut Lab) -> Outcome<()> {
+    let plan = lab.plan;
+    say(&format!("making {} MB of pgbench data and a failover", plan.size));
+    let scratch = lab.scratch();
+    let secret = agent::secret(&scratch, "secret");
+    // pg_rewind wants to see the changes of hint bits.
+    let old = cluster(&scratch, &Host::here(), "old", &secret).with("wal_log_hints", "on").init();
+    old.start();
+    old.create_extension();
+    data::pgbench_tables(&old, plan.size)?;
+    let new = Cluster::standby_by_basebackup(&old, &Host::here(), "new");
+    new.wait_for_replay(&old);
+    new.promote();
+    for side in [&old, &new] {
+        data::pgbench(side, &["-n", "-c", "2", "-t", HALF])?;
+    }
+    old.stop(StopMode::Fast);
+    new.execute("CHECKPOINT");
+    let saved = scratch.join("saved");
+    copy(old.directory(), &saved)?;
+
+    let mut stage = Stage::of(scratch, new, old, &secret, None);
+    // Readers still set hint bits, so the rows have to tell.
+    (stage.at_rest, stage.all_rows) = (false, true);
+    let mut table = Table::new("failover");
+    describe(&mut table, &stage)?;
+    table.fact("transactions on each side", 2000);
+    let reset = |stage: &Stage, _| {
+        let _ = fs::remove_dir_all(stage.target.directory());
+        copy(&saved, stage.target.directory()).map(|()| 0)
+    };
+    let contenders = vec![Ours::agent(), Ours::compressed("auto"), Ours::local(), Rewind::plain()];
+    let repetitions = plan.repetitions;
+    Rounds { plan, stage: &stage, repetitions, verify: true, reset: &reset, figures: &plain }
+        .run(&mut table, contenders)?;
+    lab.done(table);
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Outcome<()> {
+    let mut command = Command::new("cp");
+    command.args(["-a", "--reflink=auto"]).arg(from).arg(to);
+    tool::run(command, None).map(drop)
+}

@@ -1,0 +1,103 @@
+//! What is measured, one file a kind of work.
+
+mod clone;
+mod copies;
+mod curve;
+mod failover;
+mod link;
+mod load;
+mod machine;
+mod many_files;
+mod small;
+
+use pgpool_recovery_e2e::Scratch;
+
+use crate::contenders::BaseBackup;
+use crate::data;
+use crate::interrupt::{Outcome, check, failed};
+use crate::plan::{Plan, Work};
+use crate::progress::{doing, say};
+use crate::report::Table;
+use crate::stage::{Place, Stage};
+use crate::{tree, verify};
+
+/// What the works share.
+pub(crate) struct Lab<'a> {
+    pub(crate) plan: &'a Plan,
+    /// The data most works are done on, made when first needed.
+    main: Option<Stage>,
+    tables: &'a mut Vec<Table>,
+}
+
+impl<'a> Lab<'a> {
+    pub(crate) fn new(plan: &'a Plan, tables: &'a mut Vec<Table>) -> Self {
+        Self { plan, main: None, tables }
+    }
+
+    /// All works that were asked for.
+    pub(crate) fn run(&mut self) -> Outcome<()> {
+        for work in self.plan.works() {
+            check()?;
+            doing(format!("work {work:?}"));
+            match work {
+                Work::Machine => machine::bounds(self)?,
+                Work::Refresh10 => copies::refresh(self, "refresh-10", Some(10))?,
+                Work::Refresh0 => copies::refresh(self, "refresh-0", None)?,
+                Work::Full => copies::full(self)?,
+                Work::FullClone => clone::full(self)?,
+                Work::Failover => failover::rebuild(self)?,
+                Work::Link => link::copies(self)?,
+                Work::ManyFiles => many_files::refresh(self)?,
+                Work::Load => load::during_a_copy(self)?,
+                Work::Small => small::start_up(self)?,
+                Work::Curve => curve::sizes_and_files(self)?,
+            }
+            // What comes after these has data of its own.
+            if work >= Work::Full {
+                self.main = None;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn scratch(&self) -> Scratch {
+        Scratch::within(&self.plan.directory)
+    }
+
+    pub(crate) fn done(&mut self, table: Table) {
+        self.tables.push(table);
+    }
+
+    /// A primary of --size with a target that is a stopped standby of it.
+    pub(crate) fn main(&mut self) -> Outcome<&Stage> {
+        if self.main.is_none() {
+            say(&format!("making {} MB of pgbench data", self.plan.size));
+            let stage = data::pgbench_stage(self.scratch(), Place::default(), self.plan.size)?;
+            self.main = Some(stage);
+        }
+        Ok(self.main.as_ref().expect("made above"))
+    }
+}
+
+/// Makes the target a stopped standby of the primary, unless it is one.
+pub(crate) fn stopped_standby(stage: &Stage) -> Outcome<()> {
+    if stage.target.has("standby.signal") {
+        return Ok(());
+    }
+    stage.empty_target()?;
+    let watch = crate::memory::Watch::start(stage.postmaster(), None);
+    BaseBackup::plain().run(stage, &watch)?;
+    verify::check(stage)
+}
+
+/// Names and sizes of what is to be copied.
+pub(crate) fn describe(table: &mut Table, stage: &Stage) -> Outcome<()> {
+    match tree::data(stage.primary.directory()) {
+        Ok(files) => {
+            table.fact("bytes", files.values().sum::<u64>());
+            table.fact("files", files.len());
+            Ok(())
+        }
+        Err(error) => failed(format!("the primary's files cannot be listed: {error}")),
+    }
+}

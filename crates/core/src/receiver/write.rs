@@ -1,0 +1,130 @@
+//! Writing pages into the target's files, for one data link.
+
+use std::fs::File;
+use std::sync::mpsc::Sender;
+
+use super::cut;
+use super::read::read_full;
+use super::run::{Run, Slot, slot};
+use crate::buffer::Buffer;
+use crate::delta;
+use crate::digest::PAGE;
+use crate::direct::DirectFile;
+use crate::error::{Error, Result};
+use crate::protocol::data::{self, ContentTail, PagesTail};
+use crate::target::write::Writer;
+
+/// Writes what arrives; keeps the file of the last pages open.
+pub(super) struct PageWriter<'a> {
+    run: &'a Run,
+    /// Takes files of which much is in the page cache only.
+    dirty: &'a Sender<File>,
+    open: Option<Open>,
+    present: Buffer,
+    runs: Vec<data::Run>,
+}
+
+struct Open {
+    number: u32,
+    /// What is there, to be compared; looked for only if content is.
+    present: Option<Option<DirectFile>>,
+    writer: Option<Writer>,
+}
+
+impl<'a> PageWriter<'a> {
+    pub(super) fn new(run: &'a Run, dirty: &'a Sender<File>) -> Self {
+        Self { run, dirty, open: None, present: Buffer::new(), runs: Vec::new() }
+    }
+
+    /// Closes the last file.
+    pub(super) fn close(&mut self) {
+        self.open = None;
+    }
+
+    /// Writes the runs of a frame.
+    pub(super) fn pages(&mut self, tail: &PagesTail, content: &[u8]) -> Result<()> {
+        let slots = self.run.slots();
+        let slot = slot(&slots, tail.file)?;
+        let mut rest = content;
+        for run in &tail.runs {
+            let (bytes, after) = rest.split_at_checked(run.length as usize).ok_or_else(cut)?;
+            rest = after;
+            self.write(tail.file, slot, bytes, run.offset)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what of a range's content differs from what is there; returns how many bytes.
+    pub(super) fn content(&mut self, tail: ContentTail, content: &[u8]) -> Result<u32> {
+        let slots = self.run.slots();
+        let slot = slot(&slots, tail.file)?;
+        slot.check_end(tail.offset + content.len() as u64)?;
+        let read = self.read_present(tail, slot, content.len())?;
+        // what the disk cannot read is there but equal to nothing: it is written anew
+        let there = read.unwrap_or(content.len());
+        let mut runs = std::mem::take(&mut self.runs);
+        let equal = |page: usize| {
+            let page = page * PAGE..((page + 1) * PAGE).min(there);
+            read.is_some() && content[page.clone()] == self.present[page]
+        };
+        delta::differing(tail.offset, content, there, equal, &mut runs);
+        let mut written = 0;
+        for run in &runs {
+            let start = usize::try_from(run.offset - tail.offset).unwrap_or(0);
+            self.write(tail.file, slot, &content[start..start + run.length as usize], run.offset)?;
+            written += run.length;
+        }
+        self.runs = runs;
+        Ok(written)
+    }
+
+    /// Reads what the target has of a range into `present`; returns how much that is, or `None` if the disk
+    /// cannot read it.
+    fn read_present(&mut self, tail: ContentTail, slot: &Slot, length: usize) -> Result<Option<usize>> {
+        let target = &self.run.target;
+        let open = entered(&mut self.open, tail.file);
+        let present = match &mut open.present {
+            Some(present) => present,
+            unknown => {
+                let present = target.open_in_place(&slot.path)?.map(DirectFile::new);
+                if let Some(file) = &present {
+                    self.run.sync_present(slot, file.file())?;
+                }
+                unknown.insert(present)
+            }
+        };
+        let Some(file) = present else {
+            return Ok(Some(0));
+        };
+        self.present.resize(length);
+        read_full(file, &mut self.present, tail.offset, slot)
+    }
+
+    fn write(&mut self, number: u32, slot: &Slot, bytes: &[u8], offset: u64) -> Result<()> {
+        slot.check_end(offset + bytes.len() as u64)?;
+        let open = entered(&mut self.open, number);
+        let writer = match &mut open.writer {
+            Some(writer) => writer,
+            none => {
+                slot.set_changed();
+                none.insert(self.run.target.open_writer(&slot.path, slot.mode)?)
+            }
+        };
+        writer
+            .write_all(bytes, offset)
+            .map_err(Error::on(format_args!("write file \"{}\" of the target", slot.path)))?;
+        if let Some(file) = writer.take_dirty() {
+            // the syncing thread lives as long as this one
+            let _ = self.dirty.send(file);
+        }
+        Ok(())
+    }
+}
+
+/// The open file of this number; another one is closed.
+fn entered(open: &mut Option<Open>, number: u32) -> &mut Open {
+    if open.as_ref().is_none_or(|open| open.number != number) {
+        *open = None;
+    }
+    open.get_or_insert(Open { number, present: None, writer: None })
+}
