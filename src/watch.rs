@@ -100,8 +100,12 @@ fn stream_line(progress: &Progress, elapsed: Duration) -> String {
     let percent = (done.min(total) * 100).checked_div(total).unwrap_or(100);
     let rate = done as f64 / elapsed.as_secs_f64().max(0.001);
     let left = total.saturating_sub(done) as f64 / rate.max(1.0);
+    let cloned = match progress.cloned() {
+        0 => String::new(),
+        cloned => format!("{} cloned, ", bytes(cloned)),
+    };
     format!(
-        "pgpool_recovery: {percent} %, {} of {} compared, {} sent, {}/s, {} left",
+        "pgpool_recovery: {percent} %, {} of {} compared, {cloned}{} sent, {}/s, {} left",
         bytes(done),
         bytes(total),
         bytes(progress.sent()),
@@ -150,6 +154,9 @@ mod tests {
             line,
             "pgpool_recovery: 50 %, 5.0 MB of 10.0 MB compared, 1.0 kB sent, 1.0 MB/s, 5 s left"
         );
+        progress.add_cloned(5 << 20);
+        let line = stream_line(&progress, Duration::from_secs(5));
+        assert!(line.contains("5.0 MB cloned, 1.0 kB sent"), "{line}");
         assert_eq!(bytes(1023), "1023 bytes");
         assert_eq!(bytes(300 << 30), "300 GB");
         assert_eq!(duration(Duration::from_secs(3700)), "1 h 1 min");

@@ -23,6 +23,8 @@ const DIRECT: usize = 128 << 10;
 pub struct DirectFile {
     file: File,
     mode: Mode,
+    /// Whether the kernel was told to read nothing ahead.
+    is_advised: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +37,8 @@ enum Mode {
 
 impl DirectFile {
     /// Takes a file that was opened without `O_DIRECT`.
-    pub fn new(file: File) -> Self {
-        // No readahead: ranges are long, and what is not cached is not read through the cache anyway. A
-        // file system that does not take the advice reads a little more than it is asked for.
-        let _ = fadvise(&file, 0, None, Advice::Random);
-        Self { file, mode: Mode::Cached }
+    pub const fn new(file: File) -> Self {
+        Self { file, mode: Mode::Cached, is_advised: false }
     }
 
     /// The open file.
@@ -102,6 +101,12 @@ impl DirectFile {
             return None;
         }
         self.enter(Mode::Cached);
+        if !self.is_advised {
+            // Looking for a page must not have the kernel read more. A file system that does not take the
+            // advice does.
+            let _ = fadvise(&self.file, 0, None, Advice::Random);
+            self.is_advised = true;
+        }
         [offset, offset + (length / 2) as u64].into_iter().find(|&at| {
             let mut byte = [0];
             let mut probe = [io::IoSliceMut::new(&mut byte)];

@@ -33,7 +33,6 @@ impl<'a> Digester<'a> {
         if !matches!(&self.open, Some((number, _)) if *number == range.file) {
             self.open = None;
             if let Some(file) = self.run.target.open_in_place(&slot.path)? {
-                self.run.sync_present(slot, &file)?;
                 self.open = Some((range.file, DirectFile::new(file)));
             }
         }

@@ -1,7 +1,6 @@
 //! The last steps, in the order that keeps the target unstartable until it is complete (S2).
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
+use super::durable::sync_files;
 use super::inspect::myrecovery_path;
 use super::policy::Cluster;
 use super::run::Run;
@@ -17,9 +16,6 @@ use crate::standby;
 
 /// Largest configuration file that is edited, bytes.
 const CONFIGURATION: u64 = 1 << 20;
-
-/// Threads that sync files: enough to keep a disk's queue filled.
-const SYNC_THREADS: usize = 8;
 
 /// From here on the target cannot be started: the marker is written, pg_control is out of the way.
 pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
@@ -98,28 +94,4 @@ fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) 
         warnings.push(format!("the target's postgresql.conf now includes \"{include}\""));
     }
     Ok(())
-}
-
-/// Makes every file that this run changed durable. What it found unchanged was made durable when it was
-/// opened, see [`Run::sync_present`].
-fn sync_files(run: &Run) -> Result<()> {
-    let slots = run.slots();
-    let changed = slots.iter().filter(|slot| slot.is_changed() && !slot.is_gone());
-    let files: Vec<&RelPath> = changed.map(|slot| &slot.path).collect();
-    let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some(path) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-            run.cancel.check()?;
-            run.target.sync_file(path)?;
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..SYNC_THREADS.min(files.len())).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| {
-            worker
-                .join()
-                .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "a thread that syncs files panicked")))
-        })
-    })
 }

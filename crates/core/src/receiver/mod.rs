@@ -21,6 +21,7 @@ pub mod running;
 
 mod clone;
 mod digest;
+mod durable;
 mod finish;
 mod read;
 mod room;

@@ -1,9 +1,9 @@
 //! What the links of one run share.
 
-use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
+use super::durable::Before;
 use crate::cancel::Cancel;
 use crate::digest::DigestKey;
 use crate::error::{Error, Kind, Result};
@@ -17,15 +17,23 @@ pub(super) struct Run {
     pub(super) digest_key: DigestKey,
     /// Ends all links of the run.
     pub(super) cancel: Cancel,
+    /// Makes durable what was there before.
+    pub(super) before: Before,
     slots: RwLock<Vec<Slot>>,
     /// How many slots have been settled.
     settled: AtomicUsize,
 }
 
 impl Run {
-    pub(super) fn new(target: Target, digest_key: DigestKey, cancel: Cancel, files: Vec<File>) -> Self {
+    pub(super) fn new(
+        target: Target,
+        digest_key: DigestKey,
+        cancel: Cancel,
+        files: Vec<File>,
+    ) -> Result<Self> {
+        let before = Before::begin(&target)?;
         let slots = RwLock::new(files.into_iter().map(Slot::new).collect());
-        Self { target, digest_key, cancel, slots, settled: AtomicUsize::new(0) }
+        Ok(Self { target, digest_key, cancel, before, slots, settled: AtomicUsize::new(0) })
     }
 
     /// All files of the plan; the position is the file's number on the wire.
@@ -39,13 +47,6 @@ impl Run {
 
     pub(super) fn set_settled(&self, slots: usize) {
         self.settled.store(slots, Ordering::Relaxed);
-    }
-
-    /// Makes durable what a file has before this run writes to it: pages that a broken-off run or a killed
-    /// server wrote compare equal although they may be in the page cache only. Costs nothing where nothing
-    /// is. What this run writes is synced when it finishes.
-    pub(super) fn sync_present(&self, slot: &Slot, file: &fs::File) -> Result<()> {
-        file.sync_data().map_err(Error::on(format_args!("sync file \"{}\" of the target", slot.path)))
     }
 
     /// The plan goes on: WAL.

@@ -201,7 +201,8 @@ impl Session<'_> {
                 let key = hexadecimal::decode(digest_key.as_bytes())
                     .ok_or_else(|| Error::new(Kind::ProtocolViolation, "invalid digest key"))?;
                 let files = std::mem::take(&mut self.files);
-                let run = Arc::new(Run::new(*target, DigestKey::from_bytes(key), self.cancel.clone(), files));
+                let run = Run::new(*target, DigestKey::from_bytes(key), self.cancel.clone(), files)?;
+                let run = Arc::new(run);
                 self.stage = Stage::Begun(Arc::clone(&run));
                 info!(directory = %cluster.data_directory.display(), system_identifier = marker.system_identifier,
                     files = run.slots().len(), "recovery begins: the directory cannot be started until it ends");

@@ -85,13 +85,7 @@ impl<'a> PageWriter<'a> {
         let open = entered(&mut self.open, tail.file);
         let present = match &mut open.present {
             Some(present) => present,
-            unknown => {
-                let present = target.open_in_place(&slot.path)?.map(DirectFile::new);
-                if let Some(file) = &present {
-                    self.run.sync_present(slot, file.file())?;
-                }
-                unknown.insert(present)
-            }
+            unknown => unknown.insert(target.open_in_place(&slot.path)?.map(DirectFile::new)),
         };
         let Some(file) = present else {
             return Ok(Some(0));

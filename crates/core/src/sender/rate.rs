@@ -37,15 +37,8 @@ impl Rate {
 
     /// Waits until `bytes` more may be sent.
     pub fn admit(&self, bytes: u64, cancel: &Cancel) -> Result<()> {
-        let Some(limit) = self.limit else {
+        let Some(go_at) = self.book(bytes, Instant::now()) else {
             return Ok(());
-        };
-        let cost = Duration::from_secs_f64(bytes as f64 / limit);
-        let go_at = {
-            let mut booked_until = lock(&self.booked_until);
-            let start = (*booked_until).max(Instant::now());
-            *booked_until = start + cost;
-            (start + cost).checked_sub(BURST).unwrap_or(start)
         };
         loop {
             cancel.check()?;
@@ -55,6 +48,15 @@ impl Rate {
             }
             std::thread::sleep(left.min(NAP));
         }
+    }
+
+    /// Books `bytes` more; returns when they may be sent.
+    fn book(&self, bytes: u64, now: Instant) -> Option<Instant> {
+        let cost = Duration::from_secs_f64(bytes as f64 / self.limit?);
+        let mut booked_until = lock(&self.booked_until);
+        let start = (*booked_until).max(now);
+        *booked_until = start + cost;
+        Some((start + cost).checked_sub(BURST).unwrap_or(start))
     }
 }
 
@@ -74,6 +76,36 @@ mod tests {
         // 10 MB at 10 MB/s
         let seconds = started.elapsed().as_secs_f64();
         assert!((0.9..1.5).contains(&seconds), "took {seconds} s");
+    }
+
+    /// Several streams send frames, some late; time is simulated.
+    #[test]
+    fn any_ten_seconds_are_within_a_twentieth_of_the_rate() {
+        const FRAME: u64 = 512 << 10;
+        for kilobytes in [10_000, 100_000, 1_000_000] {
+            let rate = Rate::new(kilobytes);
+            let begin = Instant::now();
+            let mut streams = [begin; 4];
+            let mut sent = Vec::new();
+            while streams.iter().all(|&now| now < begin + Duration::from_secs(40)) {
+                let stream = (0..4).min_by_key(|&stream| streams[stream]).unwrap_or(0);
+                let go_at = rate.book(FRAME, streams[stream]).expect("a limit");
+                // a sleep ends late
+                let late = Duration::from_micros(200 * (sent.len() as u64 % 7));
+                streams[stream] = streams[stream].max(go_at) + late;
+                sent.push(streams[stream]);
+            }
+            sent.sort();
+            for &from in sent.iter().take_while(|&&from| from < begin + Duration::from_secs(28)) {
+                let frames =
+                    sent.iter().filter(|&&at| at >= from && at < from + Duration::from_secs(10)).count();
+                let share = (frames as u64 * FRAME) as f64 / (kilobytes as f64 * 10_240.0);
+                assert!((0.95..=1.05).contains(&share), "{kilobytes} kB/s: {share}");
+                if sent.len() > 10_000 {
+                    break;
+                }
+            }
+        }
     }
 
     #[test]

@@ -131,6 +131,20 @@ impl Target {
         self.roots.iter().map(|root| (root.prefix.as_str(), root.fd.as_fd()))
     }
 
+    /// A directory on each file system that the target lies on.
+    pub fn file_systems(&self) -> Result<Vec<OwnedFd>> {
+        let mut devices = BTreeSet::new();
+        let mut found = Vec::new();
+        for root in &self.roots {
+            let open = rustix::fs::fstat(&root.fd).and_then(|stat| {
+                let is_new = devices.insert(stat.st_dev);
+                is_new.then(|| rustix::io::fcntl_dupfd_cloexec(&root.fd, 3)).transpose()
+            });
+            found.extend(open.map_err(Error::on(format_args!("look at \"{}\"", self.path.display())))?);
+        }
+        Ok(found)
+    }
+
     /// Opens an existing regular file for reading; `None` if there is none. A symbolic link or a
     /// directory in its place counts as none.
     pub fn open_file(&self, path: &RelPath) -> Result<Option<File>> {

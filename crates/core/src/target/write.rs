@@ -16,7 +16,7 @@ pub struct Writer {
 
 impl Writer {
     /// A writer of `file`, which nobody else writes through the same open file.
-    pub fn new(file: File) -> Self {
+    pub const fn new(file: File) -> Self {
         Self { file: DirectFile::new(file), dirty: 0 }
     }
 
