@@ -2,6 +2,8 @@
 //!
 //! The only place that names `blake3`.
 
+use std::ops::Range;
+
 use blake3::IncrementCounter;
 use blake3::platform::Platform;
 
@@ -69,6 +71,18 @@ impl DigestKey {
         }
     }
 
+    /// Appends the digests of all pages of some pieces, which lie in `data` as `pieces` says.
+    pub fn digest_pieces(&self, data: &[u8], pieces: &Pieces, digests: &mut Vec<u8>) {
+        let first = digests.len();
+        self.digest_pages(&data[..pieces.end()], digests);
+        // a page that the piece fills only in part was digested with what lies behind it
+        for piece in pieces.iter().filter(|piece| !piece.bytes.len().is_multiple_of(PAGE)) {
+            let page = piece.bytes.end / PAGE * PAGE..piece.bytes.end;
+            let digest = first + piece.digests.end - DIGEST..first + piece.digests.end;
+            digests[digest].copy_from_slice(&self.page(&data[page]));
+        }
+    }
+
     /// The digest of one page: the keyed hash of the keyed hashes of its kilobytes, cut.
     pub fn page(&self, page: &[u8]) -> [u8; DIGEST] {
         let mut outer = blake3::Hasher::new_keyed(&self.0);
@@ -114,6 +128,50 @@ impl DigestKey {
             CHUNK_END | ROOT,
             out.as_flattened_mut(),
         );
+    }
+}
+
+/// Pieces of content that lie one after the other in memory, each beginning with a page.
+#[derive(Debug, Default)]
+pub struct Pieces {
+    lengths: Vec<usize>,
+    end: usize,
+}
+
+/// Where one of them lies, and where its digests do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Its bytes in the memory of all pieces.
+    pub bytes: Range<usize>,
+    /// Its bytes in the digests of all pieces.
+    pub digests: Range<usize>,
+}
+
+impl Pieces {
+    /// The room that a piece of `length` bytes takes.
+    pub const fn room(length: usize) -> usize {
+        length.next_multiple_of(PAGE)
+    }
+
+    /// Adds a piece of `length` bytes.
+    pub fn push(&mut self, length: usize) {
+        self.lengths.push(length);
+        self.end += Self::room(length);
+    }
+
+    /// Where the next piece begins.
+    pub const fn end(&self) -> usize {
+        self.end
+    }
+
+    /// The pieces in their order.
+    pub fn iter(&self) -> impl Iterator<Item = Piece> {
+        self.lengths.iter().scan(0, |start, &length| {
+            let bytes = *start..*start + length;
+            *start += Self::room(length);
+            let digests = bytes.start / PAGE * DIGEST..*start / PAGE * DIGEST;
+            Some(Piece { bytes, digests })
+        })
     }
 }
 
@@ -186,6 +244,27 @@ mod tests {
         key.digest_pages(&data, &mut digests);
         let one_by_one: Vec<u8> = data.chunks(PAGE).flat_map(|page| key.page(page)).collect();
         assert_eq!(digests, one_by_one);
+    }
+
+    #[test]
+    fn pieces_are_digested_as_if_they_were_alone() {
+        let key = DigestKey::from_bytes([9; 32]);
+        let lengths = [0, 3, PAGE, PAGE + 1, 20 * PAGE, 0, 5 * PAGE - 1, PAGE];
+        let mut pieces = Pieces::default();
+        let mut data: Vec<u8> = Vec::new();
+        for (number, length) in lengths.into_iter().enumerate() {
+            assert_eq!(pieces.end(), data.len());
+            data.extend((0..length).map(|i| (i / 5 + number) as u8));
+            data.resize(data.len().next_multiple_of(PAGE), 0xEE);
+            pieces.push(length);
+        }
+        let mut digests = vec![1, 2, 3];
+        key.digest_pieces(&data, &pieces, &mut digests);
+        for piece in pieces.iter() {
+            let mut alone = Vec::new();
+            key.digest_pages(&data[piece.bytes], &mut alone);
+            assert_eq!(digests[3..][piece.digests], alone);
+        }
     }
 
     #[test]

@@ -15,8 +15,8 @@ pub const END_OF_FILE: u8 = 0x22;
 pub const GONE: u8 = 0x23;
 /// Both: everything before this is done; no body.
 pub const BARRIER: u8 = 0x24;
-/// Sender, where both ends are one process: write what of this differs. Body: a whole range's content,
-/// then a [`ContentTail`]. Answer: [`WRITTEN`].
+/// Sender, where both ends are one process: write what of this differs. Body: the content of a batch's
+/// ranges, then a [`ContentTail`]. Answer: [`WRITTEN`].
 pub const CONTENT: u8 = 0x25;
 /// Receiver: the answer to one [`ASK`]: for each of its ranges the length that is there (u32) and the
 /// digests of its pages.
@@ -121,33 +121,35 @@ impl PagesTail {
     }
 }
 
-/// What follows the content of a [`CONTENT`] frame: file u32, offset u64.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What follows the content of a [`CONTENT`] frame: 16 bytes a range (file u32, offset u64, length u32), then
+/// the count of ranges u16.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContentTail {
-    /// The file's number in the plan.
-    pub file: u32,
-    /// Where the content belongs.
-    pub offset: u64,
+    /// The ranges in the order of their content.
+    pub ranges: Vec<Range>,
 }
 
 impl ContentTail {
-    const LENGTH: usize = 12;
-
     /// Encodes the tail.
-    pub fn encode(self) -> [u8; Self::LENGTH] {
-        encode_position(self.file, self.offset)
+    pub fn encode(ranges: &[Range], out: &mut Vec<u8>) {
+        encode_ask(ranges, out);
+        out.extend_from_slice(&u16::try_from(ranges.len()).unwrap_or(u16::MAX).to_le_bytes());
     }
 
     /// Decodes the tail; returns the length of the content before it.
     pub fn decode(body: &[u8]) -> Result<(Self, usize)> {
-        let (content, tail) = split_tail(body, Self::LENGTH)?;
-        let mut reader = Reader(tail);
-        let tail = Self { file: reader.u32()?, offset: reader.u64()? };
-        if content.len() > MAX_PAGES {
-            return Err(violation(format!("{} bytes of content in one frame", content.len())));
+        let (rest, count) = split_tail(body, 2)?;
+        let count = usize::from(Reader(count).u16()?);
+        let (content, ranges) = split_tail(rest, count * RANGE_BYTES)?;
+        let ranges = decode_ask(ranges)?;
+        let length: u64 = ranges.iter().map(|range| u64::from(range.length)).sum();
+        if length != content.len() as u64 {
+            return Err(violation(format!(
+                "{} bytes of content where {length} were announced",
+                content.len()
+            )));
         }
-        check_end(tail.offset, content.len() as u64)?;
-        Ok((tail, content.len()))
+        Ok((Self { ranges }, content.len()))
     }
 }
 
@@ -164,6 +166,9 @@ fn check_end(offset: u64, length: u64) -> Result<()> {
     }
 }
 
+/// Bytes of a range in an [`ASK`] or a [`CONTENT`].
+const RANGE_BYTES: usize = 16;
+
 /// Encodes the body of an [`ASK`].
 pub fn encode_ask(ranges: &[Range], out: &mut Vec<u8>) {
     out.clear();
@@ -176,8 +181,8 @@ pub fn encode_ask(ranges: &[Range], out: &mut Vec<u8>) {
 
 /// Decodes the body of an [`ASK`].
 pub fn decode_ask(body: &[u8]) -> Result<Vec<Range>> {
-    let count = body.len() / 16;
-    if !body.len().is_multiple_of(16) || count > BATCH_FILES {
+    let count = body.len() / RANGE_BYTES;
+    if !body.len().is_multiple_of(RANGE_BYTES) || count > BATCH_FILES {
         return Err(violation(format!("request of {} bytes", body.len())));
     }
     let mut reader = Reader(body);
@@ -225,13 +230,9 @@ impl<'a> Present<'a> {
 
 /// Encodes the body of an [`END_OF_FILE`].
 pub fn encode_end_of_file(file: u32, size: u64) -> [u8; 12] {
-    encode_position(file, size)
-}
-
-fn encode_position(file: u32, position: u64) -> [u8; 12] {
     let mut body = [0; 12];
     body[..4].copy_from_slice(&file.to_le_bytes());
-    body[4..].copy_from_slice(&position.to_le_bytes());
+    body[4..].copy_from_slice(&size.to_le_bytes());
     body
 }
 
@@ -361,9 +362,12 @@ mod tests {
             let (tail, length) = PagesTail::decode(&body).expect("decodes");
             prop_assert_eq!(tail, PagesTail { file, codec: Codec::Lz4, runs });
             prop_assert_eq!(length, content.len());
-            let tail = ContentTail { file, offset: 8192 };
-            let body = [&content[..], &tail.encode()].concat();
-            prop_assert_eq!(ContentTail::decode(&body).expect("decodes"), (tail, content.len()));
+            let ranges = [0, content.len()].map(|length| Range { file, offset: 8192, length: length as u32 });
+            let mut tail = Vec::new();
+            ContentTail::encode(&ranges, &mut tail);
+            let body = [&content[..], &tail].concat();
+            let decoded = ContentTail::decode(&body).expect("decodes");
+            prop_assert_eq!(decoded, (ContentTail { ranges: ranges.to_vec() }, content.len()));
         }
 
         #[test]
@@ -384,9 +388,11 @@ mod tests {
         assert!(PagesTail::decode(&body).is_err(), "more content than one frame may hold");
         PagesTail::encode(1, Codec::Plain, &[Run { offset: u64::MAX, length: 1 }], &mut body);
         assert!(PagesTail::decode(&body).is_err(), "an offset past the end of any file");
-        let too_far = ContentTail { file: 0, offset: i64::MAX as u64 }.encode();
+        ContentTail::encode(&[Range { file: 0, offset: 0, length: 8 }], &mut body);
+        assert!(ContentTail::decode(&[&[0; 7][..], &body].concat()).is_err(), "less content than announced");
+        ContentTail::encode(&[Range { file: 0, offset: i64::MAX as u64, length: 8 }], &mut body);
         assert!(
-            ContentTail::decode(&[&[0; 8][..], &too_far].concat()).is_err(),
+            ContentTail::decode(&[&[0; 8][..], &body].concat()).is_err(),
             "content past the end of any file"
         );
         encode_ask(&[Range { file: 0, offset: 0, length: 512 << 10 }; 2], &mut body);

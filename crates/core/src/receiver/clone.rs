@@ -1,10 +1,8 @@
 //! Cloning the primary's files, where they lie on the target's own file system and that can let two files
 //! share their blocks (XFS, Btrfs and others): nothing is read, nothing is written.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::fs::{fstat, ioctl_ficlone};
@@ -12,18 +10,19 @@ use rustix::io::Errno;
 
 use super::run::{Run, Slot};
 use crate::error::{Error, Kind, Result};
-use crate::lock::lock;
 
 /// Threads that clone: the file system works on many files at once.
 const THREADS: usize = 8;
 
 /// Clones every file of the plan that can be cloned from `origin`, the primary's data directory. Returns
-/// which ones, by number; the others are left to be sent. A file system that cannot is asked once.
+/// which ones, by number; the others are left to be sent. A directory that
+/// lies where that cannot be done is asked once.
 pub(super) fn clone(run: &Run, origin: &Path) -> Result<Vec<bool>> {
     let slots = run.slots();
     let cloned: Vec<AtomicBool> = slots.iter().map(|_| AtomicBool::new(false)).collect();
     let next = AtomicUsize::new(0);
-    let cloner = Cloner { run, origin, cannot: Mutex::default() };
+    let cannot = run.target.roots().map(|_| AtomicBool::new(false)).collect();
+    let cloner = Cloner { run, origin, cannot };
     let work = || {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -48,12 +47,16 @@ pub(super) fn clone(run: &Run, origin: &Path) -> Result<Vec<bool>> {
 struct Cloner<'a> {
     run: &'a Run,
     origin: &'a Path,
-    /// Devices, the primary's and the target's, between which nothing can be cloned.
-    cannot: Mutex<HashSet<(u64, u64)>>,
+    /// Of which of the target's roots is known that nothing can be cloned there.
+    cannot: Vec<AtomicBool>,
 }
 
 impl Cloner<'_> {
     fn clone(&self, slot: &Slot) -> Result<bool> {
+        let cannot = &self.cannot[self.run.target.root_of(&slot.path)];
+        if cannot.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
         // whatever is wrong with the primary's file, sending it says so
         let Ok(source) = File::open(self.origin.join(&slot.path)) else {
             return Ok(false);
@@ -61,12 +64,8 @@ impl Cloner<'_> {
         let Ok(before) = fstat(&source) else {
             return Ok(false);
         };
-        let device = self.run.target.device(&slot.path)?;
-        if device.is_none_or(|device| lock(&self.cannot).contains(&(before.st_dev, device))) {
-            return Ok(false);
-        }
         let file = match self.run.target.open_in_place(&slot.path)? {
-            Some(file) => file,
+            Some((file, _)) => file,
             None => {
                 slot.set_changed();
                 self.run.target.open_for_write(&slot.path, slot.mode)?
@@ -75,9 +74,7 @@ impl Cloner<'_> {
         match ioctl_ficlone(&file, &source) {
             Ok(()) => slot.set_changed(),
             Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS) => {
-                if let Some(device) = device {
-                    lock(&self.cannot).insert((before.st_dev, device));
-                }
+                cannot.store(true, Ordering::Relaxed);
                 return Ok(false);
             }
             Err(error) => {

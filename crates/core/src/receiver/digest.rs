@@ -3,7 +3,7 @@
 use super::read::read_full;
 use super::run::{Run, slot};
 use crate::buffer::Buffer;
-use crate::digest::{DIGEST, PAGE};
+use crate::digest::Pieces;
 use crate::direct::DirectFile;
 use crate::error::Result;
 use crate::plan::Range;
@@ -14,11 +14,12 @@ pub(super) struct Digester<'a> {
     run: &'a Run,
     open: Option<(u32, DirectFile)>,
     buffer: Buffer,
+    digests: Vec<u8>,
 }
 
 impl<'a> Digester<'a> {
     pub(super) const fn new(run: &'a Run) -> Self {
-        Self { run, open: None, buffer: Buffer::new() }
+        Self { run, open: None, buffer: Buffer::new(), digests: Vec::new() }
     }
 
     /// Closes the last file.
@@ -26,31 +27,44 @@ impl<'a> Digester<'a> {
         self.open = None;
     }
 
-    /// Appends the answer for one range to `out`.
-    pub(super) fn digest(&mut self, range: &Range, out: &mut Vec<u8>) -> Result<()> {
+    /// Appends the answer for a batch to `out`. Small files are read one after the other and digested
+    /// together.
+    pub(super) fn digest(&mut self, batch: &[Range], out: &mut Vec<u8>) -> Result<()> {
+        self.buffer.resize(batch.iter().map(|range| Pieces::room(range.length as usize)).sum());
+        let mut pieces = Pieces::default();
+        let mut unreadable = Vec::new();
+        for (number, range) in batch.iter().enumerate() {
+            let there = self.read(range, pieces.end())?;
+            if there.is_none() {
+                unreadable.push(number);
+            }
+            pieces.push(there.unwrap_or(range.length as usize));
+        }
+        self.digests.clear();
+        self.run.digest_key.digest_pieces(&self.buffer, &pieces, &mut self.digests);
+        for (number, piece) in pieces.iter().enumerate() {
+            let digests = &mut self.digests[piece.digests];
+            if unreadable.contains(&number) {
+                // what the disk cannot read is there but equal to nothing: it is written anew
+                digests.fill(0);
+            }
+            Present::encode(u32::try_from(piece.bytes.len()).unwrap_or(u32::MAX), digests, out);
+        }
+        Ok(())
+    }
+
+    /// Reads a range to a place in the buffer; returns how much is there, or `None` if the disk cannot read it.
+    fn read(&mut self, range: &Range, start: usize) -> Result<Option<usize>> {
         let slots = self.run.slots();
         let slot = slot(&slots, range.file)?;
         if !matches!(&self.open, Some((number, _)) if *number == range.file) {
-            self.open = None;
-            if let Some(file) = self.run.target.open_in_place(&slot.path)? {
-                self.open = Some((range.file, DirectFile::new(file)));
-            }
+            self.open = self.run.open_present(slot)?.map(|file| (range.file, file));
         }
         let Some((_, file)) = &mut self.open else {
             // nothing there, or about to be created: the next range looks again
-            Present::encode(0, &[], out);
-            return Ok(());
+            return Ok(Some(0));
         };
-        self.buffer.resize(range.length as usize);
-        let Some(filled) = read_full(file, &mut self.buffer, range.offset, slot)? else {
-            // what the disk cannot read is there but equal to nothing: it is written anew
-            let digests = vec![0; self.buffer.len().div_ceil(PAGE) * DIGEST];
-            Present::encode(range.length, &digests, out);
-            return Ok(());
-        };
-        let length = u32::try_from(filled).unwrap_or(u32::MAX);
-        out.extend_from_slice(&length.to_le_bytes());
-        self.run.digest_key.digest_pages(&self.buffer[..filled], out);
-        Ok(())
+        let buffer = &mut self.buffer[start..start + range.length as usize];
+        read_full(file, buffer, range.offset, slot)
     }
 }

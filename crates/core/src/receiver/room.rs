@@ -1,6 +1,7 @@
 //! Is there room for a plan? Every file system the target lies on is asked.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 
 use crate::error::{Error, Kind, Result};
 use crate::path::RelPath;
@@ -12,14 +13,18 @@ const SLACK: u64 = 16 << 20;
 
 /// Fails if the files, which may be there in part, and `wal_bytes` of WAL do not fit.
 pub(super) fn check(target: &Target, files: &[File], wal_bytes: u64) -> Result<()> {
+    let whole = files.iter().map(|file| file.size).sum::<u64>() + wal_bytes + SLACK;
+    if target.roots().all(|(_, fd)| free(fd).is_ok_and(|free| free >= whole)) {
+        // every file system has room for all of it: what is there already need not be looked at
+        return Ok(());
+    }
     let needed = growth(target, files)?;
     let wal_root = if target.roots().any(|(prefix, _)| prefix == "pg_wal") { "pg_wal" } else { "" };
     for (prefix, fd) in target.roots() {
         let device = rustix::fs::fstat(&fd).map_err(Error::on("look at the target"))?.st_dev;
         let wal = if prefix == wal_root { wal_bytes } else { 0 };
         let needed = needed.get(&device).copied().unwrap_or(0) + wal + SLACK;
-        let stat = rustix::fs::fstatvfs(&fd).map_err(Error::on("ask for the target's free space"))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let free = free(&fd)?;
         if free < needed {
             let shown = if prefix.is_empty() { "the data directory" } else { prefix };
             return Err(Error::new(Kind::DiskFull, format!("not enough space for {shown} on the target"))
@@ -30,6 +35,12 @@ pub(super) fn check(target: &Target, files: &[File], wal_bytes: u64) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Bytes that may still be written to a file system.
+fn free(fd: impl AsFd) -> Result<u64> {
+    let stat = rustix::fs::fstatvfs(fd).map_err(Error::on("ask for the target's free space"))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// By how many bytes the files will grow, by device.

@@ -6,6 +6,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use super::durable::Before;
 use crate::cancel::Cancel;
 use crate::digest::DigestKey;
+use crate::direct::DirectFile;
 use crate::error::{Error, Kind, Result};
 use crate::path::RelPath;
 use crate::plan::File;
@@ -49,6 +50,15 @@ impl Run {
         self.settled.store(slots, Ordering::Relaxed);
     }
 
+    /// Opens what the target has of a file, to be compared.
+    pub(super) fn open_present(&self, slot: &Slot) -> Result<Option<DirectFile>> {
+        let present = self.target.open_in_place(&slot.path)?;
+        Ok(present.map(|(file, stat)| {
+            slot.found(stat.size, stat.mode);
+            DirectFile::new(file)
+        }))
+    }
+
     /// The plan goes on: WAL.
     pub(super) fn extend(&self, files: Vec<File>) {
         self.slots.write().unwrap_or_else(PoisonError::into_inner).extend(files.into_iter().map(Slot::new));
@@ -64,6 +74,8 @@ pub(super) struct Slot {
     end: AtomicU64,
     gone: AtomicBool,
     changed: AtomicBool,
+    /// Whether the target's file was found to have the planned size and mode.
+    found: AtomicBool,
 }
 
 impl Slot {
@@ -75,6 +87,7 @@ impl Slot {
             end: AtomicU64::new(u64::MAX),
             gone: AtomicBool::new(false),
             changed: AtomicBool::new(false),
+            found: AtomicBool::new(false),
         }
     }
 
@@ -94,6 +107,16 @@ impl Slot {
 
     pub(super) fn set_gone(&self) {
         self.gone.store(true, Ordering::Relaxed);
+    }
+
+    /// Remembers that the target's file has this size and mode.
+    pub(super) fn found(&self, size: u64, mode: u32) {
+        self.found.store(size == self.planned && mode == self.mode, Ordering::Relaxed);
+    }
+
+    /// Whether the target's file is known to need nothing: neither written nor another size or mode.
+    pub(super) fn fits(&self) -> bool {
+        self.found.load(Ordering::Relaxed) && !self.is_changed() && self.size() == self.planned
     }
 
     pub(super) fn is_changed(&self) -> bool {

@@ -100,6 +100,9 @@ pub(super) fn settle_wal(run: &Run) -> Result<()> {
 
 /// Creates an empty file, cuts a longer one, sets the mode.
 fn fit(run: &Run, slot: &Slot) -> Result<()> {
+    if slot.fits() {
+        return Ok(());
+    }
     let size = slot.size();
     let found = run.target.stat(&slot.path)?;
     let fits = found.is_some_and(|stat| {

@@ -146,7 +146,7 @@ fn write(
                 (None, Some(content))
             }
             Step::Content(tail, content) => {
-                (Some(Task::Written(writer.content(tail, &content)?)), Some(content))
+                (Some(Task::Written(writer.content(&tail, &content)?)), Some(content))
             }
             Step::Barrier => {
                 // closed files are complete files
@@ -180,9 +180,8 @@ fn answer(run: &Run, sink: &mut dyn Sink, queue: &Receiver<Task>) -> Result<()> 
             _ if failed.is_some() => continue,
             Task::Digest(ranges) => {
                 body.clear();
-                ranges
-                    .iter()
-                    .try_for_each(|range| digester.digest(range, &mut body))
+                digester
+                    .digest(&ranges, &mut body)
                     .and_then(|()| sink.send(DIGESTS, &[&body]))
                     .and_then(|()| sink.flush())
             }

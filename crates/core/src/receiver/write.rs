@@ -11,6 +11,7 @@ use crate::delta;
 use crate::digest::PAGE;
 use crate::direct::DirectFile;
 use crate::error::{Error, Result};
+use crate::plan::Range;
 use crate::protocol::data::{self, ContentTail, PagesTail};
 use crate::target::write::Writer;
 
@@ -54,12 +55,22 @@ impl<'a> PageWriter<'a> {
         Ok(())
     }
 
-    /// Writes what of a range's content differs from what is there; returns how many bytes.
-    pub(super) fn content(&mut self, tail: ContentTail, content: &[u8]) -> Result<u32> {
+    /// Writes what of a batch's content differs from what is there; returns how many bytes.
+    pub(super) fn content(&mut self, tail: &ContentTail, content: &[u8]) -> Result<u32> {
         let slots = self.run.slots();
-        let slot = slot(&slots, tail.file)?;
-        slot.check_end(tail.offset + content.len() as u64)?;
-        let read = self.read_present(tail, slot, content.len())?;
+        let mut rest = content;
+        let mut written = 0;
+        for range in &tail.ranges {
+            let (content, after) = rest.split_at_checked(range.length as usize).ok_or_else(cut)?;
+            rest = after;
+            written += self.range(range, slot(&slots, range.file)?, content)?;
+        }
+        Ok(written)
+    }
+
+    fn range(&mut self, range: &Range, slot: &Slot, content: &[u8]) -> Result<u32> {
+        slot.check_end(range.offset + content.len() as u64)?;
+        let read = self.read_present(range, slot)?;
         // what the disk cannot read is there but equal to nothing: it is written anew
         let there = read.unwrap_or(content.len());
         let mut runs = std::mem::take(&mut self.runs);
@@ -67,11 +78,11 @@ impl<'a> PageWriter<'a> {
             let page = page * PAGE..((page + 1) * PAGE).min(there);
             read.is_some() && content[page.clone()] == self.present[page]
         };
-        delta::differing(tail.offset, content, there, equal, &mut runs);
+        delta::differing(range.offset, content, there, equal, &mut runs);
         let mut written = 0;
         for run in &runs {
-            let start = usize::try_from(run.offset - tail.offset).unwrap_or(0);
-            self.write(tail.file, slot, &content[start..start + run.length as usize], run.offset)?;
+            let start = usize::try_from(run.offset - range.offset).unwrap_or(0);
+            self.write(range.file, slot, &content[start..start + run.length as usize], run.offset)?;
             written += run.length;
         }
         self.runs = runs;
@@ -80,18 +91,17 @@ impl<'a> PageWriter<'a> {
 
     /// Reads what the target has of a range into `present`; returns how much that is, or `None` if the disk
     /// cannot read it.
-    fn read_present(&mut self, tail: ContentTail, slot: &Slot, length: usize) -> Result<Option<usize>> {
-        let target = &self.run.target;
-        let open = entered(&mut self.open, tail.file);
+    fn read_present(&mut self, range: &Range, slot: &Slot) -> Result<Option<usize>> {
+        let open = entered(&mut self.open, range.file);
         let present = match &mut open.present {
             Some(present) => present,
-            unknown => unknown.insert(target.open_in_place(&slot.path)?.map(DirectFile::new)),
+            unknown => unknown.insert(self.run.open_present(slot)?),
         };
         let Some(file) = present else {
             return Ok(Some(0));
         };
-        self.present.resize(length);
-        read_full(file, &mut self.present, tail.offset, slot)
+        self.present.resize(range.length as usize);
+        read_full(file, &mut self.present, range.offset, slot)
     }
 
     fn write(&mut self, number: u32, slot: &Slot, bytes: &[u8], offset: u64) -> Result<()> {

@@ -25,9 +25,10 @@ use crate::protocol::{MAX_STREAMS, PUT, REPLY, REQUEST};
 pub mod pack;
 pub mod rate;
 
+mod read;
 mod stream;
 
-pub use stream::Checksums;
+pub use read::Checksums;
 
 use pack::{Chooser, Compression};
 use rate::Rate;

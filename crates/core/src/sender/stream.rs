@@ -4,22 +4,19 @@
 //! everything is handed over, and the receiver compares.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
 use super::pack::Chooser;
 use super::rate::Rate;
+use super::read::{Checksums, Reader};
 use crate::buffer::Buffer;
 use crate::cancel::Cancel;
-use crate::checksum::{self, Verdict};
 use crate::compress::Compressor;
 use crate::delta;
-use crate::digest::{DIGEST, DigestKey};
-use crate::direct::DirectFile;
+use crate::digest::{DIGEST, DigestKey, Piece, Pieces};
 use crate::error::{Error, Kind, Result};
-use crate::exclude::{RelationFile, holds_relations};
 use crate::link::{Link, Source, closed};
 use crate::lock::lock;
 use crate::plan::{self, Range, Work};
@@ -32,9 +29,6 @@ use crate::protocol::message;
 
 /// Batches asked for ahead of the one that is being read.
 const AHEAD: usize = 8;
-
-/// How often a page whose checksum is wrong is read again: the server may be writing it.
-const RETRIES: usize = 5;
 
 /// What all streams of a run share.
 pub(super) struct Transfer<'a> {
@@ -63,24 +57,13 @@ pub(super) enum What {
     Wal,
 }
 
-/// How page checksums are verified.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Checksums {
-    /// Size of a page, bytes.
-    pub block_size: u32,
-    /// Pages in one segment file of a relation.
-    pub segment_blocks: u32,
-    /// Pages at or after it may be torn: replay restores them.
-    pub start_lsn: u64,
-}
-
 /// A link of the transfer and what it needs over its whole life.
 pub(super) struct Stream<'a> {
     transfer: &'a Transfer<'a>,
     number: usize,
     link: &'a mut Link,
     compressor: Compressor,
-    open: Option<(u32, Option<DirectFile>)>,
+    reader: Reader<'a>,
     buffer: Buffer,
     body: Buffer,
     head: Vec<u8>,
@@ -89,7 +72,7 @@ pub(super) struct Stream<'a> {
     digests: Vec<u8>,
     /// Bytes of the last range that had to be sent.
     sent: u64,
-    /// Ranges handed over of which the receiver has not said what it wrote.
+    /// Batches handed over of which the receiver has not said what it wrote.
     unanswered: usize,
 }
 
@@ -101,7 +84,7 @@ impl<'a> Stream<'a> {
             number,
             link,
             compressor: Compressor::default(),
-            open: None,
+            reader: Reader::new(transfer.data_directory, transfer.files, transfer.checksums),
             buffer: Buffer::new(),
             body: Buffer::new(),
             head: Vec::new(),
@@ -126,12 +109,9 @@ impl<'a> Stream<'a> {
     fn work(&mut self) -> Result<()> {
         match (self.transfer.is_remote, self.transfer.what) {
             (true, What::Data) => self.send_what_differs()?,
-            (true, What::Wal) => self.each_range(|stream, range, length| {
-                // nothing is there
-                stream.send_pages(range, length, Present { length: 0, digests: &[] })
-            })?,
+            (true, What::Wal) => self.each_batch(Self::send_all)?,
             (false, _) => {
-                self.each_range(Self::hand_over)?;
+                self.each_batch(Self::hand_over)?;
                 while self.unanswered > 0 {
                     self.hear_written()?;
                 }
@@ -161,24 +141,46 @@ impl<'a> Stream<'a> {
             self.transfer.cancel.check()?;
             self.link.sink.flush()?;
             self.expect(DIGESTS)?;
-            let body = std::mem::take(&mut self.body);
-            let mut rest = &body[..];
-            for range in &batch {
-                let present = Present::decode(range, &mut rest)?;
-                self.range(range, |stream, range, length| stream.send_pages(range, length, present))?;
-            }
-            self.body = body;
+            self.answer(&batch)?;
             spare = batch;
         }
     }
 
-    fn each_range(&mut self, mut send: impl FnMut(&mut Self, &Range, usize) -> Result<()>) -> Result<()> {
+    /// Sends what of a batch differs from the digests that have just come.
+    fn answer(&mut self, batch: &[Range]) -> Result<()> {
+        let body = std::mem::take(&mut self.body);
+        let mut rest = &body[..];
+        let presents = batch
+            .iter()
+            .map(|range| Present::decode(range, &mut rest))
+            .collect::<Result<Vec<Present<'_>>>>()?;
+        // small files are read one after the other and digested together
+        let mut pieces = Pieces::default();
+        self.buffer.resize(batch.iter().map(|range| Pieces::room(range.length as usize)).sum());
+        for range in batch {
+            let start = pieces.end();
+            let length = self.read(range, start)?;
+            pieces.push(length.unwrap_or_default());
+        }
+        self.digests.clear();
+        if presents.iter().any(|present| present.length > 0) {
+            self.transfer.digest_key.digest_pieces(&self.buffer, &pieces, &mut self.digests);
+        }
+        for ((range, present), piece) in batch.iter().zip(presents).zip(pieces.iter()) {
+            self.sent = 0;
+            self.find_runs(range, &piece, present);
+            self.send_runs(range, piece.bytes.start)?;
+            self.done(range);
+        }
+        self.body = body;
+        Ok(())
+    }
+
+    fn each_batch(&mut self, mut send: impl FnMut(&mut Self, &[Range]) -> Result<()>) -> Result<()> {
         let mut batch = Vec::new();
         while self.next_batch(&mut batch) {
             self.transfer.cancel.check()?;
-            for range in &batch {
-                self.range(range, &mut send)?;
-            }
+            send(self, &batch)?;
         }
         Ok(())
     }
@@ -187,44 +189,67 @@ impl<'a> Stream<'a> {
         lock(&self.transfer.work).next(self.number, self.transfer.files, batch)
     }
 
-    /// Reads a range, checks it, and lets `send` do with it what is to be done.
-    fn range(
-        &mut self,
-        range: &Range,
-        send: impl FnOnce(&mut Self, &Range, usize) -> Result<()>,
-    ) -> Result<()> {
-        let is_cloned = is_within(self.transfer.cloned, range.file);
-        let Some(length) = self.read(range)? else {
-            if is_cloned {
-                // the clone is as good as a file that was read before it vanished
-                return Ok(());
-            }
-            return self.link.sink.send(GONE, &[&range.file.to_le_bytes()]);
-        };
-        if length < range.length as usize && !is_cloned {
-            let end = range.offset + length as u64;
-            self.link.sink.send(END_OF_FILE, &[&encode_end_of_file(range.file, end)])?;
-        }
-        self.verify(range, length)?;
-        self.sent = 0;
-        if !is_cloned {
-            send(self, range, length)?;
-        }
-        self.transfer.chooser.learn(range.length.into(), self.sent, Instant::now());
-        match self.transfer.what {
-            What::Data => self.transfer.progress.add_compared(range.length.into()),
-            What::Wal => self.transfer.progress.add_wal(range.length.into()),
+    /// Sends a batch of which the target has nothing.
+    fn send_all(&mut self, batch: &[Range]) -> Result<()> {
+        for range in batch {
+            self.buffer.resize(range.length as usize);
+            let length = self.read(range, 0)?.unwrap_or_default();
+            delta::differing(range.offset, &self.buffer[..length], 0, |_| false, &mut self.runs);
+            self.send_runs(range, 0)?;
+            self.done(range);
         }
         Ok(())
     }
 
-    /// Hands a range over to the receiver in this process, which compares it.
-    fn hand_over(&mut self, range: &Range, length: usize) -> Result<()> {
-        self.buffer.resize(length);
-        let tail = ContentTail { file: range.file, offset: range.offset }.encode();
-        self.link.sink.send_buffer(CONTENT, &mut self.buffer, &tail)?;
+    /// Reads a range to a place in the buffer, and tells the receiver if it is shorter or gone. `None` if there is
+    /// nothing to send.
+    fn read(&mut self, range: &Range, start: usize) -> Result<Option<usize>> {
+        let buffer = &mut self.buffer[start..start + range.length as usize];
+        let read = self.reader.read(range, buffer)?;
+        if is_within(self.transfer.cloned, range.file) {
+            // it was read to be checked; a clone is as good as what could be read of a file that vanished
+            return Ok(None);
+        }
+        match read {
+            None => self.link.sink.send(GONE, &[&range.file.to_le_bytes()])?,
+            Some(length) if length < range.length as usize => {
+                let end = range.offset + length as u64;
+                self.link.sink.send(END_OF_FILE, &[&encode_end_of_file(range.file, end)])?;
+            }
+            Some(_) => {}
+        }
+        Ok(read)
+    }
+
+    /// A range is done with.
+    fn done(&self, range: &Range) {
+        let bytes = range.length.into();
+        if self.transfer.is_remote {
+            self.transfer.chooser.learn(bytes, self.sent, Instant::now());
+        }
+        match self.transfer.what {
+            What::Data => self.transfer.progress.add_compared(bytes),
+            What::Wal => self.transfer.progress.add_wal(bytes),
+        }
+    }
+
+    /// Hands a batch over to the receiver in this process, which compares it.
+    fn hand_over(&mut self, batch: &[Range]) -> Result<()> {
+        self.buffer.resize(batch.iter().map(|range| range.length as usize).sum());
+        let mut ranges = Vec::with_capacity(batch.len());
+        let mut end = 0;
+        for range in batch {
+            if let Some(length) = self.read(range, end)? {
+                end += length;
+                ranges.push(Range { length: u32::try_from(length).unwrap_or(u32::MAX), ..*range });
+            }
+            self.done(range);
+        }
+        self.buffer.resize(end);
+        ContentTail::encode(&ranges, &mut self.head);
+        self.link.sink.send_buffer(CONTENT, &mut self.buffer, &self.head)?;
         self.unanswered += 1;
-        // under a rate limit no range is read before the last one has been paid for
+        // under a rate limit nothing is read before the last batch has been paid for
         let window = if self.transfer.rate.is_limited() { 0 } else { AHEAD };
         while self.unanswered > window {
             self.hear_written()?;
@@ -243,88 +268,26 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    /// Reads the primary's bytes; `None` if the file is gone.
-    fn read(&mut self, range: &Range) -> Result<Option<usize>> {
-        let path = &self.transfer.files[range.file as usize].path;
-        let failed = |error| Error::io(format_args!("read file \"{path}\" of the primary"), &error);
-        if !matches!(&self.open, Some((number, _)) if *number == range.file) {
-            let file = match File::open(self.transfer.data_directory.join(path)) {
-                Ok(file) => Some(DirectFile::new(file)),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-                Err(error) => return Err(failed(error)),
-            };
-            self.open = Some((range.file, file));
-        }
-        let Some((_, Some(file))) = &mut self.open else {
-            return Ok(None);
-        };
-        self.buffer.resize(range.length as usize);
-        file.read_full(&mut self.buffer, range.offset).map(Some).map_err(failed)
-    }
-
-    /// Checks the pages' checksums as pg_basebackup does; a page that stays bad fails the run.
-    fn verify(&mut self, range: &Range, length: usize) -> Result<()> {
-        let Some(checksums) = self.transfer.checksums else {
-            return Ok(());
-        };
-        let path = &self.transfer.files[range.file as usize].path;
-        let relation =
-            RelationFile::parse(path.file_name()).filter(|_| path.parent().is_some_and(holds_relations));
-        let Some(relation) = relation else {
-            return Ok(());
-        };
-        let size = checksums.block_size as usize;
-        let first = relation.segment * checksums.segment_blocks
-            + u32::try_from(range.offset / size as u64).unwrap_or(u32::MAX);
-        for (index, start) in (0..length / size).map(|index| index * size).enumerate() {
-            let block = first + u32::try_from(index).unwrap_or(u32::MAX);
-            let mut verdict = checksum::verify(&self.buffer[start..start + size], block, checksums.start_lsn);
-            for _ in 0..RETRIES {
-                if !matches!(verdict, Verdict::Bad { .. }) {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(1));
-                if let Some((_, Some(file))) = &mut self.open {
-                    let page = &mut self.buffer[start..start + size];
-                    let count = file
-                        .read_full(page, range.offset + start as u64)
-                        .map_err(Error::on(format_args!("read file \"{path}\" of the primary")))?;
-                    if count < size {
-                        // truncated meanwhile: the page is none any more
-                        return Ok(());
-                    }
-                    verdict = checksum::verify(page, block, checksums.start_lsn);
-                }
-            }
-            if let Verdict::Bad { computed, stored } = verdict {
-                return Err(checksum::corrupt_page(path.as_str(), block, computed, stored));
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends what of a range the target does not have.
-    fn send_pages(&mut self, range: &Range, length: usize, present: Present<'_>) -> Result<()> {
-        let there = present.length as usize;
-        self.digests.clear();
-        self.transfer.digest_key.digest_pages(&self.buffer[..length.min(there)], &mut self.digests);
-        let ours = &self.digests;
+    /// Finds what of a range the target does not have.
+    fn find_runs(&mut self, range: &Range, piece: &Piece, present: Present<'_>) {
+        let ours = self.digests.get(piece.digests.clone()).unwrap_or_default();
         let equal = |page: usize| {
             let digest = page * DIGEST..(page + 1) * DIGEST;
             ours.get(digest.clone()).is_some_and(|ours| present.digests.get(digest) == Some(ours))
         };
-        delta::differing(range.offset, &self.buffer[..length], there, equal, &mut self.runs);
-        self.send_runs(range)
+        let content = &self.buffer[piece.bytes.clone()];
+        delta::differing(range.offset, content, present.length as usize, equal, &mut self.runs);
     }
 
-    fn send_runs(&mut self, range: &Range) -> Result<()> {
+    /// Sends the runs of a range that lies at `start` in the buffer.
+    fn send_runs(&mut self, range: &Range, start: usize) -> Result<()> {
         let bytes: u64 = self.runs.iter().map(|run| u64::from(run.length)).sum();
         if bytes == 0 {
             return Ok(());
         }
         self.transfer.rate.admit(bytes, self.transfer.cancel)?;
         let of = |run: &Run| {
-            let start = usize::try_from(run.offset - range.offset).unwrap_or(0);
+            let start = start + usize::try_from(run.offset - range.offset).unwrap_or(0);
             &self.buffer[start..start + run.length as usize]
         };
         let tried = self.transfer.chooser.choose();

@@ -162,7 +162,7 @@ impl Target {
 
     /// Opens an existing file that [`Target::open_for_write`] will write in place; `None` if that will
     /// make a new one. What is digested must be what is written: pages judged equal are never sent.
-    pub fn open_in_place(&self, path: &RelPath) -> Result<Option<File>> {
+    pub fn open_in_place(&self, path: &RelPath) -> Result<Option<(File, Stat)>> {
         let opened = self.parent(path).and_then(|parent| self.open_own(&parent, path.file_name()));
         match opened {
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
@@ -171,13 +171,12 @@ impl Target {
     }
 
     /// A regular file with one name that may be written, if that is what `name` is.
-    fn open_own(&self, parent: &OwnedFd, name: &str) -> Result<Option<File>, Errno> {
+    fn open_own(&self, parent: &OwnedFd, name: &str) -> Result<Option<(File, Stat)>, Errno> {
         match rustix::fs::openat(parent, name, IN_PLACE, Mode::empty()) {
             Ok(fd) => {
-                let stat = rustix::fs::fstat(&fd)?;
-                let own =
-                    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1;
-                Ok(own.then(|| File::from(fd)))
+                let stat = Stat::of(&rustix::fs::fstat(&fd)?);
+                let own = stat.kind == FileType::RegularFile && stat.names == 1;
+                Ok(own.then(|| (File::from(fd), stat)))
             }
             // missing; a link, a directory, a device; a file without write permission
             Err(Errno::NOENT | Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::ACCESS) => Ok(None),
@@ -197,12 +196,12 @@ impl Target {
             |error: Errno| Error::io(format_args!("write file \"{}\"", self.shown(path)), &error.into());
         let parent = self.parent(path).map_err(failed)?;
         let name = path.file_name();
-        if let Some(file) = self.open_own(&parent, name).map_err(failed)? {
+        if let Some((file, _)) = self.open_own(&parent, name).map_err(failed)? {
             return Ok(file);
         }
         // several streams may write ranges of one file: only the first may replace what is in its place
         let _replacing = lock(&self.replacing);
-        if let Some(file) = self.open_own(&parent, name).map_err(failed)? {
+        if let Some((file, _)) = self.open_own(&parent, name).map_err(failed)? {
             return Ok(file);
         }
         self.remove(path)?;
@@ -216,13 +215,10 @@ impl Target {
         }
     }
 
-    /// The device of the directory a file is in; `None` if that does not exist.
-    pub fn device(&self, path: &RelPath) -> Result<Option<u64>> {
-        match self.parent(path).and_then(rustix::fs::fstat) {
-            Ok(stat) => Ok(Some(stat.st_dev)),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            Err(error) => Err(Error::io(format_args!("look at \"{}\"", self.shown(path)), &error.into())),
-        }
+    /// The number of the root that a path starts from, in the order of [`Target::roots`].
+    pub fn root_of(&self, path: &RelPath) -> usize {
+        let below = |root: &Root| path.is_at_or_below(&root.prefix);
+        self.roots[1..].iter().position(below).map_or(0, |number| number + 1)
     }
 
     /// Makes a directory, or sets the mode of an existing one; whatever else is in its place goes.
@@ -345,13 +341,7 @@ impl Target {
             .parent(path)
             .and_then(|parent| rustix::fs::statat(&parent, path.file_name(), AtFlags::SYMLINK_NOFOLLOW));
         match stat {
-            Ok(stat) => Ok(Some(Stat {
-                kind: FileType::from_raw_mode(stat.st_mode),
-                size: u64::try_from(stat.st_size).unwrap_or(0),
-                mode: stat.st_mode & 0o7777,
-                names: stat.st_nlink,
-                device: stat.st_dev,
-            })),
+            Ok(stat) => Ok(Some(Stat::of(&stat))),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(error) => Err(Error::io(format_args!("stat \"{}\"", self.shown(path)), &error.into())),
         }
@@ -463,8 +453,17 @@ pub struct Stat {
     pub mode: u32,
     /// How many names the file has.
     pub names: u64,
-    /// The device it lies on.
-    pub device: u64,
+}
+
+impl Stat {
+    fn of(stat: &rustix::fs::Stat) -> Self {
+        Self {
+            kind: FileType::from_raw_mode(stat.st_mode),
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            mode: stat.st_mode & 0o7777,
+            names: stat.st_nlink,
+        }
+    }
 }
 
 /// Another recovery works on the directory.

@@ -1,0 +1,111 @@
+//! Reading the primary's files while its server writes them, and checking their pages.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::checksum::{self, Verdict};
+use crate::direct::DirectFile;
+use crate::error::{Error, Result};
+use crate::exclude::{RelationFile, holds_relations};
+use crate::path::RelPath;
+use crate::plan::{self, Range};
+
+/// How often a page whose checksum is wrong is read again: the server may be writing it.
+const RETRIES: usize = 5;
+
+/// How long the server is given to finish writing such a page.
+const PATIENCE: Duration = Duration::from_millis(1);
+
+/// How page checksums are verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checksums {
+    /// Size of a page, bytes.
+    pub block_size: u32,
+    /// Pages in one segment file of a relation.
+    pub segment_blocks: u32,
+    /// Pages at or after it may be torn: replay restores them.
+    pub start_lsn: u64,
+}
+
+/// The files of a plan; keeps the last one open.
+pub(super) struct Reader<'a> {
+    data_directory: &'a Path,
+    files: &'a [plan::File],
+    checksums: Option<Checksums>,
+    open: Option<(u32, Option<DirectFile>)>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) const fn new(
+        data_directory: &'a Path,
+        files: &'a [plan::File],
+        checksums: Option<Checksums>,
+    ) -> Self {
+        Self { data_directory, files, checksums, open: None }
+    }
+
+    /// Reads a range into `buffer`, which is as long, and checks its pages. Returns how much there is, or
+    /// `None` if the file is gone.
+    pub(super) fn read(&mut self, range: &Range, buffer: &mut [u8]) -> Result<Option<usize>> {
+        let path = &self.files[range.file as usize].path;
+        if !matches!(&self.open, Some((number, _)) if *number == range.file) {
+            let file = match File::open(self.data_directory.join(path)) {
+                Ok(file) => Some(DirectFile::new(file)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                Err(error) => return Err(unreadable(path)(error)),
+            };
+            self.open = Some((range.file, file));
+        }
+        let Some((_, Some(file))) = &mut self.open else {
+            return Ok(None);
+        };
+        let length = file.read_full(buffer, range.offset).map_err(unreadable(path))?;
+        if let Some(checksums) = self.checksums {
+            verify(checksums, path, file, range, &mut buffer[..length])?;
+        }
+        Ok(Some(length))
+    }
+}
+
+/// Checks the pages' checksums as pg_basebackup does; a page that stays bad fails the run.
+fn verify(
+    checksums: Checksums,
+    path: &RelPath,
+    file: &mut DirectFile,
+    range: &Range,
+    content: &mut [u8],
+) -> Result<()> {
+    let relation =
+        RelationFile::parse(path.file_name()).filter(|_| path.parent().is_some_and(holds_relations));
+    let Some(relation) = relation else {
+        return Ok(());
+    };
+    let size = checksums.block_size as usize;
+    let first = relation.segment * checksums.segment_blocks
+        + u32::try_from(range.offset / size as u64).unwrap_or(u32::MAX);
+    for (index, page) in content.chunks_exact_mut(size).enumerate() {
+        let block = first + u32::try_from(index).unwrap_or(u32::MAX);
+        let mut verdict = checksum::verify(page, block, checksums.start_lsn);
+        for _ in 0..RETRIES {
+            if !matches!(verdict, Verdict::Bad { .. }) {
+                break;
+            }
+            std::thread::sleep(PATIENCE);
+            let offset = range.offset + (index * size) as u64;
+            if file.read_full(page, offset).map_err(unreadable(path))? < size {
+                // truncated meanwhile: the page is none any more
+                return Ok(());
+            }
+            verdict = checksum::verify(page, block, checksums.start_lsn);
+        }
+        if let Verdict::Bad { computed, stored } = verdict {
+            return Err(checksum::corrupt_page(path.as_str(), block, computed, stored));
+        }
+    }
+    Ok(())
+}
+
+fn unreadable(path: &RelPath) -> impl Fn(std::io::Error) -> Error {
+    move |error| Error::io(format_args!("read file \"{path}\" of the primary"), &error)
+}
