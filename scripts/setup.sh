@@ -3,7 +3,7 @@
 #
 #   scripts/setup.sh build      what `make install` needs: compiler, libclang, server headers, cargo-pgrx
 #   scripts/setup.sh runtime    what the demo and the tests need on top: PostgreSQL 15, Pgpool-II 4.3, tools
-#   scripts/setup.sh bench      what `make bench` needs on top: the peers to measure against, a file system that clones
+#   scripts/setup.sh bench      what `make bench` needs on top: the peers to measure against
 #   scripts/setup.sh            build and runtime
 #
 # Idempotent, and quick when nothing is missing. Packages come from wherever this machine's own apt
@@ -143,14 +143,13 @@ build() {
 }
 
 runtime() {
-    install_packages postgresql-15 postgresql-client-15 pgpool2 sudo iproute2 procps util-linux openssl
+    install_packages postgresql-15 postgresql-client-15 pgpool2 sudo iproute2 procps util-linux openssl xfsprogs
     # The demo's and the tests' servers run as this user; Debian's package makes it.
     id postgres >/dev/null || die "there is no user postgres"
 }
 
 bench() {
-    # util-linux has fincore and mount's loop devices, iproute2 the link between two hosts.
-    install_packages rsync pgbackrest xfsprogs iproute2 util-linux
+    install_packages rsync pgbackrest
 }
 
 [ $# -gt 0 ] || set -- build runtime

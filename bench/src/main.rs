@@ -19,7 +19,6 @@ mod traffic;
 mod tree;
 mod verify;
 mod works;
-mod xfs;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

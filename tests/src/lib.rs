@@ -28,6 +28,7 @@ pub mod scratch;
 pub mod snapshot;
 pub mod wait;
 pub mod workload;
+pub mod xfs;
 
 pub use agent::Agent;
 pub use cluster::Cluster;

@@ -1,5 +1,7 @@
 //! A full copy on a file system that can clone.
 
+use pgpool_recovery_e2e::xfs::Xfs;
+
 use super::{Lab, describe};
 use crate::contenders::{BaseBackup, Ours};
 use crate::data;
@@ -8,7 +10,6 @@ use crate::progress::say;
 use crate::report::Table;
 use crate::rounds::{Rounds, plain};
 use crate::stage::{Place, Stage};
-use crate::xfs::Xfs;
 
 pub(crate) fn full(lab: &mut Lab) -> Outcome<()> {
     let plan = lab.plan;
@@ -23,7 +24,7 @@ pub(crate) fn full(lab: &mut Lab) -> Outcome<()> {
         }
     };
     say(&format!("making {} MB of pgbench data on XFS", plan.size));
-    let place = Place { directory: Some(xfs.path.clone()), ..Place::default() };
+    let place = Place { directory: Some(xfs.path().to_owned()), ..Place::default() };
     let stage = data::pgbench_stage(scratch, place, plan.size)?;
     let mut table = Table::new("full-clone");
     describe(&mut table, &stage)?;

@@ -216,7 +216,7 @@ fn an_empty_target_gets_everything_and_a_second_run_sends_nothing() {
 
 #[test]
 fn only_pages_that_differ_are_sent() {
-    for compression in [Compression::Off, Compression::Lz4, Compression::Zstd] {
+    for compression in [Compression::Off, Compression::Lz4, Compression::Zstd, Compression::Auto] {
         let hosts = Hosts { compression, ..Hosts::new() };
         let mut content = pages(1000, 1);
         hosts.write("standby/PG_VERSION", b"15\n");

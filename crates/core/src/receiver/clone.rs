@@ -3,16 +3,14 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{fstat, ioctl_ficlone};
 use rustix::io::Errno;
 
+use super::crew;
 use super::run::{Run, Slot};
-use crate::error::{Error, Kind, Result};
-
-/// Threads that clone: the file system works on many files at once.
-const THREADS: usize = 8;
+use crate::error::{Error, Result};
 
 /// Clones every file of the plan that can be cloned from `origin`, the primary's data directory. Returns
 /// which ones, by number; the others are left to be sent. A directory that
@@ -20,26 +18,11 @@ const THREADS: usize = 8;
 pub(super) fn clone(run: &Run, origin: &Path) -> Result<Vec<bool>> {
     let slots = run.slots();
     let cloned: Vec<AtomicBool> = slots.iter().map(|_| AtomicBool::new(false)).collect();
-    let next = AtomicUsize::new(0);
     let cannot = run.target.roots().map(|_| AtomicBool::new(false)).collect();
     let cloner = Cloner { run, origin, cannot };
-    let work = || {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(slot) = slots.get(number) else {
-                return Ok(());
-            };
-            run.cancel.check()?;
-            cloned[number].store(cloner.clone(slot)?, Ordering::Relaxed);
-        }
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..THREADS.min(slots.len())).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| {
-            worker
-                .join()
-                .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "a thread that clones files panicked")))
-        })
+    crew::each(run, &slots, |number, slot| {
+        cloned[number].store(cloner.clone(slot)?, Ordering::Relaxed);
+        Ok(())
     })?;
     Ok(cloned.into_iter().map(AtomicBool::into_inner).collect())
 }

@@ -2,17 +2,14 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
+use super::crew;
 use super::run::Run;
 use crate::error::{Error, Kind, Result};
 use crate::lock::lock;
 use crate::path::RelPath;
 use crate::target::Target;
-
-/// Threads that sync files: enough to keep a disk's queue filled.
-const THREADS: usize = 8;
 
 /// From so many files on the whole file system is synced at once: each sync of a file makes the disk empty its
 /// cache.
@@ -68,22 +65,7 @@ pub(super) fn sync_files(run: &Run) -> Result<()> {
     if files.len() >= MANY && before {
         return run.target.file_systems()?.iter().try_for_each(sync_file_system);
     }
-    let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some(path) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-            run.cancel.check()?;
-            run.target.sync_file(path)?;
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..THREADS.min(files.len())).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| {
-            worker
-                .join()
-                .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "a thread that syncs files panicked")))
-        })
-    })
+    crew::each(run, &files, |_, path| run.target.sync_file(path))
 }
 
 fn sync_file_system(fd: &OwnedFd) -> Result<()> {

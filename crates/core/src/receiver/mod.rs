@@ -20,6 +20,7 @@ pub mod policy;
 pub mod running;
 
 mod clone;
+mod crew;
 mod digest;
 mod durable;
 mod finish;

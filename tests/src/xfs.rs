@@ -1,22 +1,22 @@
 //! A file system that can clone files, in a file of its own.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use pgpool_recovery_e2e::Scratch;
-use pgpool_recovery_e2e::account;
+use crate::account;
+use crate::scratch::Scratch;
 
 /// XFS with reflinks on a loop device, unmounted with this value.
 #[derive(Debug)]
-pub(crate) struct Xfs {
-    pub(crate) path: PathBuf,
+pub struct Xfs {
+    path: PathBuf,
     _scratch: Scratch,
 }
 
 impl Xfs {
     /// With room for so many megabytes; the error says why this machine cannot.
-    pub(crate) fn new(scratch: &Scratch, megabytes: u64) -> Result<Self, String> {
+    pub fn new(scratch: &Scratch, megabytes: u64) -> Result<Self, String> {
         let (image, path) = (scratch.join("xfs.img"), scratch.mkdir("xfs"));
         let sized = File::create(&image).and_then(|file| file.set_len(megabytes << 20));
         sized.map_err(|error| format!("{}: {error}", image.display()))?;
@@ -25,6 +25,10 @@ impl Xfs {
         let xfs = Self { path, _scratch: scratch.clone() };
         account::give(&xfs.path);
         Ok(xfs)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 
