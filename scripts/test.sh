@@ -41,7 +41,7 @@ e2e() {
         triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
         export "CARGO_TARGET_${triple}_RUNNER=sudo -E"
     fi
-    cargo test --package pgpool-recovery-e2e
+    cargo test --package pgpool-recovery-e2e --package pgpool-recovery-bench
 }
 
 as_root() {

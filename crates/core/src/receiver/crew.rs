@@ -33,6 +33,8 @@ pub(super) fn each<T: Sync>(
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..THREADS.min(items.len())).map(|_| scope.spawn(worker)).collect();
         let panicked = |_| Err(Error::new(Kind::Internal, "a thread that works on the target panicked"));
-        workers.into_iter().map(|worker| worker.join().unwrap_or_else(panicked)).collect()
+        // all are waited for, whatever the first one says
+        let join = |done: Result<()>, worker| done.and(worker);
+        workers.into_iter().map(|worker| worker.join().unwrap_or_else(panicked)).fold(Ok(()), join)
     })
 }
