@@ -143,7 +143,7 @@ build() {
 }
 
 runtime() {
-    install_packages postgresql-15 postgresql-client-15 pgpool2 sudo iproute2 procps util-linux openssl xfsprogs
+    install_packages postgresql-15 postgresql-client-15 pgpool2 sudo iproute2 procps util-linux openssl strace xfsprogs
     # The demo's and the tests' servers run as this user; Debian's package makes it.
     id postgres >/dev/null || die "there is no user postgres"
 }

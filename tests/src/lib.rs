@@ -26,6 +26,7 @@ pub mod process;
 pub mod recovery;
 pub mod scratch;
 pub mod snapshot;
+pub mod trace;
 pub mod wait;
 pub mod workload;
 pub mod xfs;

@@ -236,7 +236,7 @@ impl Session {
 
     /// Moves the files from the one numbered `first` on.
     fn transfer(&mut self, data_directory: &Path, first: usize, what: What) -> Result<()> {
-        let jobs = streams(self.manner.jobs);
+        let jobs = streams(self.manner.jobs, self.connector.is_remote());
         while self.streams.len() < jobs {
             let link = self.attach()?;
             self.streams.push(link);
@@ -323,10 +323,12 @@ impl Drop for Session {
     }
 }
 
-/// How many streams a setting of `jobs` means.
-fn streams(jobs: u32) -> usize {
+/// How many streams a setting of `jobs` means. Within one process they mostly wait for the disk, which
+/// likes to have more to do than there are processors.
+fn streams(jobs: u32, is_remote: bool) -> usize {
+    let least = if is_remote { 2 } else { 4 };
     let wanted = match jobs {
-        0 => std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 16)),
+        0 => std::thread::available_parallelism().map_or(least, |count| count.get().clamp(least, 16)),
         jobs => jobs as usize,
     };
     wanted.min(MAX_STREAMS)

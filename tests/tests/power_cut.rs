@@ -1,0 +1,142 @@
+//! Order and durability (S2, S10): what the receiver asks of the kernel is recorded, and at no point could a power
+//! cut leave a directory that starts although it is not complete, whichever unsynced changes survive it.
+
+use std::path::Path;
+
+use pgpool_recovery_e2e::agent::{self, Agent};
+use pgpool_recovery_e2e::recovery::remote_start;
+use pgpool_recovery_e2e::scratch::write_as_postgres;
+use pgpool_recovery_e2e::trace::{Call, Disk, Trace};
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, compare, workload};
+
+/// The marker, and pg_control in all its forms: what may change while the directory could be started.
+fn is_own(root: &Path, path: &Path) -> bool {
+    let name = path.strip_prefix(root).ok().and_then(Path::to_str).unwrap_or_default();
+    ["pgpool_recovery.incomplete", "global/pg_control"].iter().any(|own| name.starts_with(own))
+        || name.is_empty()
+}
+
+/// What a power cut may leave of global/pg_control.
+#[derive(Debug, PartialEq)]
+enum Control {
+    /// The old one.
+    Old,
+    /// The old one or none: it was moved away, and that is not durable yet.
+    Leaving,
+    /// None: nothing can be started.
+    None,
+    /// The new one or none, later the new one.
+    New,
+}
+
+/// Walks through the calls of a run on `root`.
+#[track_caller]
+fn assert_a_power_cut_is_harmless(root: &Path, calls: &[Call], before: Control) {
+    let path_of_control = root.join("global/pg_control");
+    let mut disk = Disk::new(root);
+    let mut control = before;
+    let mut data_changes = 0;
+    for call in calls {
+        let changed = disk.apply(call);
+        for path in changed.iter().filter(|path| !is_own(root, path)) {
+            assert_eq!(control, Control::None, "{} changes: {call:?}", path.display());
+            data_changes += 1;
+        }
+        if changed.contains(&path_of_control) {
+            if call.names().first() == Some(&"pg_control") {
+                assert_eq!(control, Control::Old, "{call:?}");
+                control = Control::Leaving;
+            } else {
+                // From now on it may start: nothing may be lost but what makes it start.
+                let lost: Vec<_> = disk.unsynced().filter(|change| !is_own(root, &change.path)).collect();
+                assert!(lost.is_empty(), "pg_control is placed while these may be lost: {lost:?}");
+                assert_eq!(control, Control::None, "{call:?}");
+                control = Control::New;
+            }
+        }
+        if control == Control::Leaving && disk.unsynced().all(|change| change.path != path_of_control) {
+            control = Control::None;
+        }
+    }
+    assert_eq!(control, Control::New, "pg_control was never placed");
+    assert!(data_changes > 100, "recorded next to nothing: {data_changes} changes");
+    let lost: Vec<_> = disk.unsynced().collect();
+    assert!(lost.is_empty(), "the run ended while these may be lost: {lost:?}");
+}
+
+struct Stage {
+    scratch: Scratch,
+    primary: Cluster,
+    target: Cluster,
+    secret: std::path::PathBuf,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let secret = agent::secret(&scratch, "secret");
+        let primary = Cluster::place(&scratch, &Host::here(), "primary")
+            .with("pgpool_recovery.secret_file", secret.display())
+            .init();
+        primary.start();
+        primary.create_extension();
+        workload::fill(&primary, 10);
+        let target = Cluster::place(&scratch, &Host::here(), "target");
+        Self { scratch, primary, target, secret }
+    }
+
+    /// A full copy, then a refresh of the standby that was killed, which lacks much and has surplus files.
+    #[track_caller]
+    fn run_twice(&self, mut recover: impl FnMut() -> Vec<Call>) {
+        let calls = recover();
+        assert_a_power_cut_is_harmless(self.target.directory(), &calls, Control::None);
+        remote_start(&self.primary, "127.0.0.1", self.target.dir());
+        self.target.wait_for_replay(&self.primary);
+        self.target.kill();
+        workload::change_every(&mut self.primary.connect(), 3);
+        self.primary.execute("DROP TABLE accounts; CREATE TABLE later AS SELECT 1 AS a; CHECKPOINT");
+        let surplus = self.target.directory().join("base/77");
+        std::fs::create_dir(&surplus).expect("a surplus directory");
+        account::give(&surplus);
+        write_as_postgres(&surplus.join("1"), "x", 0o600);
+        let calls = recover();
+        assert_a_power_cut_is_harmless(self.target.directory(), &calls, Control::Old);
+        remote_start(&self.primary, "127.0.0.1", self.target.dir());
+        compare::stop_and_compare(&self.primary, &self.target).assert_none();
+    }
+
+    fn recovery(&self, transport: &str) -> Recovery {
+        Recovery::to("127.0.0.1", self.target.dir(), self.primary.port())
+            .option("transport", transport)
+            .option("application_name", "target")
+            .option("dest_port", self.target.port())
+    }
+}
+
+#[test]
+fn through_an_agent() {
+    let stage = Stage::new();
+    let mut agent = Agent::start(&stage.scratch, &Host::here(), &stage.secret, &[stage.target.directory()]);
+    // remote_start takes the agent's port from the settings
+    stage.primary.append_conf("pgpool_recovery.agent_port", agent.port());
+    stage.primary.append_conf("pgpool_recovery.transport", "agent");
+    stage.primary.reload();
+    stage.run_twice(|| {
+        let trace = Trace::attach(&stage.scratch, agent.pid());
+        stage.recovery("agent").run(&stage.primary);
+        trace.finish()
+    });
+    agent.stop();
+}
+
+#[test]
+fn within_the_primary() {
+    let stage = Stage::new();
+    stage.run_twice(|| {
+        let mut client = stage.primary.connect();
+        let backend: i32 = client.query_one("SELECT pg_backend_pid()", &[]).expect("a backend").get(0);
+        let trace = Trace::attach(&stage.scratch, backend.try_into().expect("a process id"));
+        stage.recovery("local").call(&mut client).expect("a recovery");
+        trace.finish()
+    });
+}
