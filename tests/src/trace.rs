@@ -199,7 +199,7 @@ impl Disk {
     /// A name came, went, or means something else.
     fn change_entry(&mut self, call: &Call, path: &Path, changed: &mut Vec<PathBuf>) {
         let Some(parent) = path.parent().filter(|parent| parent.starts_with(&self.root)) else { return };
-        self.change(call, &parent.to_owned(), path);
+        self.change(call, parent, path);
         changed.push(path.to_owned());
     }
 
