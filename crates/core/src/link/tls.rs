@@ -418,7 +418,10 @@ fn decrypt(connection: &mut Connection, cipher: &[u8], plain: &mut [u8]) -> io::
             let ended = state.peer_has_closed() && is_drained;
             return Ok(Decrypted { fed: cipher.len() - rest.len(), plain: filled, ended });
         }
-        connection.read_tls(&mut rest)?;
+        if connection.read_tls(&mut rest)? == 0 {
+            // after the peer's last word rustls takes nothing more: what follows it is nobody's
+            return Ok(Decrypted { fed: cipher.len(), plain: filled, ended: true });
+        }
     }
 }
 

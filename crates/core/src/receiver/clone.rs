@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::crew;
 use super::run::{Run, Slot};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Clones every file of the plan that can be cloned from `origin`, the primary's data directory. Returns
 /// which ones, by number; the others are left to be sent. A directory that
@@ -56,15 +56,14 @@ impl Cloner<'_> {
         };
         match ioctl_ficlone(&file, &source) {
             Ok(()) => slot.set_changed(),
-            Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS) => {
+            Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS) => {
                 cannot.store(true, Ordering::Relaxed);
                 return Ok(false);
             }
-            Err(error) => {
-                return Err(Error::io(
-                    format_args!("clone file \"{}\" of the primary", slot.path),
-                    &error.into(),
-                ));
+            // this file only, and maybe in part: it is sent
+            Err(_) => {
+                slot.set_changed();
+                return Ok(false);
             }
         }
         // The file may have grown or shrunk meanwhile: the shorter is what was surely cloned, and what lies

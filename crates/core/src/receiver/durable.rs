@@ -58,7 +58,8 @@ impl Drop for Before {
 
 /// Makes every file of the plan durable: those that this run changed, and if [`Before`] could not, all.
 pub(super) fn sync_files(run: &Run) -> Result<()> {
-    let before = run.before.end()?;
+    // what lies on a file system that is mounted within the target was not synced
+    let before = run.before.end()? && !run.target.has_mounts();
     let slots = run.slots();
     let wanted = slots.iter().filter(|slot| (slot.is_changed() || !before) && !slot.is_gone());
     let files: Vec<&RelPath> = wanted.map(|slot| &slot.path).collect();

@@ -27,6 +27,17 @@ const QUEUE: usize = 64;
 /// Frames that wait to be written, each up to a range long.
 const WRITES: usize = 2;
 
+/// Files that wait to be synced early; more of them are synced at the end.
+const SYNCS: usize = 2;
+
+/// What is left to the syncing thread.
+pub(super) enum Early {
+    /// Much of this is in the page cache only.
+    Sync(File),
+    /// Tells when everything before has been synced.
+    Tell(SyncSender<()>),
+}
+
 /// What the reading thread leaves to the writing one.
 enum Step {
     Pages(PagesTail, Buffer),
@@ -51,7 +62,7 @@ pub(super) fn serve(run: &Run, link: Link, cancel: &Cancel) -> Result<()> {
     let (tasks, queue) = sync_channel(QUEUE);
     let (steps, writes) = sync_channel(WRITES);
     let (spend, spent) = channel();
-    let (dirty, to_sync) = channel();
+    let (dirty, to_sync) = sync_channel(SYNCS);
     std::thread::scope(|scope| {
         let start = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let failed = |error| Error::io("start a thread", &error);
@@ -136,7 +147,7 @@ fn write(
     steps: &Receiver<Step>,
     tasks: &SyncSender<Task>,
     spend: &Sender<Buffer>,
-    dirty: &Sender<File>,
+    dirty: &SyncSender<Early>,
 ) -> Result<()> {
     let mut writer = PageWriter::new(run, dirty);
     let mut step = |step| {
@@ -151,6 +162,11 @@ fn write(
             Step::Barrier => {
                 // closed files are complete files
                 writer.close();
+                // The kernel tells of a failed write once, and it may have told the syncing thread: the sender
+                // hears of that before it hears that all is written.
+                let (tell, told) = sync_channel(1);
+                dirty.send(Early::Tell(tell)).map_err(|_| cut())?;
+                told.recv().map_err(|_| cut())?;
                 (Some(Task::Barrier), None)
             }
         };
@@ -205,8 +221,16 @@ fn answer(run: &Run, sink: &mut dyn Sink, queue: &Receiver<Task>) -> Result<()> 
 
 /// Has the disk write what piles up in the page cache while the run goes on, so that little is left to wait
 /// for when it finishes. The kernel tells of a failed write only once: it ends the run here.
-fn sync_early(files: &Receiver<File>, tasks: &SyncSender<Task>) -> Result<()> {
-    for file in files {
+fn sync_early(queue: &Receiver<Early>, tasks: &SyncSender<Task>) -> Result<()> {
+    for early in queue {
+        let file = match early {
+            Early::Sync(file) => file,
+            Early::Tell(told) => {
+                // the writing thread waits
+                let _ = told.send(());
+                continue;
+            }
+        };
         file.sync_data().map_err(|error| {
             let error = Error::io("sync a file of the target", &error);
             let _ = tasks.send(Task::Fail(error.clone()));

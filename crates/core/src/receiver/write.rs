@@ -1,11 +1,11 @@
 //! Writing pages into the target's files, for one data link.
 
-use std::fs::File;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 
 use super::cut;
 use super::read::read_full;
 use super::run::{Run, Slot, slot};
+use super::stream::Early;
 use crate::buffer::Buffer;
 use crate::delta;
 use crate::digest::PAGE;
@@ -19,7 +19,7 @@ use crate::target::write::Writer;
 pub(super) struct PageWriter<'a> {
     run: &'a Run,
     /// Takes files of which much is in the page cache only.
-    dirty: &'a Sender<File>,
+    dirty: &'a SyncSender<Early>,
     open: Option<Open>,
     present: Buffer,
     runs: Vec<data::Run>,
@@ -33,7 +33,7 @@ struct Open {
 }
 
 impl<'a> PageWriter<'a> {
-    pub(super) fn new(run: &'a Run, dirty: &'a Sender<File>) -> Self {
+    pub(super) fn new(run: &'a Run, dirty: &'a SyncSender<Early>) -> Self {
         Self { run, dirty, open: None, present: Buffer::new(), runs: Vec::new() }
     }
 
@@ -118,8 +118,8 @@ impl<'a> PageWriter<'a> {
             .write_all(bytes, offset)
             .map_err(Error::on(format_args!("write file \"{}\" of the target", slot.path)))?;
         if let Some(file) = writer.take_dirty() {
-            // the syncing thread lives as long as this one
-            let _ = self.dirty.send(file);
+            // while it has enough to do, the rest is left to the end
+            let _ = self.dirty.try_send(Early::Sync(file));
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
@@ -46,6 +47,8 @@ pub struct Target {
     replacing: Mutex<()>,
     /// The directory of the last file, open: files come directory by directory.
     last: Mutex<Option<(String, Arc<OwnedFd>)>>,
+    /// Whether a directory is a mount point: then there are file systems beyond those of the roots.
+    has_mounts: AtomicBool,
 }
 
 /// A directory that accesses start from.
@@ -88,6 +91,7 @@ impl Target {
             dirty: Mutex::default(),
             replacing: Mutex::default(),
             last: Mutex::default(),
+            has_mounts: AtomicBool::new(false),
         })
     }
 
@@ -143,6 +147,12 @@ impl Target {
             found.extend(open.map_err(Error::on(format_args!("look at \"{}\"", self.path.display())))?);
         }
         Ok(found)
+    }
+
+    /// Whether files lie on other file systems than [`Target::file_systems`] tells, as the directories made so
+    /// far show.
+    pub fn has_mounts(&self) -> bool {
+        self.has_mounts.load(Ordering::Relaxed)
     }
 
     /// Opens an existing regular file for reading; `None` if there is none. A symbolic link or a
@@ -242,6 +252,11 @@ impl Target {
             }
             Err(error) => return Err(failed(error)),
         };
+        let device = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_dev);
+        let own = device(&fd).map_err(failed)?;
+        if !self.roots.iter().any(|root| device(&root.fd) == Ok(own)) {
+            self.has_mounts.store(true, Ordering::Relaxed);
+        }
         // an earlier, broken-off run may have changed its entries without making them durable
         lock(&self.dirty).insert(path.as_str().to_owned());
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(failed)
