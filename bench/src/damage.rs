@@ -7,10 +7,18 @@ use std::path::Path;
 
 use pgpool_recovery_e2e::compare::PAGE;
 
+use crate::interrupt::{Outcome, failed};
+use crate::stage::Stage;
 use crate::tree;
 
+/// Changes a stopped standby: other pages in each round, the same for every contender.
+pub(crate) fn standby(stage: &Stage, one_in: u64, round: u32) -> Outcome<u64> {
+    let changed = pages(stage.target.directory(), one_in, u64::from(round));
+    changed.or_else(|error| failed(format!("the standby could not be changed: {error}")))
+}
+
 /// Changes some bytes in exactly one of `one_in` pages of the relations, chosen by `seed`, and gives their number.
-pub(crate) fn pages(directory: &Path, one_in: u64, seed: u64) -> io::Result<u64> {
+fn pages(directory: &Path, one_in: u64, seed: u64) -> io::Result<u64> {
     let files = tree::relations(directory)?;
     let mut left: u64 = files.values().map(|size| size / PAGE as u64).sum();
     let wanted = left / one_in;

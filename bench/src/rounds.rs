@@ -22,7 +22,16 @@ pub(crate) struct Rounds<'a> {
     pub(crate) figures: &'a dyn Fn(&mut Sample),
 }
 
-impl Rounds<'_> {
+impl<'a> Rounds<'a> {
+    /// As most works are done: as often as the plan says, and with no figures of their own.
+    pub(crate) fn new(
+        plan: &'a Plan,
+        stage: &'a Stage,
+        reset: &'a dyn Fn(&Stage, u32) -> Outcome<u64>,
+    ) -> Self {
+        Self { plan, stage, repetitions: plan.repetitions, verify: true, reset, figures: &plain }
+    }
+
     /// Adds a row to `table` for each contender that was asked for. Round 0 warms up and is not counted.
     pub(crate) fn run(&self, table: &mut Table, contenders: Vec<Box<dyn Contender>>) -> Outcome<()> {
         let mut present = Vec::new();
@@ -77,7 +86,7 @@ impl Rounds<'_> {
 }
 
 /// An error with the contender and the work it belongs to.
-fn named<T>(outcome: Outcome<T>) -> Outcome<T> {
+pub(crate) fn named<T>(outcome: Outcome<T>) -> Outcome<T> {
     outcome.map_err(|stop| match stop {
         Stop::Failed(text) => Stop::Failed(format!("{}: {text}", crate::progress::what())),
         Stop::Interrupted => Stop::Interrupted,
@@ -85,4 +94,4 @@ fn named<T>(outcome: Outcome<T>) -> Outcome<T> {
 }
 
 /// No figures of a work's own.
-pub(crate) fn plain(_: &mut Sample) {}
+fn plain(_: &mut Sample) {}

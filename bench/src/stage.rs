@@ -62,9 +62,7 @@ impl Stage {
         for (name, value) in &place.settings {
             primary = primary.with(name, value);
         }
-        let primary = primary.init();
-        primary.start();
-        primary.create_extension();
+        let primary = primary.into_primary();
         let target = cluster(&scratch, &there, "target", &secret).at(directory.join("target"));
         make_directory(target.directory());
         Self::of(scratch, primary, target, &secret, place.network)

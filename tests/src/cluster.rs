@@ -68,10 +68,16 @@ impl Cluster {
 
     /// A new cluster on this machine, running, with the extension in `postgres` and `template1`.
     pub fn primary(scratch: &Scratch) -> Self {
-        let cluster = Self::place(scratch, &Host::here(), "primary").init();
-        cluster.start();
-        cluster.create_extension();
-        cluster
+        Self::place(scratch, &Host::here(), "primary").into_primary()
+    }
+
+    /// [`Cluster::init`], and then it runs with the extension.
+    #[must_use]
+    pub fn into_primary(self) -> Self {
+        let primary = self.init();
+        primary.start();
+        primary.create_extension();
+        primary
     }
 
     /// Adds a setting, to be used by [`Cluster::init`].

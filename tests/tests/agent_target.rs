@@ -29,9 +29,7 @@ impl Stage {
         let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary"))
             .with("pgpool_recovery.secret_file", secret.display())
             .with("pgpool_recovery.transport", "agent")
-            .init();
-        primary.start();
-        primary.create_extension();
+            .into_primary();
         workload::fill(&primary, megabytes);
         let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
         standby.kill();

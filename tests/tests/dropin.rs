@@ -193,9 +193,7 @@ fn the_helpers_of_old_scripts() {
     let primary = Cluster::place(&scratch, &Host::here(), "primary")
         .with("archive_mode", "on")
         .with("archive_command", command)
-        .init();
-    primary.start();
-    primary.create_extension();
+        .into_primary();
     primary.execute("CREATE TABLE t AS SELECT 1 AS one");
     let sql = "SELECT pgpool_switch_xlog($1)";
     let path: String = primary.get(sql, &[&archive.to_str().expect("ASCII")]);

@@ -30,9 +30,7 @@ impl Stage {
         let secret = agent::secret(&scratch, "secret");
         let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary"))
             .with("pgpool_recovery.secret_file", secret.display())
-            .init();
-        primary.start();
-        primary.create_extension();
+            .into_primary();
         workload::fill(&primary, MEGABYTES);
         let target = Cluster::standby_by_basebackup(&primary, &Host::here(), "target");
         target.stop(Stop::Fast);

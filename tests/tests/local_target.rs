@@ -48,9 +48,7 @@ fn a_killed_standby_is_rebuilt_and_streams() {
 #[test]
 fn a_primary_at_rest_is_copied_bit_by_bit() {
     let scratch = Scratch::new();
-    let primary = Cluster::place(&scratch, &Host::here(), "primary").with("autovacuum", "off").init();
-    primary.start();
-    primary.create_extension();
+    let primary = Cluster::place(&scratch, &Host::here(), "primary").with("autovacuum", "off").into_primary();
     workload::fill(&primary, 5);
     workload::settle(&primary);
     let target = Cluster::place(&scratch, &Host::here(), "target");

@@ -18,9 +18,7 @@ fn a_new_node_on_another_host() {
     let secret = agent::secret(&scratch, "secret");
     let primary = Cluster::place(&scratch, &network.host(0), "server0")
         .with("pgpool_recovery.secret_file", secret.display())
-        .init();
-    primary.start();
-    primary.create_extension();
+        .into_primary();
     workload::fill(&primary, megabytes());
     let target = Cluster::place(&scratch, &network.host(1), "server1");
     let agent = Agent::start(&scratch, target.host(), &secret, &[target.directory()]);
@@ -49,9 +47,7 @@ fn pgpool_brings_a_node_on_another_host_back() {
     let secret = agent::secret(&scratch, "secret");
     let first = Cluster::place(&scratch, &network.host(1), "server0")
         .with("pgpool_recovery.secret_file", secret.display())
-        .init();
-    first.start();
-    first.create_extension();
+        .into_primary();
     workload::fill(&first, 10);
     let second = Cluster::place(&scratch, &network.host(2), "server1");
     // Pgpool-II tells no agent port: the default one, which every host has to itself.

@@ -13,9 +13,7 @@ fn node(scratch: &Scratch, name: &str) -> Cluster {
 #[test]
 fn a_dead_primary_comes_back_as_a_standby() {
     let scratch = Scratch::new();
-    let first = node(&scratch, "node0").init();
-    first.start();
-    first.create_extension();
+    let first = node(&scratch, "node0").into_primary();
     workload::fill(&first, 10);
     let second = node(&scratch, "node1");
     let pgpool = Setup::new(&scratch, &Host::here(), &[&first, &second]).start();
@@ -49,9 +47,7 @@ fn a_dead_primary_comes_back_as_a_standby() {
 #[test]
 fn a_failure_is_shown_with_its_cause() {
     let scratch = Scratch::new();
-    let primary = node(&scratch, "node0").init();
-    primary.start();
-    primary.create_extension();
+    let primary = node(&scratch, "node0").into_primary();
     // Somebody else's cluster where node 1 should be.
     let foreign = node(&scratch, "node1").init();
     let before = pgpool_recovery_e2e::snapshot::Snapshot::of(foreign.directory());
@@ -74,9 +70,7 @@ fn a_failure_is_shown_with_its_cause() {
 #[test]
 fn a_failed_start_is_shown_to_the_operator() {
     let scratch = Scratch::new();
-    let primary = node(&scratch, "node0").init();
-    primary.start();
-    primary.create_extension();
+    let primary = node(&scratch, "node0").into_primary();
     let broken = Cluster::standby_by_basebackup(&primary, &Host::here(), "node1");
     broken.stop(pgpool_recovery_e2e::cluster::Stop::Fast);
     // Its own configuration, which is kept, keeps it from starting.

@@ -77,9 +77,7 @@ impl Stage {
         let secret = agent::secret(&scratch, "secret");
         let primary = Cluster::place(&scratch, &Host::here(), "primary")
             .with("pgpool_recovery.secret_file", secret.display())
-            .init();
-        primary.start();
-        primary.create_extension();
+            .into_primary();
         workload::fill(&primary, 10);
         let target = Cluster::place(&scratch, &Host::here(), "target");
         Self { scratch, primary, target, secret }

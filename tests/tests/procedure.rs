@@ -34,9 +34,7 @@ fn a_procedure_rebuilds_a_standby() {
 #[test]
 fn its_exception_handler_catches_a_refusal() {
     let scratch = Scratch::new();
-    let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).init();
-    primary.start();
-    primary.create_extension();
+    let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
     primary.execute(
         "CREATE TABLE caught (sqlstate text, message text, hint text);
          CREATE PROCEDURE careful(directory text) LANGUAGE plpgsql AS $$

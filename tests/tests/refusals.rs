@@ -9,10 +9,7 @@ use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, probe, wor
 use postgres::types::ToSql;
 
 fn quiet_primary(scratch: &Scratch) -> Cluster {
-    let primary = probe::quiet(Cluster::place(scratch, &Host::here(), "primary")).init();
-    primary.start();
-    primary.create_extension();
-    primary
+    probe::quiet(Cluster::place(scratch, &Host::here(), "primary")).into_primary()
 }
 
 fn dead_standby(primary: &Cluster) -> Cluster {
@@ -245,9 +242,7 @@ fn a_primary_that_cannot_have_standbys() {
         for (setting, value) in conf {
             primary = primary.with(setting, value);
         }
-        let primary = primary.init();
-        primary.start();
-        primary.create_extension();
+        let primary = primary.into_primary();
         let target = scratch.join(format!("target-{name}"));
         let error = Recovery::to("localhost", target.to_str().expect("ASCII"), primary.port()).fail(&primary);
         error.expect(sqlstate).says(word);

@@ -15,9 +15,7 @@ fn every_compression_and_transport_gives_the_same_standby() {
     let secret = agent::secret(&scratch, "secret");
     let primary = Cluster::place(&scratch, &Host::here(), "primary")
         .with("pgpool_recovery.secret_file", secret.display())
-        .init();
-    primary.start();
-    primary.create_extension();
+        .into_primary();
     workload::fill(&primary, 20);
     let target = Cluster::place(&scratch, &Host::here(), "target");
     let agent = Agent::start(&scratch, &Host::here(), &secret, &[target.directory()]);
@@ -65,9 +63,7 @@ fn files_are_cloned_where_the_file_system_can() {
         if checksums {
             primary = primary.initdb_argument("--data-checksums");
         }
-        let primary = primary.init();
-        primary.start();
-        primary.create_extension();
+        let primary = primary.into_primary();
         workload::fill(&primary, 20);
         let target = Cluster::place(&scratch, &Host::here(), "target").at(xfs.path().join("target"));
         for strategy in ["full", "delta"] {
@@ -99,9 +95,7 @@ fn a_corrupt_page_is_found_although_files_are_cloned() {
     let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary"))
         .at(xfs.path().join("primary"))
         .initdb_argument("--data-checksums")
-        .init();
-    primary.start();
-    primary.create_extension();
+        .into_primary();
     workload::fill(&primary, 5);
     let file: String = primary.get("SELECT pg_relation_filepath('bulk')", &[]);
     primary.stop(Stop::Fast);
@@ -123,9 +117,7 @@ fn a_rate_limit_holds_back_every_transport() {
     let secret = agent::secret(&scratch, "secret");
     let primary = Cluster::place(&scratch, &Host::here(), "primary")
         .with("pgpool_recovery.secret_file", secret.display())
-        .init();
-    primary.start();
-    primary.create_extension();
+        .into_primary();
     workload::fill(&primary, 5);
     for transport in ["agent", "local"] {
         let target = Cluster::place(&scratch, &Host::here(), transport);

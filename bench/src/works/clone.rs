@@ -8,7 +8,7 @@ use crate::data;
 use crate::interrupt::Outcome;
 use crate::progress::say;
 use crate::report::Table;
-use crate::rounds::{Rounds, plain};
+use crate::rounds::Rounds;
 use crate::stage::{Place, Stage};
 
 pub(crate) fn full(lab: &mut Lab) -> Outcome<()> {
@@ -30,9 +30,7 @@ pub(crate) fn full(lab: &mut Lab) -> Outcome<()> {
     describe(&mut table, &stage)?;
     let reset = |stage: &Stage, _| stage.empty_target();
     let contenders = vec![Ours::local(), BaseBackup::plain()];
-    let repetitions = plan.repetitions;
-    Rounds { plan, stage: &stage, repetitions, verify: true, reset: &reset, figures: &plain }
-        .run(&mut table, contenders)?;
+    Rounds::new(plan, &stage, &reset).run(&mut table, contenders)?;
     lab.done(table);
     // The servers on it end before the file system goes.
     drop(stage);

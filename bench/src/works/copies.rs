@@ -3,9 +3,9 @@
 use super::{Lab, describe, stopped_standby};
 use crate::contenders::{BaseBackup, Ours, PgBackRest, Rsync};
 use crate::damage;
-use crate::interrupt::{Outcome, failed};
+use crate::interrupt::Outcome;
 use crate::report::Table;
-use crate::rounds::{Rounds, plain};
+use crate::rounds::Rounds;
 use crate::stage::Stage;
 
 /// A stopped standby of which one in so many pages differs, or none.
@@ -17,11 +17,7 @@ pub(crate) fn refresh(lab: &mut Lab, work: &str, one_in: Option<u64>) -> Outcome
     describe(&mut table, stage)?;
     let reset = |stage: &Stage, round: u32| match one_in {
         None => Ok(0),
-        // Other pages in each round, the same for every contender.
-        Some(one_in) => match damage::pages(stage.target.directory(), one_in, u64::from(round)) {
-            Ok(pages) => Ok(pages),
-            Err(error) => failed(format!("the standby could not be changed: {error}")),
-        },
+        Some(one_in) => damage::standby(stage, one_in, round),
     };
     let contenders = vec![
         Ours::agent(),
@@ -31,8 +27,7 @@ pub(crate) fn refresh(lab: &mut Lab, work: &str, one_in: Option<u64>) -> Outcome
         Rsync::delta(),
         PgBackRest::delta(),
     ];
-    Rounds { plan, stage, repetitions: plan.repetitions, verify: true, reset: &reset, figures: &plain }
-        .run(&mut table, contenders)?;
+    Rounds::new(plan, stage, &reset).run(&mut table, contenders)?;
     lab.done(table);
     Ok(())
 }
@@ -54,8 +49,7 @@ pub(crate) fn full(lab: &mut Lab) -> Outcome<()> {
         Rsync::tutorial(),
         PgBackRest::delta(),
     ];
-    Rounds { plan, stage, repetitions: plan.repetitions, verify: true, reset: &reset, figures: &plain }
-        .run(&mut table, contenders)?;
+    Rounds::new(plan, stage, &reset).run(&mut table, contenders)?;
     lab.done(table);
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::interrupt::Outcome;
 use crate::plan::Plan;
 use crate::progress::say;
 use crate::report::Table;
-use crate::rounds::{Rounds, plain};
+use crate::rounds::Rounds;
 use crate::stage::{Place, Stage};
 
 const MEGABYTES: [u32; 4] = [100, 1000, 3000, 10_000];
@@ -38,7 +38,7 @@ pub(crate) fn sizes_and_files(lab: &mut Lab) -> Outcome<()> {
 fn point(plan: &Plan, stage: &Stage, all: &mut Table, name: &str) -> Outcome<()> {
     let (empty, keep) = (|stage: &Stage, _| stage.empty_target(), |_: &Stage, _| Ok(0));
     let repetitions = plan.repetitions.min(2);
-    let rounds = Rounds { plan, stage, repetitions, verify: true, reset: &empty, figures: &plain };
+    let rounds = Rounds { repetitions, ..Rounds::new(plan, stage, &empty) };
     let mut full = Table::new(&format!("curve, full, {name}"));
     rounds.run(&mut full, vec![Ours::agent()])?;
     stopped_standby(stage)?;

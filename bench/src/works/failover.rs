@@ -12,7 +12,7 @@ use crate::contenders::{Ours, Rewind};
 use crate::interrupt::Outcome;
 use crate::progress::say;
 use crate::report::Table;
-use crate::rounds::{Rounds, plain};
+use crate::rounds::Rounds;
 use crate::stage::{Stage, cluster};
 use crate::{data, tool};
 
@@ -25,9 +25,7 @@ pub(crate) fn rebuild(lab: &mut Lab) -> Outcome<()> {
     let scratch = lab.scratch();
     let secret = agent::secret(&scratch, "secret");
     // pg_rewind wants to see the changes of hint bits.
-    let old = cluster(&scratch, &Host::here(), "old", &secret).with("wal_log_hints", "on").init();
-    old.start();
-    old.create_extension();
+    let old = cluster(&scratch, &Host::here(), "old", &secret).with("wal_log_hints", "on").into_primary();
     data::pgbench_tables(&old, plan.size)?;
     let new = Cluster::standby_by_basebackup(&old, &Host::here(), "new");
     new.wait_for_replay(&old);
@@ -51,9 +49,7 @@ pub(crate) fn rebuild(lab: &mut Lab) -> Outcome<()> {
         copy(&saved, stage.target.directory()).map(|()| 0)
     };
     let contenders = vec![Ours::agent(), Ours::compressed("auto"), Ours::local(), Rewind::plain()];
-    let repetitions = plan.repetitions;
-    Rounds { plan, stage: &stage, repetitions, verify: true, reset: &reset, figures: &plain }
-        .run(&mut table, contenders)?;
+    Rounds::new(plan, &stage, &reset).run(&mut table, contenders)?;
     lab.done(table);
     Ok(())
 }

@@ -4,7 +4,7 @@ use pgpool_recovery_e2e::netns::Network;
 
 use super::{Lab, describe, stopped_standby};
 use crate::contenders::{BaseBackup, Contender, Ours, PlainTcp};
-use crate::interrupt::{Outcome, failed};
+use crate::interrupt::Outcome;
 use crate::measure::Sample;
 use crate::progress::say;
 use crate::report::Table;
@@ -26,14 +26,8 @@ pub(crate) fn copies(lab: &mut Lab) -> Outcome<()> {
         sample.figures.push(("% of link".to_owned(), sent / bytes_per_second * 100.0));
     };
     let empty = |stage: &Stage, _| stage.empty_target();
-    let rounds = Rounds {
-        plan,
-        stage: &stage,
-        repetitions: plan.few_repetitions(),
-        verify: true,
-        reset: &empty,
-        figures: &figures,
-    };
+    let repetitions = plan.few_repetitions();
+    let rounds = Rounds { repetitions, figures: &figures, ..Rounds::new(plan, &stage, &empty) };
 
     let mut table = link_table("link-full", &stage, plan.rate)?;
     // What TCP itself gets through.
@@ -47,10 +41,7 @@ pub(crate) fn copies(lab: &mut Lab) -> Outcome<()> {
 
     stopped_standby(&stage)?;
     let mut table = link_table("link-refresh-10", &stage, plan.rate)?;
-    let reset = |stage: &Stage, round: u32| {
-        let changed = damage::pages(stage.target.directory(), 10, u64::from(round));
-        changed.or_else(|error| failed(format!("the standby could not be changed: {error}")))
-    };
+    let reset = |stage: &Stage, round| damage::standby(stage, 10, round);
     Rounds { reset: &reset, ..rounds }.run(&mut table, ours())?;
     lab.done(table);
     Ok(())

@@ -8,12 +8,13 @@ use rustix::process::Signal;
 
 use super::{Lab, describe};
 use crate::contenders::{BaseBackup, Contender, Ours, Told, Wire};
-use crate::interrupt::{Outcome, Stop, check, failed};
+use crate::interrupt::{Outcome, check, failed};
 use crate::measure::{self, Sample};
 use crate::memory::Watch;
 use crate::plan::Plan;
 use crate::progress::{doing, say};
 use crate::report::{Row, Table};
+use crate::rounds::named;
 use crate::stage::{Place, Stage};
 use crate::{data, tool, tree, verify};
 
@@ -36,10 +37,7 @@ pub(crate) fn during_a_copy(lab: &mut Lab) -> Outcome<()> {
         for (index, contender) in contenders.iter_mut().enumerate() {
             check()?;
             doing(format!("{} in work load, round {round}", contender.name()));
-            let sample = once(plan, &stage, contender.as_mut()).map_err(|stop| match stop {
-                Stop::Failed(text) => Stop::Failed(format!("{} in work load: {text}", contender.name())),
-                Stop::Interrupted => Stop::Interrupted,
-            })?;
+            let sample = named(once(plan, &stage, contender.as_mut()))?;
             say(&format!("load: {} {:.2} s", contender.name(), sample.seconds));
             if round > 0 {
                 table.rows[index].samples.push(sample);

@@ -4,7 +4,7 @@ use super::{Lab, describe, stopped_standby};
 use crate::contenders::Machine;
 use crate::interrupt::Outcome;
 use crate::report::Table;
-use crate::rounds::{Rounds, plain};
+use crate::rounds::Rounds;
 use crate::stage::Stage;
 
 pub(crate) fn bounds(lab: &mut Lab) -> Outcome<()> {
@@ -14,8 +14,7 @@ pub(crate) fn bounds(lab: &mut Lab) -> Outcome<()> {
     describe(&mut table, stage)?;
     stopped_standby(stage)?;
     let keep = |_: &Stage, _| Ok(0);
-    let rounds =
-        Rounds { plan, stage, repetitions: plan.repetitions, verify: false, reset: &keep, figures: &plain };
+    let rounds = Rounds { verify: false, ..Rounds::new(plan, stage, &keep) };
     rounds.run(&mut table, vec![Box::new(Machine::Compare)])?;
     let empty = |stage: &Stage, _| stage.empty_target();
     Rounds { reset: &empty, ..rounds }.run(&mut table, vec![Box::new(Machine::Copy)])?;

@@ -6,7 +6,7 @@ use crate::data;
 use crate::interrupt::Outcome;
 use crate::progress::say;
 use crate::report::Table;
-use crate::rounds::{Rounds, plain};
+use crate::rounds::Rounds;
 use crate::stage::{Place, Stage};
 
 pub(crate) fn refresh(lab: &mut Lab) -> Outcome<()> {
@@ -21,8 +21,7 @@ pub(crate) fn refresh(lab: &mut Lab) -> Outcome<()> {
     let keep = |_: &Stage, _| Ok(0);
     let contenders = vec![Ours::agent(), Rsync::tutorial()];
     let repetitions = plan.few_repetitions();
-    Rounds { plan, stage: &stage, repetitions, verify: true, reset: &keep, figures: &plain }
-        .run(&mut table, contenders)?;
+    Rounds { repetitions, ..Rounds::new(plan, &stage, &keep) }.run(&mut table, contenders)?;
     lab.done(table);
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::data;
 use crate::interrupt::Outcome;
 use crate::progress::say;
 use crate::report::Table;
-use crate::rounds::{Rounds, plain};
+use crate::rounds::Rounds;
 use crate::stage::{Place, Stage};
 
 const MEGABYTES: u32 = 100;
@@ -29,8 +29,7 @@ pub(crate) fn start_up(lab: &mut Lab) -> Outcome<()> {
     let mut table = Table::new("small");
     describe(&mut table, &stage)?;
     let keep = |_: &Stage, _| Ok(0);
-    let repetitions = plan.repetitions;
-    Rounds { plan, stage: &stage, repetitions, verify: true, reset: &keep, figures: &plain }
+    Rounds::new(plan, &stage, &keep)
         .run(&mut table, vec![Box::<FirstStageAndStart>::default(), Box::<ThroughPgpool>::default()])?;
     lab.done(table);
     Ok(())

@@ -39,7 +39,7 @@ impl Buffer {
 
     /// Moves to memory that holds `length` bytes of content, if this does not.
     fn reserve(&mut self, length: usize) {
-        if self.start + length <= self.storage.capacity() && self.storage.capacity() > 0 {
+        if self.start + length <= self.storage.capacity() {
             return;
         }
         // doubled, so that appending piece by piece stays cheap; and with room for what follows a content

@@ -196,6 +196,33 @@ fn a_dribbling_peer_is_given_up() {
     assert!(started.elapsed() < Duration::from_secs(13), "took {:?}", started.elapsed());
 }
 
+/// After its close_notify TLS takes nothing more of a peer, whatever arrives with it.
+#[test]
+fn bytes_after_the_peers_last_word_end_the_link() {
+    let (listener, address) = listener();
+    let server = serve(listener, Secret::random().expect("secret"));
+    let config = tls::client_config().expect("client configuration");
+    let name = "pgpool-recovery-agent".try_into().expect("a name");
+    let mut stranger = rustls::ClientConnection::new(config, name).expect("TLS");
+    let mut socket = TcpStream::connect(address).expect("connect");
+    while stranger.is_handshaking() {
+        stranger.complete_io(&mut socket).expect("the handshake");
+    }
+    stranger.send_close_notify();
+    let mut last = Vec::new();
+    while stranger.wants_write() {
+        stranger.write_tls(&mut last).expect("memory");
+    }
+    last.resize(last.len() + 20_000, 0x17);
+    socket.write_all(&last).expect("sent");
+    let started = Instant::now();
+    while !server.is_finished() {
+        assert!(started.elapsed() < Duration::from_secs(8), "the agent still works on it");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(server.join().expect("server").is_err());
+}
+
 #[test]
 fn a_byte_altered_on_the_wire_is_noticed() {
     let secret = Secret::random().expect("secret");

@@ -343,24 +343,18 @@ impl TlsSource {
     fn read(&mut self, plain: &mut [u8]) -> Result<usize> {
         let mut count = 0;
         while count < plain.len() {
-            if self.fed == self.filled {
-                // what has been decrypted is taken before more is waited for
-                match decrypt(&mut lock(&self.shared.connection), &[], &mut plain[count..]) {
-                    Ok(Decrypted { plain: 0, ended: true, .. }) => break,
-                    Ok(Decrypted { plain: 0, .. }) => {}
-                    Ok(decrypted) => {
-                        count += decrypted.plain;
-                        continue;
-                    }
-                    Err(error) => return Err(refine(&error, &self.shared.place, &self.shared.cancel)),
-                }
-                self.fill()?;
-            }
             let cipher = &self.cipher[self.fed..self.filled];
             let decrypted = decrypt(&mut lock(&self.shared.connection), cipher, &mut plain[count..])
                 .map_err(|error| refine(&error, &self.shared.place, &self.shared.cancel))?;
             self.fed += decrypted.fed;
             count += decrypted.plain;
+            // what has been decrypted is taken before more is waited for
+            if decrypted.fed == 0 && decrypted.plain == 0 {
+                if decrypted.ended {
+                    break;
+                }
+                self.fill()?;
+            }
         }
         Ok(count)
     }

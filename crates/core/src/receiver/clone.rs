@@ -13,8 +13,8 @@ use super::run::{Run, Slot};
 use crate::error::Result;
 
 /// Clones every file of the plan that can be cloned from `origin`, the primary's data directory. Returns
-/// which ones, by number; the others are left to be sent. A directory that
-/// lies where that cannot be done is asked once.
+/// which ones, by number; the others are left to be sent. Where a root of the target cannot, only its first
+/// file is tried.
 pub(super) fn clone(run: &Run, origin: &Path) -> Result<Vec<bool>> {
     let slots = run.slots();
     let cloned: Vec<AtomicBool> = slots.iter().map(|_| AtomicBool::new(false)).collect();

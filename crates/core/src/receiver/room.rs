@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 
 use crate::error::{Error, Kind, Result};
-use crate::path::RelPath;
 use crate::plan::File;
 use crate::target::Target;
 
@@ -13,7 +12,8 @@ const SLACK: u64 = 16 << 20;
 
 /// Fails if the files, which may be there in part, and `wal_bytes` of WAL do not fit.
 pub(super) fn check(target: &Target, files: &[File], wal_bytes: u64) -> Result<()> {
-    let whole = files.iter().map(|file| file.size).sum::<u64>() + wal_bytes + SLACK;
+    // sizes are the peer's
+    let whole = files.iter().fold(wal_bytes + SLACK, |sum, file| sum.saturating_add(file.size));
     if target.roots().all(|(_, fd)| free(fd).is_ok_and(|free| free >= whole)) {
         // every file system has room for all of it: what is there already need not be looked at
         return Ok(());
@@ -45,23 +45,10 @@ fn free(fd: impl AsFd) -> Result<u64> {
 
 /// By how many bytes the files will grow, by device.
 fn growth(target: &Target, files: &[File]) -> Result<HashMap<u64, u64>> {
-    let device_of = |path: &RelPath| {
-        let roots = target.roots();
-        let root = roots.filter(|(prefix, _)| prefix.is_empty() || path.is_at_or_below(prefix)).last();
-        root.and_then(|(_, fd)| rustix::fs::fstat(fd).ok()).map(|stat| stat.st_dev).unwrap_or_default()
-    };
     let mut needed: HashMap<u64, u64> = HashMap::new();
-    // files of one directory follow each other, and lie on one device
-    let mut last: Option<(&str, u64)> = None;
     for file in files {
         let there = target.stat(&file.path)?.map_or(0, |stat| stat.size.min(file.size));
-        let directory = file.path.parent().unwrap_or_default();
-        let device = match last {
-            Some((known, device)) if known == directory => device,
-            _ => device_of(&file.path),
-        };
-        last = Some((directory, device));
-        *needed.entry(device).or_default() += file.size - there;
+        *needed.entry(target.device_of(&file.path)).or_default() += file.size - there;
     }
     Ok(needed)
 }

@@ -16,7 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::link::{Link, Sink, Source};
 use crate::plan::Range;
 use crate::protocol::data::{
-    ASK, BARRIER, CONTENT, Codec, ContentTail, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesTail, WRITTEN,
+    ASK, BARRIER, CONTENT, ContentTail, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesTail, WRITTEN,
     decode_ask, decode_end_of_file, decode_gone,
 };
 use crate::protocol::message::{self, Reply};
@@ -115,14 +115,9 @@ fn read(
             BARRIER => hand_over(Step::Barrier)?,
             PAGES => {
                 let (tail, packed) = PagesTail::decode(&body)?;
+                body.resize(packed);
                 let mut content = spare();
-                if tail.codec == Codec::Plain {
-                    body.resize(packed);
-                    std::mem::swap(&mut body, &mut content);
-                } else {
-                    let packed = &body[..packed];
-                    decompressor.unpack(tail.codec, packed, tail.content_length(), &mut content)?;
-                }
+                decompressor.unpack(tail.codec, &mut body, tail.content_length(), &mut content)?;
                 hand_over(Step::Pages(tail, content))?;
             }
             CONTENT => {

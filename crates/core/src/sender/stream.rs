@@ -70,8 +70,6 @@ pub(super) struct Stream<'a> {
     gathered: Vec<u8>,
     runs: Vec<Run>,
     digests: Vec<u8>,
-    /// Bytes of the last range that had to be sent.
-    sent: u64,
     /// Batches handed over of which the receiver has not said what it wrote.
     unanswered: usize,
 }
@@ -91,7 +89,6 @@ impl<'a> Stream<'a> {
             gathered: Vec::new(),
             runs: Vec::new(),
             digests: Vec::new(),
-            sent: 0,
             unanswered: 0,
         }
     }
@@ -167,10 +164,9 @@ impl<'a> Stream<'a> {
             self.transfer.digest_key.digest_pieces(&self.buffer, &pieces, &mut self.digests);
         }
         for ((range, present), piece) in batch.iter().zip(presents).zip(pieces.iter()) {
-            self.sent = 0;
             self.find_runs(range, &piece, present);
-            self.send_runs(range, piece.bytes.start)?;
-            self.done(range);
+            let sent = self.send_runs(range, piece.bytes.start)?;
+            self.done(range, sent);
         }
         self.body = body;
         Ok(())
@@ -195,8 +191,8 @@ impl<'a> Stream<'a> {
             self.buffer.resize(range.length as usize);
             let length = self.read(range, 0)?.unwrap_or_default();
             delta::differing(range.offset, &self.buffer[..length], 0, |_| false, &mut self.runs);
-            self.send_runs(range, 0)?;
-            self.done(range);
+            let sent = self.send_runs(range, 0)?;
+            self.done(range, sent);
         }
         Ok(())
     }
@@ -221,11 +217,11 @@ impl<'a> Stream<'a> {
         Ok(read)
     }
 
-    /// A range is done with.
-    fn done(&self, range: &Range) {
+    /// A range is done with, of which `sent` bytes had to be sent.
+    fn done(&self, range: &Range, sent: u64) {
         let bytes = range.length.into();
         if self.transfer.is_remote {
-            self.transfer.chooser.learn(bytes, self.sent, Instant::now());
+            self.transfer.chooser.learn(bytes, sent, Instant::now());
         }
         match self.transfer.what {
             What::Data => self.transfer.progress.add_compared(bytes),
@@ -243,7 +239,8 @@ impl<'a> Stream<'a> {
                 end += length;
                 ranges.push(Range { length: u32::try_from(length).unwrap_or(u32::MAX), ..*range });
             }
-            self.done(range);
+            // how much of it is sent the receiver will say
+            self.done(range, 0);
         }
         self.buffer.resize(end);
         ContentTail::encode(&ranges, &mut self.head);
@@ -279,11 +276,11 @@ impl<'a> Stream<'a> {
         delta::differing(range.offset, content, present.length as usize, equal, &mut self.runs);
     }
 
-    /// Sends the runs of a range that lies at `start` in the buffer.
-    fn send_runs(&mut self, range: &Range, start: usize) -> Result<()> {
+    /// Sends the runs of a range that lies at `start` in the buffer; returns their bytes.
+    fn send_runs(&mut self, range: &Range, start: usize) -> Result<u64> {
         let bytes: u64 = self.runs.iter().map(|run| u64::from(run.length)).sum();
         if bytes == 0 {
-            return Ok(());
+            return Ok(0);
         }
         self.transfer.rate.admit(bytes, self.transfer.cancel)?;
         let of = |run: &Run| {
@@ -307,11 +304,10 @@ impl<'a> Stream<'a> {
         PagesTail::encode(range.file, codec, &self.runs, &mut self.head);
         parts.push(&self.head);
         self.link.sink.send(PAGES, &parts)?;
-        self.sent += bytes;
         if self.transfer.what == What::Data {
             self.transfer.progress.add_sent(bytes);
         }
-        Ok(())
+        Ok(bytes)
     }
 
     fn expect(&mut self, wanted: u8) -> Result<()> {

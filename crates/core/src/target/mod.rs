@@ -56,6 +56,14 @@ struct Root {
     /// Relative paths at or below this start here; empty for the data directory.
     prefix: String,
     fd: OwnedFd,
+    device: u64,
+}
+
+impl Root {
+    fn new(prefix: &str, fd: OwnedFd) -> Result<Self, Errno> {
+        let device = rustix::fs::fstat(&fd)?.st_dev;
+        Ok(Self { prefix: prefix.to_owned(), fd, device })
+    }
 }
 
 impl Target {
@@ -84,9 +92,12 @@ impl Target {
                 )));
             }
         }
+        let root = Root::new("", fd).map_err(|error| {
+            undo(Error::io(format_args!("look at \"{}\"", path.display()), &error.into()))
+        })?;
         Ok(Self {
             path: path.to_owned(),
-            roots: vec![Root { prefix: String::new(), fd }],
+            roots: vec![root],
             made: Mutex::new(made),
             dirty: Mutex::default(),
             replacing: Mutex::default(),
@@ -126,7 +137,9 @@ impl Target {
         lock(&self.made).extend(made);
         let fd = open_directory(directory)
             .map_err(Error::on(format_args!("open directory \"{}\"", directory.display())))?;
-        self.roots.push(Root { prefix: prefix.as_str().to_owned(), fd });
+        let root = Root::new(prefix.as_str(), fd)
+            .map_err(Error::on(format_args!("look at \"{}\"", directory.display())))?;
+        self.roots.push(root);
         Ok(())
     }
 
@@ -140,11 +153,10 @@ impl Target {
         let mut devices = BTreeSet::new();
         let mut found = Vec::new();
         for root in &self.roots {
-            let open = rustix::fs::fstat(&root.fd).and_then(|stat| {
-                let is_new = devices.insert(stat.st_dev);
-                is_new.then(|| rustix::io::fcntl_dupfd_cloexec(&root.fd, 3)).transpose()
-            });
-            found.extend(open.map_err(Error::on(format_args!("look at \"{}\"", self.path.display())))?);
+            if devices.insert(root.device) {
+                let open = rustix::io::fcntl_dupfd_cloexec(&root.fd, 3);
+                found.push(open.map_err(Error::on(format_args!("look at \"{}\"", self.path.display())))?);
+            }
         }
         Ok(found)
     }
@@ -227,8 +239,12 @@ impl Target {
 
     /// The number of the root that a path starts from, in the order of [`Target::roots`].
     pub fn root_of(&self, path: &RelPath) -> usize {
-        let below = |root: &Root| path.is_at_or_below(&root.prefix);
-        self.roots[1..].iter().position(below).map_or(0, |number| number + 1)
+        self.split(path.as_str()).0
+    }
+
+    /// The device that a path's root lies on.
+    pub fn device_of(&self, path: &RelPath) -> u64 {
+        self.roots[self.root_of(path)].device
     }
 
     /// Makes a directory, or sets the mode of an existing one; whatever else is in its place goes.
@@ -252,9 +268,8 @@ impl Target {
             }
             Err(error) => return Err(failed(error)),
         };
-        let device = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_dev);
-        let own = device(&fd).map_err(failed)?;
-        if !self.roots.iter().any(|root| device(&root.fd) == Ok(own)) {
+        let device = rustix::fs::fstat(&fd).map_err(failed)?.st_dev;
+        if self.roots.iter().all(|root| root.device != device) {
             self.has_mounts.store(true, Ordering::Relaxed);
         }
         // an earlier, broken-off run may have changed its entries without making them durable
@@ -430,13 +445,8 @@ impl Target {
 
     /// Opens a directory, component by component, from the root it belongs to.
     fn walk(&self, path: &str) -> Result<OwnedFd, Errno> {
-        let (root, rest) = self.roots[1..]
-            .iter()
-            .find_map(|root| {
-                let rest = path.strip_prefix(root.prefix.as_str())?;
-                (rest.is_empty() || rest.starts_with('/')).then_some((root, rest))
-            })
-            .unwrap_or((&self.roots[0], path));
+        let (number, rest) = self.split(path);
+        let root = &self.roots[number];
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut current: Option<OwnedFd> = None;
         for part in rest.split('/').filter(|part| !part.is_empty()) {
@@ -444,6 +454,15 @@ impl Target {
             current = Some(rustix::fs::openat(from, part, flags, Mode::empty())?);
         }
         current.map_or_else(|| rustix::io::fcntl_dupfd_cloexec(&root.fd, 3), Ok)
+    }
+
+    /// The root that a path starts from, and what follows that root's prefix.
+    fn split<'a>(&self, path: &'a str) -> (usize, &'a str) {
+        let rest = |(number, root): (usize, &Root)| {
+            let rest = path.strip_prefix(root.prefix.as_str())?;
+            (rest.is_empty() || rest.starts_with('/')).then_some((number, rest))
+        };
+        self.roots.iter().enumerate().skip(1).find_map(rest).unwrap_or((0, path))
     }
 
     fn shown(&self, path: &RelPath) -> String {
