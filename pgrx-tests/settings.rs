@@ -25,6 +25,7 @@ mod tests {
         ("jobs", "0", "", "0", "64", ""),
         ("compression", "auto", "", "", "", "auto,off,lz4,zstd"),
         ("max_rate", "0", "kB", "0", "2147483647", ""),
+        ("clone", "on", "", "", "", ""),
         ("verify_checksums", "on", "", "", "", ""),
         ("scripts", "run", "", "", "", "run,ignore,refuse"),
         ("start_timeout", "60", "s", "1", "86400", ""),

@@ -77,6 +77,7 @@ pub(crate) fn manner(situation: &Situation, start_lsn: u64) -> Manner {
             Compression::Zstd => Packing::Zstd,
         },
         max_rate: settings.max_rate,
+        clone: settings.clone,
         checksums: verify.then_some(Checksums {
             block_size: situation.primary.block_size,
             segment_blocks: situation.primary.relation_segment_blocks,

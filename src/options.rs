@@ -12,7 +12,7 @@ use crate::settings::{
 };
 
 /// Every key an options object may have.
-pub(crate) const KEYS: [&str; 22] = [
+pub(crate) const KEYS: [&str; 23] = [
     "agent_port",
     "secret_file",
     "transport",
@@ -28,6 +28,7 @@ pub(crate) const KEYS: [&str; 22] = [
     "jobs",
     "compression",
     "max_rate",
+    "clone",
     "verify_checksums",
     "scripts",
     "start_timeout",
@@ -114,6 +115,7 @@ impl Settings {
                 )?;
             }
             "max_rate" => self.max_rate = integer(key, value, 0, i64::from(i32::MAX))? as u64,
+            "clone" => self.clone = boolean(key, value)?,
             "verify_checksums" => self.verify_checksums = boolean(key, value)?,
             "scripts" => {
                 self.scripts = choice(
@@ -207,7 +209,7 @@ mod tests {
             "primary_host": "db1", "application_name": "server%n", "slot_name": "", "passfile": "/p",
             "restore_command": "cp %f %p", "overwrite": "any_cluster", "keep_files": "a, b",
             "tablespace_mapping": "/a=/b", "jobs": 3, "compression": "zstd", "max_rate": 1024,
-            "verify_checksums": false, "scripts": "refuse", "start_timeout": 5, "node_id": 2,
+            "clone": false, "verify_checksums": false, "scripts": "refuse", "start_timeout": 5, "node_id": 2,
             "dest_port": 65535, "wait_for_checkpoint": true, "start": true
         }))
         .expect("valid options");
@@ -227,6 +229,7 @@ mod tests {
             jobs: 3,
             compression: Compression::Zstd,
             max_rate: 1024,
+            clone: false,
             verify_checksums: false,
             scripts: Scripts::Refuse,
             start_timeout: Duration::from_secs(5),

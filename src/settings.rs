@@ -98,6 +98,7 @@ static TABLESPACE_MAPPING: GucSetting<Option<CString>> = GucSetting::<Option<CSt
 static JOBS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static COMPRESSION: GucSetting<Compression> = GucSetting::<Compression>::new(Compression::Auto);
 static MAX_RATE: GucSetting<i32> = GucSetting::<i32>::new(0);
+static CLONE: GucSetting<bool> = GucSetting::<bool>::new(true);
 static VERIFY_CHECKSUMS: GucSetting<bool> = GucSetting::<bool>::new(true);
 static SCRIPTS: GucSetting<Scripts> = GucSetting::<Scripts>::new(Scripts::Run);
 static START_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(START_TIMEOUT_DEFAULT as i32);
@@ -133,6 +134,8 @@ pub(crate) struct Settings {
     pub(crate) compression: Compression,
     /// kB/s over all streams; 0: no limit.
     pub(crate) max_rate: u64,
+    /// Share blocks with a target on the same file system.
+    pub(crate) clone: bool,
     /// Check page checksums while reading.
     pub(crate) verify_checksums: bool,
     pub(crate) scripts: Scripts,
@@ -167,6 +170,7 @@ impl Default for Settings {
             jobs: 0,
             compression: Compression::Auto,
             max_rate: 0,
+            clone: true,
             verify_checksums: true,
             scripts: Scripts::Run,
             start_timeout: Duration::from_secs(u64::from(START_TIMEOUT_DEFAULT)),
@@ -197,6 +201,7 @@ impl Settings {
             jobs: usize::try_from(JOBS.get()).unwrap_or_default(),
             compression: COMPRESSION.get(),
             max_rate: u64::try_from(MAX_RATE.get()).unwrap_or_default(),
+            clone: CLONE.get(),
             verify_checksums: VERIFY_CHECKSUMS.get(),
             scripts: SCRIPTS.get(),
             start_timeout: Duration::from_secs(u64::try_from(START_TIMEOUT.get()).unwrap_or_default()),
@@ -381,6 +386,14 @@ pub(crate) fn define() {
         0,
         i32::MAX,
         GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_bool_guc(
+        c"pgpool_recovery.clone",
+        c"Let a target on the primary's own file system share blocks with it where that can be done.",
+        c"",
+        &CLONE,
+        GucContext::Suset,
+        plain,
     );
     GucRegistry::define_bool_guc(
         c"pgpool_recovery.verify_checksums",

@@ -11,6 +11,7 @@ use crate::scratch::Scratch;
 #[derive(Debug)]
 pub struct Xfs {
     path: PathBuf,
+    image: PathBuf,
     _scratch: Scratch,
 }
 
@@ -22,13 +23,18 @@ impl Xfs {
         sized.map_err(|error| format!("{}: {error}", image.display()))?;
         must(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image).output(), "mkfs.xfs")?;
         must(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&path).output(), "mount -o loop")?;
-        let xfs = Self { path, _scratch: scratch.clone() };
+        let xfs = Self { path, image, _scratch: scratch.clone() };
         account::give(&xfs.path);
         Ok(xfs)
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The disk that the file system believes in.
+    pub fn image(&self) -> &Path {
+        &self.image
     }
 }
 

@@ -41,6 +41,10 @@ fn damage_of_every_kind_is_repaired() {
     // A page differs in a file that may be read but not written: it is replaced as a whole.
     damage(&standby, &table);
     fs::set_permissions(standby.directory().join(&table), fs::Permissions::from_mode(0o400)).expect("chmod");
+    // Nobody may write it here, and the primary has nothing but zeros, which are not sent to where nothing is.
+    for (directory, byte) in [(primary.directory(), 0), (standby.directory(), 7)] {
+        write_as_postgres(&directory.join("zeros"), &String::from_utf8(vec![byte; 16384]).expect("ASCII"), 0o400);
+    }
     // Truncated, extended, emptied, missing.
     let open = |file: &str| OpenOptions::new().write(true).open(standby.directory().join(file)).expect("it");
     open(&catalog).set_len(8192 + 100).expect("truncated");
@@ -51,6 +55,7 @@ fn damage_of_every_kind_is_repaired() {
     symlink("/nowhere", standby.directory().join("pg_multixact/offsets/0001")).expect("a broken link");
 
     let report = Recovery::of(&standby, &primary).run(&primary);
+    assert!(fs::read(standby.directory().join("zeros")).expect("a file").iter().all(|&byte| byte == 0));
     assert!(report.number("/bytes/sent") < report.number("/bytes/total") / 2, "{}", report.0);
     remote_start(&primary, "localhost", standby.dir());
     standby.wait_for_replay(&primary);

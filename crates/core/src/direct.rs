@@ -107,7 +107,8 @@ impl DirectFile {
             let _ = fadvise(&self.file, 0, None, Advice::Random);
             self.is_advised = true;
         }
-        [offset, offset + (length / 2) as u64].into_iter().find(|&at| {
+        let middle = length / 2 / ALIGNMENT * ALIGNMENT;
+        [offset, offset + middle as u64].into_iter().find(|&at| {
             let mut byte = [0];
             let mut probe = [io::IoSliceMut::new(&mut byte)];
             preadv2(&self.file, &mut probe, at, ReadWriteFlags::NOWAIT) == Err(Errno::AGAIN)

@@ -215,8 +215,16 @@ impl<'a> Present<'a> {
         out.extend_from_slice(digests);
     }
 
+    /// Decodes the body of a [`DIGESTS`], which answers all ranges of a batch.
+    pub fn decode_all(asked: &[Range], body: &'a [u8]) -> Result<Vec<Self>> {
+        let mut rest = body;
+        let presents = asked.iter().map(|range| Self::decode(range, &mut rest)).collect::<Result<_>>()?;
+        Reader(rest).end()?;
+        Ok(presents)
+    }
+
     /// Takes the next range's answer from `body`, which shrinks.
-    pub fn decode(asked: &Range, body: &mut &'a [u8]) -> Result<Self> {
+    fn decode(asked: &Range, body: &mut &'a [u8]) -> Result<Self> {
         let mut reader = Reader(body);
         let length = reader.u32()?;
         if length > asked.length {
@@ -346,7 +354,7 @@ mod tests {
             let _ = decode_gone(&body);
             let _ = Put::decode(&body);
             let asked = Range { file: 0, offset: 0, length: 1 << 20 };
-            let _ = Present::decode(&asked, &mut body.as_slice());
+            let _ = Present::decode_all(&[asked; 2], &body);
         }
 
         #[test]
@@ -378,6 +386,19 @@ mod tests {
             encode_ask(&ranges, &mut body);
             prop_assert_eq!(decode_ask(&body).expect("decodes"), ranges);
         }
+    }
+
+    #[test]
+    fn answers_end_where_the_questions_do() {
+        let asked = [Range { file: 0, offset: 0, length: 100 }, Range { file: 1, offset: 0, length: 100 }];
+        let mut body = Vec::new();
+        Present::encode(100, &[1; DIGEST], &mut body);
+        assert!(Present::decode_all(&asked, &body).is_err(), "an answer is missing");
+        Present::encode(0, &[], &mut body);
+        let presents = Present::decode_all(&asked, &body).expect("decodes");
+        assert_eq!(presents.iter().map(|present| present.length).collect::<Vec<_>>(), [100, 0]);
+        body.push(0);
+        assert!(Present::decode_all(&asked, &body).is_err(), "a byte too many");
     }
 
     #[test]

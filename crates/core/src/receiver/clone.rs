@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::crew;
 use super::run::{Run, Slot};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Clones every file of the plan that can be cloned from `origin`, the primary's data directory. Returns
 /// which ones, by number; the others are left to be sent. Where a root of the target cannot, only its first
@@ -59,6 +59,10 @@ impl Cloner<'_> {
             Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS) => {
                 cannot.store(true, Ordering::Relaxed);
                 return Ok(false);
+            }
+            // sending it would fail as well
+            Err(error @ (Errno::IO | Errno::NOSPC | Errno::DQUOT | Errno::ROFS)) => {
+                return Err(Error::io(format_args!("clone file \"{}\"", slot.path), &error.into()));
             }
             // this file only, and maybe in part: it is sent
             Err(_) => {

@@ -1,6 +1,7 @@
 //! Several threads that work through a list: what they wait for is a disk, not a processor.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 
 use super::run::Run;
 use crate::error::{Error, Kind, Result};
@@ -31,10 +32,14 @@ pub(super) fn each<T: Sync>(
         }
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..THREADS.min(items.len())).map(|_| scope.spawn(worker)).collect();
+        let start = |_| {
+            let thread = std::thread::Builder::new().name("target-crew".to_owned());
+            thread.spawn_scoped(scope, worker).map_err(Error::on("start a thread"))
+        };
+        let workers: Vec<_> = (0..THREADS.min(items.len())).map(start).collect();
         let panicked = |_| Err(Error::new(Kind::Internal, "a thread that works on the target panicked"));
+        let join = |worker: Result<ScopedJoinHandle<'_, _>>| worker?.join().unwrap_or_else(panicked);
         // all are waited for, whatever the first one says
-        let join = |done: Result<()>, worker| done.and(worker);
-        workers.into_iter().map(|worker| worker.join().unwrap_or_else(panicked)).fold(Ok(()), join)
+        workers.into_iter().map(join).fold(Ok(()), Result::and)
     })
 }

@@ -1,5 +1,6 @@
 //! Making the target's files durable.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::thread::JoinHandle;
@@ -19,33 +20,47 @@ const MANY: usize = 1000;
 ///
 /// Pages that a broken-off run wrote, or a server that was killed, compare equal although they may be in the
 /// page cache only.
-pub(super) struct Before(Mutex<Option<Vec<JoinHandle<Result<()>>>>>);
+pub(super) struct Before(Mutex<Progress>);
+
+enum Progress {
+    Running(Vec<JoinHandle<Result<()>>>),
+    /// Whether anything was synced, and that it went well.
+    Ended(Result<bool>),
+}
 
 impl Before {
     /// Begins; where the kernel does not tell whether that succeeded it is left to [`sync_files`].
     pub(super) fn begin(target: &Target) -> Result<Self> {
         if !syncfs_tells_errors() {
-            return Ok(Self(Mutex::new(None)));
+            return Ok(Self(Mutex::new(Progress::Ended(Ok(false)))));
         }
-        let spawn = |fd: OwnedFd| {
+        let file_systems = target.file_systems()?;
+        let before = Self(Mutex::new(Progress::Running(Vec::with_capacity(file_systems.len()))));
+        for fd in file_systems {
             let work = move || sync_file_system(&fd);
             let started = std::thread::Builder::new().name("target-sync".to_owned()).spawn(work);
-            started.map_err(Error::on("start a thread"))
-        };
-        let threads = target.file_systems()?.into_iter().map(spawn).collect::<Result<_>>()?;
-        Ok(Self(Mutex::new(Some(threads))))
+            let thread = started.map_err(Error::on("start a thread"))?;
+            if let Progress::Running(threads) = &mut *lock(&before.0) {
+                threads.push(thread);
+            }
+        }
+        Ok(before)
     }
 
-    /// Waits; false if nothing was synced.
-    fn end(&self) -> Result<bool> {
-        let Some(threads) = lock(&self.0).replace(Vec::new()) else {
-            return Ok(false);
-        };
-        for thread in threads {
+    /// Waits; false if nothing was synced. Every caller hears of a failure.
+    pub(super) fn end(&self) -> Result<bool> {
+        // others wait here
+        let mut progress = lock(&self.0);
+        if let Progress::Running(threads) = &mut *progress {
             let panicked = |_| Err(Error::new(Kind::Internal, "a thread that syncs the target panicked"));
-            thread.join().unwrap_or_else(panicked)?;
+            let join = |thread: JoinHandle<Result<()>>| thread.join().unwrap_or_else(panicked);
+            let ended = threads.drain(..).map(join).fold(Ok(()), Result::and);
+            *progress = Progress::Ended(ended.map(|()| true));
         }
-        Ok(true)
+        match &*progress {
+            Progress::Ended(ended) => ended.clone(),
+            Progress::Running(_) => Ok(false),
+        }
     }
 }
 
@@ -58,31 +73,39 @@ impl Drop for Before {
 
 /// Makes every file of the plan durable: those that this run changed, and if [`Before`] could not, all.
 pub(super) fn sync_files(run: &Run) -> Result<()> {
-    // what lies on a file system that is mounted within the target was not synced
-    let before = run.before.end()? && !run.target.has_mounts();
+    let before = run.is_synced()?;
     let slots = run.slots();
-    let wanted = slots.iter().filter(|slot| (slot.is_changed() || !before) && !slot.is_gone());
-    let files: Vec<&RelPath> = wanted.map(|slot| &slot.path).collect();
-    if files.len() >= MANY && before {
-        return run.target.file_systems()?.iter().try_for_each(sync_file_system);
+    let files = || slots.iter().filter(|slot| !slot.is_gone());
+    let mut wanted: Vec<&RelPath> =
+        files().filter(|slot| slot.is_changed() || !before).map(|slot| &slot.path).collect();
+    if before {
+        if wanted.len() >= MANY {
+            run.target.file_systems()?.iter().try_for_each(sync_file_system)?;
+            wanted.clear();
+        }
+        // XFS leaves the disk's own cache as it is in a syncfs that finds its journal written, but not in a sync
+        // of a file: one on each disk.
+        let mut disks: BTreeSet<u64> = wanted.iter().map(|path| run.target.device_of(path)).collect();
+        wanted.extend(files().map(|slot| &slot.path).filter(|path| disks.insert(run.target.device_of(path))));
     }
-    crew::each(run, &files, |_, path| run.target.sync_file(path))
+    crew::each(run, &wanted, |_, path| run.target.sync_file(path))
 }
 
 fn sync_file_system(fd: &OwnedFd) -> Result<()> {
     rustix::fs::syncfs(fd).map_err(Error::on("sync the target's file system"))
 }
 
-/// Before Linux 5.8 syncfs succeeds whatever the disk says (syncfs(2)).
+/// Before Linux 5.8 syncfs succeeds whatever the disk says (syncfs(2)), and on XFS before 5.17 whatever its journal
+/// says.
 fn syncfs_tells_errors() -> bool {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    is_at_least_5_8(&release)
+    is_at_least_5_17(&release)
 }
 
-fn is_at_least_5_8(release: &str) -> bool {
+fn is_at_least_5_17(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
     let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    version >= (5, 8)
+    version >= (5, 17)
 }
 
 #[cfg(test)]
@@ -93,13 +116,14 @@ mod tests {
     fn kernel_releases_are_compared_as_numbers() {
         for (release, is_new) in [
             ("6.1.0-13-amd64", true),
-            ("5.8.0", true),
-            ("5.10", true),
-            ("5.7.19", false),
+            ("5.17.0", true),
+            ("5.17", true),
+            ("5.16.19", false),
+            ("5.2", false),
             ("4.18.0-553.el8", false),
         ] {
-            assert_eq!(is_at_least_5_8(release), is_new, "{release}");
+            assert_eq!(is_at_least_5_17(release), is_new, "{release}");
         }
-        assert!(!is_at_least_5_8(""));
+        assert!(!is_at_least_5_17(""));
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::policy::Cluster;
 use super::{running, small_file};
 use crate::cancel::Cancel;
-use crate::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE, wal_system_identifier};
+use crate::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE, State, wal_system_identifier};
 use crate::error::{Error, Kind, Result};
 use crate::exclude::{CONTROL_ASIDE, MARKER, MYRECOVERY_CONF};
 use crate::path::RelPath;
@@ -140,6 +140,16 @@ fn read_control(directory: &Path) -> Option<ControlFile> {
         let bytes = small_file::head(&directory.join(name), PG_CONTROL_FILE_SIZE)?;
         ControlFile::parse(&bytes).ok()
     })
+}
+
+/// Whether the last server here shut down in order and no recovery has begun since: then all that it wrote was
+/// synced.
+pub(super) fn was_shut_down(directory: &Path) -> bool {
+    let is_unmarked = [MARKER, CONTROL_ASIDE]
+        .iter()
+        .all(|name| fs::symlink_metadata(directory.join(name)).is_err_and(|error| error.kind() == io::ErrorKind::NotFound));
+    let control = read_control(directory);
+    is_unmarked && control.is_some_and(|control| matches!(control.state, State::ShutDown | State::ShutDownInRecovery))
 }
 
 fn identifier_from_wal(directory: &Path) -> Option<u64> {

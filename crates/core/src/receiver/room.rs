@@ -13,7 +13,7 @@ const SLACK: u64 = 16 << 20;
 /// Fails if the files, which may be there in part, and `wal_bytes` of WAL do not fit.
 pub(super) fn check(target: &Target, files: &[File], wal_bytes: u64) -> Result<()> {
     // sizes are the peer's
-    let whole = files.iter().fold(wal_bytes + SLACK, |sum, file| sum.saturating_add(file.size));
+    let whole = files.iter().fold(wal_bytes.saturating_add(SLACK), |sum, file| sum.saturating_add(file.size));
     if target.roots().all(|(_, fd)| free(fd).is_ok_and(|free| free >= whole)) {
         // every file system has room for all of it: what is there already need not be looked at
         return Ok(());
@@ -23,7 +23,7 @@ pub(super) fn check(target: &Target, files: &[File], wal_bytes: u64) -> Result<(
     for (prefix, fd) in target.roots() {
         let device = rustix::fs::fstat(&fd).map_err(Error::on("look at the target"))?.st_dev;
         let wal = if prefix == wal_root { wal_bytes } else { 0 };
-        let needed = needed.get(&device).copied().unwrap_or(0) + wal + SLACK;
+        let needed = needed.get(&device).copied().unwrap_or(0).saturating_add(wal).saturating_add(SLACK);
         let free = free(&fd)?;
         if free < needed {
             let shown = if prefix.is_empty() { "the data directory" } else { prefix };
@@ -48,7 +48,8 @@ fn growth(target: &Target, files: &[File]) -> Result<HashMap<u64, u64>> {
     let mut needed: HashMap<u64, u64> = HashMap::new();
     for file in files {
         let there = target.stat(&file.path)?.map_or(0, |stat| stat.size.min(file.size));
-        *needed.entry(target.device_of(&file.path)).or_default() += file.size - there;
+        let needed = needed.entry(target.device_of(&file.path)).or_default();
+        *needed = needed.saturating_add(file.size - there);
     }
     Ok(needed)
 }

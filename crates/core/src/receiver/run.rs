@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
+use rustix::fs::{Advice, fadvise};
+
 use super::durable::Before;
 use crate::cancel::Cancel;
 use crate::digest::DigestKey;
@@ -19,7 +21,9 @@ pub(super) struct Run {
     /// Ends all links of the run.
     pub(super) cancel: Cancel,
     /// Makes durable what was there before.
-    pub(super) before: Before,
+    before: Before,
+    /// Whether what the page cache has of the target is surely on the disk, once it is synced.
+    trusts_cache: bool,
     slots: RwLock<Vec<Slot>>,
     /// How many slots have been settled.
     settled: AtomicUsize,
@@ -31,10 +35,11 @@ impl Run {
         digest_key: DigestKey,
         cancel: Cancel,
         files: Vec<File>,
+        trusts_cache: bool,
     ) -> Result<Self> {
         let before = Before::begin(&target)?;
         let slots = RwLock::new(files.into_iter().map(Slot::new).collect());
-        Ok(Self { target, digest_key, cancel, before, slots, settled: AtomicUsize::new(0) })
+        Ok(Self { target, digest_key, cancel, before, trusts_cache, slots, settled: AtomicUsize::new(0) })
     }
 
     /// All files of the plan; the position is the file's number on the wire.
@@ -50,13 +55,28 @@ impl Run {
         self.settled.store(slots, Ordering::Relaxed);
     }
 
+    /// Waits until what was there before is durable; false if that was not tried, or not for all of it.
+    pub(super) fn is_synced(&self) -> Result<bool> {
+        // what lies on a file system that is mounted within the target was not synced
+        Ok(self.before.end()? && !self.target.has_mounts())
+    }
+
     /// Opens what the target has of a file, to be compared.
     pub(super) fn open_present(&self, slot: &Slot) -> Result<Option<DirectFile>> {
-        let present = self.target.open_in_place(&slot.path)?;
-        Ok(present.map(|(file, stat)| {
-            slot.found(stat.size, stat.mode);
-            DirectFile::new(file)
-        }))
+        let Some((file, stat)) = self.target.open_in_place(&slot.path)? else {
+            return Ok(None);
+        };
+        slot.found(stat.size, stat.mode);
+        if !self.trusts_cache {
+            // After a write that failed the kernel keeps the page as if it had been written. What is compared must
+            // come from the disk.
+            if !self.is_synced()? {
+                file.sync_data().map_err(Error::on(format_args!("sync file \"{}\" of the target", slot.path)))?;
+            }
+            // a file system without a disk does not take it
+            let _ = fadvise(&file, 0, None, Advice::DontNeed);
+        }
+        Ok(Some(DirectFile::new(file)))
     }
 
     /// The plan goes on: WAL.
@@ -114,9 +134,14 @@ impl Slot {
         self.found.store(size == self.planned && mode == self.mode, Ordering::Relaxed);
     }
 
+    /// Whether the target's file was found to have the planned size and mode.
+    pub(super) fn is_found(&self) -> bool {
+        self.found.load(Ordering::Relaxed)
+    }
+
     /// Whether the target's file is known to need nothing: neither written nor another size or mode.
     pub(super) fn fits(&self) -> bool {
-        self.found.load(Ordering::Relaxed) && !self.is_changed() && self.size() == self.planned
+        self.is_found() && !self.is_changed() && self.size() == self.planned
     }
 
     pub(super) fn is_changed(&self) -> bool {

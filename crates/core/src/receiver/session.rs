@@ -69,7 +69,6 @@ pub(super) fn serve(
         // the answer that says why must reach the sender before the link closes; it closes its end then
         while let Ok(Some(_)) = session.control.receive() {}
     }
-    session.end();
     served
 }
 
@@ -108,6 +107,10 @@ impl Session<'_> {
                     request => {
                         let answer = self.handle(request);
                         let failed = answer.as_ref().err().cloned();
+                        if failed.is_some() && matches!(self.stage, Stage::Locked(_)) {
+                            // whoever hears of a refusal finds nothing left of it
+                            self.stage = Stage::Looked;
+                        }
                         self.answer(answer)?;
                         if let Some(error) = failed {
                             return Err(error);
@@ -201,7 +204,9 @@ impl Session<'_> {
                 let key = hexadecimal::decode(digest_key.as_bytes())
                     .ok_or_else(|| Error::new(Kind::ProtocolViolation, "invalid digest key"))?;
                 let files = std::mem::take(&mut self.files);
-                let run = Run::new(*target, DigestKey::from_bytes(key), self.cancel.clone(), files)?;
+                let trusts_cache = inspect::was_shut_down(&cluster.data_directory);
+                let digest_key = DigestKey::from_bytes(key);
+                let run = Run::new(*target, digest_key, self.cancel.clone(), files, trusts_cache)?;
                 let run = Arc::new(run);
                 self.stage = Stage::Begun(Arc::clone(&run));
                 info!(directory = %cluster.data_directory.display(), system_identifier = marker.system_identifier,
@@ -344,9 +349,11 @@ impl Session<'_> {
         self.receiver.runs().remove(&self.token);
         self.stage = Stage::Looked;
     }
+}
 
+impl Drop for Session<'_> {
     /// Ends what is left of the run and lets go of the target, so that the next run can lock it.
-    fn end(&mut self) {
+    fn drop(&mut self) {
         self.receiver.runs().remove(&self.token);
         let stage = std::mem::replace(&mut self.stage, Stage::Looked);
         if let Stage::Begun(run) | Stage::Settled(run) = stage {

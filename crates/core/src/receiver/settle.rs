@@ -105,9 +105,13 @@ fn fit(run: &Run, slot: &Slot) -> Result<()> {
     }
     let size = slot.size();
     let found = run.target.stat(&slot.path)?;
+    // Of a file that was neither compared nor written, because it cannot be opened, nothing is known: zeros that
+    // the primary has are not sent to where nothing is.
+    let is_known = size == 0 || slot.is_changed() || slot.is_found();
     let fits = found.is_some_and(|stat| {
         stat.kind == FileType::RegularFile && stat.names == 1 && stat.size == size && stat.mode == slot.mode
     });
+    let fits = fits && is_known;
     if fits {
         return Ok(());
     }

@@ -46,6 +46,8 @@ pub struct Manner {
     pub compression: Compression,
     /// Limit in kB/s for all streams together; 0 is none.
     pub max_rate: u64,
+    /// Whether a target on the primary's own file system may share blocks with it.
+    pub clone: bool,
     /// How the primary's pages are checked; `None` is not at all.
     pub checksums: Option<Checksums>,
 }
@@ -104,7 +106,13 @@ impl Session {
             target,
             digest_key: DigestKey::random()?,
             rate: Rate::new(0),
-            manner: Manner { jobs: 0, compression: Compression::Auto, max_rate: 0, checksums: None },
+            manner: Manner {
+                jobs: 0,
+                compression: Compression::Auto,
+                max_rate: 0,
+                clone: false,
+                checksums: None,
+            },
             streams: Vec::new(),
             files: Vec::new(),
             cloned: Vec::new(),
@@ -146,7 +154,7 @@ impl Session {
     pub fn send_data(&mut self, data_directory: &Path, manner: Manner) -> Result<()> {
         self.rate = Rate::new(manner.max_rate);
         self.manner = manner;
-        if !self.connector.is_remote() {
+        if self.manner.clone && !self.connector.is_remote() {
             self.clone_files()?;
         }
         self.transfer(data_directory, 0, What::Data)

@@ -146,7 +146,10 @@ impl Learner {
     /// A trial is over.
     fn judge(&mut self, took: Duration, now: Instant) {
         // a stretch in which hardly anything had to be sent says nothing about ways of sending
-        if self.sent < TRIAL.bytes / 8 && took < TRIAL.most {
+        if self.sent < TRIAL.bytes / 8 && (took < TRIAL.most || self.sent < self.moved / 64) {
+            if took >= TRIAL.most {
+                self.enter(self.way, Stage::Trial, now);
+            }
             return;
         }
         self.rates[self.way] = Some(self.moved as f64 / took.as_secs_f64());
@@ -211,6 +214,16 @@ mod tests {
             late_plain += u32::from(step > 30_000 && way == 0);
         }
         assert!(late_plain < 2_000, "{late_plain} of 10,000 frames plain");
+    }
+
+    #[test]
+    fn a_stretch_without_sending_teaches_nothing() {
+        let start = Instant::now();
+        let mut learner = Learner::new(start);
+        for step in 0..1000 {
+            learner.learn(8 << 20, 0, start + Duration::from_millis(10 * step));
+        }
+        assert_eq!(learner.rates, [None; 3]);
     }
 
     #[test]

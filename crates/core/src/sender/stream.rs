@@ -146,11 +146,7 @@ impl<'a> Stream<'a> {
     /// Sends what of a batch differs from the digests that have just come.
     fn answer(&mut self, batch: &[Range]) -> Result<()> {
         let body = std::mem::take(&mut self.body);
-        let mut rest = &body[..];
-        let presents = batch
-            .iter()
-            .map(|range| Present::decode(range, &mut rest))
-            .collect::<Result<Vec<Present<'_>>>>()?;
+        let presents = Present::decode_all(batch, &body)?;
         // small files are read one after the other and digested together
         let mut pieces = Pieces::default();
         self.buffer.resize(batch.iter().map(|range| Pieces::room(range.length as usize)).sum());
