@@ -1,9 +1,12 @@
-//! A data link: one thread reads from the link, one writes pages, one digests what is there and answers,
+//! A data link: one thread reads from the link, two write pages, one digests what is there and answers,
 //! one starts the disk early on what was written. So no direction of the link waits for the other or for
 //! the disk, and the target is read ahead of the pages that arrive.
 
 use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::ScopedJoinHandle;
 
 use super::digest::Digester;
 use super::run::{Run, slot};
@@ -24,8 +27,11 @@ use crate::protocol::message::{self, Reply};
 /// Requests that wait to be answered; the sender keeps fewer on the way.
 const QUEUE: usize = 64;
 
-/// Frames that wait to be written, each up to a range long.
-const WRITES: usize = 2;
+/// Threads that write: each mostly waits for the disk, which likes to have more to do.
+const WRITERS: usize = 2;
+
+/// Frames that wait for each of them, each up to a range long.
+const WRITES: usize = 1;
 
 /// Files that wait to be synced early; more of them are synced at the end.
 const SYNCS: usize = 2;
@@ -42,7 +48,8 @@ pub(super) enum Early {
 enum Step {
     Pages(PagesTail, Buffer),
     Content(ContentTail, Buffer),
-    Barrier,
+    /// Every writer gets it, and counts itself off: the last one tells that all is written.
+    Barrier(Arc<AtomicUsize>),
 }
 
 /// What is left to the answering thread.
@@ -60,7 +67,6 @@ pub(super) fn serve(run: &Run, link: Link, cancel: &Cancel) -> Result<()> {
     run.cancel.on_trip(Box::new(move || close.trip()));
     reply(&mut *sink, &Reply::Ok)?;
     let (tasks, queue) = sync_channel(QUEUE);
-    let (steps, writes) = sync_channel(WRITES);
     let (spend, spent) = channel();
     let (dirty, to_sync) = sync_channel(SYNCS);
     std::thread::scope(|scope| {
@@ -73,12 +79,20 @@ pub(super) fn serve(run: &Run, link: Link, cancel: &Cancel) -> Result<()> {
         let syncs = start("target-sync")
             .spawn_scoped(scope, move || sync_early(&to_sync, &unsynced))
             .map_err(failed)?;
-        let answered = tasks.clone();
-        let writer = start("target-writes")
-            .spawn_scoped(scope, move || write(run, &writes, &answered, &spend, &dirty))
-            .map_err(failed)?;
-        let read = read(run, &mut *source, &tasks, steps, &spent);
-        let written = writer.join().unwrap_or_else(|_| Err(panicked("writes")));
+        let mut steps = Vec::with_capacity(WRITERS);
+        let mut writers = Vec::with_capacity(WRITERS);
+        for _ in 0..WRITERS {
+            let (step, writes) = sync_channel(WRITES);
+            let (answered, spend, dirty) = (tasks.clone(), spend.clone(), dirty.clone());
+            let write = move || write(run, &writes, &answered, &spend, &dirty);
+            writers.push(start("target-writes").spawn_scoped(scope, write).map_err(failed)?);
+            steps.push(step);
+        }
+        drop((spend, dirty));
+        let read = read(run, &mut *source, &tasks, &steps, &spent);
+        drop(steps);
+        let join = |writer: ScopedJoinHandle<'_, _>| writer.join().unwrap_or_else(|_| Err(panicked("writes")));
+        let written = writers.into_iter().map(join).fold(Ok(()), Result::and);
         let synced = syncs.join().unwrap_or_else(|_| Err(panicked("syncs")));
         // the writing thread knows better why there was nobody to hand over to
         let received = written.and(synced).and(read);
@@ -101,18 +115,24 @@ fn read(
     run: &Run,
     source: &mut dyn Source,
     tasks: &SyncSender<Task>,
-    steps: SyncSender<Step>,
+    writers: &[SyncSender<Step>],
     spent: &Receiver<Buffer>,
 ) -> Result<()> {
     let mut body = Buffer::new();
     let mut decompressor = Decompressor::default();
     // a thread that is gone has told the sender why
-    let hand_over = |step| steps.send(step).map_err(|_| cut());
+    let leave = |writer: &SyncSender<Step>, step| writer.send(step).map_err(|_| cut());
+    // in turn: no two frames write the same bytes
+    let mut turn = writers.iter().cycle();
+    let mut hand_over = |step| turn.next().map_or(Ok(()), |writer| leave(writer, step));
     let spare = || spent.try_recv().unwrap_or_default();
     while let Some(kind) = source.receive(&mut body)? {
         match kind {
             ASK => tasks.send(Task::Digest(decode_ask(&body)?)).map_err(|_| cut())?,
-            BARRIER => hand_over(Step::Barrier)?,
+            BARRIER => {
+                let left = Arc::new(AtomicUsize::new(writers.len()));
+                writers.iter().try_for_each(|writer| leave(writer, Step::Barrier(Arc::clone(&left))))?;
+            }
             PAGES => {
                 let (tail, packed) = PagesTail::decode(&body)?;
                 body.resize(packed);
@@ -154,7 +174,7 @@ fn write(
             Step::Content(tail, content) => {
                 (Some(Task::Written(writer.content(&tail, &content)?)), Some(content))
             }
-            Step::Barrier => {
+            Step::Barrier(left) => {
                 // closed files are complete files
                 writer.close();
                 // The kernel tells of a failed write once, and it may have told the syncing thread: the sender
@@ -162,7 +182,8 @@ fn write(
                 let (tell, told) = sync_channel(1);
                 dirty.send(Early::Tell(tell)).map_err(|_| cut())?;
                 told.recv().map_err(|_| cut())?;
-                (Some(Task::Barrier), None)
+                let is_last = left.fetch_sub(1, Ordering::AcqRel) == 1;
+                (is_last.then_some(Task::Barrier), None)
             }
         };
         if let Some(buffer) = buffer {
