@@ -332,6 +332,12 @@ impl Cluster {
         // A commit flushes what other sessions wrote without one (pruning, say), which else waits for
         // the background writer's next record.
         primary.execute("SELECT pg_logical_emit_message(true, 'e2e', '')");
+        self.wait_for_what_is_flushed(primary);
+    }
+
+    /// Waits until this standby has replayed what `primary` has flushed.
+    #[track_caller]
+    pub fn wait_for_what_is_flushed(&self, primary: &Self) {
         let lsn: String = primary.get("SELECT pg_current_wal_flush_lsn()::text", &[]);
         let mut client = self.connect();
         wait::until_true(&format!("{} to replay {lsn}", self.name), wait::PATIENCE, || {

@@ -18,6 +18,11 @@ impl Witness {
         Self { client, started }
     }
 
+    /// Whether its session is still served.
+    pub fn is_served(&mut self) -> bool {
+        self.client.simple_query("SELECT 1").is_ok()
+    }
+
     #[track_caller]
     pub fn assert_served(&mut self) {
         let row = self.client.query_one("SELECT one FROM witness", &[]).expect("the old session is alive");

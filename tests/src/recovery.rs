@@ -82,6 +82,20 @@ impl Recovery {
         self
     }
 
+    /// The call as a statement without parameters.
+    pub fn sql(&self) -> String {
+        let text = |value: &Option<String>| {
+            value.as_ref().map_or("NULL".to_owned(), |value| format!("'{}'", value.replace('\'', "''")))
+        };
+        let options = text(&Some(self.options.to_string()));
+        let port = self.port.map_or("NULL".to_owned(), |port| port.to_string());
+        format!(
+            "SELECT pgpool_recovery_1st_stage({}, {}, {port}, {options}::jsonb)",
+            text(&self.host),
+            text(&self.directory)
+        )
+    }
+
     /// Calls it in a session of the caller's.
     pub fn call(&self, client: &mut Client) -> Result<Report, Error> {
         let sql = "SELECT pgpool_recovery_1st_stage($1::text, $2::text, $3::integer, $4::jsonb)";

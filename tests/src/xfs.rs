@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use crate::account;
 use crate::scratch::Scratch;
+use crate::wait;
 
 /// XFS with reflinks on a loop device, unmounted with this value.
 #[derive(Debug)]
@@ -22,10 +23,38 @@ impl Xfs {
         let sized = File::create(&image).and_then(|file| file.set_len(megabytes << 20));
         sized.map_err(|error| format!("{}: {error}", image.display()))?;
         must(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image).output(), "mkfs.xfs")?;
-        must(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&path).output(), "mount -o loop")?;
         let xfs = Self { path, image, _scratch: scratch.clone() };
+        xfs.mount()?;
         account::give(&xfs.path);
         Ok(xfs)
+    }
+
+    fn mount(&self) -> Result<(), String> {
+        let mut mount = Command::new("mount");
+        must(mount.args(["-o", "loop"]).arg(&self.image).arg(&self.path).output(), "mount -o loop")
+    }
+
+    /// Read-only (`ro`) or not (`rw`).
+    #[track_caller]
+    pub fn remount(&self, how: &str) {
+        let mut mount = Command::new("mount");
+        must(mount.args(["-o", &format!("remount,{how}")]).arg(&self.path).output(), "mount -o remount")
+            .expect(how);
+    }
+
+    /// The disk is gone at once: what was not synced is lost, and everything fails from now on.
+    #[track_caller]
+    pub fn pull_the_plug(&self) {
+        let shutdown = Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&self.path).output();
+        must(shutdown, "xfs_io -c shutdown").expect("the end of the disk");
+    }
+
+    /// The disk is back, as the last sync left it. Nobody may have a file of it open.
+    #[track_caller]
+    pub fn plug_in(&self) {
+        let umount = || must(Command::new("umount").arg(&self.path).output(), "umount").is_ok();
+        wait::until_true("nobody to use the disk", wait::PATIENCE, umount);
+        self.mount().expect("the disk");
     }
 
     pub fn path(&self) -> &Path {

@@ -43,7 +43,11 @@ fn damage_of_every_kind_is_repaired() {
     fs::set_permissions(standby.directory().join(&table), fs::Permissions::from_mode(0o400)).expect("chmod");
     // Nobody may write it here, and the primary has nothing but zeros, which are not sent to where nothing is.
     for (directory, byte) in [(primary.directory(), 0), (standby.directory(), 7)] {
-        write_as_postgres(&directory.join("zeros"), &String::from_utf8(vec![byte; 16384]).expect("ASCII"), 0o400);
+        write_as_postgres(
+            &directory.join("zeros"),
+            &String::from_utf8(vec![byte; 16384]).expect("ASCII"),
+            0o400,
+        );
     }
     // Truncated, extended, emptied, missing.
     let open = |file: &str| OpenOptions::new().write(true).open(standby.directory().join(file)).expect("it");

@@ -59,7 +59,9 @@ fn a_page_that_only_the_cache_has_is_sent_again() {
     recover();
     fadvise(&file, 0, None, Advice::DontNeed).expect("the cache forgets");
     let mut found = vec![0; PAGE];
-    File::open(&path).and_then(|file| file.read_exact_at(&mut found, (number * PAGE) as u64)).expect("a page");
+    File::open(&path)
+        .and_then(|file| file.read_exact_at(&mut found, (number * PAGE) as u64))
+        .expect("a page");
     assert!(found == page, "the disk still has the damaged page");
     remote_start(&primary, "localhost", target.dir());
     compare::stop_and_compare(&primary, &target).assert_none();

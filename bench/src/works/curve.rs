@@ -19,7 +19,7 @@ pub(crate) fn sizes_and_files(lab: &mut Lab) -> Outcome<()> {
     for megabytes in MEGABYTES.into_iter().filter(|megabytes| *megabytes <= plan.curve_max) {
         say(&format!("making {megabytes} MB of pgbench data"));
         let stage = data::pgbench_stage(lab.scratch(), Place::default(), megabytes)?;
-        point(plan, &stage, &mut table, &format!("{megabytes} MB"))?;
+        point(plan, &stage, &mut table, &format!("{megabytes} MB"), &|stage, _| stage.empty_target())?;
     }
     let stage = Stage::new(lab.scratch(), Place::of_many_files());
     let mut made = 0;
@@ -28,17 +28,23 @@ pub(crate) fn sizes_and_files(lab: &mut Lab) -> Outcome<()> {
         data::one_page_tables(&stage.primary, made, files)?;
         made = files;
         stage.expected.borrow_mut().clear();
-        point(plan, &stage, &mut table, &format!("{files} tables"))?;
+        point(plan, &stage, &mut table, &format!("{files} tables"), &|stage, _| stage.fresh_target())?;
     }
     lab.done(table);
     Ok(())
 }
 
 /// A full copy and a refresh of the same data.
-fn point(plan: &Plan, stage: &Stage, all: &mut Table, name: &str) -> Outcome<()> {
-    let (empty, keep) = (|stage: &Stage, _| stage.empty_target(), |_: &Stage, _| Ok(0));
+fn point(
+    plan: &Plan,
+    stage: &Stage,
+    all: &mut Table,
+    name: &str,
+    empty: &dyn Fn(&Stage, u32) -> Outcome<u64>,
+) -> Outcome<()> {
+    let keep = |_: &Stage, _| Ok(0);
     let repetitions = plan.repetitions.min(2);
-    let rounds = Rounds { repetitions, ..Rounds::new(plan, stage, &empty) };
+    let rounds = Rounds { repetitions, ..Rounds::new(plan, stage, empty) };
     let mut full = Table::new(&format!("curve, full, {name}"));
     rounds.run(&mut full, vec![Ours::agent()])?;
     stopped_standby(stage)?;

@@ -92,7 +92,11 @@ impl Error {
             io::ErrorKind::NotFound => Kind::MissingFile,
             _ => Kind::Io,
         };
-        Self::new(kind, format!("could not {what}: {error}"))
+        let failed = Self::new(kind, format!("could not {what}: {error}"));
+        if kind == Kind::DiskFull {
+            return failed.hint("Free space there; the next run sends only what is still missing.");
+        }
+        failed
     }
 
     /// A closure for `map_err`, see [`Error::io`].

@@ -137,7 +137,8 @@ impl Hosts {
     }
 
     fn send(&self, session: &mut Session) -> Result<(), Error> {
-        let manner = Manner { jobs: 3, compression: self.compression, max_rate: 0, clone: true, checksums: None };
+        let manner =
+            Manner { jobs: 3, compression: self.compression, max_rate: 0, clone: true, checksums: None };
         session.send_data(&self.path("primary"), manner)
     }
 
@@ -375,7 +376,8 @@ fn cancel_brings_every_step_back() {
             std::thread::sleep(std::time::Duration::from_millis(150));
             trip.trip();
         });
-        let manner = Manner { jobs: 2, compression: Compression::Off, max_rate: 1000, clone: true, checksums: None };
+        let manner =
+            Manner { jobs: 2, compression: Compression::Off, max_rate: 1000, clone: true, checksums: None };
         let error = session.send_data(&hosts.path("primary"), manner).expect_err("cancelled");
         assert_eq!(error.kind, Kind::Canceled, "{name}: {error}");
         timer.join().expect("timer");

@@ -53,6 +53,17 @@ pub fn stop_and_compare(primary: &Cluster, standby: &Cluster) -> Difference {
     clusters(primary, standby)
 }
 
+/// Compares two running clusters, of which the primary is at rest: both write out all they have.
+#[track_caller]
+pub fn running(primary: &Cluster, standby: &Cluster) -> Difference {
+    standby.wait_for_replay(primary);
+    primary.execute("CHECKPOINT");
+    // nothing may be written after it
+    standby.wait_for_what_is_flushed(primary);
+    standby.execute("CHECKPOINT");
+    directories(primary.directory(), standby.directory())
+}
+
 /// Compares two stopped clusters.
 #[track_caller]
 pub fn clusters(primary: &Cluster, standby: &Cluster) -> Difference {
@@ -156,9 +167,14 @@ fn is_init_file(name: &Path) -> bool {
     file_name(name) == "pg_internal.init"
 }
 
-/// Where big sorts spill to: made when first needed, empty when nobody sorts.
+/// Where big sorts spill to, made when first needed; and the relations of sessions.
 fn is_temporary(name: &Path) -> bool {
-    file_name(name) == "pgsql_tmp"
+    let own = file_name(name);
+    let is_relation = own
+        .strip_prefix('t')
+        .and_then(|rest| rest.split_once('_'))
+        .is_some_and(|(session, _)| !session.is_empty() && session.bytes().all(|byte| byte.is_ascii_digit()));
+    own == "pgsql_tmp" || is_relation
 }
 
 fn is_run_file(name: &Path) -> bool {

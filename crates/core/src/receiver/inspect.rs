@@ -145,11 +145,12 @@ fn read_control(directory: &Path) -> Option<ControlFile> {
 /// Whether the last server here shut down in order and no recovery has begun since: then all that it wrote was
 /// synced.
 pub(super) fn was_shut_down(directory: &Path) -> bool {
-    let is_unmarked = [MARKER, CONTROL_ASIDE]
-        .iter()
-        .all(|name| fs::symlink_metadata(directory.join(name)).is_err_and(|error| error.kind() == io::ErrorKind::NotFound));
+    let is_unmarked = [MARKER, CONTROL_ASIDE].iter().all(|name| {
+        fs::symlink_metadata(directory.join(name)).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    });
     let control = read_control(directory);
-    is_unmarked && control.is_some_and(|control| matches!(control.state, State::ShutDown | State::ShutDownInRecovery))
+    is_unmarked
+        && control.is_some_and(|control| matches!(control.state, State::ShutDown | State::ShutDownInRecovery))
 }
 
 fn identifier_from_wal(directory: &Path) -> Option<u64> {

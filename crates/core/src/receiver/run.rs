@@ -71,7 +71,8 @@ impl Run {
             // After a write that failed the kernel keeps the page as if it had been written. What is compared must
             // come from the disk.
             if !self.is_synced()? {
-                file.sync_data().map_err(Error::on(format_args!("sync file \"{}\" of the target", slot.path)))?;
+                file.sync_data()
+                    .map_err(Error::on(format_args!("sync file \"{}\" of the target", slot.path)))?;
             }
             // a file system without a disk does not take it
             let _ = fadvise(&file, 0, None, Advice::DontNeed);

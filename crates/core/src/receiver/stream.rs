@@ -91,7 +91,8 @@ pub(super) fn serve(run: &Run, link: Link, cancel: &Cancel) -> Result<()> {
         drop((spend, dirty));
         let read = read(run, &mut *source, &tasks, &steps, &spent);
         drop(steps);
-        let join = |writer: ScopedJoinHandle<'_, _>| writer.join().unwrap_or_else(|_| Err(panicked("writes")));
+        let join =
+            |writer: ScopedJoinHandle<'_, _>| writer.join().unwrap_or_else(|_| Err(panicked("writes")));
         let written = writers.into_iter().map(join).fold(Ok(()), Result::and);
         let synced = syncs.join().unwrap_or_else(|_| Err(panicked("syncs")));
         // the writing thread knows better why there was nobody to hand over to

@@ -1,0 +1,193 @@
+//! Recoveries under full write load and a storm of DDL, round after round, with targets in every condition and the
+//! standby promoted right after: what PostgreSQL promises about its data holds, whatever the moment.
+//!
+//! PGPOOL_RECOVERY_SOAK_ROUNDS (default 10) and PGPOOL_RECOVERY_SOAK_SEED (default 1) repeat or lengthen it:
+//! `make soak ROUNDS=300 SEED=7`.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use pgpool_recovery_e2e::agent::{self, Agent};
+use pgpool_recovery_e2e::background::Running;
+use pgpool_recovery_e2e::cluster::Stop;
+use pgpool_recovery_e2e::dice::Dice;
+use pgpool_recovery_e2e::recovery::remote_start;
+use pgpool_recovery_e2e::storm::{self, Storm};
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, compare, dump, wait, workload};
+
+fn setting(name: &str, default: u64) -> u64 {
+    let value = std::env::var(format!("PGPOOL_RECOVERY_SOAK_{name}"));
+    value.map_or(default, |value| value.parse().expect("a number"))
+}
+
+struct Soak {
+    scratch: Scratch,
+    primary: Cluster,
+    target: Cluster,
+    agent: Agent,
+}
+
+impl Soak {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let secret = agent::secret(&scratch, "secret");
+        let place = Cluster::place(&scratch, &Host::here(), "primary");
+        let primary = storm::fit(place)
+            .with("pgpool_recovery.secret_file", secret.display())
+            .with("max_wal_size", "200MB")
+            .initdb_argument("--data-checksums")
+            .into_primary();
+        workload::fill(&primary, 10);
+        storm::prepare(&primary);
+        let target = Cluster::place(&scratch, &Host::here(), "target");
+        let agent = Agent::start(&scratch, &Host::here(), &secret, &[target.directory()]);
+        primary.append_conf("pgpool_recovery.agent_port", agent.port());
+        primary.reload();
+        Self { scratch, primary, target, agent }
+    }
+
+    fn recovery(&self, dice: &mut Dice) -> Recovery {
+        Recovery::of(&self.target, &self.primary)
+            .option("transport", *dice.pick(&["local", "agent"]))
+            .option("compression", *dice.pick(&["off", "lz4", "zstd", "auto"]))
+            .option("jobs", dice.below(5))
+            .option("application_name", "target")
+            .option("dest_port", self.target.port())
+            .option("max_rate", if dice.percent(50) { 40_000 } else { 0 })
+    }
+
+    /// A recovery that is canceled some time, or terminated.
+    fn break_one_off(&self, dice: &mut Dice) {
+        let running = Running::start(&self.primary, &self.recovery(dice), "");
+        let until = Instant::now() + Duration::from_millis(dice.below(900) as u64);
+        while Instant::now() < until && !running.has_ended() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if dice.percent(50) {
+            running.cancel();
+        } else {
+            self.primary.execute(&format!("SELECT pg_terminate_backend({})", running.backend()));
+        }
+        // it may have been faster
+        let _ = running.finish_within(Duration::from_secs(30));
+    }
+
+    /// The target gets into some state, after which a recovery has to succeed.
+    fn maltreat(&self, dice: &mut Dice) {
+        if self.target.postmaster().is_some() {
+            if dice.percent(50) {
+                self.target.kill();
+            } else {
+                self.target.stop(Stop::Immediate);
+            }
+        }
+        match dice.below(4) {
+            0 if self.target.directory().exists() => {
+                fs::remove_dir_all(self.target.directory()).expect("removed");
+            }
+            1 => self.damage(dice),
+            _ => {}
+        }
+        for _ in 0..dice.below(3) {
+            self.break_one_off(dice);
+        }
+    }
+
+    /// Bits flip, files are cut, grow or vanish.
+    fn damage(&self, dice: &mut Dice) {
+        for database in fs::read_dir(self.target.directory().join("base")).into_iter().flatten().flatten() {
+            for entry in fs::read_dir(database.path()).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if !dice.percent(5) || !path.is_file() {
+                    continue;
+                }
+                let file = fs::OpenOptions::new().write(true).open(&path).expect("a file");
+                let length = usize::try_from(file.metadata().expect("a file").len()).expect("small");
+                match dice.below(4) {
+                    0 if length > 0 => {
+                        file.write_all_at(&[dice.below(256) as u8], dice.below(length) as u64)
+                            .expect("written");
+                    }
+                    1 => file.set_len(dice.below(length + 1) as u64).expect("cut"),
+                    2 => file.set_len((length + dice.below(100_000)) as u64).expect("extended"),
+                    _ => fs::remove_file(&path).expect("removed"),
+                }
+            }
+        }
+    }
+
+    fn recover(&self, recovery: &Recovery) {
+        wait::until("the recovery to be let in", wait::PATIENCE, || {
+            match recovery.call(&mut self.primary.connect()) {
+                Ok(report) => Some(report),
+                Err(error) => {
+                    // the agent may not have noticed yet that a broken-off run is over
+                    assert_eq!(SqlError::from(&error).sqlstate, "55006", "{error:?}\n{}", self.primary.log());
+                    None
+                }
+            }
+        });
+    }
+
+    fn round(&self, dice: &mut Dice) {
+        self.maltreat(dice);
+        let storm = Storm::on(&self.primary, dice);
+        let before = storm.done();
+        let recovery = self.recovery(dice);
+        eprintln!("{recovery:?}");
+        self.recover(&recovery);
+        remote_start(&self.primary, "localhost", self.target.dir());
+        assert!(storm.done() > before, "there was no storm");
+        if dice.percent(50) {
+            // promoted in the middle of it
+            self.target.promote();
+            storm::assert_sound(&self.target);
+            dump::assert_amcheck_clean(&self.target);
+            self.target.execute("VACUUM FREEZE; SELECT pg_switch_wal(); CHECKPOINT");
+            self.target.execute("UPDATE bank SET filler = 'another history' WHERE id < 100");
+            drop(storm);
+            storm::assert_sound(&self.primary);
+        } else {
+            drop(storm);
+            let sql = "SELECT gid FROM pg_prepared_xacts";
+            for row in self.primary.connect().query(sql, &[]).expect(sql) {
+                self.primary.execute(&format!("ROLLBACK PREPARED '{}'", row.get::<_, String>(0)));
+            }
+            self.target.wait_for_replay(&self.primary);
+            storm::assert_sound(&self.target);
+            dump::assert_amcheck_clean(&self.target);
+            self.primary.execute("ALTER SYSTEM SET autovacuum = off");
+            self.primary.reload();
+            compare::running(&self.primary, &self.target).assert_none();
+            self.primary.execute("ALTER SYSTEM RESET autovacuum");
+            self.primary.reload();
+        }
+        self.primary
+            .execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active");
+    }
+}
+
+#[test]
+fn rounds() {
+    let soak = Soak::new();
+    let (rounds, seed) = (setting("ROUNDS", 10), setting("SEED", 1));
+    for round in 0..rounds {
+        eprintln!("round {round} of {rounds}, seed {seed}");
+        soak.round(&mut Dice::new(seed << 32 | round));
+    }
+    let sql =
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'";
+    assert_eq!(soak.primary.get::<i64>(sql, &[]), 1, "a backend is left");
+    assert!(process_is_small(&soak), "the agent has grown");
+    drop(soak.scratch);
+}
+
+/// Round after round an agent must not keep memory.
+fn process_is_small(soak: &Soak) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/status", soak.agent.pid())).expect("the agent");
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("Linux");
+    let kilobytes: u64 =
+        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
+    kilobytes < 64 << 10
+}
