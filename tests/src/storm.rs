@@ -65,6 +65,8 @@ impl Storm {
             let config = cluster.config();
             std::thread::spawn(move || {
                 let Ok(mut client) = config.connect(NoTls) else { return };
+                // nobody waits for another for long
+                run(&mut client, "SET lock_timeout = '2s'; SET statement_timeout = '20s'");
                 while !stop.load(Ordering::Relaxed) && !client.is_closed() {
                     gust(&mut client, &mut dice, number);
                     done.fetch_add(1, Ordering::Relaxed);
@@ -100,11 +102,12 @@ fn run(client: &mut Client, sql: &str) {
 fn transfer(client: &mut Client, dice: &mut Dice, number: u64) {
     let (from, to) = (1 + dice.below(ACCOUNTS), 1 + dice.below(ACCOUNTS));
     let name = format!("transfer-{number}");
-    let end = match dice.below(20) {
-        0 => "ROLLBACK".to_owned(),
-        1 => format!("PREPARE TRANSACTION '{name}'; COMMIT PREPARED '{name}'"),
-        2 => format!("PREPARE TRANSACTION '{name}'; ROLLBACK PREPARED '{name}'"),
-        _ => "COMMIT".to_owned(),
+    let prepare = format!("PREPARE TRANSACTION '{name}'");
+    let (end, then) = match dice.below(20) {
+        0 => ("ROLLBACK", None),
+        1 => (prepare.as_str(), Some(format!("COMMIT PREPARED '{name}'"))),
+        2 => (prepare.as_str(), Some(format!("ROLLBACK PREPARED '{name}'"))),
+        _ => ("COMMIT", None),
     };
     // the smaller first, so that two of them do not wait for each other
     let (first, second, sign) = if from < to { (from, to, 1) } else { (to, from, -1) };
@@ -116,6 +119,9 @@ fn transfer(client: &mut Client, dice: &mut Dice, number: u64) {
              INSERT INTO ledger (delta) VALUES ({sign}), (-{sign}); {end}",
         ),
     );
+    if let Some(then) = then {
+        run(client, &then);
+    }
 }
 
 fn churn(client: &mut Client, dice: &mut Dice, _: u64) {

@@ -130,6 +130,13 @@ impl Soak {
         });
     }
 
+    fn end_prepared(&self) {
+        let sql = "SELECT gid FROM pg_prepared_xacts";
+        for row in self.primary.connect().query(sql, &[]).expect(sql) {
+            self.primary.execute(&format!("ROLLBACK PREPARED '{}'", row.get::<_, String>(0)));
+        }
+    }
+
     fn round(&self, dice: &mut Dice) {
         self.maltreat(dice);
         let storm = Storm::on(&self.primary, dice);
@@ -144,24 +151,20 @@ impl Soak {
             self.target.promote();
             storm::assert_sound(&self.target);
             dump::assert_amcheck_clean(&self.target);
-            self.target.execute("VACUUM FREEZE; SELECT pg_switch_wal(); CHECKPOINT");
+            self.target.execute("VACUUM FREEZE");
+            self.target.execute("CHECKPOINT");
             self.target.execute("UPDATE bank SET filler = 'another history' WHERE id < 100");
             drop(storm);
+            self.end_prepared();
             storm::assert_sound(&self.primary);
         } else {
             drop(storm);
-            let sql = "SELECT gid FROM pg_prepared_xacts";
-            for row in self.primary.connect().query(sql, &[]).expect(sql) {
-                self.primary.execute(&format!("ROLLBACK PREPARED '{}'", row.get::<_, String>(0)));
-            }
+            self.end_prepared();
             self.target.wait_for_replay(&self.primary);
             storm::assert_sound(&self.target);
             dump::assert_amcheck_clean(&self.target);
-            self.primary.execute("ALTER SYSTEM SET autovacuum = off");
-            self.primary.reload();
-            compare::running(&self.primary, &self.target).assert_none();
-            self.primary.execute("ALTER SYSTEM RESET autovacuum");
-            self.primary.reload();
+            compare::stop_and_compare(&self.primary, &self.target).assert_none();
+            self.primary.start();
         }
         self.primary
             .execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active");

@@ -81,8 +81,8 @@ pub fn directories(primary: &Path, standby: &Path) -> Difference {
     let (ours, theirs) = (files_of(primary), files_of(standby));
     let unlogged = unlogged_forks(&ours);
     let mut difference = Difference::default();
-    for name in ours.keys().filter(|name| !theirs.contains_key(*name)) {
-        if !primary_only(name) && !unlogged.contains(name) {
+    for (name, path) in ours.iter().filter(|(name, _)| !theirs.contains_key(*name)) {
+        if !primary_only(name) && !unlogged.contains(name) && !is_empty_map(name, path) {
             difference.faults.push(format!("{}: missing", name.display()));
         }
     }
@@ -118,6 +118,11 @@ const PRIVATE: [&str; 10] = [
 
 fn is_private(name: &Path) -> bool {
     PRIVATE.iter().any(|directory| name.starts_with(directory) && name != Path::new(directory))
+}
+
+fn is_empty_map(name: &Path, path: &Path) -> bool {
+    let is_empty = |content: Vec<u8>| content.chunks(PAGE).all(page::is_empty_map);
+    file_name(name).ends_with("_vm") && fs::read(path).is_ok_and(is_empty)
 }
 
 fn primary_only(name: &Path) -> bool {
