@@ -9,7 +9,7 @@ mod tests {
     use crate::settings::Settings;
 
     /// name, default as shown by pg_settings, unit, minimum, maximum, choices
-    const SETTINGS: [(&str, &str, &str, &str, &str, &str); 18] = [
+    const SETTINGS: [(&str, &str, &str, &str, &str, &str); 19] = [
         ("agent_port", "9897", "", "1", "65535", ""),
         ("secret_file", "/etc/pgpool-recovery/secret", "", "", "", ""),
         ("transport", "auto", "", "", "", "auto,agent,local"),

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use pgpool_recovery_e2e::compare::PAGE;
+use pgpool_recovery_e2e::dice::Dice;
 
 use crate::interrupt::{Outcome, failed};
 use crate::stage::Stage;
@@ -23,18 +24,18 @@ fn pages(directory: &Path, one_in: u64, seed: u64) -> io::Result<u64> {
     let mut left: u64 = files.values().map(|size| size / PAGE as u64).sum();
     let wanted = left / one_in;
     let mut missing = wanted;
-    let mut random = Random(seed);
+    let mut random = Dice::new(seed);
     let mut page = vec![0; 64];
     for (name, size) in &files {
         let mut file = None;
         for number in 0..size / PAGE as u64 {
             // Each page with the probability that brings the number out exactly.
-            if random.below(left) < missing {
+            if random.number(left) < missing {
                 let file = match &mut file {
                     Some(file) => file,
                     none => none.insert(File::options().read(true).write(true).open(directory.join(name))?),
                 };
-                let at = number * PAGE as u64 + 1024 + random.below(4096);
+                let at = number * PAGE as u64 + 1024 + random.number(4096);
                 file.read_exact_at(&mut page, at)?;
                 for byte in &mut page {
                     *byte ^= 0x5a;
@@ -46,24 +47,6 @@ fn pages(directory: &Path, one_in: u64, seed: u64) -> io::Result<u64> {
         }
     }
     Ok(wanted)
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): the same numbers from the same seed, everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number from 0 to `limit` - 1. The bias of the remainder is far below what matters here.
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
 }
 
 #[cfg(test)]

@@ -35,9 +35,22 @@ impl Agent {
 
     /// An agent on a port of the caller's choice.
     pub fn start_at(scratch: &Scratch, host: &Host, port: u16, secret: &Path, directories: &[&Path]) -> Self {
+        Self::start_on(scratch, host, port, &config(&format!("0.0.0.0:{port}"), secret, directories))
+    }
+
+    /// An agent with these `[[cluster]]` sections.
+    pub fn start_with(scratch: &Scratch, host: &Host, secret: &Path, clusters: &str) -> Self {
+        let claim = Port::claim();
+        let port = claim.number();
+        let text = config(&format!("0.0.0.0:{port}"), secret, &[]) + clusters;
+        let mut agent = Self::start_on(scratch, host, port, &text);
+        agent._claim = Some(claim);
+        agent
+    }
+
+    fn start_on(scratch: &Scratch, host: &Host, port: u16, text: &str) -> Self {
         let name = format!("agent-{}-{port}", host.address());
-        let text = config(&format!("0.0.0.0:{port}"), secret, directories);
-        let config = scratch.write(format!("{name}.toml"), &text, 0o600);
+        let config = scratch.write(format!("{name}.toml"), text, 0o600);
         let log = scratch.join(format!("{name}.log"));
         let daemon = Daemon::spawn(serve(host, &config), &log, Signal::TERM);
         let mut agent = Self { daemon, config, log, host: host.clone(), port, _claim: None };

@@ -1,6 +1,6 @@
 //! Chance that can be repeated: a seed gives the same choices again.
 
-/// splitmix64.
+/// SplitMix64 (Steele, Lea, Flood 2014): the same numbers from the same seed, everywhere.
 #[derive(Debug, Clone)]
 pub struct Dice(u64);
 
@@ -17,9 +17,14 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    /// A number below `end`.
+    /// A number below `end`. The bias of the remainder is far below what matters here.
+    pub fn number(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    /// A position below `end`.
     pub fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end as u64).expect("below a usize")
+        usize::try_from(self.number(end as u64)).expect("below a usize")
     }
 
     /// True in so many of a hundred cases.

@@ -1,8 +1,8 @@
 //! Listening: accept, authenticate, serve, and end in order.
 
 use std::collections::HashMap;
-use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,13 @@ use tracing::{info, warn};
 use crate::config::Config;
 
 /// Most connections that have not proved the secret yet. More are closed at once.
-const STRANGERS: usize = 64;
+const STRANGERS: usize = 256;
+
+/// Most of them from one address: one host alone cannot keep the others out.
+const STRANGERS_OF_ONE: usize = 16;
+
+/// Refused connections that are logged one by one in a minute; more are counted.
+const REFUSALS: u32 = 20;
 
 /// Most connections at all: sixteen runs of the most streams.
 const CONNECTIONS: usize = 1024;
@@ -46,7 +52,8 @@ pub(crate) fn serve(config: Config) -> Result<()> {
         tls_config,
         secret,
         stopping: AtomicBool::new(false),
-        strangers: AtomicUsize::new(0),
+        strangers: Mutex::default(),
+        refusals: Refusals::default(),
         connections: Mutex::default(),
     });
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Error::on("install signal handlers"))?;
@@ -87,7 +94,9 @@ struct Agent {
     tls_config: Arc<rustls::ServerConfig>,
     secret: Secret,
     stopping: AtomicBool,
-    strangers: AtomicUsize,
+    /// How many connections from each address have not proved the secret.
+    strangers: Mutex<HashMap<IpAddr, usize>>,
+    refusals: Refusals,
     /// What closes each open connection.
     connections: Mutex<HashMap<u64, Cancel>>,
 }
@@ -109,12 +118,14 @@ impl Agent {
     }
 
     fn welcome(self: &Arc<Self>, number: u64, socket: TcpStream) {
-        let peer = socket.peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.to_string());
-        if self.strangers.load(Ordering::SeqCst) >= STRANGERS || self.connections().len() >= CONNECTIONS {
-            warn!("connection from {peer} closed: too many connections");
+        // who has gone already is nobody's guest
+        let Ok(address) = socket.peer_addr() else { return };
+        let peer = address.to_string();
+        let stranger = Stranger::new(self, address.ip()).filter(|_| self.connections().len() < CONNECTIONS);
+        let Some(stranger) = stranger else {
+            self.refusals.tell(format_args!("connection from {peer} closed: too many connections"));
             return;
-        }
-        let stranger = Stranger::new(self);
+        };
         let connection = Connection::new(self, number);
         let thread = std::thread::Builder::new()
             .name("connection".to_owned())
@@ -144,7 +155,7 @@ impl Connection {
         let link = match tls::accept(socket, &agent.tls_config, &agent.secret, &self.cancel, peer) {
             Ok(link) => link,
             Err(error) => {
-                warn!("connection from {peer} refused: {error}");
+                agent.refusals.tell(format_args!("connection from {peer} refused: {error}"));
                 return;
             }
         };
@@ -162,18 +173,63 @@ impl Drop for Connection {
 }
 
 /// A connection that has not proved the secret, until it is dropped.
-struct Stranger(Arc<Agent>);
+struct Stranger {
+    agent: Arc<Agent>,
+    address: IpAddr,
+}
 
 impl Stranger {
-    fn new(agent: &Arc<Agent>) -> Self {
-        agent.strangers.fetch_add(1, Ordering::SeqCst);
-        Self(Arc::clone(agent))
+    /// One more, if there is room for one.
+    fn new(agent: &Arc<Agent>, address: IpAddr) -> Option<Self> {
+        let mut strangers = agent.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: usize = strangers.values().sum();
+        let own = strangers.get(&address).copied().unwrap_or_default();
+        if all >= STRANGERS || own >= STRANGERS_OF_ONE {
+            return None;
+        }
+        strangers.insert(address, own + 1);
+        Some(Self { agent: Arc::clone(agent), address })
     }
 }
 
 impl Drop for Stranger {
     fn drop(&mut self) {
-        self.0.strangers.fetch_sub(1, Ordering::SeqCst);
+        let mut strangers = self.agent.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = strangers.get_mut(&self.address) {
+            *own -= 1;
+            if *own == 0 {
+                strangers.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// What the log says of those who were turned away: somebody who knocks all day must not fill a disk.
+#[derive(Default)]
+struct Refusals(Mutex<Minute>);
+
+#[derive(Default)]
+struct Minute {
+    began: Option<Instant>,
+    told: u32,
+    silent: u32,
+}
+
+impl Refusals {
+    fn tell(&self, what: std::fmt::Arguments<'_>) {
+        let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if minute.began.is_none_or(|began| began.elapsed() >= Duration::from_secs(60)) {
+            if minute.silent > 0 {
+                warn!("{} more connections were refused in a minute", minute.silent);
+            }
+            *minute = Minute { began: Some(Instant::now()), ..Minute::default() };
+        }
+        if minute.told < REFUSALS {
+            minute.told += 1;
+            warn!("{what}");
+        } else {
+            minute.silent += 1;
+        }
     }
 }
 

@@ -61,13 +61,10 @@ pub(super) fn serve(
         put_bytes: 0,
         stage: Stage::Looked,
     };
-    let opened = session.open(&directory, purpose, peer);
-    let refused = opened.as_ref().err().cloned();
-    session.answer(opened)?;
-    let served = refused.map_or_else(|| session.serve(), Err);
-    if served.is_err() {
-        // the answer that says why must reach the sender before the link closes; it closes its end then
-        while let Ok(Some(_)) = session.control.receive() {}
+    let opened = session.open(&directory, purpose, peer).and_then(|found| session.answer(&found));
+    let served = opened.and_then(|()| session.serve());
+    if let Err(error) = &served {
+        session.fail(error);
     }
     served
 }
@@ -105,16 +102,8 @@ impl Session<'_> {
                 REQUEST => match message::decode(&body)? {
                     Request::Plan { directories, files } => self.plan(directories, files)?,
                     request => {
-                        let answer = self.handle(request);
-                        let failed = answer.as_ref().err().cloned();
-                        if failed.is_some() && matches!(self.stage, Stage::Locked(_)) {
-                            // whoever hears of a refusal finds nothing left of it
-                            self.stage = Stage::Looked;
-                        }
-                        self.answer(answer)?;
-                        if let Some(error) = failed {
-                            return Err(error);
-                        }
+                        let reply = self.handle(request)?;
+                        self.answer(&reply)?;
                     }
                 },
                 PUT => {
@@ -339,9 +328,21 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn answer(&self, answer: Result<Reply>) -> Result<()> {
-        let reply = answer.unwrap_or_else(Reply::Error);
-        self.control.send(REPLY, &[&message::encode(&reply)?])
+    fn answer(&self, reply: &Reply) -> Result<()> {
+        self.control.send(REPLY, &[&message::encode(reply)?])
+    }
+
+    /// Tells the sender why the session ends.
+    fn fail(&mut self, error: &Error) {
+        if matches!(self.stage, Stage::Locked(_)) {
+            // whoever hears of a refusal finds nothing left of it
+            self.stage = Stage::Looked;
+        }
+        // the link may be what failed
+        if self.answer(&Reply::Error(error.clone())).is_ok() {
+            // the answer must reach the sender before the link closes; it closes its end then
+            while let Ok(Some(_)) = self.control.receive() {}
+        }
     }
 
     /// Lets go of a complete target at once: whoever learns that it is complete may want to start it.

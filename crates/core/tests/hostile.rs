@@ -1,0 +1,355 @@
+//! A peer that knows the secret and means ill, or is mad: whatever it sends, the receiver answers with an error,
+//! changes nothing outside of the directory it serves, and serves the next one.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use pgpool_recovery_core::buffer::Buffer;
+use pgpool_recovery_core::cancel::Cancel;
+use pgpool_recovery_core::error::{Error, Kind};
+use pgpool_recovery_core::link::{Link, pipe};
+use pgpool_recovery_core::protocol::data::{
+    ASK, BARRIER, Codec, END_OF_FILE, GONE, MAX_RUNS, PAGES, PagesTail, Run,
+};
+use pgpool_recovery_core::protocol::message::{self, Reply, Target};
+use pgpool_recovery_core::protocol::{PUT, REPLY, REQUEST};
+use pgpool_recovery_core::receiver::Receiver;
+use pgpool_recovery_core::receiver::policy::{Cluster, Policy};
+use serde_json::{Value, json};
+
+struct Host {
+    top: tempfile::TempDir,
+    receiver: Arc<Receiver>,
+}
+
+impl Host {
+    fn new() -> Self {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let path = |name: &str| top.path().join(name);
+        for name in ["standby/global", "standby/base/5", "outside", "spaces", "bin"] {
+            fs::create_dir_all(path(name)).expect("make");
+        }
+        for name in ["outside/precious", "standby/base/5/1", "standby/PG_VERSION"] {
+            fs::write(path(name), "precious").expect("write");
+        }
+        fs::write(path("bin/postgres"), "#!/bin/sh\necho 'postgres (PostgreSQL) 15.18'\n").expect("write");
+        fs::set_permissions(path("bin/postgres"), fs::Permissions::from_mode(0o755)).expect("chmod");
+        let receiver = Receiver::new(Policy::Listed(vec![Cluster {
+            data_directory: path("standby"),
+            bin_directory: path("bin"),
+            config_file: None,
+            start_command: None,
+            tablespace_roots: vec![path("spaces")],
+        }]));
+        Self { top, receiver: Arc::new(receiver) }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.top.path().join(name)
+    }
+
+    fn dial(&self) -> Peer {
+        let cancel = Cancel::new();
+        let (near, far) = pipe::pair(&cancel);
+        let receiver = Arc::clone(&self.receiver);
+        let thread = std::thread::spawn(move || receiver.serve(far, &cancel));
+        Peer { link: near, thread }
+    }
+
+    /// A session on the directory, and what the receiver found.
+    fn open(&self) -> (Peer, Target) {
+        let mut peer = self.dial();
+        peer.request(&json!({ "request": "open", "directory": self.path("standby"), "purpose": "recover", "keep": [] }));
+        match peer.answer().expect("a reply") {
+            Reply::Target(target) => (peer, *target),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A session that has begun to rewrite the directory, with a file of 3 pages.
+    fn begin(&self) -> (Peer, Target) {
+        let (mut peer, target) = self.open();
+        peer.plan(&["base", "base/5"], &[("base/5/1", 3 * 8192)]);
+        peer.request(&terms(&[]));
+        assert!(matches!(peer.answer(), Ok(Reply::Planned { .. })));
+        peer.request(&begin());
+        assert!(matches!(peer.answer(), Ok(Reply::Ok)));
+        (peer, target)
+    }
+
+    fn attach(&self, target: &Target) -> Peer {
+        let mut stream = self.dial();
+        stream.request(&json!({ "request": "attach", "session": target.session }));
+        assert!(matches!(stream.answer(), Ok(Reply::Ok)));
+        stream
+    }
+
+    /// Nothing outside was touched, and the next one is served.
+    #[track_caller]
+    fn assert_unharmed(&self) {
+        assert_eq!(fs::read(self.path("outside/precious")).expect("still there"), b"precious");
+        assert_eq!(fs::read_dir(self.path("outside")).expect("still there").count(), 1);
+        let names: Vec<_> =
+            fs::read_dir(self.top.path()).expect("it").map(|entry| entry.expect("it").file_name()).collect();
+        assert_eq!(names.len(), 4, "{names:?}");
+        assert_eq!(fs::read_dir(self.path("spaces")).expect("still there").count(), 0);
+        let _ = self.open();
+    }
+}
+
+struct Peer {
+    link: Link,
+    thread: JoinHandle<Result<(), Error>>,
+}
+
+impl Peer {
+    fn send(&mut self, kind: u8, body: &[u8]) {
+        // the receiver may have closed already
+        let _ = self.link.sink.send(kind, &[body]).and_then(|()| self.link.sink.flush());
+    }
+
+    fn request(&mut self, message: &Value) {
+        self.send(REQUEST, message.to_string().as_bytes());
+    }
+
+    fn plan(&mut self, directories: &[&str], files: &[(&str, u64)]) {
+        let directories: Vec<_> = directories.iter().map(|path| json!({ "p": path, "m": 0o700 })).collect();
+        let files: Vec<_> =
+            files.iter().map(|(path, size)| json!({ "p": path, "s": size, "m": 0o600 })).collect();
+        self.request(&json!({ "request": "plan", "directories": directories, "files": files }));
+    }
+
+    /// The next reply.
+    fn answer(&mut self) -> Result<Reply, Error> {
+        let mut body = Buffer::new();
+        loop {
+            match self.link.source.receive(&mut body)? {
+                Some(REPLY) => {
+                    return match message::decode(&body)? {
+                        Reply::Error(error) => Err(error),
+                        reply => Ok(reply),
+                    };
+                }
+                Some(_) => {}
+                None => return Err(Error::new(Kind::ConnectionLost, "closed")),
+            }
+        }
+    }
+
+    /// What the receiver made of it.
+    fn end(self) -> Result<(), Error> {
+        drop(self.link);
+        self.thread.join().expect("no panic")
+    }
+
+    #[track_caller]
+    fn assert_refused(self, what: &str) {
+        let error = self.end().expect_err(what);
+        assert!(
+            matches!(error.kind, Kind::ProtocolViolation | Kind::TargetRefused | Kind::InvalidArgument),
+            "{what}: {error:?}"
+        );
+    }
+}
+
+fn terms(tablespaces: &[Value]) -> Value {
+    json!({
+        "request": "plan_end", "tablespaces": tablespaces, "tablespace_version_directory": "PG_15_1",
+        "host_directories": [], "reserve": 0, "mode": 0o700
+    })
+}
+
+fn begin() -> Value {
+    json!({
+        "request": "begin", "digest_key": "00".repeat(32),
+        "marker": { "note": "", "system_identifier": 1, "timeline": 1, "started": 0 }
+    })
+}
+
+#[test]
+fn paths_that_lead_elsewhere() {
+    let host = Host::new();
+    let long = "x/".repeat(3000) + "x";
+    for path in
+        ["../outside/x", "/outside/x", "base/../../outside/x", "base//x", "./x", "", "base/\0x", ".", &long]
+    {
+        let (mut peer, _) = host.open();
+        peer.plan(&[], &[(path, 1)]);
+        peer.request(&terms(&[]));
+        let _ = peer.answer();
+        peer.assert_refused(path);
+        let (mut peer, _) = host.open();
+        peer.plan(&[path], &[]);
+        peer.request(&terms(&[]));
+        let _ = peer.answer();
+        peer.assert_refused(path);
+        let length = u16::try_from(path.len()).expect("short enough").to_le_bytes();
+        let put = [&[0; 4][..], &length, path.as_bytes()].concat();
+        let (mut peer, _) = host.begin();
+        peer.send(PUT, &put);
+        peer.assert_refused(path);
+        let mut peer = host.dial();
+        peer.request(&json!({ "request": "open", "directory": host.path("standby"), "purpose": "recover", "keep": [path] }));
+        peer.assert_refused(path);
+    }
+    host.assert_unharmed();
+}
+
+#[test]
+fn directories_that_are_not_served() {
+    let host = Host::new();
+    for directory in ["outside", "standby/base", "standby/../outside", "spaces"] {
+        let mut peer = host.dial();
+        peer.request(&json!({ "request": "open", "directory": host.path(directory), "purpose": "recover", "keep": [] }));
+        let _ = peer.answer();
+        peer.assert_refused(directory);
+    }
+    for target in ["outside", "standby/base", "spaces", "spaces/../outside/x"] {
+        let (mut peer, _) = host.open();
+        peer.request(&terms(&[json!({ "oid": 16, "source": "/x", "target": host.path(target) })]));
+        let _ = peer.answer();
+        peer.assert_refused(target);
+    }
+    host.assert_unharmed();
+}
+
+#[test]
+fn steps_out_of_order() {
+    let host = Host::new();
+    for request in ["clone", "settle", "wal_end", "finish"] {
+        let (mut peer, _) = host.open();
+        peer.request(&json!({ "request": request }));
+        peer.answer().expect_err(request);
+        peer.assert_refused(request);
+        let mut peer = host.dial();
+        peer.request(&json!({ "request": request }));
+        peer.assert_refused(request);
+    }
+    // an agent has no files of the primary's
+    let (mut peer, _) = host.begin();
+    peer.request(&json!({ "request": "clone" }));
+    peer.answer().expect_err("clone");
+    peer.assert_refused("clone");
+    // nothing was settled
+    for request in ["finish", "wal_end"] {
+        let (mut peer, _) = host.begin();
+        peer.request(&json!({ "request": request }));
+        peer.answer().expect_err(request);
+        peer.assert_refused(request);
+        assert!(!host.path("standby/global/pg_control").exists());
+    }
+    host.assert_unharmed();
+}
+
+#[test]
+fn frames_that_are_none() {
+    let host = Host::new();
+    for (kind, body) in [
+        (REQUEST, &b"{"[..]),
+        (REQUEST, br#"{"request":"open"}"#),
+        (REQUEST, br#"{"request":"rm -rf /"}"#),
+        (REQUEST, &[0xff; 100]),
+        (REPLY, b"{}"),
+        (PAGES, &[0; 100]),
+        (0xEE, b"?"),
+        (PUT, &[0xff; 3]),
+    ] {
+        let mut peer = host.dial();
+        peer.send(kind, body);
+        peer.assert_refused("first");
+        let (mut peer, _) = host.open();
+        peer.send(kind, body);
+        peer.assert_refused("second");
+    }
+    let mut peer = host.dial();
+    peer.request(&json!({ "request": "attach", "session": "guessed" }));
+    peer.answer().expect_err("no such run");
+    peer.assert_refused("a token that nobody was told");
+    // more of small files than any recovery has
+    let (mut peer, _) = host.begin();
+    let put = [&[0, 0, 0, 0, 1, 0, b'x'][..], &vec![0; 1 << 20]].concat();
+    for _ in 0..40 {
+        peer.send(PUT, &put);
+    }
+    peer.assert_refused("40 MB of small files");
+    host.assert_unharmed();
+}
+
+#[test]
+fn pages_that_belong_nowhere() {
+    let host = Host::new();
+    let pages = |file: u32, runs: &[Run], content: &[u8]| {
+        let mut tail = Vec::new();
+        PagesTail::encode(file, Codec::Plain, runs, &mut tail);
+        [content, &tail].concat()
+    };
+    let page = Run { offset: 0, length: 8192 };
+    let cases: Vec<(&str, u8, Vec<u8>)> = vec![
+        ("a file that is not in the plan", PAGES, pages(7, &[page], &[1; 8192])),
+        ("the end of the numbers", PAGES, pages(u32::MAX, &[page], &[1; 8192])),
+        ("beyond the planned size", PAGES, pages(0, &[Run { offset: 3 * 8192, length: 8192 }], &[1; 8192])),
+        (
+            "past the end of any file",
+            PAGES,
+            pages(0, &[Run { offset: u64::MAX - 1, length: 8192 }], &[1; 8192]),
+        ),
+        ("less content than announced", PAGES, pages(0, &[page, page], &[1; 8192])),
+        ("too much in one frame", PAGES, pages(0, &[page; MAX_RUNS], &[])),
+        ("a tail that is cut", PAGES, pages(0, &[page], &[1; 8192])[..8200].to_vec()),
+        ("nothing at all", PAGES, Vec::new()),
+        ("questions about another file", ASK, 9_u32.to_le_bytes().repeat(6)),
+        ("half a question", ASK, vec![1; 7]),
+        ("the end of another file", END_OF_FILE, [9; 12].to_vec()),
+        ("another file is gone", GONE, vec![9; 4]),
+        ("a request on a data link", REQUEST, b"{}".to_vec()),
+    ];
+    for (what, kind, body) in cases {
+        let (control, target) = host.begin();
+        let mut stream = host.attach(&target);
+        stream.send(kind, &body);
+        stream.send(BARRIER, &[]);
+        let error = stream.end().expect_err(what);
+        assert_eq!(error.kind, Kind::ProtocolViolation, "{what}: {error:?}");
+        let _ = control.end();
+        assert!(!host.path("standby/global/pg_control").exists());
+    }
+    host.assert_unharmed();
+}
+
+/// Somebody exchanges a directory for a link while pages arrive.
+#[test]
+fn a_directory_that_becomes_a_link() {
+    let host = Host::new();
+    fs::write(host.path("outside/1"), "mine").expect("write");
+    let (control, target) = host.begin();
+    fs::rename(host.path("standby/base/5"), host.path("standby/base/6")).expect("rename");
+    symlink(host.path("outside"), host.path("standby/base/5")).expect("link");
+    let mut stream = host.attach(&target);
+    let mut tail = Vec::new();
+    PagesTail::encode(0, Codec::Plain, &[Run { offset: 0, length: 8192 }], &mut tail);
+    stream.send(PAGES, &[&[1; 8192][..], &tail].concat());
+    stream.send(BARRIER, &[]);
+    let _ = stream.end();
+    let _ = control.end();
+    assert_eq!(fs::read(host.path("outside/1")).expect("still there"), b"mine");
+    fs::remove_file(host.path("outside/1")).expect("clean");
+    fs::remove_file(host.path("standby/base/5")).expect("clean");
+    host.assert_unharmed();
+}
+
+/// A plan that claims more than any disk has is refused by arithmetic, not by an overflow.
+#[test]
+fn a_plan_of_astronomic_size() {
+    let host = Host::new();
+    let (mut peer, _) = host.open();
+    peer.plan(&[], &[("a", u64::MAX), ("b", u64::MAX), ("c", 1)]);
+    peer.request(&terms(&[]));
+    let error = peer.answer().expect_err("no disk has that");
+    assert_eq!(error.kind, Kind::DiskFull);
+    let _ = peer.end();
+    assert!(Path::new(&host.path("standby/PG_VERSION")).exists());
+    host.assert_unharmed();
+}

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Feeds every decoder with whatever a fuzzer thinks of, starting from the seeds in fuzz/seeds.
+#
+#   scripts/fuzz.sh [SECONDS]       each target for so long; default 60
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/environment.sh
+. scripts/environment.sh
+
+seconds=${1:-60}
+version=0.13.1
+cargo fuzz --version 2>/dev/null | grep -qF " $version" || cargo install --quiet --locked "cargo-fuzz@$version"
+# cargo-fuzz asks rustc for sanitizers, which a stable rustc has but keeps to itself.
+export RUSTC_BOOTSTRAP=1
+export CARGO_TARGET_DIR="$TARGET_DIR/fuzz"
+for target in frames messages files packed differences; do
+    # what it learns is worth keeping between runs, not in the repository
+    corpus="$TARGET_DIR/fuzz-corpus/$target"
+    mkdir -p "$corpus"
+    printf '\n== fuzzing %s for %s s ==\n' "$target" "$seconds"
+    cargo fuzz run --sanitizer address "$target" "$corpus" "fuzz/seeds/$target" -- \
+        -max_total_time="$seconds" -max_len=65536 -print_final_stats=1 -verbosity=0
+done

@@ -1,0 +1,57 @@
+//! A gigabyte, a relation of two segments, and a link that is cut at nine tenths: the next run sends the rest.
+
+use std::time::Duration;
+
+use pgpool_recovery_e2e::agent::{self, Agent};
+use pgpool_recovery_e2e::background::Running;
+use pgpool_recovery_e2e::proxy::{Proxy, Weather};
+use pgpool_recovery_e2e::recovery::remote_start;
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, compare, wait, workload};
+
+#[test]
+fn a_gigabyte_is_not_sent_again() {
+    let scratch = Scratch::new();
+    let secret = agent::secret(&scratch, "secret");
+    let primary = Cluster::place(&scratch, &Host::here(), "primary")
+        .with("pgpool_recovery.secret_file", secret.display())
+        .with("max_wal_size", "4GB")
+        .with("wal_compression", "on")
+        .with("autovacuum", "off")
+        .into_primary();
+    // one row to a page, and more pages than a segment holds
+    primary.execute(
+        "CREATE TABLE large (id integer, filler text);
+         ALTER TABLE large ALTER filler SET STORAGE PLAIN;
+         INSERT INTO large SELECT i, rpad(md5(i::text), 8000, 'x') FROM generate_series(1, 140000) i",
+    );
+    let path: String = primary.get("SELECT pg_relation_filepath('large') || '.1'", &[]);
+    assert!(primary.has(&path), "one segment only");
+    workload::settle(&primary);
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let agent = Agent::start(&scratch, &Host::here(), &secret, &[target.directory()]);
+    let proxy = Proxy::to(agent.port());
+    let recovery = Recovery::of(&target, &primary)
+        .option("transport", "agent")
+        .option("agent_port", proxy.port())
+        .option("application_name", "target")
+        .option("dest_port", target.port());
+
+    let running = Running::start(&primary, &recovery.clone().option("max_rate", 300_000), "");
+    let size = workload::size(&primary);
+    running.wait_for_bytes(&primary, i64::try_from(size / 10 * 9).expect("a size"));
+    proxy.set(Weather::Cut);
+    running.finish_within(Duration::from_secs(30)).expect_err("the link is cut");
+    proxy.set(Weather::Fair);
+
+    let report = wait::until("the next run to be let in", wait::PATIENCE, || {
+        recovery.call(&mut primary.connect()).ok()
+    });
+    let (sent, total) = (report.number("/bytes/sent"), report.number("/bytes/total"));
+    assert!(total > 1 << 30, "{}", report.0);
+    assert!(sent < total / 5, "{sent} of {total} bytes were sent again");
+    primary.append_conf("pgpool_recovery.agent_port", proxy.port());
+    primary.append_conf("pgpool_recovery.transport", "agent");
+    primary.reload();
+    remote_start(&primary, "localhost", target.dir());
+    compare::stop_and_compare(&primary, &target).assert_none();
+}
