@@ -149,6 +149,12 @@ impl Pgpool {
         self.daemon.log()
     }
 
+    /// kill -9 of Pgpool-II with all its processes.
+    pub fn kill(&self) {
+        let group = process::pid(self.daemon.pid());
+        rustix::process::kill_process_group(group, Signal::KILL).expect("Pgpool-II runs");
+    }
+
     pub fn port(&self) -> u16 {
         self.port.number()
     }

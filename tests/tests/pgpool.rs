@@ -1,7 +1,10 @@
 //! With a real Pgpool-II.
 
+use std::time::Duration;
+
 use pgpool_recovery_e2e::pgpool::Setup;
-use pgpool_recovery_e2e::{Cluster, Host, Scratch, probe, wait, workload};
+use pgpool_recovery_e2e::recovery::remote_start;
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, compare, probe, wait, workload};
 
 /// Two nodes on one host are told apart by the node id.
 fn node(scratch: &Scratch, name: &str) -> Cluster {
@@ -80,4 +83,35 @@ fn a_failed_start_is_shown_to_the_operator() {
     let shown = pgpool.recover(1).expect_err("it cannot start");
     // The standby's own words, through pgpool_remote_start.
     assert!(shown.contains("max_connections"), "{shown}");
+}
+
+#[test]
+fn a_pgpool_that_dies_in_the_middle_leaves_no_run_behind() {
+    let scratch = Scratch::new();
+    let primary = probe::quiet(node(&scratch, "node0")).with("pgpool_recovery.max_rate", 4000).into_primary();
+    workload::fill(&primary, 20);
+    let second = node(&scratch, "node1");
+    let pgpool = Setup::new(&scratch, &Host::here(), &[&primary, &second]).start();
+    pgpool.wait_for_node(1, "down", "standby", "");
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| pgpool.recover(1));
+        wait::until_true("the middle of the copy", wait::PATIENCE, || {
+            let sql = "SELECT count(*) FROM pg_stat_progress_basebackup WHERE backup_streamed > 4 << 20";
+            primary.get::<i64>(sql, &[]) == 1
+        });
+        pgpool.kill();
+        call.join().expect("a call").expect_err("Pgpool-II is gone");
+    });
+    wait::until_true("the end of the run", Duration::from_secs(10), || {
+        primary.get::<i64>("SELECT count(*) FROM pg_stat_progress_basebackup", &[]) == 0
+    });
+    probe::assert_nothing_left(&primary);
+    assert!(!second.try_start().status.success(), "an incomplete target started");
+    Recovery::of(&second, &primary)
+        .option("node_id", 1)
+        .option("dest_port", second.port())
+        .option("max_rate", 0)
+        .run(&primary);
+    remote_start(&primary, "localhost", second.dir());
+    compare::stop_and_compare(&primary, &second).assert_none();
 }
