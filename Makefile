@@ -7,7 +7,7 @@ DESTDIR ?=
 export PG_CONFIG PREFIX DESTDIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install demo demo-agent lint test test-unit test-indb test-e2e faults soak bench clean
+.PHONY: help setup install demo demo-agent lint test test-unit test-indb test-e2e faults soak bench package clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench: setup install ## our engine side by side with rsync, pg_basebackup, pgBac
 		$(if $(WORKS),--works $(WORKS)) $(if $(CONTENDERS),--contenders '$(CONTENDERS)') \
 		$(if $(RATE),--rate $(RATE)) $(if $(FILES),--files $(FILES)) $(if $(CURVE_MAX),--curve-max $(CURVE_MAX)) \
 		$(if $(DIRECTORY),--directory $(DIRECTORY)) $(if $(JSON),--json $(JSON)) $(ARGS)
+
+package: ## Debian packages of extension and agent into target/packages
+	scripts/package.sh
 
 clean: ## remove what was built
 	cargo clean

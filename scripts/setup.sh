@@ -4,6 +4,7 @@
 #   scripts/setup.sh build      what `make install` needs: compiler, libclang, server headers, cargo-pgrx
 #   scripts/setup.sh runtime    what the demo and the tests need on top: PostgreSQL 15, Pgpool-II 4.3, tools
 #   scripts/setup.sh bench      what `make bench` needs on top: the peers to measure against
+#   scripts/setup.sh package    what `make package` needs on top: Debian's packaging tools
 #   scripts/setup.sh            build and runtime
 #
 # Idempotent, and quick when nothing is missing. Packages come from wherever this machine's own apt
@@ -152,10 +153,14 @@ bench() {
     install_packages rsync pgbackrest
 }
 
+package() {
+    install_packages debhelper dpkg-dev fakeroot lintian
+}
+
 [ $# -gt 0 ] || set -- build runtime
 for tier in "$@"; do
     case $tier in
-        build | runtime | bench) "$tier" ;;
-        *) die "unknown tier \"$tier\": use build, runtime or bench" ;;
+        build | runtime | bench | package) "$tier" ;;
+        *) die "unknown tier \"$tier\": use build, runtime, bench or package" ;;
     esac
 done

@@ -5,13 +5,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use pgpool_recovery_core::error::{Error, Result};
 use pgpool_recovery_core::secret::Secret;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
 mod config;
+mod manual;
 mod serve;
 
 use config::Config;
@@ -41,6 +42,15 @@ enum Command {
         #[arg(long)]
         output: PathBuf,
     },
+    /// Print a completion script for a shell.
+    #[command(hide = true)]
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page.
+    #[command(hide = true)]
+    Man,
     /// Check the configuration and the secret without starting anything.
     Check {
         /// The configuration file.
@@ -75,6 +85,14 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Serve { config } => serve::serve(Config::read(&config)?),
         Command::Secret { output } => Secret::random()?.write(&output),
+        Command::Completion { shell } => {
+            let mut command = Arguments::command();
+            let name = command.get_name().to_owned();
+            clap_complete::generate(shell, &mut command, name, &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man => manual::write(&Arguments::command(), &mut std::io::stdout())
+            .map_err(Error::on("write the manual page")),
         Command::Check { config } => {
             let config = Config::read(&config)?;
             Secret::read(&config.secret_file)?;
