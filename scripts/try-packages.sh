@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Installs the packages of scripts/package.sh on a Debian 12 of their own (a chroot), beside Debian's
+# postgresql-15-pgpool2, changes an installation of the extension in C over, and purges them again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/environment.sh
+. scripts/environment.sh
+
+packages=$TARGET_DIR/packages
+[ "$(id -u)" = 0 ] || { echo "run this as root: it makes a chroot" >&2; exit 1; }
+ls "$packages"/postgresql-15-pgpool-recovery_*.deb >/dev/null 2>&1 || scripts/package.sh
+command -v debootstrap >/dev/null || apt-get install -y -q --no-install-recommends debootstrap >/dev/null
+
+say() { printf '\n== %s ==\n' "$*"; }
+fail() { printf 'try-packages: %s\n' "$*" >&2; exit 1; }
+
+root=$(mktemp -d /tmp/pgpool-recovery-chroot.XXXXXX)
+chmod 0755 "$root"
+inside() { chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"; }
+clean() {
+    inside pg_ctlcluster 15 main stop --mode immediate >/dev/null 2>&1 || true
+    umount --lazy "$root/proc" 2>/dev/null || true
+    rm -rf --one-file-system "$root"
+}
+trap clean EXIT
+
+# Debian's own mirror, as this machine's apt knows it
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1)
+[ -n "$mirror" ] || fail "this machine's apt has no Debian 12"
+say "a Debian 12"
+debootstrap --variant=minbase --include=ca-certificates bookworm "$root" "$mirror" >/dev/null
+cp -r /etc/apt/apt.conf.d/. "$root/etc/apt/apt.conf.d/"
+mount -t proc proc "$root/proc"
+printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
+chmod 0755 "$root/usr/sbin/policy-rc.d"
+inside apt-get update -q >/dev/null
+inside apt-get install -y -q --no-install-recommends postgresql-15 postgresql-15-pgpool2 >/dev/null 2>&1
+
+control=/usr/share/postgresql/15/extension/pgpool_recovery.control
+sql() { inside runuser -u postgres -- psql -X -A -t -v ON_ERROR_STOP=1 -d template1 -c "$1"; }
+
+say "the extension in C"
+inside pg_lsclusters --no-header | grep -q '^15 *main' || inside pg_createcluster 15 main >/dev/null
+inside pg_ctlcluster 15 main start
+sql "CREATE EXTENSION pgpool_recovery; CREATE ROLE operator; GRANT EXECUTE ON FUNCTION pgpool_remote_start TO operator"
+[ "$(sql "SELECT extversion FROM pg_extension WHERE extname = 'pgpool_recovery'")" = 1.4 ] || fail "not 1.4"
+
+say "install"
+cp "$packages"/postgresql-15-pgpool-recovery_*.deb "$packages"/pgpool-recovery-agent_*.deb "$root/tmp/"
+inside sh -c 'apt-get install -y -q --no-install-recommends /tmp/*.deb' | grep -E '^(Setting up|Adding)'
+grep -q "2.0.0" "$root$control" || fail "the control file is not ours"
+grep -q "1.4" "$root$control.pgpool2" || fail "the other control file is gone"
+[ "$(inside stat -c '%U:%G %a' /etc/pgpool-recovery)" = "postgres:postgres 700" ] || fail "mode of /etc/pgpool-recovery"
+
+say "change over"
+sql "ALTER EXTENSION pgpool_recovery UPDATE"
+[ "$(sql "SELECT extversion FROM pg_extension WHERE extname = 'pgpool_recovery'")" = 2.0.0 ] || fail "not 2.0.0"
+[ "$(sql "SELECT has_function_privilege('operator', 'pgpool_remote_start(text, text)', 'execute')")" = t ] ||
+    fail "the grant is gone"
+sql "SELECT step, ok FROM pgpool_recovery_check('localhost', '/var/lib/postgresql/15/other', 5432)" | head -n 3
+
+say "agent"
+inside runuser -u postgres -- pgpool-recovery-agent secret --output /etc/pgpool-recovery/secret
+inside runuser -u postgres -- pgpool-recovery-agent check
+inside test -e /lib/systemd/system/pgpool-recovery-agent.service || fail "no unit"
+inside test -e /usr/share/man/man8/pgpool-recovery-agent.8.gz || fail "no manual page"
+
+say "install again, as an upgrade does"
+inside sh -c 'apt-get install -y -q --reinstall --no-install-recommends /tmp/*.deb' | grep -E '^Setting up'
+[ "$(sql "SELECT count(*) FROM pgpool_recovery_check('localhost', '/x', 5432)")" -gt 3 ] || fail "it does not run"
+
+say "purge"
+inside apt-get purge -y -q postgresql-15-pgpool-recovery pgpool-recovery-agent | grep -E '^(Removing|Purging)'
+grep -q "1.4" "$root$control" || fail "the other control file is not back"
+[ -z "$(inside dpkg-divert --list '*pgpool_recovery*')" ] || fail "a diversion is left"
+inside test ! -e /etc/pgpool-recovery || fail "/etc/pgpool-recovery is left"
+inside find / -xdev -name '*pgpool?recovery*' -not -path '/proc/*' -not -path '/tmp/*' | while IFS= read -r path; do
+    # what dpkg knows of is postgresql-15-pgpool2's
+    inside dpkg -S "$path" >/dev/null 2>&1 || fail "left: $path"
+done
+say "all as it should be"
