@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 mod config;
 mod manual;
 mod serve;
+mod strangers;
 
 use config::Config;
 

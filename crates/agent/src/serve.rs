@@ -1,7 +1,7 @@
 //! Listening: accept, authenticate, serve, and end in order.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,15 +17,7 @@ use signal_hook::iterator::Signals;
 use tracing::{info, warn};
 
 use crate::config::Config;
-
-/// Most connections that have not proved the secret yet. More are closed at once.
-const STRANGERS: usize = 256;
-
-/// Most of them from one address: one host alone cannot keep the others out.
-const STRANGERS_OF_ONE: usize = 16;
-
-/// Refused connections that are logged one by one in a minute; more are counted.
-const REFUSALS: u32 = 20;
+use crate::strangers::{Refusals, Stranger, Strangers};
 
 /// Most connections at all: sixteen runs of the most streams.
 const CONNECTIONS: usize = 1024;
@@ -52,7 +44,7 @@ pub(crate) fn serve(config: Config) -> Result<()> {
         tls_config,
         secret,
         stopping: AtomicBool::new(false),
-        strangers: Mutex::default(),
+        strangers: Arc::default(),
         refusals: Refusals::default(),
         connections: Mutex::default(),
     });
@@ -94,8 +86,7 @@ struct Agent {
     tls_config: Arc<rustls::ServerConfig>,
     secret: Secret,
     stopping: AtomicBool,
-    /// How many connections from each address have not proved the secret.
-    strangers: Mutex<HashMap<IpAddr, usize>>,
+    strangers: Arc<Strangers>,
     refusals: Refusals,
     /// What closes each open connection.
     connections: Mutex<HashMap<u64, Cancel>>,
@@ -121,7 +112,7 @@ impl Agent {
         // who has gone already is nobody's guest
         let Ok(address) = socket.peer_addr() else { return };
         let peer = address.to_string();
-        let stranger = Stranger::new(self, address.ip()).filter(|_| self.connections().len() < CONNECTIONS);
+        let stranger = self.strangers.admit(address.ip()).filter(|_| self.connections().len() < CONNECTIONS);
         let Some(stranger) = stranger else {
             self.refusals.tell(format_args!("connection from {peer} closed: too many connections"));
             return;
@@ -169,67 +160,6 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.agent.connections().remove(&self.number);
-    }
-}
-
-/// A connection that has not proved the secret, until it is dropped.
-struct Stranger {
-    agent: Arc<Agent>,
-    address: IpAddr,
-}
-
-impl Stranger {
-    /// One more, if there is room for one.
-    fn new(agent: &Arc<Agent>, address: IpAddr) -> Option<Self> {
-        let mut strangers = agent.strangers.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = strangers.values().sum();
-        let own = strangers.get(&address).copied().unwrap_or_default();
-        if all >= STRANGERS || own >= STRANGERS_OF_ONE {
-            return None;
-        }
-        strangers.insert(address, own + 1);
-        Some(Self { agent: Arc::clone(agent), address })
-    }
-}
-
-impl Drop for Stranger {
-    fn drop(&mut self) {
-        let mut strangers = self.agent.strangers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = strangers.get_mut(&self.address) {
-            *own -= 1;
-            if *own == 0 {
-                strangers.remove(&self.address);
-            }
-        }
-    }
-}
-
-/// What the log says of those who were turned away: somebody who knocks all day must not fill a disk.
-#[derive(Default)]
-struct Refusals(Mutex<Minute>);
-
-#[derive(Default)]
-struct Minute {
-    began: Option<Instant>,
-    told: u32,
-    silent: u32,
-}
-
-impl Refusals {
-    fn tell(&self, what: std::fmt::Arguments<'_>) {
-        let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if minute.began.is_none_or(|began| began.elapsed() >= Duration::from_secs(60)) {
-            if minute.silent > 0 {
-                warn!("{} more connections were refused in a minute", minute.silent);
-            }
-            *minute = Minute { began: Some(Instant::now()), ..Minute::default() };
-        }
-        if minute.told < REFUSALS {
-            minute.told += 1;
-            warn!("{what}");
-        } else {
-            minute.silent += 1;
-        }
     }
 }
 

@@ -94,7 +94,7 @@ impl Error {
         };
         let failed = Self::new(kind, format!("could not {what}: {error}"));
         if kind == Kind::DiskFull {
-            return failed.hint("Free space there; the next run sends only what is still missing.");
+            return failed.hint("Free space on that file system and repeat it.");
         }
         failed
     }

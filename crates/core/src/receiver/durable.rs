@@ -20,29 +20,26 @@ const MANY: usize = 1000;
 ///
 /// Pages that a broken-off run wrote, or a server that was killed, compare equal although they may be in the
 /// page cache only.
-pub(super) struct Before(Mutex<Progress>);
+pub(super) struct Before(Mutex<Syncs>);
 
-enum Progress {
-    Running(Vec<JoinHandle<Result<()>>>),
-    /// Whether anything was synced, and that it went well.
-    Ended(Result<bool>),
+struct Syncs {
+    running: Vec<JoinHandle<Result<()>>>,
+    /// Whether anything is synced, and that what has ended went well.
+    outcome: Result<bool>,
 }
 
 impl Before {
     /// Begins; where the kernel does not tell whether that succeeded it is left to [`sync_files`].
     pub(super) fn begin(target: &Target) -> Result<Self> {
         if !syncfs_tells_errors() {
-            return Ok(Self(Mutex::new(Progress::Ended(Ok(false)))));
+            return Ok(Self(Mutex::new(Syncs { running: Vec::new(), outcome: Ok(false) })));
         }
-        let file_systems = target.file_systems()?;
-        let before = Self(Mutex::new(Progress::Running(Vec::with_capacity(file_systems.len()))));
-        for fd in file_systems {
+        // what has been started is waited for, even if the next cannot be
+        let before = Self(Mutex::new(Syncs { running: Vec::new(), outcome: Ok(true) }));
+        for fd in target.file_systems()? {
             let work = move || sync_file_system(&fd);
             let started = std::thread::Builder::new().name("target-sync".to_owned()).spawn(work);
-            let thread = started.map_err(Error::on("start a thread"))?;
-            if let Progress::Running(threads) = &mut *lock(&before.0) {
-                threads.push(thread);
-            }
+            lock(&before.0).running.push(started.map_err(Error::on("start a thread"))?);
         }
         Ok(before)
     }
@@ -50,17 +47,13 @@ impl Before {
     /// Waits; false if nothing was synced. Every caller hears of a failure.
     pub(super) fn end(&self) -> Result<bool> {
         // others wait here
-        let mut progress = lock(&self.0);
-        if let Progress::Running(threads) = &mut *progress {
-            let panicked = |_| Err(Error::new(Kind::Internal, "a thread that syncs the target panicked"));
-            let join = |thread: JoinHandle<Result<()>>| thread.join().unwrap_or_else(panicked);
-            let ended = threads.drain(..).map(join).fold(Ok(()), Result::and);
-            *progress = Progress::Ended(ended.map(|()| true));
+        let mut syncs = lock(&self.0);
+        let panicked = |_| Err(Error::new(Kind::Internal, "a thread that syncs the target panicked"));
+        let join = |thread: JoinHandle<Result<()>>| thread.join().unwrap_or_else(panicked);
+        if let Err(error) = syncs.running.drain(..).map(join).fold(Ok(()), Result::and) {
+            syncs.outcome = Err(error);
         }
-        match &*progress {
-            Progress::Ended(ended) => ended.clone(),
-            Progress::Running(_) => Ok(false),
-        }
+        syncs.outcome.clone()
     }
 }
 

@@ -111,8 +111,7 @@ fn fit(run: &Run, slot: &Slot) -> Result<()> {
     let fits = found.is_some_and(|stat| {
         stat.kind == FileType::RegularFile && stat.names == 1 && stat.size == size && stat.mode == slot.mode
     });
-    let fits = fits && is_known;
-    if fits {
+    if fits && is_known {
         return Ok(());
     }
     let file = run.target.open_for_write(&slot.path, slot.mode)?;

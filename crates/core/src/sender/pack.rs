@@ -146,11 +146,13 @@ impl Learner {
     /// A trial is over.
     fn judge(&mut self, took: Duration, now: Instant) {
         // a stretch in which hardly anything had to be sent says nothing about ways of sending
-        if self.sent < TRIAL.bytes / 8 && (took < TRIAL.most || self.sent < self.moved / 64) {
-            if took >= TRIAL.most {
-                self.enter(self.way, Stage::Trial, now);
+        if self.sent < TRIAL.bytes / 8 {
+            if took < TRIAL.most {
+                return;
             }
-            return;
+            if self.sent < self.moved / 64 {
+                return self.enter(self.way, Stage::Trial, now);
+            }
         }
         self.rates[self.way] = Some(self.moved as f64 / took.as_secs_f64());
         match self.rates.iter().position(Option::is_none) {
