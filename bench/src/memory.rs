@@ -4,7 +4,6 @@
 //! Each look sums the processes of a side, so the peak is that of the side, not of one process.
 
 use std::collections::HashSet;
-use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -130,9 +129,8 @@ fn tree(pid: u32) -> u64 {
 
 /// `RssAnon` in KiB; 0 for a process that is gone.
 fn anonymous(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    // it may have ended
+    process::anonymous_memory(pid).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -70,6 +70,11 @@ impl Agent {
         self.daemon.pid()
     }
 
+    /// Memory of its own, in kB.
+    pub fn memory(&self) -> u64 {
+        process::anonymous_memory(self.pid()).expect("the agent runs")
+    }
+
     /// SIGTERM, and its exit status.
     pub fn stop(&mut self) -> ExitStatus {
         self.daemon.stop()

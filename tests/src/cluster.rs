@@ -123,6 +123,13 @@ impl Cluster {
         scratch::write_as_postgres(&path, &text, 0o600);
     }
 
+    /// From now on this primary reaches every target through the agent at this port.
+    pub fn use_agent(&self, port: u16) {
+        self.append_conf("pgpool_recovery.transport", "agent");
+        self.append_conf("pgpool_recovery.agent_port", port);
+        self.reload();
+    }
+
     pub fn directory(&self) -> &Path {
         &self.directory
     }

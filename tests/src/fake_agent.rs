@@ -18,8 +18,6 @@ pub enum Manner {
     Closes,
     /// Reads a first message, answers these bytes and closes.
     Says(Vec<u8>),
-    /// Talks to the real agent at this port for so many of its bytes, then closes.
-    CutsAfter { agent: u16, bytes: usize },
 }
 
 /// A listener on 127.0.0.1 that ends with this value.
@@ -96,21 +94,6 @@ fn treat(mut stream: TcpStream, manner: &Manner, stop: &AtomicBool) -> std::io::
             stream.shutdown(Shutdown::Write)?;
             while read_some(&mut stream, stop)?.is_some() {}
         }
-        Manner::CutsAfter { agent, bytes } => {
-            let mut behind = TcpStream::connect(("127.0.0.1", *agent))?;
-            behind.set_read_timeout(Some(Duration::from_millis(20)))?;
-            stream.set_read_timeout(Some(Duration::from_millis(20)))?;
-            let mut answered = 0;
-            while answered < *bytes && !stop.load(Ordering::Relaxed) {
-                if pass(&mut stream, &mut behind)?.is_none() {
-                    break;
-                }
-                match pass(&mut behind, &mut stream)? {
-                    Some(count) => answered += count,
-                    None => break,
-                }
-            }
-        }
     }
     Ok(())
 }
@@ -127,17 +110,6 @@ fn read_some(stream: &mut TcpStream, stop: &AtomicBool) -> std::io::Result<Optio
         }
     }
     Ok(None)
-}
-
-/// Passes on what is there. None at the end of the stream.
-fn pass(from: &mut TcpStream, to: &mut TcpStream) -> std::io::Result<Option<usize>> {
-    let mut buffer = [0; 4096];
-    match from.read(&mut buffer) {
-        Ok(0) => Ok(None),
-        Ok(count) => to.write_all(&buffer[..count]).map(|()| Some(count)),
-        Err(error) if is_timeout(&error) => Ok(Some(0)),
-        Err(error) => Err(error),
-    }
 }
 
 fn is_timeout(error: &std::io::Error) -> bool {

@@ -39,12 +39,17 @@ pub struct Proxy {
 impl Proxy {
     /// A way to the agent at this port of 127.0.0.1.
     pub fn to(agent: u16) -> Self {
+        Self::cutting_after(usize::MAX, agent)
+    }
+
+    /// The same, cutting each connection when the agent has answered so many bytes.
+    pub fn cutting_after(bytes: usize, agent: u16) -> Self {
         let port = Port::claim();
         let listener = TcpListener::bind(("127.0.0.1", port.number())).expect("a claimed port");
         listener.set_nonblocking(true).expect("a listener");
         let weather = Arc::new(AtomicU8::new(Weather::Fair as u8));
         let seen = Arc::clone(&weather);
-        let thread = std::thread::spawn(move || serve(&listener, agent, &seen));
+        let thread = std::thread::spawn(move || serve(&listener, agent, bytes, &seen));
         Self { port, weather, thread: Some(thread) }
     }
 
@@ -75,7 +80,7 @@ fn is(weather: &AtomicU8, what: Weather) -> bool {
     weather.load(Ordering::SeqCst) == what as u8
 }
 
-fn serve(listener: &TcpListener, agent: u16, weather: &Arc<AtomicU8>) {
+fn serve(listener: &TcpListener, agent: u16, most: usize, weather: &Arc<AtomicU8>) {
     let mut ways = Vec::new();
     while !is(weather, Weather::End) {
         let Ok((primary, _)) = listener.accept() else {
@@ -85,11 +90,12 @@ fn serve(listener: &TcpListener, agent: u16, weather: &Arc<AtomicU8>) {
         // who finds no agent is told by the end of the connection
         let Ok(behind) = TcpStream::connect(("127.0.0.1", agent)) else { continue };
         let (Ok(back), Ok(forth)) = (primary.try_clone(), behind.try_clone()) else { continue };
-        for (from, to, is_to_agent) in [(primary, forth, true), (behind, back, false)] {
+        for (from, to, most, is_to_agent) in [(primary, forth, usize::MAX, true), (behind, back, most, false)]
+        {
             let weather = Arc::clone(weather);
             ways.push(std::thread::spawn(move || {
                 // either end may go at any time
-                let _ = pass(&from, &to, is_to_agent, &weather);
+                let _ = pass(&from, &to, most, is_to_agent, &weather);
                 let _ = from.shutdown(Shutdown::Both);
                 let _ = to.shutdown(Shutdown::Both);
             }));
@@ -103,21 +109,24 @@ fn serve(listener: &TcpListener, agent: u16, weather: &Arc<AtomicU8>) {
 fn pass(
     mut from: &TcpStream,
     mut to: &TcpStream,
+    most: usize,
     is_to_agent: bool,
     weather: &AtomicU8,
 ) -> std::io::Result<()> {
     from.set_nonblocking(false)?;
     from.set_read_timeout(Some(LOOK))?;
     let mut buffer = vec![0; 64 << 10];
+    let mut left = most;
     loop {
-        if is(weather, Weather::End) || is(weather, Weather::Cut) {
+        if left == 0 || is(weather, Weather::End) || is(weather, Weather::Cut) {
             return Ok(());
         }
         if is(weather, Weather::Hole) {
             std::thread::sleep(LOOK);
             continue;
         }
-        let count = match from.read(&mut buffer) {
+        let room = buffer.len().min(left);
+        let count = match from.read(&mut buffer[..room]) {
             Ok(0) => return Ok(()),
             Ok(count) => count,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
@@ -131,5 +140,6 @@ fn pass(
             buffer[count / 2] ^= 1;
         }
         to.write_all(&buffer[..count])?;
+        left -= count;
     }
 }

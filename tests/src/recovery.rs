@@ -5,6 +5,7 @@ use postgres::{Client, Error};
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
+use crate::wait;
 
 /// An ERROR as the server raised it.
 #[derive(Debug, Clone)]
@@ -110,6 +111,18 @@ impl Recovery {
             Ok(report) => report,
             Err(error) => panic!("{self:?}: {error:?}\n{}", primary.log()),
         }
+    }
+
+    /// [`Recovery::run`], once a run that broke off has let go of the target: an agent may still have to notice.
+    #[track_caller]
+    pub fn run_when_let_in(&self, primary: &Cluster) -> Report {
+        wait::until("the run to be let in", wait::PATIENCE, || match self.call(&mut primary.connect()) {
+            Ok(report) => Some(report),
+            Err(error) => {
+                assert_eq!(SqlError::from(&error).sqlstate, "55006", "{error:?}\n{}", primary.log());
+                None
+            }
+        })
     }
 
     /// Calls it in a new session on `primary` and expects an ERROR.

@@ -8,6 +8,7 @@ use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::fake_agent::{FakeAgent, Manner};
 use pgpool_recovery_e2e::process::Daemon;
+use pgpool_recovery_e2e::proxy::Proxy;
 use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
 use pgpool_recovery_e2e::snapshot::Snapshot;
 use pgpool_recovery_e2e::{
@@ -189,8 +190,8 @@ fn an_agent_that_closes_in_the_middle_of_the_handshake() {
     let stage = Stage::new(1);
     let agent = stage.agent();
     for bytes in [1, 100, 600, 1200] {
-        let fake = FakeAgent::start(Manner::CutsAfter { agent: agent.port(), bytes });
-        let error = stage.refused(&stage.recovery(fake.port()));
+        let proxy = Proxy::cutting_after(bytes, agent.port());
+        let error = stage.refused(&stage.recovery(proxy.port()));
         assert!(error.sqlstate.starts_with("08"), "{bytes}: {error:?}");
     }
     // And the agent is none the worse for it.

@@ -13,7 +13,7 @@ use pgpool_recovery_e2e::mount::Tmpfs;
 use pgpool_recovery_e2e::probe::{self, Witness};
 use pgpool_recovery_e2e::process::{self, Daemon};
 use pgpool_recovery_e2e::proxy::{Proxy, Weather};
-use pgpool_recovery_e2e::recovery::{Report, remote_start};
+use pgpool_recovery_e2e::recovery::remote_start;
 use pgpool_recovery_e2e::scratch::write_as_postgres;
 use pgpool_recovery_e2e::xfs::Xfs;
 use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, compare, wait, workload};
@@ -86,9 +86,7 @@ impl Stage {
         if way == Way::Agent {
             let started = Agent::start(&scratch, &Host::here(), &secret, &[target.directory()]);
             let to_it = Proxy::to(started.port());
-            primary.append_conf("pgpool_recovery.transport", "agent");
-            primary.append_conf("pgpool_recovery.agent_port", to_it.port());
-            primary.reload();
+            primary.use_agent(to_it.port());
             (agent, proxy) = (Some(started), Some(to_it));
         }
         let witness = Witness::on(&primary);
@@ -189,24 +187,10 @@ impl Stage {
         assert!(self.target.read("postgresql.conf").starts_with(&self.configuration), "its configuration");
     }
 
-    /// The next run: an agent may still have to notice the end of the last one.
-    #[track_caller]
-    fn recover(&self) -> Report {
-        wait::until("the next run to be let in", wait::PATIENCE, || {
-            match self.recovery().call(&mut self.primary.connect()) {
-                Ok(report) => Some(report),
-                Err(error) => {
-                    assert_eq!(SqlError::from(&error).sqlstate, "55006", "{error:?}");
-                    None
-                }
-            }
-        })
-    }
-
     /// The next run completes and sends at most so many bytes.
     #[track_caller]
     fn assert_next_run_completes(&self, most: u64) {
-        let report = self.recover();
+        let report = self.recovery().run_when_let_in(&self.primary);
         let sent = report.number("/bytes/sent");
         assert!(sent <= most, "{sent} bytes sent, {most} were to be enough: {}", report.0);
         assert!(sent < report.number("/bytes/total"), "{}", report.0);
@@ -419,7 +403,7 @@ fn a_disk_that_dies(way: Way) {
     }
     // and right after a run that succeeded
     stage.damage();
-    stage.recover();
+    stage.recovery().run_when_let_in(&stage.primary);
     stage.xfs.as_ref().expect("a disk").pull_the_plug();
     stage.xfs.as_ref().expect("a disk").plug_in();
     stage.start_and_compare();
@@ -448,10 +432,7 @@ fn a_full_disk(way: Way) {
                 Agent::start(&stage.scratch, &Host::here(), &stage.scratch.join("secret"), &[&directory]);
             stage.proxy = Some(Proxy::to(agent.port()));
             stage.agent = Some(agent);
-            stage
-                .primary
-                .append_conf("pgpool_recovery.agent_port", stage.proxy.as_ref().expect("one").port());
-            stage.primary.reload();
+            stage.primary.use_agent(stage.proxy.as_ref().expect("one").port());
         }
         stage.target = Cluster::place(&stage.scratch, &Host::here(), "new").at(&directory);
         stage.damaged = u64::from(MEGABYTES) << 20;
@@ -469,7 +450,7 @@ fn a_full_disk(way: Way) {
         probe::assert_nothing_left(&stage.primary);
         assert!(!stage.target.try_start().status.success(), "an incomplete target started");
         fs::remove_file(&ballast).expect("removed");
-        stage.recover();
+        stage.recovery().run_when_let_in(&stage.primary);
         stage.start_and_compare();
     }
 }

@@ -14,7 +14,7 @@ use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::dice::Dice;
 use pgpool_recovery_e2e::recovery::remote_start;
 use pgpool_recovery_e2e::storm::{self, Storm};
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, compare, dump, wait, workload};
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, compare, dump, workload};
 
 fn setting(name: &str, default: u64) -> u64 {
     let value = std::env::var(format!("PGPOOL_RECOVERY_SOAK_{name}"));
@@ -117,19 +117,6 @@ impl Soak {
         }
     }
 
-    fn recover(&self, recovery: &Recovery) {
-        wait::until("the recovery to be let in", wait::PATIENCE, || {
-            match recovery.call(&mut self.primary.connect()) {
-                Ok(report) => Some(report),
-                Err(error) => {
-                    // the agent may not have noticed yet that a broken-off run is over
-                    assert_eq!(SqlError::from(&error).sqlstate, "55006", "{error:?}\n{}", self.primary.log());
-                    None
-                }
-            }
-        });
-    }
-
     fn end_prepared(&self) {
         let sql = "SELECT gid FROM pg_prepared_xacts";
         for row in self.primary.connect().query(sql, &[]).expect(sql) {
@@ -143,7 +130,7 @@ impl Soak {
         let before = storm.done();
         let recovery = self.recovery(dice);
         eprintln!("{recovery:?}");
-        self.recover(&recovery);
+        recovery.run_when_let_in(&self.primary);
         remote_start(&self.primary, "localhost", self.target.dir());
         assert!(storm.done() > before, "there was no storm");
         if dice.percent(50) {
@@ -182,15 +169,7 @@ fn rounds() {
     let sql =
         "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'";
     assert_eq!(soak.primary.get::<i64>(sql, &[]), 1, "a backend is left");
-    assert!(process_is_small(&soak), "the agent has grown");
+    // round after round an agent must not keep memory
+    assert!(soak.agent.memory() < 64 << 10, "the agent has grown");
     drop(soak.scratch);
-}
-
-/// Round after round an agent must not keep memory.
-fn process_is_small(soak: &Soak) -> bool {
-    let status = fs::read_to_string(format!("/proc/{}/status", soak.agent.pid())).expect("the agent");
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("Linux");
-    let kilobytes: u64 =
-        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
-    kilobytes < 64 << 10
 }

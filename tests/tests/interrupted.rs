@@ -197,15 +197,7 @@ fn a_backend_terminated_while_an_agent_receives_lets_the_next_run_in() {
         .option("transport", "agent")
         .option("agent_port", agent.port())
         .option("start", true);
-    wait::until_true("the next run to be let in", wait::PATIENCE, || {
-        match next.call(&mut stage.primary.connect()) {
-            Ok(_) => true,
-            Err(error) => {
-                assert_eq!(SqlError::from(&error).sqlstate, "55006", "{error:?}");
-                false
-            }
-        }
-    });
+    next.run_when_let_in(&stage.primary);
     compare::stop_and_compare(&stage.primary, &stage.target).assert_none();
 }
 

@@ -238,9 +238,7 @@ fn a_cluster_of_debians_own_tools() {
         debian.name
     );
     let agent = Agent::start_with(&scratch, &Host::here(), &secret, &cluster);
-    primary.append_conf("pgpool_recovery.agent_port", agent.port());
-    primary.append_conf("pgpool_recovery.transport", "agent");
-    primary.reload();
+    primary.use_agent(agent.port());
     let data = debian.data.to_str().expect("ASCII");
     let recover = |overwrite: &str| {
         Recovery::to("127.0.0.1", data, primary.port())

@@ -116,9 +116,7 @@ fn through_an_agent() {
     let stage = Stage::new();
     let mut agent = Agent::start(&stage.scratch, &Host::here(), &stage.secret, &[stage.target.directory()]);
     // remote_start takes the agent's port from the settings
-    stage.primary.append_conf("pgpool_recovery.agent_port", agent.port());
-    stage.primary.append_conf("pgpool_recovery.transport", "agent");
-    stage.primary.reload();
+    stage.primary.use_agent(agent.port());
     stage.run_twice(|| {
         let trace = Trace::attach(&stage.scratch, agent.pid());
         stage.recovery("agent").run(&stage.primary);

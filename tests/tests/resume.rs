@@ -6,7 +6,7 @@ use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::proxy::{Proxy, Weather};
 use pgpool_recovery_e2e::recovery::remote_start;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, compare, wait, workload};
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, compare, workload};
 
 #[test]
 fn a_gigabyte_is_not_sent_again() {
@@ -43,15 +43,11 @@ fn a_gigabyte_is_not_sent_again() {
     running.finish_within(Duration::from_secs(30)).expect_err("the link is cut");
     proxy.set(Weather::Fair);
 
-    let report = wait::until("the next run to be let in", wait::PATIENCE, || {
-        recovery.call(&mut primary.connect()).ok()
-    });
+    let report = recovery.run_when_let_in(&primary);
     let (sent, total) = (report.number("/bytes/sent"), report.number("/bytes/total"));
     assert!(total > 1 << 30, "{}", report.0);
     assert!(sent < total / 5, "{sent} of {total} bytes were sent again");
-    primary.append_conf("pgpool_recovery.agent_port", proxy.port());
-    primary.append_conf("pgpool_recovery.transport", "agent");
-    primary.reload();
+    primary.use_agent(proxy.port());
     remote_start(&primary, "localhost", target.dir());
     compare::stop_and_compare(&primary, &target).assert_none();
 }

@@ -8,13 +8,6 @@ use std::time::{Duration, Instant};
 use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, wait, workload};
 
-/// Kilobytes of memory of its own.
-fn memory(agent: &Agent) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("the agent");
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("Linux");
-    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
-}
-
 fn stage(scratch: &Scratch) -> (Cluster, Cluster, Agent, Recovery) {
     let secret = agent::secret(scratch, "secret");
     let primary = Cluster::place(scratch, &Host::here(), "primary")
@@ -49,7 +42,7 @@ fn socket(from: u8) -> socket2::Socket {
 fn a_host_that_floods_keeps_nobody_out() {
     let scratch = Scratch::new();
     let (primary, _target, agent, recovery) = stage(&scratch);
-    let before = memory(&agent);
+    let before = agent.memory();
     let mut crowd: Vec<TcpStream> = (0..400).map(|_| knock(&agent, 9)).collect();
     // some say something: a record of the greatest length, and nonsense
     for (number, stranger) in crowd.iter_mut().enumerate() {
@@ -57,7 +50,7 @@ fn a_host_that_floods_keeps_nobody_out() {
         let _ = stranger.write_all(said);
     }
     recovery.run(&primary);
-    assert!(memory(&agent) < before + (20 << 10), "{} kB, before {before}", memory(&agent));
+    assert!(agent.memory() < before + (20 << 10), "{} kB, before {before}", agent.memory());
     // all are gone after the deadline of a handshake
     for mut stranger in crowd {
         stranger.set_read_timeout(Some(Duration::from_secs(15))).expect("a timeout");
