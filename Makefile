@@ -39,13 +39,12 @@ test-indb: setup ## inside a PostgreSQL server
 test-e2e: setup ## real clusters, agents and Pgpool-II
 	scripts/test.sh e2e
 
-faults: setup install ## every fault at every moment of a run (part of test-e2e)
-	cargo test --package pgpool-recovery-e2e --test faults --test interrupted --test power_cut --test stale_cache
+faults: setup ## every fault at every moment of a run (part of test-e2e)
+	scripts/test.sh faults
 
 # make soak ROUNDS=300 SEED=7
-soak: setup install ## recoveries under write load and DDL, round after round (10 of them are part of test-e2e)
-	PGPOOL_RECOVERY_SOAK_ROUNDS=$(or $(ROUNDS),100) PGPOOL_RECOVERY_SOAK_SEED=$(or $(SEED),1) \
-		cargo test --package pgpool-recovery-e2e --test heavy_weather -- --nocapture
+soak: setup ## recoveries under write load and DDL, round after round (10 of them are part of test-e2e)
+	PGPOOL_RECOVERY_SOAK_ROUNDS=$(or $(ROUNDS),100) PGPOOL_RECOVERY_SOAK_SEED=$(or $(SEED),1) scripts/test.sh soak
 
 # make bench SIZE=300 REPETITIONS=3 WORKS=full,refresh-10 CONTENDERS='ours*,rsync' JSON=run.json ARGS=--cold
 bench: setup install ## our engine side by side with rsync, pg_basebackup, pgBackRest, pg_rewind (docs/benchmarks.md)

@@ -10,7 +10,8 @@ unset RUST_BACKTRACE
 # libpq would follow these to other servers than those the scripts start.
 while IFS= read -r name; do
     case $name in
-        PG_CONFIG | PGRX_*) ;;
+        # PGPOOL_RECOVERY_* are our own
+        PG_CONFIG | PGRX_* | PGPOOL_RECOVERY_*) ;;
         *) unset "$name" ;;
     esac
 done < <(compgen -e | grep -E '^PG[A-Z]' || true)

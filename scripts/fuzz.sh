@@ -8,8 +8,7 @@ cd "$(dirname "$0")/.."
 . scripts/environment.sh
 
 seconds=${1:-60}
-version=0.13.1
-cargo fuzz --version 2>/dev/null | grep -qF " $version" || cargo install --quiet --locked "cargo-fuzz@$version"
+scripts/setup.sh fuzz
 # cargo-fuzz asks rustc for sanitizers, which a stable rustc has but keeps to itself.
 export RUSTC_BOOTSTRAP=1
 export CARGO_TARGET_DIR="$TARGET_DIR/fuzz"

@@ -5,6 +5,7 @@
 #   scripts/setup.sh runtime    what the demo and the tests need on top: PostgreSQL 15, Pgpool-II 4.3, tools
 #   scripts/setup.sh bench      what `make bench` needs on top: the peers to measure against
 #   scripts/setup.sh package    what `make package` needs on top: Debian's packaging tools
+#   scripts/setup.sh fuzz       what `scripts/fuzz.sh` needs on top: cargo-fuzz
 #   scripts/setup.sh            build and runtime
 #
 # Idempotent, and quick when nothing is missing. Packages come from wherever this machine's own apt
@@ -14,6 +15,7 @@
 set -euo pipefail
 
 readonly PGRX_VERSION=0.18.1
+readonly CARGO_FUZZ_VERSION=0.13.1
 readonly DEFAULT_PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config
 PG_CONFIG=${PG_CONFIG:-$DEFAULT_PG_CONFIG}
 
@@ -154,13 +156,21 @@ bench() {
 }
 
 package() {
-    install_packages debhelper dpkg-dev fakeroot lintian
+    install_packages debhelper dpkg-dev fakeroot lintian debootstrap
+}
+
+fuzz() {
+    cargo_there
+    if [ "$(cargo fuzz --version 2>/dev/null || true)" != "cargo-fuzz $CARGO_FUZZ_VERSION" ]; then
+        say "building cargo-fuzz $CARGO_FUZZ_VERSION (once)"
+        cargo install cargo-fuzz --version "=$CARGO_FUZZ_VERSION" --locked --quiet
+    fi
 }
 
 [ $# -gt 0 ] || set -- build runtime
 for tier in "$@"; do
     case $tier in
-        build | runtime | bench | package) "$tier" ;;
-        *) die "unknown tier \"$tier\": use build, runtime, bench or package" ;;
+        build | runtime | bench | package | fuzz) "$tier" ;;
+        *) die "unknown tier \"$tier\": use build, runtime, bench, package or fuzz" ;;
     esac
 done

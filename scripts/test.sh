@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Every test, from the quickest to the slowest; stops at the first kind that fails.
 #
-#   scripts/test.sh [unit|indb|e2e]...      default: all, in this order
+#   scripts/test.sh [unit|indb|e2e|faults|soak]...      default: unit indb e2e, in this order
 #
 # unit  core and agent, without PostgreSQL
 # indb  inside a PostgreSQL server, by cargo-pgrx
 # e2e   what `make install` installed: real clusters, agents and Pgpool-II
+# faults, soak   of these the faults alone; heavy weather for PGPOOL_RECOVERY_SOAK_ROUNDS rounds
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh
@@ -31,8 +32,7 @@ indb() {
     trap - EXIT
 }
 
-e2e() {
-    say "end to end"
+installed() {
     # cargo-pgrx's tests leave a library with the tests in it: this puts the real one back.
     scripts/install.sh
     if [ "$(id -u)" != 0 ]; then
@@ -41,7 +41,24 @@ e2e() {
         triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
         export "CARGO_TARGET_${triple}_RUNNER=sudo -E"
     fi
+}
+
+e2e() {
+    say "end to end"
+    installed
     cargo test --package pgpool-recovery-e2e --package pgpool-recovery-bench
+}
+
+faults() {
+    say "every fault"
+    installed
+    cargo test --package pgpool-recovery-e2e --test faults --test interrupted --test power_cut --test stale_cache
+}
+
+soak() {
+    say "heavy weather"
+    installed
+    cargo test --package pgpool-recovery-e2e --test heavy_weather -- --nocapture
 }
 
 as_root() {
@@ -51,7 +68,7 @@ as_root() {
 [ $# -gt 0 ] || set -- unit indb e2e
 for kind in "$@"; do
     case $kind in
-        unit | indb | e2e) "$kind" ;;
+        unit | indb | e2e | faults | soak) "$kind" ;;
         *) echo "unknown kind of test: $kind" >&2; exit 2 ;;
     esac
 done

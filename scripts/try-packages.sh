@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 packages=$TARGET_DIR/packages
 [ "$(id -u)" = 0 ] || { echo "run this as root: it makes a chroot" >&2; exit 1; }
 ls "$packages"/postgresql-15-pgpool-recovery_*.deb >/dev/null 2>&1 || scripts/package.sh
-command -v debootstrap >/dev/null || apt-get install -y -q --no-install-recommends debootstrap >/dev/null
+scripts/setup.sh package
 
 say() { printf '\n== %s ==\n' "$*"; }
 fail() { printf 'try-packages: %s\n' "$*" >&2; exit 1; }
