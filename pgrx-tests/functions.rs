@@ -8,7 +8,7 @@ mod tests {
     use crate::server_tests::support::{Session, eventually, fails, holds, value};
 
     /// Exactly as users and Pgpool-II know them.
-    const SIGNATURES: [&str; 12] = [
+    const SIGNATURES: [&str; 13] = [
         "pgpool_pgctl(action text, stop_mode text) boolean",
         "pgpool_recovery(script_name text, remote_host text, remote_data_directory text) boolean",
         "pgpool_recovery(script_name text, remote_host text, remote_data_directory text, primary_port text) boolean",
@@ -19,6 +19,7 @@ mod tests {
         "pgpool_recovery_1st_stage(dest_host text, dest_dir text, port integer, options jsonb) jsonb",
         "pgpool_recovery_1st_stage(dest_host text, dest_dir text, port text) jsonb",
         "pgpool_recovery_check(dest_host text, dest_dir text, port integer, options jsonb DEFAULT '{}'::jsonb) TABLE(step text, ok boolean, detail text, hint text)",
+        "pgpool_recovery_status() TABLE(host text, directory text, state text, phase text, percent integer, bytes_per_second bigint, seconds_left double precision, streams integer, total_bytes bigint, compared_bytes bigint, sent_bytes bigint, cloned_bytes bigint, wal_bytes bigint, transport text, strategy text, pid integer, started double precision, ended double precision, sqlstate text, error text, detail text, hint text)",
         "pgpool_remote_start(remote_host text, remote_data_directory text) boolean",
         "pgpool_switch_xlog(archive_dir text) text",
     ];
@@ -154,6 +155,46 @@ mod tests {
             ));
             assert_eq!(row.as_deref(), Some("arguments f t"), "{call}");
         }
+    }
+
+    #[pg_test]
+    fn the_check_reports_all_bad_arguments_at_once() {
+        let rows = value(
+            "SELECT string_agg(detail, '; ') FROM pgpool_recovery_check('h h', 'd', 0, '{\"jobs\": -1}')
+             WHERE step = 'arguments' AND NOT ok",
+        )
+        .expect("rows");
+        for named in ["dest_host", "dest_dir", "port", "jobs"] {
+            assert!(rows.contains(&format!("\"{named}\"")), "{rows}");
+        }
+    }
+
+    #[pg_test]
+    fn pg_monitor_reads_the_status_and_others_do_not() {
+        Spi::run("CREATE ROLE status_reader; SET LOCAL ROLE status_reader").expect("role");
+        fails("42501", "SELECT * FROM pgpool_recovery_status");
+        fails("42501", "SELECT * FROM pgpool_recovery_status()");
+        Spi::run("RESET ROLE; GRANT pg_monitor TO status_reader; SET LOCAL ROLE status_reader")
+            .expect("grant");
+        assert!(holds("(SELECT count(*) >= 0 FROM pgpool_recovery_status)"));
+        Spi::run("RESET ROLE").expect("reset");
+    }
+
+    #[pg_test]
+    fn the_status_tells_why_a_recovery_failed() {
+        let session = Session::open("status_failed");
+        session.send("SELECT pgpool_recovery_1st_stage('127.0.0.9', '/status/test', 5432, '{\"agent_port\": 1, \"transport\": \"agent\"}')");
+        let row = || {
+            value(
+                "SELECT (SELECT concat_ws('|', state, phase, sqlstate, error <> '', started_at <= ended_at, pid)
+                 FROM pgpool_recovery_status WHERE host = '127.0.0.9' AND directory = '/status/test')",
+            )
+        };
+        let failed = || row().is_some_and(|row| row.starts_with("failed|"));
+        eventually("it failed", std::time::Duration::from_secs(20), failed);
+        let row = row().expect("a row");
+        assert!(row.starts_with("failed|initializing|") && row.ends_with("|t|t"), "{row}");
+        session.hang_up();
     }
 
     #[pg_test]

@@ -75,6 +75,19 @@ mod tests {
         .unwrap_or_default()
     }
 
+    /// What the status view of a schema shows, and who may read it.
+    fn view(schema: &str) -> Option<String> {
+        Spi::run(&format!("SET LOCAL search_path = {schema}, pg_temp")).expect("path");
+        let view = value(
+            "SELECT concat_ws('|', pg_get_viewdef(c.oid), obj_description(c.oid),
+                 has_table_privilege('pg_monitor', c.oid, 'SELECT'),
+                 has_function_privilege('pg_monitor', 'pgpool_recovery_status()', 'EXECUTE'))
+             FROM pg_class AS c WHERE c.oid = 'pgpool_recovery_status'::regclass",
+        );
+        Spi::run("RESET search_path").expect("path");
+        view
+    }
+
     #[pg_test]
     fn every_upgrade_ends_where_a_fresh_installation_does() {
         let home = value(
@@ -82,7 +95,9 @@ mod tests {
         )
         .expect("installed");
         let fresh = functions(&home);
-        assert_eq!(fresh.len(), 12, "{fresh:?}");
+        assert_eq!(fresh.len(), 13, "{fresh:?}");
+        let fresh_view = view(&home);
+        assert!(fresh_view.as_ref().is_some_and(|view| view.ends_with("|t|t")), "{fresh_view:?}");
         Spi::run("CREATE ROLE upgrade_user").expect("role");
         for (version, script, overloads) in VERSIONS {
             Spi::run("CREATE SCHEMA upgrade_test; SET LOCAL search_path = upgrade_test, pg_temp")
@@ -97,6 +112,7 @@ mod tests {
             ));
             assert!(!holds("has_function_privilege('upgrade_user', 'pgpool_pgctl(text, text)', 'EXECUTE')"));
             assert!(holds("current_setting('search_path') = 'upgrade_test, pg_temp'"));
+            assert_eq!(view("upgrade_test"), fresh_view, "{version}");
             Spi::run("DROP SCHEMA upgrade_test CASCADE").expect("dropped");
         }
     }

@@ -149,6 +149,47 @@ VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_switch_xlog_wrapper';
 
+CREATE FUNCTION pgpool_recovery_status() RETURNS TABLE (
+    host text,
+    directory text,
+    state text,
+    phase text,
+    percent integer,
+    bytes_per_second bigint,
+    seconds_left double precision,
+    streams integer,
+    total_bytes bigint,
+    compared_bytes bigint,
+    sent_bytes bigint,
+    cloned_bytes bigint,
+    wal_bytes bigint,
+    transport text,
+    strategy text,
+    pid integer,
+    started double precision,
+    ended double precision,
+    sqlstate text,
+    error text,
+    detail text,
+    hint text
+)
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_status_wrapper';
+
+CREATE VIEW pgpool_recovery_status AS
+    SELECT s.host, s.directory, s.state, s.phase, s.percent, s.bytes_per_second,
+        pg_catalog.make_interval(secs => s.seconds_left) AS time_left,
+        s.streams, s.total_bytes, s.compared_bytes, s.sent_bytes, s.cloned_bytes, s.wal_bytes,
+        s.transport, s.strategy, s.pid,
+        pg_catalog.to_timestamp(s.started) AS started_at, pg_catalog.to_timestamp(s.ended) AS ended_at,
+        s.sqlstate, s.error, s.detail, s.hint
+    FROM pgpool_recovery_status() AS s;
+COMMENT ON VIEW pgpool_recovery_status IS 'the running and the last recovery of each target, as this server remembers them';
+REVOKE EXECUTE ON FUNCTION pgpool_recovery_status() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION pgpool_recovery_status() TO pg_monitor;
+GRANT SELECT ON pgpool_recovery_status TO pg_monitor;
+
 -- Recovery replaces data directories: nobody may by default.
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer) FROM PUBLIC;

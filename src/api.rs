@@ -6,13 +6,15 @@
 //! elevated; what only a superuser may do is checked before.
 #![expect(clippy::result_large_err, reason = "ErrorReport is what pgrx raises with SQLSTATE and HINT")]
 
+use std::sync::Arc;
+
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{JsonB, default, extension_sql, name, pg_extern};
 
 use crate::check::{self, CheckRow};
-use crate::outcomes::Memory;
+use crate::outcomes::{Figures, Memory};
 use crate::pg::json::{JsonText, to_jsonb};
 use crate::pg::privileges::{self, Elevated};
 use crate::pg::text::{Text, server_text};
@@ -20,7 +22,8 @@ use crate::recovery;
 use crate::report::report;
 use crate::request::{self, Request, required, shown};
 use crate::settings::{Scripts, Settings};
-use crate::{pgctl, script, start};
+use crate::status::Status;
+use crate::{pgctl, script, start, status, survey};
 
 /// The script name in pgpool.conf that selects the engine of this extension.
 const ENGINE: &str = "pgpool_recovery_1st_stage";
@@ -87,21 +90,27 @@ fn pgpool_recovery_check(
     call(|caller| {
         let (host, dir) = (required("dest_host", dest_host)?, required("dest_dir", dest_dir)?);
         let (port, options) = (required("port", port)?, required("options", options)?);
-        let prepared = || {
-            let settings = caller.settings()?.overlay(&options.parse("options")?, caller.is_superuser)?;
-            let port = request::port_number("port", port)?;
-            let (host, dir) = (host.into_string("dest_host")?, dir.into_string("dest_dir")?);
-            Ok((target(&host, &dir, port, &settings)?, settings))
-        };
-        let rows = match prepared() {
-            Ok((request, settings)) => check::check(request, settings)?,
-            // A missing right stays an error; a bad argument is a finding like any other.
-            Err(error) if error.kind != Kind::InvalidArgument => return Err(error),
-            Err(Error { message, detail, hint, .. }) => {
-                let detail = detail.map_or_else(|| message.clone(), |detail| format!("{message}: {detail}"));
-                vec![CheckRow { step: "arguments".to_owned(), ok: false, detail, hint }]
+        let mut rows = Vec::new();
+        // A missing right stays an error; bad arguments are findings like any other.
+        let mut good = |argument: Result<()>| match argument {
+            Err(error) if error.kind == Kind::InvalidArgument => {
+                rows.push(CheckRow::failed("arguments", error));
+                Ok(())
             }
+            argument => argument,
         };
+        let (mut settings, mut request) = (Settings::default(), Request::default());
+        let overlay = |settings: Settings| settings.overlay(&options.parse("options")?, caller.is_superuser);
+        good(caller.settings().and_then(overlay).map(|found| settings = found))?;
+        good(request::port_number("port", port).map(|port| request.port = Some(port)))?;
+        let host = host.into_string("dest_host").and_then(|host| request::host("dest_host", &host));
+        good(host.map(|host| request.dest_host = host))?;
+        let dir = dir.into_string("dest_dir").and_then(|dir| request::directory("dest_dir", &dir));
+        good(dir.map(|dir| request.dest_dir = dir))?;
+        if rows.is_empty() {
+            rows.push(caller.row());
+            check::check(request.of(&settings), settings, &mut rows)?;
+        }
         Ok(TableIterator::new(rows.into_iter().map(|row| {
             let hint = row.hint.map(|hint| server_text(&hint));
             (server_text(&row.step), row.ok, Some(server_text(&row.detail)), hint)
@@ -217,6 +226,100 @@ fn pgpool_switch_xlog(archive_dir: Option<Text>) -> Result<String, ErrorReport> 
     call(|_| pgctl::switch_xlog(&string("archive_dir", archive_dir)?))
 }
 
+#[pg_extern(volatile, parallel_unsafe)]
+#[expect(clippy::type_complexity, reason = "spelt out, because the macro that generates the SQL reads it")]
+fn pgpool_recovery_status() -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(host, String),
+            name!(directory, String),
+            name!(state, String),
+            name!(phase, Option<String>),
+            name!(percent, Option<i32>),
+            name!(bytes_per_second, Option<i64>),
+            name!(seconds_left, Option<f64>),
+            name!(streams, Option<i32>),
+            name!(total_bytes, Option<i64>),
+            name!(compared_bytes, Option<i64>),
+            name!(sent_bytes, Option<i64>),
+            name!(cloned_bytes, Option<i64>),
+            name!(wal_bytes, Option<i64>),
+            name!(transport, Option<String>),
+            name!(strategy, Option<String>),
+            name!(pid, Option<i32>),
+            name!(started, f64),
+            name!(ended, Option<f64>),
+            name!(sqlstate, Option<String>),
+            name!(error, Option<String>),
+            name!(detail, Option<String>),
+            name!(hint, Option<String>),
+        ),
+    >,
+    ErrorReport,
+> {
+    call(|_| {
+        let text = |text: String| server_text(&text);
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let small = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+        let seconds = |milliseconds: u64| milliseconds as f64 / 1000.0;
+        let rows = status::all()?.into_iter().map(|status| {
+            let Status { entry, figures, error, .. } = status;
+            let bytes = |of: fn(&Figures) -> u64| figures.as_ref().map(of).map(signed);
+            let (error, detail, hint) = match error {
+                Some(Error { message, detail, hint, .. }) => (Some(message), detail, hint),
+                None => (None, None, None),
+            };
+            (
+                text(entry.host),
+                text(entry.directory),
+                status.state.to_owned(),
+                entry.figures.map(|figures| figures.phase),
+                figures.as_ref().map(status::percent),
+                status.bytes_per_second.map(|rate| rate as i64),
+                status.seconds_left,
+                figures.as_ref().map(|figures| small(figures.streams)),
+                bytes(|figures| figures.total),
+                bytes(|figures| figures.compared),
+                bytes(|figures| figures.sent),
+                bytes(|figures| figures.cloned),
+                bytes(|figures| figures.wal),
+                entry.transport,
+                entry.strategy,
+                status.pid.map(small),
+                seconds(entry.started),
+                status.pid.is_none().then(|| seconds(entry.updated)),
+                status.sqlstate,
+                error.map(text),
+                detail.map(text),
+                hint.map(text),
+            )
+        });
+        Ok(TableIterator::new(rows.collect::<Vec<_>>()))
+    })
+}
+
+extension_sql!(
+    r"
+CREATE VIEW pgpool_recovery_status AS
+    SELECT s.host, s.directory, s.state, s.phase, s.percent, s.bytes_per_second,
+        pg_catalog.make_interval(secs => s.seconds_left) AS time_left,
+        s.streams, s.total_bytes, s.compared_bytes, s.sent_bytes, s.cloned_bytes, s.wal_bytes,
+        s.transport, s.strategy, s.pid,
+        pg_catalog.to_timestamp(s.started) AS started_at, pg_catalog.to_timestamp(s.ended) AS ended_at,
+        s.sqlstate, s.error, s.detail, s.hint
+    FROM pgpool_recovery_status() AS s;
+COMMENT ON VIEW pgpool_recovery_status IS 'the running and the last recovery of each target, as this server remembers them';
+-- what generates this SQL makes a function without arguments STRICT
+ALTER FUNCTION pgpool_recovery_status() CALLED ON NULL INPUT;
+REVOKE EXECUTE ON FUNCTION pgpool_recovery_status() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION pgpool_recovery_status() TO pg_monitor;
+GRANT SELECT ON pgpool_recovery_status TO pg_monitor;
+",
+    name = "status",
+    requires = [pgpool_recovery_status],
+);
+
 extension_sql!(
     r"
 -- Recovery replaces data directories: nobody may by default.
@@ -252,6 +355,21 @@ impl Caller {
         Ok(settings)
     }
 
+    /// The first row of a check: who comes here has the right to.
+    fn row(&self) -> CheckRow {
+        let why = if self.is_superuser {
+            "a superuser"
+        } else {
+            "has the EXECUTE right; options that name a file, a command or a policy need a superuser"
+        };
+        CheckRow {
+            step: "caller".to_owned(),
+            ok: true,
+            detail: format!("\"{}\": {why}", self.name),
+            hint: None,
+        }
+    }
+
     /// The C extension's words, so that what greps for them goes on working.
     fn must_be_superuser(&self, function: &str) -> Result<()> {
         if self.is_superuser {
@@ -278,18 +396,20 @@ fn string(argument: &str, value: Option<Text>) -> Result<String> {
 }
 
 fn target(host: &str, dir: &str, port: u16, settings: &Settings) -> Result<Request> {
-    Ok(Request {
+    let request = Request {
         dest_host: request::host("dest_host", host)?,
         dest_dir: request::directory("dest_dir", dir)?,
         port: Some(port),
-        node_id: settings.node_id,
-        dest_port: settings.dest_port,
-        primary_host: None,
-    })
+        ..Request::default()
+    };
+    Ok(request.of(settings))
 }
 
 fn first_stage(host: &str, dir: &str, port: u16, settings: Settings) -> Result<JsonB> {
     let request = target(host, dir, port, &settings)?;
+    if settings.dry_run {
+        return Ok(to_jsonb(&survey::dry_run(request, settings)?));
+    }
     script::forget(host, dir);
     Ok(to_jsonb(&recovery::first_stage(request, settings)?))
 }
@@ -353,7 +473,8 @@ impl Classic {
             caller.must_be_superuser("pgpool_recovery")?;
             script::recover(&self.script, &self.script_arguments())?;
             // a failure of the engine's before is no longer why the start must fail
-            Memory::of_this_server()?.begin(&self.host, &self.dir).settle(Ok(()));
+            let memory = Memory::of_this_server()?;
+            memory.begin(&self.host, &self.dir, Arc::default()).settle(Ok(()));
         }
         Ok(true)
     }

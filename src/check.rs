@@ -1,18 +1,18 @@
 //! `pgpool_recovery_check`: every pre-flight question and its answer, nothing changed.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use pgpool_recovery_core::cancel::Cancel;
-use pgpool_recovery_core::error::{Error, Result};
+use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::judge::Finding;
 use pgpool_recovery_core::protocol::message::Purpose;
-use pgpool_recovery_core::sender::Session;
 
+use crate::approach::{Approach, Audience, Way, approach};
+use crate::contents;
 use crate::pg::threads;
-use crate::preflight::{self, Situation};
 use crate::request::Request;
 use crate::settings::Settings;
+use crate::watch::bytes;
 
 /// One question and its answer.
 pub(crate) struct CheckRow {
@@ -23,67 +23,63 @@ pub(crate) struct CheckRow {
 }
 
 impl From<Finding> for CheckRow {
-    fn from(Finding { step, answer }: Finding) -> Self {
+    fn from(Finding { step, answer, .. }: Finding) -> Self {
         match answer {
             Ok(detail) => Self { step: step.to_owned(), ok: true, detail, hint: None },
-            Err(Error { message, detail, hint, .. }) => {
-                let detail = detail.map_or_else(|| message.clone(), |detail| format!("{message}: {detail}"));
-                Self { step: step.to_owned(), ok: false, detail, hint }
-            }
+            Err(error) => Self::failed(step, error),
         }
+    }
+}
+
+impl CheckRow {
+    pub(crate) fn failed(step: &str, error: Error) -> Self {
+        let Error { message, detail, hint, .. } = error;
+        let detail = detail.map_or_else(|| message.clone(), |detail| format!("{message}: {detail}"));
+        Self { step: step.to_owned(), ok: false, detail, hint }
+    }
+}
+
+impl Audience for Vec<CheckRow> {
+    fn hear(&mut self, finding: Finding) -> Result<()> {
+        self.push(finding.into());
+        Ok(())
     }
 }
 
 /// Asks everything; a question that makes others unanswerable ends the list.
-pub(crate) fn check(request: Request, settings: Settings) -> Result<Vec<CheckRow>> {
-    let mut rows = Vec::new();
-    ask(request, settings, &mut rows)?;
-    Ok(rows)
+pub(crate) fn check(request: Request, settings: Settings, rows: &mut Vec<CheckRow>) -> Result<()> {
+    let cancel = Cancel::new();
+    let progress = Arc::default();
+    let way = Way {
+        purpose: Purpose::Look,
+        progress: &progress,
+        wire: Arc::default(),
+        cancel: &cancel,
+        tick: &mut || Ok(()),
+    };
+    if let Some(approach) = approach(request, settings, way, rows)? {
+        room(approach, &cancel, rows)?;
+    }
+    Ok(())
 }
 
-fn ask(request: Request, settings: Settings, rows: &mut Vec<CheckRow>) -> Result<()> {
-    let cancel = Cancel::new();
-    let tick = &mut || Ok(());
-    let mut add = |step, answer| rows.push(Finding { step, answer }.into());
-
-    let (host, transport) = (request.dest_host.clone(), settings.transport);
-    let is_local = match threads::wait(&cancel, tick, || preflight::is_local(&host, transport, &cancel)) {
-        Ok(is_local) => is_local,
-        Err(error) => {
-            add("target_host", Err(error));
-            return Ok(());
-        }
+/// Whether the target's file systems have room for what the primary has now.
+fn room(approach: Approach, cancel: &Cancel, rows: &mut Vec<CheckRow>) -> Result<()> {
+    let Approach { situation, mut session, target, .. } = approach;
+    let planned = contents::terms(&situation).and_then(|terms| {
+        threads::wait(cancel, &mut || Ok(()), || {
+            let plan = contents::plan(&situation, &target, &terms, cancel)?;
+            let bytes = plan.bytes();
+            let locations = session.plan(plan, terms)?;
+            situation.demand_other_locations(&target, &locations)?;
+            Ok(bytes)
+        })
+    });
+    let step = match &planned {
+        Err(error) if error.kind == Kind::TargetRefused => "target_tablespaces",
+        _ => "space",
     };
-    let situation = match Situation::gather(request, settings, is_local) {
-        Ok(situation) => situation,
-        Err(error) => {
-            add("names", Err(error));
-            return Ok(());
-        }
-    };
-    for Finding { step, answer } in situation.primary_findings()? {
-        add(step, answer);
-    }
-    let open = || {
-        let connector = situation.connector(Arc::default())?;
-        let directory = Path::new(&situation.request.dest_dir);
-        Session::open(connector, directory, Purpose::Look, situation.keep()?, Arc::default(), &cancel)
-    };
-    let mut session = match threads::wait(&cancel, tick, open) {
-        Ok(session) => session,
-        Err(error) => {
-            add("target_reachable", Err(error));
-            return Ok(());
-        }
-    };
-    let target = session.target().clone();
-    add("target_reachable", Ok(format!("\"{}\", {}", target.directory.display(), situation.transport())));
-    for Finding { step, answer } in situation.target_findings(&target) {
-        add(step, answer);
-    }
-    let conninfo = situation.following(&target).conninfo();
-    let login = || session.test_replication(&conninfo, situation.primary.system_identifier);
-    let login = threads::wait(&cancel, tick, login);
-    add("replication_login", login.map(|()| conninfo));
-    Ok(())
+    let room =
+        planned.map(|planned| format!("there is room for {}, what is there already counted", bytes(planned)));
+    rows.hear(Finding::new(step, room))
 }

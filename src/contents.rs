@@ -5,14 +5,16 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::control_file::PG_CONTROL;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::exclude::{MYRECOVERY_CONF, Rules};
 use pgpool_recovery_core::path::RelPath;
-use pgpool_recovery_core::plan::{Directory, File};
+use pgpool_recovery_core::plan::{Directory, File, Plan};
 use pgpool_recovery_core::protocol::data::Put;
 use pgpool_recovery_core::protocol::message::{Marker, Target, Terms};
 use pgpool_recovery_core::receiver::inspect::myrecovery_path;
+use pgpool_recovery_core::scan::{Source, scan};
 use pgpool_recovery_core::sender::pack::Compression as Packing;
 use pgpool_recovery_core::sender::{Checksums, Manner};
 use pgpool_recovery_core::standby::{self, Following};
@@ -42,8 +44,20 @@ pub(crate) fn terms(situation: &Situation) -> Result<Terms> {
     })
 }
 
+/// The data files as they are now, and which of them travel. Not for the main thread: it reads directories.
+pub(crate) fn plan(situation: &Situation, target: &Target, terms: &Terms, cancel: &Cancel) -> Result<Plan> {
+    let rules = rules(situation, target)?;
+    let source = Source {
+        data_directory: &situation.data_directory,
+        tablespace_version_directory: &terms.tablespace_version_directory,
+        tablespaces: &terms.tablespaces,
+        rules: &rules,
+    };
+    scan(&source, cancel)
+}
+
 /// What stays on the primary.
-pub(crate) fn rules(situation: &Situation, target: &Target) -> Result<Rules> {
+fn rules(situation: &Situation, target: &Target) -> Result<Rules> {
     let mut private_files = target.kept.clone();
     // made for the standby, see puts()
     private_files.push(RelPath::parse(POSTGRESQL_CONF)?);

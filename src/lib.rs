@@ -5,10 +5,12 @@
 //! ```text
 //!  api        SQL functions: arguments in, one call, result or ERROR out
 //!  request    what is to be recovered          settings, options   how
-//!  preflight  may it be done?                  check               the same, shown
+//!  preflight  may it be done?                  approach            asked in order
+//!  check      the answers shown                survey              what would be sent
 //!  recovery   a first stage, step by step      contents            what it sends besides data files
 //!  start      the standby starts and streams   outcomes            why it did not
 //!  watch      progress while it goes on        summary             the report after it
+//!  status     what became of all of them
 //!  script, pgctl  what the C extension did     report              error -> SQLSTATE
 //!  pg         everything unsafe
 //! ```
@@ -20,6 +22,7 @@
 compile_error!("pgrx turns panics into PostgreSQL errors: build with panic = \"unwind\"");
 
 mod api;
+mod approach;
 mod check;
 mod contents;
 mod options;
@@ -34,7 +37,9 @@ mod request;
 mod script;
 mod settings;
 mod start;
+mod status;
 mod summary;
+mod survey;
 mod watch;
 
 use pgrx::pg_guard;

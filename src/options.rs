@@ -12,7 +12,7 @@ use crate::settings::{
 };
 
 /// Every key an options object may have.
-pub(crate) const KEYS: [&str; 23] = [
+pub(crate) const KEYS: [&str; 24] = [
     "agent_port",
     "secret_file",
     "transport",
@@ -36,6 +36,7 @@ pub(crate) const KEYS: [&str; 23] = [
     "dest_port",
     "wait_for_checkpoint",
     "start",
+    "dry_run",
 ];
 
 /// Keys that name files, commands or policies of the server's OS user: for superusers.
@@ -74,6 +75,14 @@ impl Settings {
                 .hint(format!("Ask an administrator to set pgpool_recovery.{key}.")));
             }
             self.set(key, value)?;
+        }
+        if self.start && self.dry_run {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                "options \"start\" and \"dry_run\" exclude each other",
+            )
+            .detail("A dry run changes nothing, so there is nothing to start.")
+            .hint("Leave one of them out."));
         }
         Ok(self)
     }
@@ -132,6 +141,7 @@ impl Settings {
             "dest_port" => self.dest_port = Some(port(key, value)?),
             "wait_for_checkpoint" => self.wait_for_checkpoint = boolean(key, value)?,
             "start" => self.start = boolean(key, value)?,
+            "dry_run" => self.dry_run = boolean(key, value)?,
             _ => {
                 return Err(Error::new(
                     Kind::Internal,
@@ -210,7 +220,7 @@ mod tests {
             "restore_command": "cp %f %p", "overwrite": "any_cluster", "keep_files": "a, b",
             "tablespace_mapping": "/a=/b", "jobs": 3, "compression": "zstd", "max_rate": 1024,
             "clone": false, "verify_checksums": false, "scripts": "refuse", "start_timeout": 5, "node_id": 2,
-            "dest_port": 65535, "wait_for_checkpoint": true, "start": true
+            "dest_port": 65535, "wait_for_checkpoint": true, "start": true, "dry_run": false
         }))
         .expect("valid options");
         let expected = Settings {
@@ -237,6 +247,7 @@ mod tests {
             dest_port: Some(65535),
             wait_for_checkpoint: true,
             start: true,
+            dry_run: false,
         };
         assert_eq!(settings, expected);
     }
@@ -269,6 +280,13 @@ mod tests {
             assert!(overlay(json!({ key: good })).is_ok(), "{key} {good}");
             assert!(overlay(json!({ key: bad })).is_err(), "{key} {bad}");
         }
+    }
+
+    #[test]
+    fn what_is_not_done_is_not_started() {
+        assert!(overlay(json!({ "dry_run": true })).expect("valid").dry_run);
+        let error = overlay(json!({ "start": true, "dry_run": true })).expect_err("refused");
+        assert_eq!(error.kind, Kind::InvalidArgument);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::naming::{self, Node};
 use pgpool_recovery_core::path::{RelPath, normalize_directory};
 use pgpool_recovery_core::plan::Tablespace;
-use pgpool_recovery_core::protocol::message::Target;
+use pgpool_recovery_core::protocol::message::{Listening, Target};
 use pgpool_recovery_core::receiver::inspect;
 use pgpool_recovery_core::receiver::policy::resolve;
 use pgpool_recovery_core::scan::tablespace_links;
@@ -94,12 +94,12 @@ impl Situation {
     pub(crate) fn primary_findings(&self) -> Result<Vec<Finding>> {
         let user = &self.settings.replication_user;
         Ok(vec![
-            finding("primary_is_primary", self.not_in_recovery()),
-            finding("wal_level", self.wal_level()),
-            finding("wal_senders", self.wal_senders()),
-            finding("replication_slot", self.replication_slot()?),
-            finding("replication_user", replication_user(user, catalog::role(user)?)),
-            finding("tablespaces", self.tablespaces().map(|spaces| format!("{} to map", spaces.len()))),
+            Finding::new("primary_is_primary", self.not_in_recovery()),
+            Finding::new("wal_level", self.wal_level()),
+            Finding::new("wal_senders", self.wal_senders()),
+            Finding::new("replication_slot", self.replication_slot()?),
+            Finding::new("replication_user", replication_user(user, catalog::role(user)?)),
+            Finding::new("tablespaces", self.tablespaces().map(|spaces| format!("{} to map", spaces.len()))),
         ])
     }
 
@@ -117,7 +117,7 @@ impl Situation {
     pub(crate) fn target_findings(&self, target: &Target) -> Vec<Finding> {
         let any_cluster = self.settings.overwrite == Overwrite::AnyCluster;
         let mut findings = judge::judge(&self.facts, target, self.is_local, any_cluster);
-        findings.push(finding("configuration", self.configuration(target)));
+        findings.push(Finding::new("configuration", self.configuration(target)));
         findings
     }
 
@@ -242,6 +242,15 @@ impl Situation {
         directory.as_deref() == Some(self.data_directory.as_path())
     }
 
+    /// Where the standby will listen.
+    pub(crate) fn listening(&self, target: &Target) -> Listening {
+        let adopted = || Listening {
+            port: self.request.dest_port.unwrap_or(self.primary.port),
+            addresses: self.primary.listen_addresses.clone(),
+        };
+        target.listening.clone().unwrap_or_else(adopted)
+    }
+
     /// How the standby will connect, given what its host sees.
     pub(crate) fn following(&self, target: &Target) -> Following {
         Following {
@@ -280,6 +289,11 @@ impl Situation {
             (None, Some(peer)) => peer.to_canonical().to_string(),
             (None, None) => own(),
         }
+    }
+
+    /// Whether this process writes the target itself.
+    pub(crate) const fn is_local(&self) -> bool {
+        self.is_local
     }
 
     /// How the target is reached, as the report calls it.
@@ -370,11 +384,6 @@ pub(crate) fn is_local(host: &str, transport: Transport, cancel: &Cancel) -> Res
     }
 }
 
-/// The first bad answer is the refusal.
-pub(crate) fn demand(findings: Vec<Finding>) -> Result<()> {
-    findings.into_iter().try_for_each(|finding| finding.answer.map(drop))
-}
-
 /// Reads pg_control: parsed, and as bytes. The server writes it in place, so a read may catch it
 /// half-written; its CRC tells.
 pub(crate) fn read_control(data_directory: &Path) -> Result<(ControlFile, Vec<u8>)> {
@@ -410,8 +419,4 @@ fn own_location(path: &str) -> Error {
         format!("\"{path}\" is the primary's own and no place for a tablespace of the standby"),
     )
     .hint("Map the tablespace to a directory of the standby's own with tablespace_mapping.")
-}
-
-fn finding(step: &'static str, answer: Result<String>) -> Finding {
-    Finding { step, answer }
 }

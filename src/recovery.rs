@@ -1,23 +1,21 @@
 //! A first stage, step by step (safety.md S1 to S10 give the order its reasons).
 
-use std::path::Path;
 use std::sync::Arc;
 
 use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::progress::{Phase, Progress};
 use pgpool_recovery_core::protocol::message::Purpose;
-use pgpool_recovery_core::scan::{Source, scan};
-use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::wal;
 use serde_json::Value;
 
+use crate::approach::{Approach, Demand, Way, approach, unheard};
 use crate::contents;
-use crate::outcomes::Memory;
+use crate::outcomes::{Attempt, Memory};
 use crate::pg::backup::Backup;
 use crate::pg::slot::Slot;
 use crate::pg::{cleanup, log, threads};
-use crate::preflight::{self, Situation, demand};
+use crate::preflight;
 use crate::request::Request;
 use crate::settings::Settings;
 use crate::start;
@@ -32,11 +30,12 @@ pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value>
     let (host, directory) = (request.dest_host.clone(), request.dest_dir.clone());
     let start_after = settings.start.then(|| settings.clone());
     let memory = Memory::of_this_server()?;
-    let attempt = memory.begin(&host, &directory);
+    let progress = Arc::new(Progress::default());
+    let attempt = memory.begin(&host, &directory, Arc::clone(&progress));
     let _unwound = cleanup::while_unwinding("log the end of the recovery", || {
         log::log(&format!("pgpool_recovery: recovery of \"{directory}\" on host \"{host}\" was interrupted"));
     });
-    let done = rebuild(request, settings);
+    let done = rebuild(request, settings, progress, &attempt);
     if let Err(error) = &done {
         let message = format!(
             "pgpool_recovery: recovery of \"{directory}\" on host \"{host}\" failed: {}",
@@ -51,30 +50,30 @@ pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value>
     done
 }
 
-fn rebuild(request: Request, settings: Settings) -> Result<Value> {
+fn rebuild(
+    request: Request,
+    settings: Settings,
+    progress: Arc<Progress>,
+    attempt: &Attempt<'_>,
+) -> Result<Value> {
     let cancel = Cancel::new();
-    let progress = Arc::new(Progress::default());
     let mut summary = Summary::start(Arc::clone(&progress));
-    let mut watch = Watch::start(Arc::clone(&progress));
+    let mut watch = Watch::start(Arc::clone(&progress), Some(attempt));
 
     // Is this a primary that can have a standby, and a target that may be replaced?
-    let (host, transport) = (request.dest_host.clone(), settings.transport);
-    let is_local = || preflight::is_local(&host, transport, &cancel);
-    let is_local = threads::wait(&cancel, &mut || watch.tick(None), is_local)?;
-    let situation = Situation::gather(request, settings, is_local)?;
+    let mut demand = Demand::default();
+    let way = Way {
+        purpose: Purpose::Recover,
+        progress: &progress,
+        wire: summary.wire(),
+        cancel: &cancel,
+        tick: &mut || watch.tick(None),
+    };
+    let Approach { situation, mut session, target, following } =
+        approach(request, settings, way, &mut demand)?.ok_or_else(unheard)?;
+    summary.warn(demand.warnings);
     let dir = &situation.request.dest_dir;
-    demand(situation.primary_findings()?)?;
-    situation.demand_other_directory()?;
-    let (connector, keep) = (situation.connector(summary.wire())?, situation.keep()?);
-    let open =
-        || Session::open(connector, Path::new(dir), Purpose::Recover, keep, Arc::clone(&progress), &cancel);
-    let mut session = threads::wait(&cancel, &mut || watch.tick(None), open)?;
-    let target = session.target().clone();
-    demand(situation.target_findings(&target))?;
-    let following = situation.following(&target);
-    let conninfo = following.conninfo();
-    let login = || session.test_replication(&conninfo, situation.primary.system_identifier);
-    threads::wait(&cancel, &mut || watch.tick(None), login)?;
+    attempt.goes(situation.transport(), situation.strategy(&target).name());
     summary.lap("preflight");
     log::log(&format!(
         "pgpool_recovery: recovery of \"{dir}\" on host \"{}\" begins ({}, {})",
@@ -93,14 +92,8 @@ fn rebuild(request: Request, settings: Settings) -> Result<Value> {
     // From here on what is read counts (S4). Until `begin` nothing changes on the target.
     watch.enter(Phase::EstimateSize);
     let terms = contents::terms(&situation)?;
-    let rules = contents::rules(&situation, &target)?;
-    let source = Source {
-        data_directory: &situation.data_directory,
-        tablespace_version_directory: &terms.tablespace_version_directory,
-        tablespaces: &terms.tablespaces,
-        rules: &rules,
-    };
-    let plan = threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), || scan(&source, &cancel))?;
+    let list = || contents::plan(&situation, &target, &terms, &cancel);
+    let plan = threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), list)?;
     summary.plan(&plan);
     watch.tablespaces(plan.tablespaces.len() + 1);
     log::log(&format!(

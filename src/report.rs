@@ -36,6 +36,12 @@ pub(crate) fn sqlstate(kind: Kind) -> PgSqlErrorCode {
     }
 }
 
+/// The SQLSTATE of a kind of error, as its five characters (MAKE_SQLSTATE in utils/elog.h).
+pub(crate) fn sqlstate_text(kind: Kind) -> String {
+    let packed = sqlstate(kind) as i32;
+    (0..5).map(|place| char::from((packed >> (6 * place) & 0x3F) as u8 + b'0')).collect()
+}
+
 /// The error as PostgreSQL raises it.
 #[track_caller]
 pub(crate) fn report(error: Error) -> ErrorReport {

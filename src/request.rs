@@ -2,6 +2,8 @@
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 
+use crate::settings::Settings;
+
 /// Longest host name, address or socket path accepted, in bytes (Pgpool-II sends at most 254).
 pub(crate) const MAX_HOST: usize = 255;
 
@@ -12,7 +14,7 @@ pub(crate) const MAX_DIR: usize = 1024;
 const SHOWN: usize = 100;
 
 /// One recovery: which target, from which address of this primary.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Request {
     /// Host of the target: name, address, unix-socket path, or empty for this host.
     pub(crate) dest_host: String,
@@ -26,6 +28,13 @@ pub(crate) struct Request {
     pub(crate) dest_port: Option<u16>,
     /// The primary's host for `primary_conninfo`, as Pgpool-II knows it.
     pub(crate) primary_host: Option<String>,
+}
+
+impl Request {
+    /// With what the options of the call say about the target.
+    pub(crate) fn of(self, settings: &Settings) -> Self {
+        Self { node_id: settings.node_id, dest_port: settings.dest_port, ..self }
+    }
 }
 
 /// The value of an argument that must not be NULL.

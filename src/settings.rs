@@ -149,6 +149,8 @@ pub(crate) struct Settings {
     pub(crate) wait_for_checkpoint: bool,
     /// Option only: start the standby in the same call.
     pub(crate) start: bool,
+    /// Option only: tell what would be sent, and change nothing.
+    pub(crate) dry_run: bool,
 }
 
 impl Default for Settings {
@@ -178,6 +180,7 @@ impl Default for Settings {
             dest_port: None,
             wait_for_checkpoint: false,
             start: false,
+            dry_run: false,
         }
     }
 }

@@ -73,6 +73,7 @@ impl Summary {
         self.started.elapsed().as_millis()
     }
 
+    /// What was done.
     pub(crate) fn report(
         &self,
         situation: &Situation,
@@ -80,15 +81,26 @@ impl Summary {
         start_lsn: u64,
         stop_lsn: u64,
     ) -> Value {
+        self.written(situation, target, Some((start_lsn, stop_lsn)))
+    }
+
+    /// What would be done: there is no backup, and of WAL nothing is known.
+    pub(crate) fn dry_report(&self, situation: &Situation, target: &Target) -> Value {
+        self.written(situation, target, None)
+    }
+
+    /// `backup`: where it started and stopped, if there was one.
+    fn written(&self, situation: &Situation, target: &Target, backup: Option<(u64, u64)>) -> Value {
         let mut durations = self.durations.clone();
         durations.insert("total".to_owned(), json!(self.total_ms()));
         json!({
+            "dry_run": backup.is_none(),
             "strategy": situation.strategy(target).name(),
             "source": {
                 "system_identifier": situation.primary.system_identifier.to_string(),
                 "timeline": situation.primary.timeline,
-                "start_lsn": wal::lsn(start_lsn),
-                "stop_lsn": wal::lsn(stop_lsn),
+                "start_lsn": backup.map(|(start, _)| wal::lsn(start)),
+                "stop_lsn": backup.map(|(_, stop)| wal::lsn(stop)),
             },
             "target": {
                 "host": situation.request.dest_host,

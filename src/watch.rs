@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::progress::{Phase, Progress};
 
+use crate::outcomes::Attempt;
 use crate::pg::log;
 use crate::pg::progress::ProgressReport;
 use crate::pg::slot::Slot;
@@ -17,8 +18,10 @@ const NOTICE: Duration = Duration::from_secs(5);
 const SLOT: Duration = Duration::from_millis(100);
 
 /// The watch over one run; its `tick` is called many times a second.
-pub(crate) struct Watch {
+pub(crate) struct Watch<'a> {
     progress: Arc<Progress>,
+    /// Where the story is written down; a dry run has none.
+    attempt: Option<&'a Attempt<'a>>,
     report: ProgressReport,
     last_notice: Instant,
     last_slot: Instant,
@@ -26,10 +29,17 @@ pub(crate) struct Watch {
     streaming: Option<Instant>,
 }
 
-impl Watch {
-    pub(crate) fn start(progress: Arc<Progress>) -> Self {
+impl<'a> Watch<'a> {
+    pub(crate) fn start(progress: Arc<Progress>, attempt: Option<&'a Attempt<'a>>) -> Self {
         let now = Instant::now();
-        Self { progress, report: ProgressReport::start(), last_notice: now, last_slot: now, streaming: None }
+        Self {
+            progress,
+            attempt,
+            report: ProgressReport::start(),
+            last_notice: now,
+            last_slot: now,
+            streaming: None,
+        }
     }
 
     /// Enters a phase and shows it at once.
@@ -54,6 +64,9 @@ impl Watch {
     /// Shows what changed; fails if the slot lost WAL.
     pub(crate) fn tick(&mut self, slot: Option<&Slot>) -> Result<()> {
         self.report.show(&self.progress);
+        if let Some(attempt) = self.attempt {
+            attempt.show();
+        }
         if self.last_notice.elapsed() >= NOTICE {
             self.last_notice = Instant::now();
             log::notice(&self.line());

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use pgpool_recovery_core::plan::Range;
 use pgpool_recovery_core::protocol::data::{
-    ContentTail, PagesTail, Present, Put, decode_ask, decode_end_of_file, decode_gone, encode_ask,
+    ContentTail, PagesTail, Present, Put, decode_ask, decode_end_of_file, decode_file, encode_ask,
 };
 
 fuzz_target!(|data: &[u8]| {
@@ -27,7 +27,7 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(data, [put.head(), put.content].concat());
     }
     let _ = decode_end_of_file(data);
-    let _ = decode_gone(data);
+    let _ = decode_file(data);
     let asked = Range { file: 0, offset: 0, length: 512 << 10 };
     let _ = Present::decode_all(&[asked; 3], data);
 });

@@ -60,7 +60,24 @@ pub struct Finding {
     pub step: &'static str,
     /// The answer.
     pub answer: Result<String, Error>,
+    /// A bad answer is worth knowing, but a recovery succeeds without a better one.
+    pub is_advice: bool,
 }
+
+impl Finding {
+    /// A question whose answer must be good.
+    pub const fn new(step: &'static str, answer: Result<String, Error>) -> Self {
+        Self { step, answer, is_advice: false }
+    }
+
+    /// A question that an operator wants to know the answer of.
+    pub const fn advice(step: &'static str, answer: Result<String, Error>) -> Self {
+        Self { step, answer, is_advice: true }
+    }
+}
+
+/// How far two clocks may be apart, milliseconds.
+const CLOCKS: u64 = 2_000;
 
 /// Which strategy fits what was found.
 pub fn strategy(primary: &Primary, target: &Target) -> Strategy {
@@ -74,13 +91,33 @@ pub fn strategy(primary: &Primary, target: &Target) -> Strategy {
 /// All questions and their answers. `same_paths`: the target is written by the primary's own process,
 /// so paths mean the same on both sides. `any_cluster`: another cluster may be replaced.
 pub fn judge(primary: &Primary, target: &Target, same_paths: bool, any_cluster: bool) -> Vec<Finding> {
-    let finding = |step, answer| Finding { step, answer };
     vec![
-        finding("target_is_not_primary", not_the_primary(primary, target, same_paths)),
-        finding("target_stopped", stopped(target)),
-        finding("target_identity", identity(primary, target, any_cluster)),
-        finding("target_version", version(primary, target, any_cluster)),
+        Finding::new("target_is_not_primary", not_the_primary(primary, target, same_paths)),
+        Finding::new("target_stopped", stopped(target)),
+        Finding::new("target_identity", identity(primary, target, any_cluster)),
+        Finding::new("target_version", version(primary, target, any_cluster)),
+        Finding::advice("start_command", target.starter.clone()),
     ]
+}
+
+/// Whether the target's host has the time of this one, which asked from `asked` to `answered`; all are
+/// milliseconds since 1970.
+pub fn clocks(target: &Target, asked: u64, answered: u64) -> Finding {
+    let apart = asked.saturating_sub(target.clock).max(target.clock.saturating_sub(answered));
+    let answer = if apart <= CLOCKS {
+        Ok("less than 2 s apart".to_owned())
+    } else {
+        let which = if target.clock < asked { "behind" } else { "ahead" };
+        Err(Error::new(
+            Kind::WrongState,
+            format!("the clock of the target's host is {}.{} s {which}", apart / 1000, apart % 1000 / 100),
+        )
+        .detail(
+            "Replication lag and the times in logs would mislead, and so would recovery to a point in time.",
+        )
+        .hint("Synchronize both hosts' clocks (NTP)."))
+    };
+    Finding::advice("clocks", answer)
 }
 
 fn refused(message: String) -> Error {
@@ -264,6 +301,10 @@ mod tests {
             includes_myrecovery: false,
             standby: None,
             peer: None,
+            version: String::new(),
+            clock: 0,
+            starter: Ok(String::new()),
+            listening: None,
         }
     }
 
@@ -311,6 +352,18 @@ mod tests {
         // on another machine equal inodes mean nothing
         let elsewhere = Target { identity: Some((1, 2)), boot_id: Some("other".to_owned()), ..target() };
         assert!(judge(&primary(), &elsewhere, false, false).iter().all(|finding| finding.answer.is_ok()));
+    }
+
+    #[test]
+    fn clocks_that_differ_are_told() {
+        let at = |clock| {
+            clocks(&Target { clock, ..target() }, 100_000, 100_500).answer.map_err(|error| error.message)
+        };
+        for clock in [98_000, 100_200, 102_500] {
+            assert!(at(clock).is_ok(), "{clock}");
+        }
+        assert_eq!(at(97_900), Err("the clock of the target's host is 2.1 s behind".to_owned()));
+        assert_eq!(at(3_700_500), Err("the clock of the target's host is 3600.0 s ahead".to_owned()));
     }
 
     #[test]

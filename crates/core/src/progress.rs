@@ -1,6 +1,6 @@
 //! What a run has done so far, written by worker threads and read by whoever shows it.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// The phases of PostgreSQL's `pg_stat_progress_basebackup`, in its order and with its numbers
 /// (src/include/commands/progress.h).
@@ -22,6 +22,18 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// As `pg_stat_progress_basebackup` calls it (system_views.sql).
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Initializing => "initializing",
+            Self::WaitCheckpoint => "waiting for checkpoint to finish",
+            Self::EstimateSize => "estimating backup size",
+            Self::Stream => "streaming database files",
+            Self::WaitWalArchive => "waiting for wal archiving to finish",
+            Self::TransferWal => "transferring wal files",
+        }
+    }
+
     const fn from_u8(value: u8) -> Self {
         match value {
             0 => Self::Initializing,
@@ -43,6 +55,7 @@ pub struct Progress {
     sent: AtomicU64,
     cloned: AtomicU64,
     wal: AtomicU64,
+    streams: AtomicU32,
 }
 
 impl Progress {
@@ -54,6 +67,16 @@ impl Progress {
     /// The current phase.
     pub fn phase(&self) -> Phase {
         Phase::from_u8(self.phase.load(Ordering::Relaxed))
+    }
+
+    /// Sets how many streams move the data.
+    pub fn set_streams(&self, streams: u32) {
+        self.streams.fetch_max(streams, Ordering::Relaxed);
+    }
+
+    /// How many streams move the data; 0 before there are any.
+    pub fn streams(&self) -> u32 {
+        self.streams.load(Ordering::Relaxed)
     }
 
     /// Sets the bytes of data files the plan holds.

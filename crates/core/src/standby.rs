@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::exclude::MYRECOVERY_CONF;
-use crate::protocol::message::Standby;
+use crate::protocol::message::{Listening, Standby};
 
 /// How the standby connects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +127,19 @@ pub fn reads_myrecovery(text: &str, include: &str) -> bool {
         }
     }
     reads
+}
+
+/// Where a server with this configuration listens, files that it includes not counted.
+pub fn listening(text: &str) -> Listening {
+    let mut listening = Listening { port: 5432, addresses: "localhost".to_owned() };
+    for line in text.lines() {
+        match setting_name(line) {
+            Some("port") => listening.port = setting_value(line).parse().unwrap_or(listening.port),
+            Some("listen_addresses") => listening.addresses = setting_value(line),
+            _ => {}
+        }
+    }
+    listening
 }
 
 /// What a myrecovery.conf (ours, or one of Pgpool-II's sample scripts) says about its standby.

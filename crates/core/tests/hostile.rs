@@ -11,8 +11,9 @@ use pgpool_recovery_core::buffer::Buffer;
 use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::{Error, Kind};
 use pgpool_recovery_core::link::{Link, pipe};
+use pgpool_recovery_core::plan::Range;
 use pgpool_recovery_core::protocol::data::{
-    ASK, BARRIER, Codec, END_OF_FILE, GONE, MAX_RUNS, PAGES, PagesTail, Run,
+    ASK, BARRIER, CONTENT, Codec, ContentTail, END_OF_FILE, GONE, MAX_RUNS, PAGES, PagesTail, Run,
 };
 use pgpool_recovery_core::protocol::message::{self, Reply, Target};
 use pgpool_recovery_core::protocol::{PUT, REPLY, REQUEST};
@@ -67,6 +68,21 @@ impl Host {
             Reply::Target(target) => (peer, *target),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// A session that only counts what differs, with a file of 3 pages.
+    fn survey(&self) -> (Peer, Target) {
+        let mut peer = self.dial();
+        peer.request(
+            &json!({ "request": "open", "directory": self.path("standby"), "purpose": "look", "keep": [] }),
+        );
+        let Ok(Reply::Target(target)) = peer.answer() else { panic!("no target") };
+        peer.plan(&["base", "base/5"], &[("base/5/1", 3 * 8192)]);
+        peer.request(&terms(&[]));
+        assert!(matches!(peer.answer(), Ok(Reply::Planned { .. })));
+        peer.request(&json!({ "request": "survey", "digest_key": "00".repeat(32) }));
+        assert!(matches!(peer.answer(), Ok(Reply::Ok)));
+        (peer, *target)
     }
 
     /// A session that has begun to rewrite the directory, with a file of 3 pages.
@@ -213,6 +229,37 @@ fn directories_that_are_not_served() {
         let _ = peer.answer();
         peer.assert_refused(target);
     }
+    host.assert_unharmed();
+}
+
+#[test]
+fn a_survey_writes_nothing_whatever_it_is_told() {
+    let host = Host::new();
+    let mut page = vec![7; 8192];
+    let mut tail = Vec::new();
+    PagesTail::encode(0, Codec::Plain, &[Run { offset: 0, length: 8192 }], &mut tail);
+    page.extend_from_slice(&tail);
+    let mut content = vec![7; 8192];
+    ContentTail::encode(&[Range { file: 0, offset: 0, length: 8192 }], &mut tail);
+    content.extend_from_slice(&tail);
+    for (kind, body) in [(PAGES, page), (CONTENT, content)] {
+        let (_peer, target) = host.survey();
+        let mut stream = host.attach(&target);
+        stream.send(kind, &body);
+        stream.assert_refused("a survey");
+    }
+    for request in ["clone", "wal_end", "finish"] {
+        let (mut peer, _) = host.survey();
+        peer.request(&json!({ "request": request }));
+        peer.answer().expect_err(request);
+        peer.assert_refused(request);
+    }
+    let (mut peer, _) = host.survey();
+    peer.request(&begin());
+    peer.answer().expect_err("begin");
+    peer.assert_refused("begin");
+    assert_eq!(fs::read(host.path("standby/base/5/1")).expect("read"), b"precious");
+    assert_eq!(fs::read(host.path("standby/PG_VERSION")).expect("read"), b"precious");
     host.assert_unharmed();
 }
 

@@ -34,6 +34,7 @@ struct Hosts {
     compression: Compression,
 }
 
+#[derive(Debug, PartialEq, Eq)]
 struct Outcome {
     sent: u64,
     total: u64,
@@ -103,12 +104,16 @@ impl Hosts {
         Arc::new(AgentConnector::new("127.0.0.1", port, secret, Arc::default()).expect("connector"))
     }
 
-    fn open(&self, connector: &Arc<dyn Connector>) -> Result<(Session, Arc<Progress>), Error> {
+    fn open(
+        &self,
+        connector: &Arc<dyn Connector>,
+        purpose: Purpose,
+    ) -> Result<(Session, Arc<Progress>), Error> {
         let progress = Arc::new(Progress::default());
         let session = Session::open(
             Arc::clone(connector),
             &self.path("standby"),
-            Purpose::Recover,
+            purpose,
             self.keep.clone(),
             Arc::clone(&progress),
             &Cancel::new(),
@@ -132,19 +137,48 @@ impl Hosts {
             reserve: 0,
             mode: 0o700,
         };
-        session.plan(plan, terms)?;
+        session.plan(plan, terms).map(drop)
+    }
+
+    fn begin(session: &mut Session) -> Result<(), Error> {
         session.begin(Marker { note: "test".to_owned(), system_identifier: 1, timeline: 1, started: 0 })
     }
 
+    fn manner(&self) -> Manner {
+        Manner { jobs: 3, compression: self.compression, max_rate: 0, clone: true, checksums: None }
+    }
+
     fn send(&self, session: &mut Session) -> Result<(), Error> {
-        let manner =
-            Manner { jobs: 3, compression: self.compression, max_rate: 0, clone: true, checksums: None };
-        session.send_data(&self.path("primary"), manner)
+        session.send_data(&self.path("primary"), self.manner())
+    }
+
+    /// What a run would do.
+    fn survey(&self, connector: &Arc<dyn Connector>) -> Result<Outcome, Error> {
+        let (mut session, progress) = self.open(connector, Purpose::Look)?;
+        self.plan(&mut session)?;
+        let settled = session.survey(&self.path("primary"), self.manner())?;
+        assert_eq!(progress.compared(), progress.total());
+        Ok(Outcome {
+            sent: progress.sent(),
+            total: progress.total(),
+            removed: settled.removed,
+            changed: settled.changed,
+        })
+    }
+
+    /// Names, sizes, modes and times of everything below a directory.
+    fn listing(&self, name: &str) -> String {
+        let listed = std::process::Command::new("find")
+            .arg(self.path(name))
+            .args(["-printf", "%p %s %m %T@ %C@ %l\n"])
+            .output();
+        String::from_utf8(listed.expect("find").stdout).expect("UTF-8")
     }
 
     fn run(&self, connector: &Arc<dyn Connector>) -> Result<Outcome, Error> {
-        let (mut session, progress) = self.open(connector)?;
+        let (mut session, progress) = self.open(connector, Purpose::Recover)?;
         self.plan(&mut session)?;
+        Self::begin(&mut session)?;
         self.send(&mut session)?;
         let settled = session.settle()?;
         let wal = RelPath::parse("pg_wal/000000010000000000000001").expect("valid");
@@ -331,10 +365,12 @@ fn a_broken_run_cannot_be_started_and_is_completed_by_the_next() {
         hosts.write("standby/PG_VERSION", b"15\n");
         hosts.write("standby/global/pg_control", b"old control");
         {
-            let (mut session, _) = hosts.open(&connector).expect(name);
-            let busy = hosts.open(&connector).err().expect("a second recovery is refused at once");
+            let (mut session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
+            let busy =
+                hosts.open(&connector, Purpose::Recover).err().expect("a second recovery is refused at once");
             assert_eq!(busy.kind, Kind::InUse, "{name}");
             hosts.plan(&mut session).expect(name);
+            Hosts::begin(&mut session).expect(name);
             assert!(hosts.path("standby").join(MARKER).exists());
             assert!(!hosts.path("standby/global/pg_control").exists());
             hosts.send(&mut session).expect(name);
@@ -371,6 +407,7 @@ fn cancel_brings_every_step_back() {
         )
         .expect(name);
         hosts.plan(&mut session).expect(name);
+        Hosts::begin(&mut session).expect(name);
         let trip = cancel.clone();
         let timer = std::thread::spawn(move || {
             std::thread::sleep(std::time::Duration::from_millis(150));
@@ -405,11 +442,42 @@ fn a_refused_target_is_left_untouched() {
     let before: Vec<_> =
         fs::read_dir(hosts.path("standby")).expect("list").map(|e| e.expect("entry").path()).collect();
     {
-        let (session, _) = hosts.open(&hosts.local()).expect("open");
+        let (session, _) = hosts.open(&hosts.local(), Purpose::Recover).expect("open");
         assert!(session.target().system_identifier.is_none());
     }
     let after: Vec<_> =
         fs::read_dir(hosts.path("standby")).expect("list").map(|e| e.expect("entry").path()).collect();
     assert_eq!(before, after);
     assert_eq!(hosts.read("standby/base/5/1"), b"precious");
+}
+
+#[test]
+fn a_survey_tells_what_a_run_would_do_and_touches_nothing() {
+    let hosts = Hosts::new();
+    let content = pages(300, 1);
+    hosts.write("primary/base/5/1", &content);
+    hosts.write("primary/base/5/2", &content[..30_000]);
+    hosts.write("primary/base/5/3", &[content.as_slice(), &[0; 8192]].concat());
+    hosts.write("primary/base/5/empty", b"");
+    for (name, connector) in transports(&hosts) {
+        let full = hosts.survey(&connector).expect(name);
+        assert_eq!((full.sent, full.changed, full.removed), (full.total - 8192, 5, 0), "{name}: zeros stay");
+        assert!(!hosts.path("standby").exists(), "{name}: the directory is not made");
+        hosts.run(&connector).expect(name);
+
+        let mut other = content.clone();
+        other[100 * 8192] ^= 1;
+        hosts.write("standby/base/5/1", &other); // a page
+        hosts.write("standby/base/5/3", &content); // too short
+        hosts.write("standby/base/5/stray", b"x");
+        fs::set_permissions(hosts.path("standby/base/5/empty"), fs::Permissions::from_mode(0o640))
+            .expect("chmod");
+        let before = hosts.listing("standby");
+        let survey = hosts.survey(&connector).expect(name);
+        assert_eq!(hosts.listing("standby"), before, "{name}");
+        let run = hosts.run(&connector).expect(name);
+        assert_eq!(survey, run, "{name}");
+        assert_eq!((run.sent, run.changed), (8192, 3), "{name}: a page, a size and a mode");
+        fs::remove_dir_all(hosts.path("standby")).expect("clean");
+    }
 }

@@ -18,6 +18,8 @@ pub const BARRIER: u8 = 0x24;
 /// Sender, where both ends are one process: write what of this differs. Body: the content of a batch's
 /// ranges, then a [`ContentTail`]. Answer: [`WRITTEN`].
 pub const CONTENT: u8 = 0x25;
+/// Sender, in a survey: something of this file would be sent. Body: file u32.
+pub const DIFFERS: u8 = 0x26;
 /// Receiver: the answer to one [`ASK`]: for each of its ranges the length that is there (u32) and the
 /// digests of its pages.
 pub const DIGESTS: u8 = 0x30;
@@ -253,7 +255,7 @@ pub fn decode_end_of_file(body: &[u8]) -> Result<(u32, u64)> {
 }
 
 /// Decodes the body of a [`GONE`].
-pub fn decode_gone(body: &[u8]) -> Result<u32> {
+pub fn decode_file(body: &[u8]) -> Result<u32> {
     let mut reader = Reader(body);
     let file = reader.u32()?;
     reader.end()?;
@@ -262,7 +264,7 @@ pub fn decode_gone(body: &[u8]) -> Result<u32> {
 
 /// Decodes the body of a [`WRITTEN`].
 pub fn decode_written(body: &[u8]) -> Result<u32> {
-    decode_gone(body)
+    decode_file(body)
 }
 
 /// A small file, installed as a whole: mode u32, length of path u16, path, content.
@@ -351,7 +353,7 @@ mod tests {
             let _ = ContentTail::decode(&body);
             let _ = decode_ask(&body);
             let _ = decode_end_of_file(&body);
-            let _ = decode_gone(&body);
+            let _ = decode_file(&body);
             let _ = Put::decode(&body);
             let asked = Range { file: 0, offset: 0, length: 1 << 20 };
             let _ = Present::decode_all(&[asked; 2], &body);

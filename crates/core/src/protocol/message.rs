@@ -35,6 +35,13 @@ pub enum Request {
         /// The system identifier that the server there must have.
         system_identifier: u64,
     },
+    /// May a server listen here? Answer: [`Reply::Ok`], or an error of kind [`Kind::InUse`].
+    TestPort {
+        /// `port`
+        port: u16,
+        /// `listen_addresses`
+        addresses: String,
+    },
     /// A part of the plan; no answer.
     Plan {
         /// Directories, parents first.
@@ -51,9 +58,15 @@ pub enum Request {
         /// Key of the digests, hexadecimal.
         digest_key: String,
     },
+    /// Of a directory that was opened to look: get ready to tell what would differ. Answer: [`Reply::Ok`].
+    Survey {
+        /// Key of the digests, hexadecimal.
+        digest_key: String,
+    },
     /// Of a receiver in the sender's process: clone what can be cloned. Answer: [`Reply::Cloned`].
     Clone,
-    /// All data was sent: set sizes, remove what the primary does not have. Answer: [`Reply::Settled`].
+    /// All data was sent: set sizes, remove what the primary does not have; in a survey, count that.
+    /// Answer: [`Reply::Settled`].
     Settle,
     /// The parts of the plan since [`Request::Settle`] are WAL, for the pg_wal that settling emptied.
     /// Answer: [`Reply::Ok`].
@@ -184,6 +197,23 @@ pub struct Target {
     pub standby: Option<Standby>,
     /// The sender's address as seen from here.
     pub peer: Option<IpAddr>,
+    /// Version of the receiver's software.
+    pub version: String,
+    /// The clock of the target's host, milliseconds since 1970.
+    pub clock: u64,
+    /// What starts the server, or why that cannot work.
+    pub starter: Result<String>,
+    /// What the configuration it keeps says about listening, if it keeps one.
+    pub listening: Option<Listening>,
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listening {
+    /// `port`
+    pub port: u16,
+    /// `listen_addresses`
+    pub addresses: String,
 }
 
 /// What a directory holds.

@@ -5,10 +5,10 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::policy::Cluster;
-use super::{running, small_file};
+use super::{readiness, running, small_file};
 use crate::cancel::Cancel;
 use crate::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE, State, wal_system_identifier};
 use crate::error::{Error, Kind, Result};
@@ -53,6 +53,9 @@ pub fn inspect(
     let configuration = cluster.config_file.clone().unwrap_or_else(|| directory.join("postgresql.conf"));
     let settings = small_file::text(&configuration);
     let wal = linked_wal(directory);
+    let keeps_settings =
+        cluster.config_file.is_some() || keep.iter().any(|path| path.as_str() == "postgresql.conf");
+    let kept_settings = settings.as_deref().filter(|_| keeps_settings);
     Ok(Target {
         session: session.to_owned(),
         content: content(directory, metadata.is_some())?,
@@ -81,10 +84,15 @@ pub fn inspect(
             .cloned()
             .collect(),
         includes_myrecovery: settings
-            .is_some_and(|text| standby::reads_myrecovery(&text, &myrecovery_path(directory))),
+            .as_deref()
+            .is_some_and(|text| standby::reads_myrecovery(text, &myrecovery_path(directory))),
         external_configuration: cluster.config_file.clone(),
         standby: standby_of(directory),
         peer,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        clock: clock(),
+        starter: readiness::starter(cluster),
+        listening: kept_settings.map(standby::listening),
         directory: directory.clone(),
     })
 }
@@ -109,6 +117,12 @@ pub fn myrecovery_path(directory: &Path) -> String {
 /// A configuration that is a link is not extended: what it leads to may belong to others.
 fn is_regular(configuration: &Path) -> bool {
     fs::symlink_metadata(configuration).is_ok_and(|metadata| metadata.is_file())
+}
+
+/// Milliseconds since 1970.
+pub fn clock() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What tells one boot of one machine from all others.

@@ -25,6 +25,7 @@ mod digest;
 mod durable;
 mod finish;
 mod read;
+mod readiness;
 mod room;
 mod run;
 mod session;

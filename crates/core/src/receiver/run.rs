@@ -20,8 +20,8 @@ pub(super) struct Run {
     pub(super) digest_key: DigestKey,
     /// Ends all links of the run.
     pub(super) cancel: Cancel,
-    /// Makes durable what was there before.
-    before: Before,
+    /// Makes durable what was there before; `None` in a survey, which changes nothing.
+    before: Option<Before>,
     /// Whether what the page cache has of the target is surely on the disk, once it is synced.
     trusts_cache: bool,
     slots: RwLock<Vec<Slot>>,
@@ -37,9 +37,27 @@ impl Run {
         files: Vec<File>,
         trusts_cache: bool,
     ) -> Result<Self> {
-        let before = Before::begin(&target)?;
+        let before = Some(Before::begin(&target)?);
+        Ok(Self { before, trusts_cache, ..Self::survey(target, digest_key, cancel, files) })
+    }
+
+    /// A run that only tells what another one would do.
+    pub(super) fn survey(target: Target, digest_key: DigestKey, cancel: Cancel, files: Vec<File>) -> Self {
         let slots = RwLock::new(files.into_iter().map(Slot::new).collect());
-        Ok(Self { target, digest_key, cancel, before, trusts_cache, slots, settled: AtomicUsize::new(0) })
+        Self {
+            target,
+            digest_key,
+            cancel,
+            before: None,
+            trusts_cache: true,
+            slots,
+            settled: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether nothing may be written.
+    pub(super) fn is_survey(&self) -> bool {
+        self.before.is_none()
     }
 
     /// All files of the plan; the position is the file's number on the wire.
@@ -58,7 +76,8 @@ impl Run {
     /// Waits until what was there before is durable; false if that was not tried, or not for all of it.
     pub(super) fn is_synced(&self) -> Result<bool> {
         // what lies on a file system that is mounted within the target was not synced
-        Ok(self.before.end()? && !self.target.has_mounts())
+        let Some(before) = &self.before else { return Ok(false) };
+        Ok(before.end()? && !self.target.has_mounts())
     }
 
     /// Opens what the target has of a file, to be compared.

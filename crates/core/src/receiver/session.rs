@@ -10,7 +10,7 @@ use tracing::info;
 use super::policy::{Cluster, resolve};
 use super::run::Run;
 use super::settle::settle;
-use super::{Receiver, clone, finish, inspect, launch, room, running, unexpected};
+use super::{Receiver, clone, finish, inspect, launch, readiness, room, running, unexpected};
 
 use crate::cancel::Cancel;
 use crate::digest::{DigestKey, random_bytes};
@@ -87,6 +87,10 @@ struct Session<'a> {
 enum Stage {
     /// Nothing is locked.
     Looked,
+    /// A plan was made for a view of the target, which nothing can change.
+    Viewed(Box<Target>),
+    /// What differs is being counted.
+    Surveyed(Arc<Run>),
     /// The target is locked, nothing has changed.
     Locked(Box<Target>),
     /// The target is being rewritten.
@@ -120,7 +124,7 @@ impl Session<'_> {
             }
         }
         match &self.stage {
-            Stage::Looked | Stage::Locked(_) => Ok(()),
+            Stage::Looked | Stage::Viewed(_) | Stage::Surveyed(_) | Stage::Locked(_) => Ok(()),
             Stage::Begun(_) | Stage::Settled(_) => {
                 Err(Error::new(Kind::Canceled, "the primary gave up the recovery")
                     .detail("The directory is not complete and cannot be started."))
@@ -131,7 +135,8 @@ impl Session<'_> {
     /// The next frame. Where nothing is being changed a peer may just leave.
     fn next(&self) -> Result<Option<(u8, Vec<u8>)>> {
         match (self.control.receive(), &self.stage) {
-            (Err(error), Stage::Looked | Stage::Locked(_)) if error.kind == Kind::ConnectionLost => Ok(None),
+            (received, Stage::Begun(_) | Stage::Settled(_)) => received,
+            (Err(error), _) if error.kind == Kind::ConnectionLost => Ok(None),
             (received, _) => received,
         }
     }
@@ -140,7 +145,7 @@ impl Session<'_> {
         let cluster = self.receiver.policy.cluster(directory)?;
         let target = match purpose {
             Purpose::Look => None,
-            Purpose::Recover => Some(self.lock(&cluster)?),
+            Purpose::Recover => Some(self.target(&cluster, Target::open)?),
         };
         let mut found = inspect::inspect(&cluster, &self.keep, &self.token, peer, &self.cancel)?;
         if let Some(target) = target {
@@ -153,12 +158,13 @@ impl Session<'_> {
         Ok(Reply::Target(Box::new(found)))
     }
 
-    fn lock(&self, cluster: &Cluster) -> Result<Target> {
+    /// The directory, opened by `open`, and its pg_wal, where that is a link.
+    fn target(&self, cluster: &Cluster, open: impl FnOnce(&Path) -> Result<Target>) -> Result<Target> {
         let wal = inspect::linked_wal(&cluster.data_directory);
         if let Some(wal) = &wal {
             self.receiver.policy.check_outside(cluster, wal)?;
         }
-        let mut target = Target::open(&cluster.data_directory)?;
+        let mut target = open(&cluster.data_directory)?;
         if let Some(wal) = &wal {
             target.add_root(&RelPath::parse("pg_wal")?, wal)?;
         }
@@ -178,9 +184,9 @@ impl Session<'_> {
         let cluster = self.cluster.clone().ok_or_else(|| out_of_order("a directory"))?;
         match request {
             Request::TestReplication { conninfo, system_identifier } => {
-                launch::test_replication(&cluster, &conninfo, system_identifier, &self.cancel)?;
-                Ok(Reply::Ok)
+                self.tell(launch::test_replication(&cluster, &conninfo, system_identifier, &self.cancel))
             }
+            Request::TestPort { port, addresses } => self.tell(readiness::test_port(port, &addresses)),
             Request::PlanEnd(terms) => self.plan_end(&cluster, terms),
             Request::Begin { marker, digest_key } => {
                 let Stage::Locked(target) = std::mem::replace(&mut self.stage, Stage::Looked) else {
@@ -190,17 +196,25 @@ impl Session<'_> {
                 if let Some(process) = running::server(&cluster.data_directory) {
                     return Err(running::refusal(&cluster.data_directory, process));
                 }
-                let key = hexadecimal::decode(digest_key.as_bytes())
-                    .ok_or_else(|| Error::new(Kind::ProtocolViolation, "invalid digest key"))?;
+                let digest_key = key(&digest_key)?;
                 let files = std::mem::take(&mut self.files);
                 let trusts_cache = inspect::was_shut_down(&cluster.data_directory);
-                let digest_key = DigestKey::from_bytes(key);
                 let run = Run::new(*target, digest_key, self.cancel.clone(), files, trusts_cache)?;
                 let run = Arc::new(run);
                 self.stage = Stage::Begun(Arc::clone(&run));
                 info!(directory = %cluster.data_directory.display(), system_identifier = marker.system_identifier,
                     files = run.slots().len(), "recovery begins: the directory cannot be started until it ends");
                 self.begin(&run, &marker)?;
+                self.receiver.runs().insert(self.token.clone(), run);
+                Ok(Reply::Ok)
+            }
+            Request::Survey { digest_key } => {
+                let Stage::Viewed(target) = std::mem::replace(&mut self.stage, Stage::Looked) else {
+                    return Err(out_of_order("a plan for a directory that was opened to look"));
+                };
+                let files = std::mem::take(&mut self.files);
+                let run = Arc::new(Run::survey(*target, key(&digest_key)?, self.cancel.clone(), files));
+                self.stage = Stage::Surveyed(Arc::clone(&run));
                 self.receiver.runs().insert(self.token.clone(), run);
                 Ok(Reply::Ok)
             }
@@ -212,13 +226,16 @@ impl Session<'_> {
                 Ok(Reply::Cloned { files: rows(&cloned) })
             }
             Request::Settle => {
-                let (Stage::Begun(run), Some(terms)) = (&self.stage, &self.terms) else {
+                let (Stage::Begun(run) | Stage::Surveyed(run), Some(terms)) = (&self.stage, &self.terms)
+                else {
                     return Err(out_of_order("data"));
                 };
                 let settled = settle(run, &self.directories, &self.keep, terms)?;
-                info!(directory = %cluster.data_directory.display(), changed = settled.changed,
-                    removed = settled.removed, "all data is there");
-                self.stage = Stage::Settled(Arc::clone(run));
+                if !run.is_survey() {
+                    info!(directory = %cluster.data_directory.display(), changed = settled.changed,
+                        removed = settled.removed, "all data is there");
+                    self.stage = Stage::Settled(Arc::clone(run));
+                }
                 self.directories.clear();
                 Ok(Reply::Settled {
                     removed: settled.removed,
@@ -264,11 +281,22 @@ impl Session<'_> {
         }
     }
 
+    /// The answer to a question. A bad one ends a recovery, but not the conversation of who only looks.
+    fn tell(&self, answer: Result<()>) -> Result<Reply> {
+        match answer {
+            Err(error) if matches!(self.stage, Stage::Looked) => Ok(Reply::Error(error)),
+            answer => answer.map(|()| Reply::Ok),
+        }
+    }
+
     /// Opens where the tablespaces go and asks every file system whether it has room. Nothing changes
     /// but for directories that are removed again if the run does not begin.
     fn plan_end(&mut self, cluster: &Cluster, terms: Terms) -> Result<Reply> {
-        let Stage::Locked(target) = &mut self.stage else {
-            return Err(out_of_order("a locked directory"));
+        if matches!(self.stage, Stage::Looked) {
+            self.stage = Stage::Viewed(Box::new(self.target(cluster, Target::view)?));
+        }
+        let (Stage::Locked(target) | Stage::Viewed(target)) = &mut self.stage else {
+            return Err(out_of_order("a directory where nothing has begun"));
         };
         let mut apart = vec![cluster.data_directory.clone()];
         apart.extend(inspect::linked_wal(&cluster.data_directory));
@@ -306,9 +334,7 @@ impl Session<'_> {
             target.add_root(&link, location)?;
         }
         room::check(target, &self.files, terms.reserve)?;
-        let identity = |fd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
-        let locations = target.roots().map(|(_, fd)| identity(fd)).collect::<std::result::Result<_, _>>();
-        let locations = locations.map_err(Error::on("look at the target"))?;
+        let locations = target.identities()?;
         self.terms = Some(terms);
         Ok(Reply::Planned { locations })
     }
@@ -357,7 +383,7 @@ impl Drop for Session<'_> {
     fn drop(&mut self) {
         self.receiver.runs().remove(&self.token);
         let stage = std::mem::replace(&mut self.stage, Stage::Looked);
-        if let Stage::Begun(run) | Stage::Settled(run) = stage {
+        if let Stage::Begun(run) | Stage::Settled(run) | Stage::Surveyed(run) = stage {
             if Arc::strong_count(&run) > 1 {
                 self.cancel.trip();
             }
@@ -379,6 +405,12 @@ fn rows(flags: &[bool]) -> Vec<(u32, u32)> {
         }
     }
     rows
+}
+
+fn key(digits: &str) -> Result<DigestKey> {
+    hexadecimal::decode(digits.as_bytes())
+        .map(DigestKey::from_bytes)
+        .ok_or_else(|| Error::new(Kind::ProtocolViolation, "invalid digest key"))
 }
 
 fn out_of_order(wanted: &str) -> Error {

@@ -6,6 +6,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::run::{Run, Slot};
+use crate::control_file::PG_CONTROL;
 use crate::error::{Error, Kind, Result};
 use crate::exclude::{CONTROL_ASIDE, MARKER, Rules};
 use crate::path::RelPath;
@@ -20,7 +21,7 @@ pub(super) struct Settled {
     pub(super) warnings: Vec<String>,
 }
 
-/// Settles the target.
+/// Settles the target; in a survey it only counts.
 pub(super) fn settle(
     run: &Run,
     directories: &[Directory],
@@ -33,7 +34,13 @@ pub(super) fn settle(
         if number.is_multiple_of(1024) {
             run.cancel.check()?;
         }
-        if slot.is_gone() {
+        if run.is_survey() {
+            if slot.is_gone() {
+                settled.removed += u64::from(run.target.stat(&slot.path)?.is_some());
+            } else {
+                settled.changed += u64::from(slot.is_changed() || !is_fit(run, slot)?);
+            }
+        } else if slot.is_gone() {
             settled.removed += u64::from(run.target.remove(&slot.path)?);
         } else {
             fit(run, slot)?;
@@ -98,10 +105,10 @@ pub(super) fn settle_wal(run: &Run) -> Result<()> {
     Ok(())
 }
 
-/// Creates an empty file, cuts a longer one, sets the mode.
-fn fit(run: &Run, slot: &Slot) -> Result<()> {
+/// Whether a file has the size and mode it must have, and its content is known.
+fn is_fit(run: &Run, slot: &Slot) -> Result<bool> {
     if slot.fits() {
-        return Ok(());
+        return Ok(true);
     }
     let size = slot.size();
     let found = run.target.stat(&slot.path)?;
@@ -111,12 +118,17 @@ fn fit(run: &Run, slot: &Slot) -> Result<()> {
     let fits = found.is_some_and(|stat| {
         stat.kind == FileType::RegularFile && stat.names == 1 && stat.size == size && stat.mode == slot.mode
     });
-    if fits && is_known {
+    Ok(fits && is_known)
+}
+
+/// Creates an empty file, cuts a longer one, sets the mode.
+fn fit(run: &Run, slot: &Slot) -> Result<()> {
+    if is_fit(run, slot)? {
         return Ok(());
     }
     let file = run.target.open_for_write(&slot.path, slot.mode)?;
     slot.set_changed();
-    file.set_len(size)
+    file.set_len(slot.size())
         .and_then(|()| Ok(rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(slot.mode))?))
         .map_err(Error::on(format_args!("set size and mode of \"{}\" of the target", slot.path)))
 }
@@ -158,10 +170,12 @@ impl Pruner<'_> {
     fn remove(&mut self, path: &RelPath, kind: FileType) -> Result<()> {
         if kind == FileType::Symlink && path.parent() == Some("pg_tblspc") {
             self.settled.warnings.push(format!(
-                "tablespace link \"{path}\" was removed; the directory it pointed to was left as it is"
+                "tablespace link \"{path}\" is removed; the directory it points to is left as it is"
             ));
         }
-        self.run.target.remove(path)?;
+        if !self.run.is_survey() {
+            self.run.target.remove(path)?;
+        }
         self.settled.removed += 1;
         Ok(())
     }
@@ -170,6 +184,8 @@ impl Pruner<'_> {
         self.keep.iter().any(|kept| path.is_at_or_below(kept.as_str()))
             || self.rules.is_host_directory(path)
             || matches!(path.as_str(), MARKER | CONTROL_ASIDE)
+            // a run has put it aside by now
+            || self.run.is_survey() && path.as_str() == PG_CONTROL
             || self.is_of_a_file_system(path)
     }
 

@@ -19,8 +19,8 @@ use crate::error::{Error, Kind, Result};
 use crate::link::{Link, Sink, Source};
 use crate::plan::Range;
 use crate::protocol::data::{
-    ASK, BARRIER, CONTENT, ContentTail, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesTail, WRITTEN,
-    decode_ask, decode_end_of_file, decode_gone,
+    ASK, BARRIER, CONTENT, ContentTail, DIFFERS, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesTail,
+    WRITTEN, decode_ask, decode_end_of_file, decode_file,
 };
 use crate::protocol::message::{self, Reply};
 
@@ -134,6 +134,8 @@ fn read(
                 let left = Arc::new(AtomicUsize::new(writers.len()));
                 writers.iter().try_for_each(|writer| leave(writer, Step::Barrier(Arc::clone(&left))))?;
             }
+            PAGES | CONTENT if run.is_survey() => return Err(unexpected(kind)),
+            DIFFERS if run.is_survey() => slot(&run.slots(), decode_file(&body)?)?.set_changed(),
             PAGES => {
                 let (tail, packed) = PagesTail::decode(&body)?;
                 body.resize(packed);
@@ -150,7 +152,7 @@ fn read(
                 let (file, size) = decode_end_of_file(&body)?;
                 slot(&run.slots(), file)?.ends_at(size);
             }
-            GONE => slot(&run.slots(), decode_gone(&body)?)?.set_gone(),
+            GONE => slot(&run.slots(), decode_file(&body)?)?.set_gone(),
             other => return Err(unexpected(other)),
         }
     }

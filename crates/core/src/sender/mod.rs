@@ -19,7 +19,7 @@ use crate::path::RelPath;
 use crate::plan::{Directory, File, Plan, Work};
 use crate::progress::Progress;
 use crate::protocol::data::Put;
-use crate::protocol::message::{self, Marker, Purpose, Reply, Request, Target, Terms};
+use crate::protocol::message::{self, Listening, Marker, Purpose, Reply, Request, Target, Terms};
 use crate::protocol::{MAX_STREAMS, PUT, REPLY, REQUEST};
 
 pub mod pack;
@@ -131,6 +131,12 @@ impl Session {
         self.done(&Request::TestReplication { conninfo, system_identifier })
     }
 
+    /// Fails if something on the target's host listens where the standby will.
+    pub fn test_port(&mut self, listening: &Listening) -> Result<()> {
+        let Listening { port, addresses } = listening.clone();
+        self.done(&Request::TestPort { port, addresses })
+    }
+
     /// Sends the plan; fails if there is no room for it. Returns device and inode of every directory that
     /// is going to be written. Nothing changes yet.
     pub fn plan(&mut self, plan: Plan, terms: Terms) -> Result<Vec<(u64, u64)>> {
@@ -142,6 +148,15 @@ impl Session {
         self.progress.set_total(plan.bytes());
         self.files = plan.files;
         Ok(locations)
+    }
+
+    /// Counts what differs between the plan and a directory that was opened to look: nothing is sent.
+    pub fn survey(&mut self, data_directory: &Path, manner: Manner) -> Result<Settled> {
+        let digest_key = hexadecimal::encode(&self.digest_key.to_bytes());
+        self.done(&Request::Survey { digest_key })?;
+        self.manner = manner;
+        self.transfer(data_directory, 0, What::Survey)?;
+        self.settle()
     }
 
     /// From here on the target cannot be started until [`Session::finish`].
@@ -249,6 +264,7 @@ impl Session {
             let link = self.attach()?;
             self.streams.push(link);
         }
+        self.progress.set_streams(u32::try_from(jobs).unwrap_or(u32::MAX));
         let chooser = Chooser::new(self.manner.compression, Instant::now());
         // cloned files are read only to be verified
         let skipped = if self.manner.checksums.is_none() { self.cloned.as_slice() } else { &[] };

@@ -22,8 +22,8 @@ use crate::lock::lock;
 use crate::plan::{self, Range, Work};
 use crate::progress::Progress;
 use crate::protocol::data::{
-    ASK, BARRIER, CONTENT, Codec, ContentTail, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesTail, Present,
-    Run, WRITTEN, decode_written, encode_ask, encode_end_of_file,
+    ASK, BARRIER, CONTENT, Codec, ContentTail, DIFFERS, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesTail,
+    Present, Run, WRITTEN, decode_written, encode_ask, encode_end_of_file,
 };
 use crate::protocol::message;
 
@@ -53,6 +53,8 @@ pub(super) struct Transfer<'a> {
 pub(super) enum What {
     /// Data files, of which the target may have much already.
     Data,
+    /// Data files again, but only what differs is counted.
+    Survey,
     /// WAL, of which it has nothing.
     Wal,
 }
@@ -105,7 +107,7 @@ impl<'a> Stream<'a> {
 
     fn work(&mut self) -> Result<()> {
         match (self.transfer.is_remote, self.transfer.what) {
-            (true, What::Data) => self.send_what_differs()?,
+            (true, What::Data) | (_, What::Survey) => self.send_what_differs()?,
             (true, What::Wal) => self.each_batch(Self::send_all)?,
             (false, _) => {
                 self.each_batch(Self::hand_over)?;
@@ -220,7 +222,7 @@ impl<'a> Stream<'a> {
             self.transfer.chooser.learn(bytes, sent, Instant::now());
         }
         match self.transfer.what {
-            What::Data => self.transfer.progress.add_compared(bytes),
+            What::Data | What::Survey => self.transfer.progress.add_compared(bytes),
             What::Wal => self.transfer.progress.add_wal(bytes),
         }
     }
@@ -277,6 +279,11 @@ impl<'a> Stream<'a> {
         let bytes: u64 = self.runs.iter().map(|run| u64::from(run.length)).sum();
         if bytes == 0 {
             return Ok(0);
+        }
+        if self.transfer.what == What::Survey {
+            self.link.sink.send(DIFFERS, &[&range.file.to_le_bytes()])?;
+            self.transfer.progress.add_sent(bytes);
+            return Ok(bytes);
         }
         self.transfer.rate.admit(bytes, self.transfer.cancel)?;
         let of = |run: &Run| {

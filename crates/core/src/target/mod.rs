@@ -6,10 +6,9 @@
 //! (receiver policy) and known here as further roots.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,9 +20,15 @@ use crate::error::{Error, Kind, Result};
 use crate::lock::lock;
 use crate::path::RelPath;
 
+use directories::{make_directories, open_directory, open_nearest, remove_made};
 use write::Writer;
 
+pub use directories::busy;
+pub use stat::Stat;
+
+mod directories;
 pub mod remove;
+mod stat;
 pub mod write;
 
 #[cfg(test)]
@@ -35,10 +40,11 @@ const IN_PLACE: OFlags = OFlags::RDWR.union(OFlags::NOFOLLOW).union(OFlags::NONB
 /// Suffix of a file that is being written and takes its name by rename.
 const TEMPORARY: &str = ".pgpool_recovery.tmp";
 
-/// An opened and locked target directory.
+/// An opened target directory: locked to be written, or a view that nothing can be written through.
 pub struct Target {
     path: PathBuf,
     roots: Vec<Root>,
+    is_view: bool,
     /// Directories made for this run, removed again unless it begins.
     made: Mutex<Vec<PathBuf>>,
     /// Directories whose entries changed and are not synced yet.
@@ -57,12 +63,20 @@ struct Root {
     prefix: String,
     fd: OwnedFd,
     device: u64,
+    /// In a view: the directory is missing, and what is open is the one above it.
+    is_missing: bool,
 }
 
 impl Root {
     fn new(prefix: &str, fd: OwnedFd) -> Result<Self, Errno> {
         let device = rustix::fs::fstat(&fd)?.st_dev;
-        Ok(Self { prefix: prefix.to_owned(), fd, device })
+        Ok(Self { prefix: prefix.to_owned(), fd, device, is_missing: false })
+    }
+
+    fn view(prefix: &str, directory: &Path) -> Result<Self> {
+        let opened = open_nearest(directory)
+            .and_then(|(fd, is_missing)| Ok(Self { is_missing, ..Self::new(prefix, fd)? }));
+        opened.map_err(Error::on(format_args!("open directory \"{}\"", directory.display())))
     }
 }
 
@@ -95,15 +109,25 @@ impl Target {
         let root = Root::new("", fd).map_err(|error| {
             undo(Error::io(format_args!("look at \"{}\"", path.display()), &error.into()))
         })?;
-        Ok(Self {
+        Ok(Self::with(path, root, made, false))
+    }
+
+    /// Opens `path` to look at it: nothing is locked, made or written. It may be missing.
+    pub fn view(path: &Path) -> Result<Self> {
+        Ok(Self::with(path, Root::view("", path)?, Vec::new(), true))
+    }
+
+    fn with(path: &Path, root: Root, made: Vec<PathBuf>, is_view: bool) -> Self {
+        Self {
             path: path.to_owned(),
             roots: vec![root],
+            is_view,
             made: Mutex::new(made),
             dirty: Mutex::default(),
             replacing: Mutex::default(),
             last: Mutex::default(),
             has_mounts: AtomicBool::new(false),
-        })
+        }
     }
 
     /// Where the directory is.
@@ -133,6 +157,10 @@ impl Target {
 
     /// Lets paths at or below `prefix` start in another directory: a tablespace, or a linked pg_wal.
     pub fn add_root(&mut self, prefix: &RelPath, directory: &Path) -> Result<()> {
+        if self.is_view {
+            self.roots.push(Root::view(prefix.as_str(), directory)?);
+            return Ok(());
+        }
         let made = make_directories(directory)?;
         lock(&self.made).extend(made);
         let fd = open_directory(directory)
@@ -146,6 +174,13 @@ impl Target {
     /// The directories accesses start from, with their prefixes.
     pub fn roots(&self) -> impl Iterator<Item = (&str, impl AsFd)> {
         self.roots.iter().map(|root| (root.prefix.as_str(), root.fd.as_fd()))
+    }
+
+    /// Device and inode of each of them that is there.
+    pub fn identities(&self) -> Result<Vec<(u64, u64)>> {
+        let there = self.roots.iter().filter(|root| !root.is_missing);
+        let identity = |root: &Root| rustix::fs::fstat(&root.fd).map(|stat| (stat.st_dev, stat.st_ino));
+        there.map(identity).collect::<Result<_, _>>().map_err(Error::on("look at the target"))
     }
 
     /// A directory on each file system that the target lies on.
@@ -216,7 +251,7 @@ impl Target {
     pub fn open_for_write(&self, path: &RelPath, mode: u32) -> Result<File> {
         let failed =
             |error: Errno| Error::io(format_args!("write file \"{}\"", self.shown(path)), &error.into());
-        let parent = self.parent(path).map_err(failed)?;
+        let parent = self.parent_to_change(path).map_err(failed)?;
         let name = path.file_name();
         if let Some((file, _)) = self.open_own(&parent, name).map_err(failed)? {
             return Ok(file);
@@ -254,7 +289,7 @@ impl Target {
         }
         let failed =
             |error: Errno| Error::io(format_args!("make directory \"{}\"", self.shown(path)), &error.into());
-        let parent = self.parent(path).map_err(failed)?;
+        let parent = self.parent_to_change(path).map_err(failed)?;
         let name = path.file_name();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
@@ -283,7 +318,7 @@ impl Target {
             |error: Errno| Error::io(format_args!("make link \"{}\"", self.shown(path)), &error.into());
         // the link itself lies in the data directory, although paths through it start elsewhere
         let parent = RelPath::parse(path.parent().unwrap_or("pg_tblspc"))?;
-        let parent = self.directory(&parent).map_err(failed)?;
+        let parent = self.writable().and_then(|()| self.directory(&parent)).map_err(failed)?;
         if let Ok(current) = rustix::fs::readlinkat(&parent, path.file_name(), Vec::new())
             && current.to_bytes() == destination.as_bytes()
         {
@@ -299,7 +334,7 @@ impl Target {
     pub fn install(&self, path: &RelPath, content: &[u8], mode: u32) -> Result<()> {
         let failed =
             |error: io::Error| Error::io(format_args!("write file \"{}\"", self.shown(path)), &error);
-        let parent = self.parent(path).map_err(|error| failed(error.into()))?;
+        let parent = self.parent_to_change(path).map_err(|error| failed(error.into()))?;
         let temporary = format!("{}{TEMPORARY}", path.file_name());
         remove::entry(&parent, temporary.as_str()).map_err(|error| failed(error.into()))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -320,7 +355,7 @@ impl Target {
 
     /// Renames a file within its directory and makes that durable; false if there is no such file.
     pub fn rename(&self, from: &RelPath, to: &RelPath) -> Result<bool> {
-        let renamed = self.parent(from).and_then(|parent| {
+        let renamed = self.parent_to_change(from).and_then(|parent| {
             rustix::fs::renameat(&parent, from.file_name(), &parent, to.file_name())?;
             rustix::fs::fsync(&parent)
         });
@@ -335,7 +370,7 @@ impl Target {
     /// True if there was something.
     pub fn remove(&self, path: &RelPath) -> Result<bool> {
         self.forget_last();
-        let removed = self.parent(path).and_then(|parent| remove::entry(&parent, path.file_name()));
+        let removed = self.parent_to_change(path).and_then(|parent| remove::entry(&parent, path.file_name()));
         match removed {
             Ok(true) => self.touch_parent(path),
             Ok(false) => {}
@@ -380,7 +415,11 @@ impl Target {
     /// The entries of a directory (`None`: of the data directory): names and types, no `.` and `..`.
     pub fn entries(&self, directory: Option<&RelPath>) -> Result<Vec<(String, FileType)>> {
         let listed = match directory {
-            Some(path) => self.directory(path).and_then(|fd| remove::entries(&fd)),
+            Some(path) => match self.directory(path).and_then(|fd| remove::entries(&fd)) {
+                Err(Errno::NOENT) if self.is_view => Ok(Vec::new()),
+                listed => listed,
+            },
+            None if self.roots[0].is_missing => Ok(Vec::new()),
             None => remove::entries(&self.roots[0].fd),
         };
         let shown = directory.map_or_else(|| self.path.display().to_string(), |path| self.shown(path));
@@ -422,6 +461,16 @@ impl Target {
         lock(&self.dirty).insert(path.parent().unwrap_or_default().to_owned());
     }
 
+    /// Nothing is written through a view, whoever may think so.
+    fn writable(&self) -> Result<(), Errno> {
+        if self.is_view { Err(Errno::ROFS) } else { Ok(()) }
+    }
+
+    fn parent_to_change(&self, path: &RelPath) -> Result<Arc<OwnedFd>, Errno> {
+        self.writable()?;
+        self.parent(path)
+    }
+
     fn parent(&self, path: &RelPath) -> Result<Arc<OwnedFd>, Errno> {
         let parent = path.parent().unwrap_or_default();
         if let Some((last, fd)) = &*lock(&self.last)
@@ -447,6 +496,9 @@ impl Target {
     fn walk(&self, path: &str) -> Result<OwnedFd, Errno> {
         let (number, rest) = self.split(path);
         let root = &self.roots[number];
+        if root.is_missing {
+            return Err(Errno::NOENT);
+        }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut current: Option<OwnedFd> = None;
         for part in rest.split('/').filter(|part| !part.is_empty()) {
@@ -474,66 +526,4 @@ impl Drop for Target {
     fn drop(&mut self) {
         remove_made(&lock(&self.made));
     }
-}
-
-/// What [`Target::stat`] tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stat {
-    /// What it is.
-    pub kind: FileType,
-    /// Bytes.
-    pub size: u64,
-    /// Permission bits.
-    pub mode: u32,
-    /// How many names the file has.
-    pub names: u64,
-}
-
-impl Stat {
-    fn of(stat: &rustix::fs::Stat) -> Self {
-        Self {
-            kind: FileType::from_raw_mode(stat.st_mode),
-            size: u64::try_from(stat.st_size).unwrap_or(0),
-            mode: stat.st_mode & 0o7777,
-            names: stat.st_nlink,
-        }
-    }
-}
-
-/// Another recovery works on the directory.
-pub fn busy(path: &Path) -> Error {
-    Error::new(Kind::InUse, format!("another recovery of \"{}\" is running", path.display()))
-        .hint("Wait until it ends; pg_stat_progress_basebackup on its primary shows it.")
-}
-
-/// Makes `path` and what is missing above it, for the PostgreSQL OS user only; returns what was made.
-fn make_directories(path: &Path) -> Result<Vec<PathBuf>> {
-    let mut missing: Vec<&Path> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
-    missing.reverse();
-    let mut made = Vec::new();
-    for directory in missing {
-        match fs::DirBuilder::new().mode(0o700).create(directory) {
-            Ok(()) => made.push(directory.to_owned()),
-            // somebody else makes the same path
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => {
-                remove_made(&made);
-                return Err(Error::io(format_args!("make directory \"{}\"", directory.display()), &error)
-                    .hint("Make the parent directory, owned by the PostgreSQL OS user."));
-            }
-        }
-    }
-    Ok(made)
-}
-
-fn remove_made(made: &[PathBuf]) {
-    for directory in made.iter().rev() {
-        // not empty any more: somebody uses it
-        let _ = fs::remove_dir(directory);
-    }
-}
-
-fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }

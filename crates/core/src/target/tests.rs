@@ -1,5 +1,6 @@
 //! What the target's directory guards against.
 
+use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 
 use super::*;
@@ -91,4 +92,36 @@ fn unreadable_content_does_not_stop_its_replacement() {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).expect("chmod");
     let target = Target::open(data.path()).expect("open");
     target.open_for_write(&rel("file"), 0o600).expect("open").write_at(b"y", 0).expect("write");
+}
+
+#[test]
+fn nothing_is_written_through_a_view() {
+    let parent = tempfile::tempdir().expect("temporary directory");
+    let path = parent.path().join("data");
+    let missing = Target::view(&path).expect("view");
+    assert_eq!(missing.stat(&rel("file")).expect("stat"), None);
+    assert!(missing.entries(None).expect("list").is_empty());
+    assert!(missing.identities().expect("identities").is_empty());
+    assert!(!path.exists(), "it is not made");
+
+    fs::create_dir(&path).expect("make");
+    fs::write(path.join("file"), "content").expect("write");
+    let mut view = Target::view(&path).expect("view");
+    view.add_root(&rel("pg_tblspc/1"), &parent.path().join("space")).expect("missing, too");
+    assert_eq!(view.read(&rel("file"), 100).expect("read").as_deref(), Some(b"content".as_slice()));
+    let refused = [
+        view.open_for_write(&rel("file"), 0o600).err(),
+        view.make_directory(&rel("new"), 0o700).err(),
+        view.link(&rel("pg_tblspc/2"), "/elsewhere").err(),
+        view.install(&rel("file"), b"other", 0o600).err(),
+        view.rename(&rel("file"), &rel("other")).err(),
+        view.remove(&rel("file")).err(),
+    ];
+    assert!(
+        refused.iter().all(|error| error.as_ref().is_some_and(|error| error.kind == Kind::Io)),
+        "{refused:?}"
+    );
+    let _locked = Target::open(&path).expect("a view locks nothing");
+    assert_eq!(fs::read(path.join("file")).expect("read"), b"content");
+    assert_eq!(fs::read_dir(parent.path()).expect("list").count(), 1);
 }

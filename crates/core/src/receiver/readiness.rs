@@ -1,0 +1,100 @@
+//! Will the server start here once its directory is complete?
+
+use std::io;
+use std::net::{TcpListener, ToSocketAddrs};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::policy::Cluster;
+use crate::error::{Error, Kind, Result};
+
+/// What starts the server, if it is there.
+pub(super) fn starter(cluster: &Cluster) -> Result<String> {
+    let pg_ctl;
+    let words = match &cluster.start_command {
+        Some(words) => words.as_slice(),
+        None => {
+            pg_ctl = [cluster.bin_directory.join("pg_ctl").display().to_string(), "start".to_owned()];
+            &pg_ctl
+        }
+    };
+    let program = words.first().map_or("", String::as_str);
+    if find(program).is_none() {
+        return Err(Error::new(Kind::MissingFile, format!("start command \"{program}\" is not there"))
+            .detail("It is neither a program's path nor found in PATH of the receiver.")
+            .hint("Correct start_command or bin_directory in agent.toml."));
+    }
+    Ok(words.join(" "))
+}
+
+/// Refuses a port that something listens on. A server that is stopped holds none.
+pub(super) fn test_port(port: u16, addresses: &str) -> Result<()> {
+    for address in addresses.split(',').map(str::trim).filter(|address| !address.is_empty()) {
+        let wanted = match address {
+            "*" => vec!["0.0.0.0", "::"],
+            other => vec![other],
+        };
+        for address in
+            wanted.into_iter().filter_map(|address| (address, port).to_socket_addrs().ok()).flatten()
+        {
+            let bound = TcpListener::bind(address);
+            if bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+                return Err(Error::new(Kind::InUse, format!("port {port} is in use on the target's host"))
+                    .detail(format!("Something listens on {address} already, so the standby could not start."))
+                    .hint("Stop it, or give the standby another port: in its own postgresql.conf, or with dest_port."));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The executable file that a command line's first word means.
+fn find(program: &str) -> Option<PathBuf> {
+    let runs = |path: &Path| {
+        path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    };
+    if program.contains('/') {
+        return Some(PathBuf::from(program)).filter(|path| runs(path));
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| runs(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(start_command: Option<&[&str]>) -> Cluster {
+        Cluster {
+            data_directory: "/d".into(),
+            bin_directory: "/nowhere".into(),
+            config_file: None,
+            start_command: start_command.map(|words| words.iter().map(|&word| word.to_owned()).collect()),
+            tablespace_roots: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_start_command_must_be_there() {
+        assert_eq!(starter(&cluster(Some(&["sh", "-c", "x"]))), Ok("sh -c x".to_owned()));
+        assert_eq!(starter(&cluster(Some(&["/bin/sh"]))), Ok("/bin/sh".to_owned()));
+        for missing in [Some(["no-such-program"].as_slice()), Some(&["/etc/passwd"]), None] {
+            assert_eq!(starter(&cluster(missing)).map_err(|error| error.kind), Err(Kind::MissingFile));
+        }
+    }
+
+    #[test]
+    fn a_port_that_somebody_listens_on_is_in_use() {
+        let other = TcpListener::bind("127.0.0.1:0").expect("listen");
+        let port = other.local_addr().expect("address").port();
+        for addresses in ["127.0.0.1", "*", "localhost", "0.0.0.0, ::1"] {
+            let tested = test_port(port, addresses).map_err(|error| error.kind);
+            assert_eq!(tested, Err(Kind::InUse), "{addresses}");
+        }
+        for addresses in ["", "127.0.0.2", "no.such.host.invalid"] {
+            assert_eq!(test_port(port, addresses), Ok(()), "{addresses}");
+        }
+        drop(other);
+        assert_eq!(test_port(port, "*"), Ok(()));
+    }
+}
