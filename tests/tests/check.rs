@@ -84,7 +84,7 @@ fn every_step_is_there() {
 #[test]
 fn all_problems_at_once() {
     let scratch = Scratch::new();
-    let primary = Cluster::primary(&scratch);
+    let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
     workload::fill(&primary, 30);
     let small = Tmpfs::new(&scratch, "small", 20);
     let directory = small.path().join("data");

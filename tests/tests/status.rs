@@ -30,7 +30,7 @@ fn a_recovery_is_seen_while_it_runs_and_when_it_has_ended() {
 
     let mut config = primary.config();
     let mut watcher = config.user("watcher").connect(postgres::NoTls).expect("a session");
-    let (mut percent, mut seen) = (0, 0);
+    let (mut percent, mut seen, mut rate) = (0, 0, 0_i64);
     while !running.has_ended() {
         if let Some(row) = watcher.query_opt(SQL, &[&target.dir()]).expect(SQL)
             && row.get::<_, &str>("state") == "running"
@@ -43,8 +43,7 @@ fn a_recovery_is_seen_while_it_runs_and_when_it_has_ended() {
             if row.get::<_, i64>("compared_bytes") > 0 {
                 seen += 1;
                 assert_eq!(row.get::<_, i32>("streams"), 3);
-                let rate = row.get::<_, i64>("bytes_per_second");
-                assert!((100_000..30_000_000).contains(&rate), "{rate}");
+                rate = row.get("bytes_per_second");
                 assert!(row.get::<_, Option<&str>>("left").is_some());
                 assert_eq!(row.get::<_, &str>("transport"), "local");
                 assert_eq!(row.get::<_, &str>("strategy"), "full");
@@ -52,6 +51,8 @@ fn a_recovery_is_seen_while_it_runs_and_when_it_has_ended() {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
+    // 6000 kB/s, of which pages of zeros cost nothing
+    assert!((1_000_000..30_000_000).contains(&rate), "{rate}");
     assert!(seen > 5 && percent > 30, "{seen} times, {percent} %");
     let report = running.finish_within(wait::PATIENCE).expect("the recovery");
     let done = row(&primary, &target);

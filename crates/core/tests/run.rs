@@ -16,7 +16,7 @@ use pgpool_recovery_core::path::RelPath;
 use pgpool_recovery_core::plan::{Directory, File, Tablespace};
 use pgpool_recovery_core::progress::Progress;
 use pgpool_recovery_core::protocol::data::Put;
-use pgpool_recovery_core::protocol::message::{Marker, Purpose, Terms};
+use pgpool_recovery_core::protocol::message::{Listening, Marker, Purpose, Terms};
 use pgpool_recovery_core::receiver::Receiver;
 use pgpool_recovery_core::receiver::policy::{Cluster, Policy};
 use pgpool_recovery_core::scan::{Source, scan};
@@ -449,6 +449,21 @@ fn a_refused_target_is_left_untouched() {
         fs::read_dir(hosts.path("standby")).expect("list").map(|e| e.expect("entry").path()).collect();
     assert_eq!(before, after);
     assert_eq!(hosts.read("standby/base/5/1"), b"precious");
+}
+
+#[test]
+fn a_port_that_is_taken_ends_nothing() {
+    let hosts = Hosts::new();
+    let other = TcpListener::bind("127.0.0.1:0").expect("listen");
+    let port = other.local_addr().expect("address").port();
+    let listening = Listening { port, addresses: "127.0.0.1".to_owned() };
+    for (name, connector) in transports(&hosts) {
+        for purpose in [Purpose::Look, Purpose::Recover] {
+            let (mut session, _) = hosts.open(&connector, purpose).expect(name);
+            assert_eq!(session.test_port(&listening).expect_err(name).kind, Kind::InUse);
+            hosts.plan(&mut session).expect("the session goes on");
+        }
+    }
 }
 
 #[test]
