@@ -7,7 +7,7 @@ DESTDIR ?=
 export PG_CONFIG PREFIX DESTDIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install demo demo-agent lint test test-unit test-indb test-e2e faults soak bench package clean
+.PHONY: help setup install demo demo-agent lint test test-unit test-indb test-e2e faults fuzz soak bench package clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test-e2e: setup ## real clusters, agents and Pgpool-II
 
 faults: setup ## every fault at every moment of a run (part of test-e2e)
 	scripts/test.sh faults
+
+fuzz: ## every decoder for SECONDS=60 (5 of them are part of test)
+	scripts/fuzz.sh $(or $(SECONDS),60)
 
 # make soak ROUNDS=300 SEED=7
 soak: setup ## recoveries under write load and DDL, round after round (10 of them are part of test-e2e)

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Every test, from the quickest to the slowest; stops at the first kind that fails.
 #
-#   scripts/test.sh [unit|indb|e2e|faults|soak]...      default: unit indb e2e, in this order
+#   scripts/test.sh [unit|fuzz|indb|e2e|faults|soak]...      default: unit fuzz indb e2e, in this order
 #
 # unit  core and agent, without PostgreSQL
+# fuzz  every decoder, for a few seconds each
 # indb  inside a PostgreSQL server, by cargo-pgrx
 # e2e   what `make install` installed: real clusters, agents and Pgpool-II
 # faults, soak   of these the faults alone; heavy weather for PGPOOL_RECOVERY_SOAK_ROUNDS rounds
@@ -17,6 +18,11 @@ say() { printf '\n== %s ==\n' "$*"; }
 unit() {
     say "core and agent"
     cargo test --package pgpool-recovery-core --package pgpool-recovery-agent
+}
+
+fuzz() {
+    say "fuzzers"
+    scripts/fuzz.sh 5
 }
 
 indb() {
@@ -65,10 +71,10 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-[ $# -gt 0 ] || set -- unit indb e2e
+[ $# -gt 0 ] || set -- unit fuzz indb e2e
 for kind in "$@"; do
     case $kind in
-        unit | indb | e2e | faults | soak) "$kind" ;;
+        unit | fuzz | indb | e2e | faults | soak) "$kind" ;;
         *) echo "unknown kind of test: $kind" >&2; exit 2 ;;
     esac
 done

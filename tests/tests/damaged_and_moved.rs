@@ -4,6 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 
+use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
 use pgpool_recovery_e2e::scratch::write_as_postgres;
@@ -203,11 +204,19 @@ fn a_server_by_its_older_name_is_a_running_server() {
 fn a_timeout_at_any_moment_leaves_the_session_usable() {
     let scratch = Scratch::new();
     let (primary, standby) = primary_and_dead_standby(&scratch);
+    let secret = agent::secret(&scratch, "secret");
+    let agent = Agent::start(&scratch, &Host::here(), &secret, &[standby.directory()]);
+    primary.append_conf("pgpool_recovery.secret_file", secret.display());
+    primary.reload();
     let mut client = primary.connect();
     let threads = |pid: i32| fs::read_dir(format!("/proc/{pid}/task")).expect("the backend").count();
     let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).expect("a pid").get(0);
-    let recovery = Recovery::of(&standby, &primary);
-    for milliseconds in (20..200).step_by(6) {
+    let recovery = |transport: &str| {
+        Recovery::of(&standby, &primary).option("transport", transport).option("agent_port", agent.port())
+    };
+    let moments = || (20..200).step_by(6);
+    let local = moments().map(|milliseconds| (milliseconds, recovery("local")));
+    for (milliseconds, recovery) in local.chain(moments().map(|moment| (moment, recovery("agent")))) {
         client.batch_execute(&format!("SET statement_timeout = {milliseconds}")).expect("set");
         let _ = recovery.call(&mut client);
         client.batch_execute("SET statement_timeout = 0").expect("the session lives");
@@ -215,7 +224,7 @@ fn a_timeout_at_any_moment_leaves_the_session_usable() {
         let started = client.batch_execute("SELECT pg_backup_start('x', true); SELECT pg_backup_stop(false)");
         started.unwrap_or_else(|error| panic!("a backup is left after {milliseconds} ms: {error:?}"));
     }
-    recovery.run(&primary);
+    recovery("agent").run_when_let_in(&primary);
 }
 
 /// Many streams make files of an empty target at once: none may undo another's work.

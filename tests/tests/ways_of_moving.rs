@@ -88,6 +88,46 @@ fn files_are_cloned_where_the_file_system_can() {
     }
 }
 
+/// Flips a bit in a table of the primary; returns the table's file.
+fn corrupt_block_3(primary: &Cluster) -> String {
+    let file: String = primary.get("SELECT pg_relation_filepath('bulk')", &[]);
+    primary.stop(Stop::Fast);
+    let path = primary.directory().join(&file);
+    let mut content = std::fs::read(&path).expect("the table");
+    content[3 * 8192 + 4000] ^= 1;
+    std::fs::write(&path, content).expect("the table");
+    primary.start();
+    file
+}
+
+#[test]
+fn a_corrupt_page_is_found_on_every_transport() {
+    let scratch = Scratch::new();
+    let secret = agent::secret(&scratch, "secret");
+    let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary"))
+        .with("pgpool_recovery.secret_file", secret.display())
+        .initdb_argument("--data-checksums")
+        .into_primary();
+    workload::fill(&primary, 5);
+    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
+    standby.kill();
+    let file = corrupt_block_3(&primary);
+    let agent = Agent::start(&scratch, &Host::here(), &secret, &[standby.directory()]);
+    for transport in ["agent", "local"] {
+        let recovery = Recovery::to("127.0.0.1", standby.dir(), primary.port())
+            .option("transport", transport)
+            .option("agent_port", agent.port());
+        recovery.fail(&primary).expect("XX001").says(&file).says("block 3");
+        assert!(!standby.has("global/pg_control"), "{transport}: it could be started");
+        probe::assert_nothing_left(&primary);
+    }
+    // whoever wants the page as it is gets it
+    let recovery =
+        Recovery::of(&standby, &primary).option("transport", "local").option("verify_checksums", false);
+    recovery.run(&primary);
+    assert!(standby.has("global/pg_control"));
+}
+
 #[test]
 fn a_corrupt_page_is_found_although_files_are_cloned() {
     let scratch = Scratch::new();
@@ -97,13 +137,7 @@ fn a_corrupt_page_is_found_although_files_are_cloned() {
         .initdb_argument("--data-checksums")
         .into_primary();
     workload::fill(&primary, 5);
-    let file: String = primary.get("SELECT pg_relation_filepath('bulk')", &[]);
-    primary.stop(Stop::Fast);
-    let path = primary.directory().join(&file);
-    let mut content = std::fs::read(&path).expect("the table");
-    content[3 * 8192 + 4000] ^= 1;
-    std::fs::write(&path, content).expect("the table");
-    primary.start();
+    let file = corrupt_block_3(&primary);
     let target = Cluster::place(&scratch, &Host::here(), "target").at(xfs.path().join("target"));
     let recovery = Recovery::of(&target, &primary).option("dest_port", target.port());
     recovery.fail(&primary).expect("XX001").says(&file).says("block 3");
