@@ -349,11 +349,11 @@ fn tablespaces_go_where_they_are_mapped() {
         fs::remove_dir_all(hosts.path("spaces")).expect("clean");
     }
     hosts.tablespaces[0].target = hosts.path("elsewhere").display().to_string();
-    let error = hosts.run(&hosts.agent()).err().expect("outside tablespace_roots");
+    let error = hosts.run(&hosts.agent()).expect_err("outside tablespace_roots");
     assert_eq!(error.kind, Kind::TargetRefused);
     assert!(!hosts.path("standby").exists() && !hosts.path("elsewhere").exists(), "a refusal leaves nothing");
     hosts.tablespaces[0].target = hosts.path("space").display().to_string();
-    let error = hosts.run(&hosts.local()).err().expect("the primary's own tablespace");
+    let error = hosts.run(&hosts.local()).expect_err("the primary's own tablespace");
     assert!(error.message.contains("is in use"), "{error}");
 }
 
