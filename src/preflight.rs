@@ -197,19 +197,21 @@ impl Situation {
     /// A configuration for the standby: its own, or one that can be made of the primary's.
     fn configuration(&self, target: &Target) -> Result<String> {
         let own = target.kept.iter().any(|kept| kept.as_str() == "postgresql.conf");
-        if let Some(file) = &target.external_configuration {
-            return Ok(format!("\"{}\"", file.display()));
-        }
-        if own && (target.includes_myrecovery || target.configuration_can_be_extended) {
-            return Ok("the standby's own postgresql.conf is kept".to_owned());
-        }
-        if own {
-            return Err(Error::new(Kind::TargetRefused, "the standby's postgresql.conf cannot be extended")
-                .detail("It is a link or not UTF-8, and does not include myrecovery.conf.")
-                .hint(format!(
-                    "Add the line: include_if_exists = '{}'",
-                    inspect::myrecovery_path(&target.directory)
-                )));
+        let include = inspect::myrecovery_path(&target.directory);
+        let kept = match &target.external_configuration {
+            Some(file) => Some(format!("\"{}\"", file.display())),
+            None => own.then(|| "the standby's own postgresql.conf".to_owned()),
+        };
+        if let Some(kept) = kept {
+            if target.includes_myrecovery {
+                return Ok(format!("{kept} is kept and reads myrecovery.conf"));
+            }
+            if target.configuration_can_be_extended {
+                return Ok(format!("{kept} is kept; a line that reads myrecovery.conf will be added"));
+            }
+            return Err(Error::new(Kind::TargetRefused, format!("{kept} cannot be extended"))
+                .detail("It does not include myrecovery.conf, and is a link, not UTF-8, missing, or not writable for the receiver.")
+                .hint(format!("Add the line: include_if_exists = '{include}'")));
         }
         if self.config_is_inside() {
             for name in ["postgresql.conf", "postgresql.auto.conf"] {

@@ -2,7 +2,7 @@
 //! in /etc, archives, logical slots, cascades.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use pgpool_recovery_e2e::probe;
 use pgpool_recovery_e2e::process;
 use pgpool_recovery_e2e::recovery::remote_start;
 use pgpool_recovery_e2e::scratch::write_as_postgres;
+use pgpool_recovery_e2e::snapshot::Snapshot;
 use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, account, compare, dump, workload};
 
 fn place(scratch: &Scratch) -> Cluster {
@@ -240,12 +241,24 @@ fn a_cluster_of_debians_own_tools() {
     let agent = Agent::start_with(&scratch, &Host::here(), &secret, &cluster);
     primary.use_agent(agent.port());
     let data = debian.data.to_str().expect("ASCII");
-    let recover = |overwrite: &str| {
+    let recovery = |overwrite: &str| {
         Recovery::to("127.0.0.1", data, primary.port())
             .option("application_name", "debian")
             .option("overwrite", overwrite)
-            .run(&primary)
     };
+    let recover = |overwrite: &str| recovery(overwrite).run(&primary);
+    // a configuration that the agent may not extend is found before anything is touched
+    let owner = fs::metadata(debian.configuration()).expect("its configuration");
+    let own = |uid| std::os::unix::fs::chown(debian.configuration(), Some(uid), None).expect("chown");
+    own(0);
+    let before = Snapshot::of(&debian.data);
+    recovery("any_cluster")
+        .fail(&primary)
+        .expect("55000")
+        .says("cannot be extended")
+        .says("include_if_exists");
+    before.assert_unchanged(&debian.data);
+    own(owner.uid());
     // pg_createcluster ran initdb: another system identifier
     recover("any_cluster");
     let text = fs::read_to_string(debian.configuration()).expect("its configuration");

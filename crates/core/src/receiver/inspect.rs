@@ -75,8 +75,11 @@ pub fn inspect(
             Some((metadata.dev(), metadata.ino()))
         }),
         wal_directory: wal,
-        configuration_can_be_extended: cluster.config_file.is_some()
-            || settings.is_some() && is_regular(&configuration),
+        configuration_can_be_extended: match &cluster.config_file {
+            // extended in place, by appending
+            Some(file) => settings.is_some() && fs::OpenOptions::new().append(true).open(file).is_ok(),
+            None => settings.is_some() && is_regular(&configuration),
+        },
         boot_id: boot_id(),
         kept: keep
             .iter()
