@@ -117,10 +117,11 @@ impl Soak {
         }
     }
 
-    fn end_prepared(&self) {
+    /// What is prepared keeps its locks.
+    fn end_prepared(cluster: &Cluster) {
         let sql = "SELECT gid FROM pg_prepared_xacts";
-        for row in self.primary.connect().query(sql, &[]).expect(sql) {
-            self.primary.execute(&format!("ROLLBACK PREPARED '{}'", row.get::<_, String>(0)));
+        for row in cluster.connect().query(sql, &[]).expect(sql) {
+            cluster.execute(&format!("ROLLBACK PREPARED '{}'", row.get::<_, String>(0)));
         }
     }
 
@@ -140,13 +141,14 @@ impl Soak {
             dump::assert_amcheck_clean(&self.target);
             self.target.execute("VACUUM FREEZE");
             self.target.execute("CHECKPOINT");
+            Self::end_prepared(&self.target);
             self.target.execute("UPDATE bank SET filler = 'another history' WHERE id < 100");
             drop(storm);
-            self.end_prepared();
+            Self::end_prepared(&self.primary);
             storm::assert_sound(&self.primary);
         } else {
             drop(storm);
-            self.end_prepared();
+            Self::end_prepared(&self.primary);
             self.target.wait_for_replay(&self.primary);
             storm::assert_sound(&self.target);
             dump::assert_amcheck_clean(&self.target);
