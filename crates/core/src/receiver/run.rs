@@ -6,6 +6,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use rustix::fs::{Advice, fadvise};
 
 use super::durable::Before;
+use super::ledger::Record;
 use crate::cancel::Cancel;
 use crate::digest::DigestKey;
 use crate::direct::DirectFile;
@@ -16,6 +17,8 @@ use crate::target::Target;
 
 /// A run that has begun.
 pub(super) struct Run {
+    /// Closed when the run is dropped, and before the target is let go of: it stands first.
+    pub(super) record: Record,
     pub(super) target: Target,
     pub(super) digest_key: DigestKey,
     /// Ends all links of the run.
@@ -36,10 +39,20 @@ impl Run {
         cancel: Cancel,
         files: Vec<File>,
         trusts_cache: bool,
+        record: Record,
     ) -> Result<Self> {
-        let before = Before::begin(&target)?;
+        let before = Before::begin(&target).inspect_err(|error| record.fail(error))?;
         let slots = RwLock::new(files.into_iter().map(Slot::new).collect());
-        Ok(Self { target, digest_key, cancel, before, trusts_cache, slots, settled: AtomicUsize::new(0) })
+        Ok(Self {
+            record,
+            target,
+            digest_key,
+            cancel,
+            before,
+            trusts_cache,
+            slots,
+            settled: AtomicUsize::new(0),
+        })
     }
 
     /// All files of the plan; the position is the file's number on the wire.
