@@ -8,7 +8,7 @@ use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::ports::Port;
 use pgpool_recovery_e2e::process::{self, Finished};
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, probe, wait, workload};
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, probe, wait, workload};
 use serde_json::Value;
 
 fn status(agent: &Agent, arguments: &[&str]) -> Finished {
@@ -52,11 +52,14 @@ fn a_recovery_is_watched_from_its_beginning_to_its_end() {
     let target = Cluster::place(&scratch, &Host::here(), "target");
     let claim = Port::claim();
     let port = claim.number();
-    let clusters = agent::config("127.0.0.1:1", &secret, &[target.directory()]);
-    let clusters = clusters.split_once("\n\n").expect("a section").1;
-    let mut agent =
-        Agent::start_with(&scratch, &Host::here(), &secret, clusters, &format!("metrics = \"127.0.0.1:{port}\""));
-    let outcomes = |outcome: &str| metric(port, target.dir(), "runs_total", &format!(",outcome=\"{outcome}\""));
+    let settings = format!(
+        "metrics = \"127.0.0.1:{port}\"\n[[cluster]]\ndata_directory = \"{}\"\nbin_directory = \"{}\"\n",
+        target.dir(),
+        account::pg_bin_dir().display()
+    );
+    let mut agent = Agent::start_with(&scratch, &Host::here(), &secret, &settings);
+    let outcomes =
+        |outcome: &str| metric(port, target.dir(), "runs_total", &format!(",outcome=\"{outcome}\""));
 
     let text = status(&agent, &[]).ok();
     assert!(text.contains(target.dir()) && text.contains("none in progress"), "{text}");
@@ -90,19 +93,24 @@ fn a_recovery_is_watched_from_its_beginning_to_its_end() {
     assert_eq!(told["account"]["last"]["moved"]["compared"], *report.at("/bytes/compared"), "{told}");
     let received = report.number("/bytes/sent") + report.number("/bytes/wal");
     assert_eq!(told["account"]["last"]["moved"]["received"], received, "{told}");
-    assert_eq!(told["server"], probe::postmaster(&target), "{told}");
+    assert_eq!(told["server"].as_u64(), target.postmaster().map(u64::from), "{told}");
     assert_eq!((outcomes("succeeded"), value("directory_incomplete"), value("server_running")), (1, 0, 1));
     assert!(value("received_bytes_total") > received, "with the run that was given up");
     assert!(value("last_success_timestamp_seconds") > 1_700_000_000);
 
     assert!(get(port, "/").starts_with("HTTP/1.1 404 "));
     let secret = fs::read_to_string(&secret).expect("the secret");
-    assert!(!get(port, "/metrics").contains(secret.trim()) && !status(&agent, &["--json"]).ok().contains(secret.trim()));
+    assert!(
+        !get(port, "/metrics").contains(secret.trim())
+            && !status(&agent, &["--json"]).ok().contains(secret.trim())
+    );
 
     agent.stop();
     let gone = status(&agent, &[]);
     assert_eq!((gone.status.code(), gone.stdout.as_str()), (Some(1), ""), "{}", gone.stderr);
-    for word in [&format!("could not connect to the agent at 127.0.0.1:{}", agent.port()), "DETAIL: ", "HINT: Is it"] {
+    for word in
+        [&format!("could not connect to the agent at 127.0.0.1:{}", agent.port()), "DETAIL: ", "HINT: Is it"]
+    {
         assert!(gone.stderr.contains(word), "{}", gone.stderr);
     }
 }

@@ -396,8 +396,7 @@ fn an_agent_tells_how_its_runs_go() {
     assert_eq!((run.state, run.bytes, run.ended), (State::Data, progress.total(), None));
     assert_eq!(run.primary, Some([127, 0, 0, 1].into()));
     hosts.send(&mut session).expect("send");
-    let moved =
-        Moved { compared: progress.total(), received: progress.sent(), written: progress.sent() };
+    let moved = Moved { compared: progress.total(), received: progress.sent(), written: progress.sent() };
     assert_eq!(told(&connector).account.running.expect("in progress").moved, moved);
     session.settle().expect("settle");
     assert_eq!(told(&connector).account.running.expect("in progress").state, State::Wal);
@@ -429,8 +428,7 @@ fn an_agent_tells_what_broke_a_run() {
     let connector = hosts.agent();
     let (mut session, _) = hosts.open(&connector).expect("open");
     hosts.plan(&mut session).expect("plan");
-    // nothing can be written to a socket that has been put into a file's place
-    let _ = fs::remove_file(hosts.path("standby/base/5/1"));
+    // somebody puts a file into the place of a directory that the run has made
     fs::remove_dir(hosts.path("standby/base/5")).expect("remove");
     hosts.write("standby/base/5", b"no directory");
     let error = hosts.send(&mut session).expect_err("no place for the file");
