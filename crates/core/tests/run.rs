@@ -406,14 +406,14 @@ fn an_agent_tells_how_its_runs_go() {
     assert!(broken.incomplete);
     let last = broken.account.last.expect("a run has ended");
     assert_eq!((last.state, last.moved), (State::GivenUp, moved));
-    assert_eq!(last.error.expect("why").message, "the primary gave up the recovery");
+    assert!(last.error.expect("why").message.contains("the primary"), "it left, or its link broke");
 
     hosts.run(&connector).expect("run");
     let done = told(&connector);
     assert_eq!((done.incomplete, done.marker, done.account.running), (false, None, None));
     let last = done.account.last.expect("a run has ended");
     let wal = fs::metadata(hosts.path("primary/pg_wal/000000010000000000000001")).expect("WAL").len();
-    assert_eq!((last.state, last.error), (State::Succeeded, None));
+    assert_eq!((last.state, last.error.as_ref()), (State::Succeeded, None));
     assert_eq!(last.moved.compared, progress.total());
     assert!((1..=wal).contains(&last.moved.received), "WAL only: {last:?}");
     assert_eq!((done.account.succeeded, done.account.failed, done.account.given_up), (1, 0, 1));

@@ -91,9 +91,10 @@ pub enum State {
     Durable,
     /// The directory is complete and durable.
     Succeeded,
-    /// It broke off here, or the link to the primary did. The directory cannot be started.
+    /// It failed here. The directory cannot be started.
     Failed,
-    /// The primary gave it up: it failed there, or was canceled. The directory cannot be started.
+    /// The primary left: it failed there, was canceled, or the connection broke, which looks the same from
+    /// here. The directory cannot be started.
     GivenUp,
 }
 

@@ -211,12 +211,12 @@ impl Drop for Record {
             // only a thread that panicked says nothing
             End::Open => Error::new(Kind::Internal, "the run ended without a word"),
         };
-        let state = if error.kind == Kind::Canceled { State::GivenUp } else { State::Failed };
+        let state = if is_consequence(&error) { State::GivenUp } else { State::Failed };
         self.ledger.close(&self.directory, &self.entry, state, Some(error));
     }
 }
 
-/// Whether an error is what a link sees when the run ends for another reason.
+/// Whether an error is what a link sees when the primary leaves, whatever its reason.
 const fn is_consequence(error: &Error) -> bool {
     matches!(error.kind, Kind::Canceled | Kind::ConnectionLost)
 }
@@ -301,7 +301,7 @@ mod tests {
         for (steps, state, message) in [
             (vec![(control, &gave_up)], State::GivenUp, "the primary gave up the recovery"),
             (vec![(data, &lost), (control, &gave_up)], State::GivenUp, "the primary gave up the recovery"),
-            (vec![(control, &lost), (data, &gave_up)], State::Failed, "lost"),
+            (vec![(control, &lost), (data, &gave_up)], State::GivenUp, "lost"),
             (vec![(data, &full), (control, &gave_up)], State::Failed, "full"),
             (vec![(control, &gave_up), (data, &full)], State::Failed, "full"),
             (vec![(control, &full), (data, &lost)], State::Failed, "full"),
