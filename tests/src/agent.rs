@@ -38,7 +38,7 @@ impl Agent {
         Self::start_on(scratch, host, port, &config(&format!("0.0.0.0:{port}"), secret, directories))
     }
 
-    /// An agent with these `[[cluster]]` sections.
+    /// An agent with these settings and `[[cluster]]` sections.
     pub fn start_with(scratch: &Scratch, host: &Host, secret: &Path, clusters: &str) -> Self {
         let claim = Port::claim();
         let port = claim.number();
@@ -60,6 +60,10 @@ impl Agent {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    pub fn config(&self) -> &Path {
+        &self.config
     }
 
     pub fn log(&self) -> String {

@@ -18,6 +18,9 @@ pub(crate) struct Config {
     /// The cluster's shared secret.
     #[serde(default = "default_secret_file")]
     pub(crate) secret_file: PathBuf,
+    /// Where to answer Prometheus, if at all; on loopback.
+    #[serde(default)]
+    pub(crate) metrics: Option<SocketAddr>,
     /// The clusters this agent takes care of.
     #[serde(default, rename = "cluster")]
     pub(crate) clusters: Vec<Cluster>,
@@ -46,6 +49,14 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
+        if let Some(address) = self.metrics.filter(|address| !address.ip().is_loopback()) {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!("metrics address \"{address}\" is not of this host's loopback"),
+            )
+            .detail("Metrics are told to everybody who asks, without secret and encryption.")
+            .hint("Write metrics = \"127.0.0.1:9898\"; for a Prometheus on another host put a proxy in between."));
+        }
         if self.clusters.is_empty() {
             return Err(Error::new(Kind::InvalidArgument, "the configuration lists no [[cluster]]")
                 .hint("Add a [[cluster]] with data_directory and bin_directory."));
@@ -101,6 +112,7 @@ mod tests {
     fn the_smallest_configuration_has_the_documented_defaults() {
         let config = read("[[cluster]]\ndata_directory = '/d'\nbin_directory = 'BIN'\n").expect("valid");
         assert_eq!(config.listen.to_string(), "0.0.0.0:9897");
+        assert_eq!(config.metrics, None);
         assert_eq!(config.secret_file, Path::new("/etc/pgpool-recovery/secret"));
         assert_eq!(
             (config.clusters[0].start_command.as_ref(), config.clusters[0].config_file.as_ref()),
@@ -109,9 +121,24 @@ mod tests {
     }
 
     #[test]
+    fn metrics_stay_on_loopback() {
+        for address in ["127.0.0.1:9898", "[::1]:9898"] {
+            let text =
+                format!("metrics = '{address}'\n[[cluster]]\ndata_directory = '/d'\nbin_directory = 'BIN'\n");
+            assert_eq!(
+                read(&text).expect("valid").metrics.map(|set| set.to_string()).as_deref(),
+                Some(address)
+            );
+        }
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let cluster = "[[cluster]]\ndata_directory = '/d'\nbin_directory = 'BIN'\n";
         for (text, named) in [
+            ("metrics = '0.0.0.0:9898'\n".to_owned() + cluster, "0.0.0.0:9898"),
+            ("metrics = '[2001:db8::1]:9898'\n".to_owned() + cluster, "2001:db8::1"),
+            ("metrics = 'localhost'\n".to_owned() + cluster, "metrics"),
             ("listen = 'nonsense'\n".to_owned() + cluster, "listen"),
             ("lissten = '0.0.0.0:1'\n".to_owned() + cluster, "lissten"),
             (cluster.to_owned() + "data_dir = 1\n", "data_dir"),

@@ -12,8 +12,11 @@ use tracing::error;
 use tracing_subscriber::EnvFilter;
 
 mod config;
+mod endpoint;
 mod manual;
+mod metrics;
 mod serve;
+mod status;
 mod strangers;
 
 use config::Config;
@@ -42,6 +45,18 @@ enum Command {
         /// The file to make; an existing one is never replaced.
         #[arg(long)]
         output: PathBuf,
+    },
+    /// Ask a running agent what it serves and how its recoveries go. Fails if it does not answer.
+    Status {
+        /// The configuration file: it tells the port and the secret.
+        #[arg(long, default_value = "/etc/pgpool-recovery/agent.toml")]
+        config: PathBuf,
+        /// Another host's agent, at the same port and with the same secret.
+        #[arg(long)]
+        host: Option<String>,
+        /// Print JSON, for programs.
+        #[arg(long)]
+        json: bool,
     },
     /// Print a completion script for a shell.
     #[command(hide = true)]
@@ -85,6 +100,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Serve { config } => serve::serve(Config::read(&config)?),
+        Command::Status { config, host, json } => status::print(&Config::read(&config)?, host, json),
         Command::Secret { output } => Secret::random()?.write(&output),
         Command::Completion { shell } => {
             let mut command = Arguments::command();

@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::strangers::{Refusals, Stranger, Strangers};
+use crate::{endpoint, metrics};
 
 /// Most connections at all: sixteen runs of the most streams.
 const CONNECTIONS: usize = 1024;
@@ -48,6 +49,13 @@ pub(crate) fn serve(config: Config) -> Result<()> {
         refusals: Refusals::default(),
         connections: Mutex::default(),
     });
+    if let Some(address) = config.metrics {
+        let watched = Arc::clone(&agent);
+        let address = endpoint::start(address, move || {
+            metrics::page(&watched.receiver.status(), watched.connections().len(), watched.refusals.count())
+        })?;
+        info!("metrics at http://{address}/metrics");
+    }
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Error::on("install signal handlers"))?;
     let stopped = Arc::clone(&agent);
     std::thread::spawn(move || {
@@ -163,7 +171,8 @@ impl Drop for Connection {
     }
 }
 
-fn loopback(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
+/// How this host reaches what listens on `address`.
+pub(crate) fn loopback(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
     if address.ip().is_unspecified() {
         let loopback: std::net::IpAddr =
             if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -58,7 +59,10 @@ impl Drop for Stranger {
 
 /// What the log says of those who were turned away: somebody who knocks all day must not fill a disk.
 #[derive(Default)]
-pub(crate) struct Refusals(Mutex<Minute>);
+pub(crate) struct Refusals {
+    minute: Mutex<Minute>,
+    count: AtomicU64,
+}
 
 #[derive(Default)]
 struct Minute {
@@ -68,8 +72,14 @@ struct Minute {
 }
 
 impl Refusals {
+    /// How many there have been.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn tell(&self, what: std::fmt::Arguments<'_>) {
-        let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let mut minute = self.minute.lock().unwrap_or_else(PoisonError::into_inner);
         if minute.began.is_none_or(|began| began.elapsed() >= Duration::from_secs(60)) {
             if minute.silent > 0 {
                 warn!("{} more connections were refused in a minute", minute.silent);

@@ -9,6 +9,7 @@ use crate::control_file::ControlFile;
 use crate::error::{Error, Kind, Result};
 use crate::path::RelPath;
 use crate::plan::{Directory, File, Tablespace};
+use crate::protocol::status::Status;
 
 /// What the sender asks of the receiver.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +29,9 @@ pub enum Request {
         /// The token of [`Target::session`].
         session: String,
     },
+    /// First and only message of a link: how are you, and what has been done here? Nothing changes.
+    /// Answer: [`Reply::Status`].
+    Status,
     /// Log in to the primary for replication, as the standby will. Answer: [`Reply::Ok`].
     TestReplication {
         /// `primary_conninfo`.
@@ -152,6 +156,8 @@ pub enum Reply {
         /// A few lines.
         lines: String,
     },
+    /// How the receiver is.
+    Status(Box<Status>),
     /// It did not work.
     Error(Error),
 }

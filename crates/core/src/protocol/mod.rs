@@ -48,6 +48,7 @@ use std::time::Duration;
 
 pub mod data;
 pub mod message;
+pub mod status;
 
 /// Keeps an idle control link alive; no body.
 pub const PING: u8 = 0x03;

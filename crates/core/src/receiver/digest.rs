@@ -40,6 +40,7 @@ impl<'a> Digester<'a> {
             }
             pieces.push(there.unwrap_or(range.length as usize));
         }
+        self.run.record.add_compared(batch.iter().map(|range| u64::from(range.length)).sum());
         self.digests.clear();
         self.run.digest_key.digest_pieces(&self.buffer, &pieces, &mut self.digests);
         for (number, piece) in pieces.iter().enumerate() {

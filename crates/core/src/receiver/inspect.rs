@@ -64,8 +64,7 @@ pub fn inspect(
             .map(|control| control.system_identifier)
             .or_else(|| identifier_from_wal(directory)),
         control,
-        marker: small_file::text(&directory.join(MARKER))
-            .and_then(|text| serde_json::from_str::<Marker>(&text).ok()),
+        marker: marker(directory).1,
         running: metadata.as_ref().and_then(|_| running::server(directory)),
         pg_version: small_file::text(&directory.join("PG_VERSION")).map(|text| text.trim().to_owned()),
         server_version: server_version(cluster, cancel)?,
@@ -98,6 +97,13 @@ pub fn inspect(
         listening: kept_settings.map(standby::listening),
         directory: directory.clone(),
     })
+}
+
+/// Whether the marker of a recovery is there, and what it says if it can be read.
+pub(super) fn marker(directory: &Path) -> (bool, Option<Marker>) {
+    let path = directory.join(MARKER);
+    let is_there = fs::symlink_metadata(&path).is_ok();
+    (is_there, small_file::text(&path).and_then(|text| serde_json::from_str(&text).ok()))
 }
 
 /// How the standby in `directory` is set to follow its primary.

@@ -12,6 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::link::{Link, Sink, closed};
 use crate::lock::lock;
 use crate::protocol::message::{self, Reply, Request};
+use crate::protocol::status::{Directory, Status};
 use crate::protocol::{REPLY, REQUEST};
 
 pub mod inspect;
@@ -24,6 +25,7 @@ mod crew;
 mod digest;
 mod durable;
 mod finish;
+mod ledger;
 mod read;
 mod readiness;
 mod room;
@@ -34,19 +36,21 @@ mod small_file;
 mod stream;
 mod write;
 
-use policy::Policy;
+use ledger::Ledger;
+use policy::{Policy, resolve};
 use run::Run;
 
 /// Serves links to one host's targets.
 pub struct Receiver {
     policy: Policy,
     runs: Mutex<HashMap<String, Arc<Run>>>,
+    ledger: Arc<Ledger>,
 }
 
 impl Receiver {
     /// A receiver that writes what `policy` allows.
     pub fn new(policy: Policy) -> Self {
-        Self { policy, runs: Mutex::default() }
+        Self { policy, runs: Mutex::default(), ledger: Arc::new(Ledger::new()) }
     }
 
     /// Serves one link to its end. `cancel` closes this link.
@@ -63,14 +67,39 @@ impl Receiver {
                 session::serve(self, link, cancel, directory, purpose, keep)
             }
             Request::Attach { session } => match self.find(&session) {
-                Some(run) => stream::serve(&run, link, cancel),
+                Some(run) => {
+                    let served = stream::serve(&run, link, cancel);
+                    served.inspect_err(|error| run.record.fail_link(error))
+                }
                 None => {
                     let error = Error::new(Kind::ProtocolViolation, "no such run");
                     reply(&mut *link.sink, &Reply::Error(error.clone()))?;
                     Err(error)
                 }
             },
+            Request::Status => reply(&mut *link.sink, &Reply::Status(Box::new(self.status()))),
             other => Err(Error::new(Kind::ProtocolViolation, format!("{other:?} cannot come first"))),
+        }
+    }
+
+    /// How the receiver and its listed directories are.
+    pub fn status(&self) -> Status {
+        let look = |cluster: &policy::Cluster| {
+            let directory = resolve(&cluster.data_directory);
+            let (incomplete, marker) = inspect::marker(&directory);
+            Directory {
+                data_directory: cluster.data_directory.clone(),
+                server: running::find(&directory),
+                incomplete,
+                marker,
+                account: self.ledger.account(&directory),
+            }
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: self.ledger.started(),
+            uptime: self.ledger.uptime().as_secs(),
+            directories: self.policy.listed().iter().map(look).collect(),
         }
     }
 

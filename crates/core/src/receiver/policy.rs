@@ -68,6 +68,14 @@ impl Policy {
         }
     }
 
+    /// The clusters that are listed.
+    pub(super) fn listed(&self) -> &[Cluster] {
+        match self {
+            Self::Listed(clusters) => clusters,
+            Self::Anywhere { .. } => &[],
+        }
+    }
+
     /// Where the primary's files may be cloned from.
     pub(super) fn origin(&self) -> Result<&Path> {
         match self {

@@ -6,6 +6,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use rustix::fs::{Advice, fadvise};
 
 use super::durable::Before;
+use super::ledger::Record;
 use crate::cancel::Cancel;
 use crate::digest::DigestKey;
 use crate::direct::DirectFile;
@@ -16,6 +17,8 @@ use crate::target::Target;
 
 /// A run that has begun.
 pub(super) struct Run {
+    /// Closed when the run is dropped, and before the target is let go of: it stands first.
+    pub(super) record: Record,
     pub(super) target: Target,
     pub(super) digest_key: DigestKey,
     /// Ends all links of the run.
@@ -36,15 +39,23 @@ impl Run {
         cancel: Cancel,
         files: Vec<File>,
         trusts_cache: bool,
+        record: Record,
     ) -> Result<Self> {
-        let before = Some(Before::begin(&target)?);
-        Ok(Self { before, trusts_cache, ..Self::survey(target, digest_key, cancel, files) })
+        let before = Some(Before::begin(&target).inspect_err(|error| record.fail(error))?);
+        Ok(Self { before, trusts_cache, ..Self::survey(target, digest_key, cancel, files, record) })
     }
 
     /// A run that only tells what another one would do.
-    pub(super) fn survey(target: Target, digest_key: DigestKey, cancel: Cancel, files: Vec<File>) -> Self {
+    pub(super) fn survey(
+        target: Target,
+        digest_key: DigestKey,
+        cancel: Cancel,
+        files: Vec<File>,
+        record: Record,
+    ) -> Self {
         let slots = RwLock::new(files.into_iter().map(Slot::new).collect());
         Self {
+            record,
             target,
             digest_key,
             cancel,

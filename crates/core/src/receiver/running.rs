@@ -64,7 +64,8 @@ pub fn zombie_holds_lock(log: &str) -> bool {
         })
 }
 
-fn find(data_directory: &Path) -> Option<u32> {
+/// The same without waiting.
+pub(super) fn find(data_directory: &Path) -> Option<u32> {
     let wanted = fs::metadata(data_directory).ok()?;
     let postmaster = postmaster_pid(data_directory);
     let serves = |process: u32| {

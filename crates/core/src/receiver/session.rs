@@ -23,6 +23,7 @@ use crate::path::RelPath;
 use crate::plan::{Directory, File};
 use crate::protocol::data::Put;
 use crate::protocol::message::{self, Purpose, Reply, Request, Terms};
+use crate::protocol::status::State;
 use crate::protocol::{PUT, REPLY, REQUEST};
 use crate::target::Target;
 
@@ -53,6 +54,7 @@ pub(super) fn serve(
         cancel: cancel.clone(),
         token: hexadecimal::encode(&random_bytes()?),
         cluster: None,
+        peer,
         keep,
         directories: Vec::new(),
         files: Vec::new(),
@@ -75,6 +77,7 @@ struct Session<'a> {
     cancel: Cancel,
     token: String,
     cluster: Option<Cluster>,
+    peer: Option<IpAddr>,
     keep: Vec<RelPath>,
     directories: Vec<Directory>,
     files: Vec<File>,
@@ -202,7 +205,8 @@ impl Session<'_> {
                 let digest_key = key(&digest_key)?;
                 let files = std::mem::take(&mut self.files);
                 let trusts_cache = inspect::was_shut_down(&cluster.data_directory);
-                let run = Run::new(*target, digest_key, self.cancel.clone(), files, trusts_cache)?;
+                let record = self.receiver.ledger.begin(&cluster.data_directory, self.peer, &files);
+                let run = Run::new(*target, digest_key, self.cancel.clone(), files, trusts_cache, record)?;
                 let run = Arc::new(run);
                 self.stage = Stage::Begun(Arc::clone(&run));
                 info!(directory = %cluster.data_directory.display(), system_identifier = marker.system_identifier,
@@ -216,7 +220,9 @@ impl Session<'_> {
                     return Err(out_of_order("a plan for a directory that was opened to look"));
                 };
                 let files = std::mem::take(&mut self.files);
-                let run = Arc::new(Run::survey(*target, key(&digest_key)?, self.cancel.clone(), files));
+                let record = self.receiver.ledger.unlisted(&files);
+                let run = Run::survey(*target, key(&digest_key)?, self.cancel.clone(), files, record);
+                let run = Arc::new(run);
                 self.stage = Stage::Surveyed(Arc::clone(&run));
                 self.receiver.runs().insert(self.token.clone(), run);
                 Ok(Reply::Ok)
@@ -233,6 +239,7 @@ impl Session<'_> {
                 else {
                     return Err(out_of_order("data"));
                 };
+                run.record.enter(State::Wal);
                 let settled = settle(run, &self.directories, &self.keep, terms)?;
                 if !run.is_survey() {
                     info!(directory = %cluster.data_directory.display(), changed = settled.changed,
@@ -265,8 +272,10 @@ impl Session<'_> {
                 let Stage::Settled(run) = &self.stage else {
                     return Err(out_of_order("settled data"));
                 };
+                run.record.enter(State::Durable);
                 let puts = std::mem::take(&mut self.puts);
                 let warnings = finish::finish(run, &cluster, puts)?;
+                run.record.succeed();
                 info!(directory = %cluster.data_directory.display(), "recovery ends: the directory is complete and durable");
                 self.finished();
                 Ok(Reply::Durable { warnings })
@@ -278,7 +287,7 @@ impl Session<'_> {
                 Ok(Reply::Started { launched })
             }
             Request::Log => Ok(Reply::Log { lines: launch::log_tail(&cluster) }),
-            Request::Open { .. } | Request::Attach { .. } | Request::Plan { .. } => {
+            Request::Open { .. } | Request::Attach { .. } | Request::Status | Request::Plan { .. } => {
                 Err(out_of_order("another step"))
             }
         }
@@ -366,6 +375,9 @@ impl Session<'_> {
         if matches!(self.stage, Stage::Locked(_)) {
             // whoever hears of a refusal finds nothing left of it
             self.stage = Stage::Looked;
+        }
+        if let Stage::Begun(run) | Stage::Settled(run) = &self.stage {
+            run.record.fail(error);
         }
         // the link may be what failed
         if self.answer(&Reply::Error(error.clone())).is_ok() {

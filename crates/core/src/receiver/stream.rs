@@ -141,11 +141,13 @@ fn read(
                 body.resize(packed);
                 let mut content = spare();
                 decompressor.unpack(tail.codec, &mut body, tail.content_length(), &mut content)?;
+                run.record.add_received(content.len() as u64);
                 hand_over(Step::Pages(tail, content))?;
             }
             CONTENT => {
                 let (tail, length) = ContentTail::decode(&body)?;
                 body.resize(length);
+                run.record.add_received(length as u64);
                 hand_over(Step::Content(tail, std::mem::replace(&mut body, spare())))?;
             }
             END_OF_FILE => {
@@ -172,10 +174,14 @@ fn write(
         let (task, buffer) = match step {
             Step::Pages(tail, content) => {
                 writer.pages(&tail, &content)?;
+                run.record.add_written(content.len() as u64);
                 (None, Some(content))
             }
             Step::Content(tail, content) => {
-                (Some(Task::Written(writer.content(&tail, &content)?)), Some(content))
+                let written = writer.content(&tail, &content)?;
+                run.record.add_compared(content.len() as u64);
+                run.record.add_written(written.into());
+                (Some(Task::Written(written)), Some(content))
             }
             Step::Barrier(left) => {
                 // closed files are complete files

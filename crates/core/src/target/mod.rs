@@ -525,5 +525,9 @@ impl Target {
 impl Drop for Target {
     fn drop(&mut self) {
         remove_made(&lock(&self.made));
+        if !self.is_view {
+            // Closing is not enough: a program that another thread is just starting has our files until it runs.
+            let _ = rustix::fs::flock(&self.roots[0].fd, FlockOperation::Unlock);
+        }
     }
 }

@@ -125,3 +125,14 @@ fn nothing_is_written_through_a_view() {
     assert_eq!(fs::read(path.join("file")).expect("read"), b"content");
     assert_eq!(fs::read_dir(parent.path()).expect("list").count(), 1);
 }
+
+#[test]
+fn the_lock_goes_although_somebody_else_has_the_file_open() {
+    let data = tempfile::tempdir().expect("temporary directory");
+    let target = Target::open(data.path()).expect("open");
+    // as a program has it that is being started
+    let inherited = rustix::io::dup(target.root()).expect("dup");
+    drop(target);
+    Target::open(data.path()).expect("nobody works on it");
+    drop(inherited);
+}
