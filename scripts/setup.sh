@@ -5,6 +5,7 @@
 #   scripts/setup.sh runtime    what the demo and the tests need on top: PostgreSQL 15, Pgpool-II 4.3, tools
 #   scripts/setup.sh bench      what `make bench` needs on top: the peers to measure against
 #   scripts/setup.sh package    what `make package` needs on top: Debian's packaging tools
+#   scripts/setup.sh guide      what `make guide` needs on top: containers
 #   scripts/setup.sh fuzz       what `scripts/fuzz.sh` needs on top: cargo-fuzz
 #   scripts/setup.sh            build and runtime
 #
@@ -159,6 +160,10 @@ package() {
     install_packages debhelper dpkg-dev fakeroot lintian debootstrap
 }
 
+guide() {
+    install_packages debootstrap systemd-container iproute2 procps util-linux openssh-client
+}
+
 fuzz() {
     cargo_there
     if [ "$(cargo fuzz --version 2>/dev/null || true)" != "cargo-fuzz $CARGO_FUZZ_VERSION" ]; then
@@ -170,7 +175,7 @@ fuzz() {
 [ $# -gt 0 ] || set -- build runtime
 for tier in "$@"; do
     case $tier in
-        build | runtime | bench | package | fuzz) "$tier" ;;
-        *) die "unknown tier \"$tier\": use build, runtime, bench, package or fuzz" ;;
+        build | runtime | bench | package | guide | fuzz) "$tier" ;;
+        *) die "unknown tier \"$tier\": use build, runtime, bench, package, guide or fuzz" ;;
     esac
 done
