@@ -3,7 +3,7 @@
 # guide in its order, as the user and on the host that it names, until one fails or shows something else
 # than the guide does.
 #
-#   scripts/try-guide.sh [--keep-going-from HEADING]
+#   scripts/try-guide.sh [GUIDE]
 #
 # The packages are those in target/packages; they are built if there are none. Needs root and about 1 GB in
 # target/guide, where an installed Debian stays for the next time. Everything else is removed at the end.
@@ -35,7 +35,7 @@ hosts=(pool node1 node2 node3 node4)
 make_on
 make_network "${hosts[@]}"
 for host in "${hosts[@]}"; do
-    boot "$host" "$TARGET_DIR"/packages/*.deb
+    boot "$host" "$TARGET_DIR"/packages/{postgresql-15-pgpool-recovery,pgpool-recovery-agent}_*.deb
 done
 for host in "${hosts[@]}"; do
     wait_until_up "$host"

@@ -26,6 +26,10 @@ make_base() {
     # The hosts have no way out: what the guide installs is found in the cache.
     "${apt[@]}" install -y --download-only postgresql-15 pgpool2 polkitd >/dev/null
     rm -r "$BASE/machine-apt"
+    # nothing here has to survive a power cut
+    echo force-unsafe-io >"$BASE/etc/dpkg/dpkg.cfg.d/guide"
+    # this machine's, copied by debootstrap
+    rm -f "$BASE/etc/resolv.conf"
     echo LANG=C.UTF-8 >"$BASE/etc/default/locale"
     # The administrator's way from host to host, for copying files.
     mkdir -m 0700 -p "$BASE/root/.ssh"
@@ -67,6 +71,7 @@ boot() {
     HOSTS+=("$host")
     mount -t overlay overlay -o "lowerdir=$BASE,upperdir=$own/upper,workdir=$own/work" "$own/root"
     cp "$STATE/hosts" "$own/root/etc/hosts"
+    echo "$host" >"$own/root/etc/hostname"
     cp "$@" "$own/root/root/"
     # A control group of its own: nspawn takes the one it is started in.
     (
@@ -117,7 +122,7 @@ for hierarchy in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; d
     mkdir -p "\$hierarchy/$RUN/\$1/visitor"
     echo "\$\$" >"\$hierarchy/$RUN/\$1/visitor/cgroup.procs"
 done
-exec nsenter --target "\$leader" --mount --uts --ipc --net --pid --root --wd=/root \
+exec nsenter --target "\$leader" --mount --uts --ipc --net --pid --root --wdns=/root \
     env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb \
     DEBIAN_FRONTEND=noninteractive "\${login[@]}"
 SH

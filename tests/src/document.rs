@@ -6,6 +6,7 @@
 //! - `host=node1,node2`: run there (`sh`, `sql`); `user=postgres` as that user (default root)
 //! - `path=/etc/x host=...`: a file to write there; `append`: to add to its end
 //! - `until=60`: repeat it for so many seconds until it shows the output below
+//! - `background`: the next block is run beside it
 //! - `fails`: it is meant to fail
 //! - `output`: what the block above shows; `...` stands for anything, in a line or as lines
 //! - `by=FILE`: a test or script has these lines

@@ -1,6 +1,6 @@
 //! Does what a guide says: runs its blocks in their order, until one fails or shows something else.
 //!
-//! `follow GUIDE ON`, where `ON HOST USER` runs the script on its standard input on that host as that user.
+//! `follow GUIDE ON [LINE]`, from that line on where `ON HOST USER` runs the script on its standard input on that host as that user.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,18 @@ use pgpool_recovery_e2e::document::{self, Block};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [guide, on] = arguments.as_slice() else {
-        eprintln!("usage: follow GUIDE ON");
-        return ExitCode::from(2);
+    let (guide, on, first) = match arguments.as_slice() {
+        [guide, on] => (guide, on, 0),
+        [guide, on, line] => (guide, on, line.parse().expect("a line's number")),
+        _ => {
+            eprintln!("usage: follow GUIDE ON [LINE]");
+            return ExitCode::from(2);
+        }
     };
     let text = std::fs::read_to_string(guide).unwrap_or_else(|error| panic!("{guide}: {error}"));
     let follower = Follower { guide: guide.into(), on: on.into() };
-    match follower.follow(&document::blocks(&text)) {
+    let blocks: Vec<Block> = document::blocks(&text).into_iter().filter(|block| block.line >= first).collect();
+    match follower.follow(&blocks) {
         Ok(followed) => {
             println!("\n{guide}: {followed} blocks done as written, with the results it shows");
             ExitCode::SUCCESS
@@ -45,26 +50,42 @@ impl Follower {
         let start = Instant::now();
         let mut followed = 0;
         let mut heading = "";
-        for (index, block) in blocks.iter().enumerate() {
-            if block.is("output") || block.is("shown") {
-                continue;
+        std::thread::scope(|scope| {
+            let mut beside = None;
+            for (index, block) in blocks.iter().enumerate() {
+                if block.is("output") || block.is("shown") {
+                    continue;
+                }
+                if block.heading != heading {
+                    heading = &block.heading;
+                    println!("\n== {heading} ({} s) ==", start.elapsed().as_secs());
+                }
+                let expected = blocks.get(index + 1).filter(|next| next.is("output"));
+                let running = scope.spawn(move || self.block(block, expected));
+                followed += 1 + usize::from(expected.is_some());
+                if block.is("background") {
+                    beside = Some(running);
+                    continue;
+                }
+                for running in [Some(running), beside.take()].into_iter().flatten() {
+                    running.join().expect("a block")?;
+                }
             }
-            if block.heading != heading {
-                heading = &block.heading;
-                println!("\n== {heading} ({} s) ==", start.elapsed().as_secs());
-            }
-            let expected = blocks.get(index + 1).filter(|next| next.is("output"));
-            let script = script(block).map_err(|why| self.wrong(block, &why))?;
-            for host in block.hosts() {
-                self.run(block, host, &script, expected)?;
-            }
-            followed += 1 + usize::from(expected.is_some());
-        }
-        Ok(followed)
+            Ok(followed)
+        })
+    }
+
+    /// On all its hosts at once, as different people might.
+    fn block(&self, block: &Block, expected: Option<&Block>) -> Result<(), String> {
+        let script = &script(block).map_err(|why| self.wrong(block, &why))?;
+        std::thread::scope(|scope| {
+            let hosts: Vec<_> =
+                block.hosts().map(|host| scope.spawn(move || self.run(block, host, script, expected))).collect();
+            hosts.into_iter().try_for_each(|host| host.join().expect("a host"))
+        })
     }
 
     fn run(&self, block: &Block, host: &str, script: &str, expected: Option<&Block>) -> Result<(), String> {
-        println!("\n[{} as {}, line {}]\n{}", host, block.user(), block.line, block.text.trim_end());
         let patience = block.get("until").and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
         let deadline = Instant::now() + Duration::from_secs(patience);
         loop {
@@ -72,7 +93,8 @@ impl Follower {
             let agrees = expected.is_none_or(|output| document::agrees(&output.text, &outcome.shown));
             let as_meant = outcome.succeeded != block.is("fails");
             if as_meant && agrees {
-                println!("{}", outcome.shown.trim_end());
+                let (user, line, text) = (block.user(), block.line, block.text.trim_end());
+                println!("\n[{host} as {user}, line {line}]\n{text}\n{}", outcome.shown.trim_end());
                 return Ok(());
             }
             if Instant::now() >= deadline {
