@@ -147,7 +147,7 @@ build() {
 }
 
 runtime() {
-    install_packages postgresql-15 postgresql-client-15 pgpool2 sudo iproute2 procps util-linux openssl strace xfsprogs
+    install_packages postgresql-15 postgresql-client-15 pgpool2 sudo iproute2 procps util-linux openssl strace xfsprogs python3
     # The demo's and the tests' servers run as this user; Debian's package makes it.
     id postgres >/dev/null || die "there is no user postgres"
 }
