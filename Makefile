@@ -7,7 +7,7 @@ DESTDIR ?=
 export PG_CONFIG PREFIX DESTDIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install demo demo-agent lint test test-unit test-indb test-e2e faults fuzz soak bench package clean
+.PHONY: help setup install demo demo-agent lint test test-unit test-indb test-e2e faults fuzz soak bench package guide clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench: setup install ## our engine side by side with rsync, pg_basebackup, pgBac
 
 package: ## Debian packages of extension and agent into target/packages
 	scripts/package.sh
+
+guide: ## follow docs/operators-guide.md literally, on booted Debian 12 hosts (containers) of its own
+	scripts/try-guide.sh
 
 clean: ## remove what was built
 	cargo clean

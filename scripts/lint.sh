@@ -11,6 +11,8 @@ scripts/check-house.sh
 for script in scripts/*.sh demo/*.sh demo/lib/*.sh .ci/run; do
     bash -n "$script"
 done
+bash -n scripts/guide/hosts.sh
+scripts/pictures.py --check
 if command -v cargo-deny >/dev/null; then
     cargo deny --log-level error check bans licenses sources
 fi

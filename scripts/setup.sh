@@ -5,6 +5,7 @@
 #   scripts/setup.sh runtime    what the demo and the tests need on top: PostgreSQL 15, Pgpool-II 4.3, tools
 #   scripts/setup.sh bench      what `make bench` needs on top: the peers to measure against
 #   scripts/setup.sh package    what `make package` needs on top: Debian's packaging tools
+#   scripts/setup.sh guide      what `make guide` needs on top: containers
 #   scripts/setup.sh fuzz       what `scripts/fuzz.sh` needs on top: cargo-fuzz
 #   scripts/setup.sh            build and runtime
 #
@@ -146,7 +147,7 @@ build() {
 }
 
 runtime() {
-    install_packages postgresql-15 postgresql-client-15 pgpool2 sudo iproute2 procps util-linux openssl strace xfsprogs
+    install_packages postgresql-15 postgresql-client-15 pgpool2 sudo iproute2 procps util-linux openssl strace xfsprogs python3
     # The demo's and the tests' servers run as this user; Debian's package makes it.
     id postgres >/dev/null || die "there is no user postgres"
 }
@@ -157,6 +158,10 @@ bench() {
 
 package() {
     install_packages debhelper dpkg-dev fakeroot lintian debootstrap
+}
+
+guide() {
+    install_packages debootstrap systemd-container iproute2 procps util-linux openssh-client
 }
 
 fuzz() {
@@ -170,7 +175,7 @@ fuzz() {
 [ $# -gt 0 ] || set -- build runtime
 for tier in "$@"; do
     case $tier in
-        build | runtime | bench | package | fuzz) "$tier" ;;
-        *) die "unknown tier \"$tier\": use build, runtime, bench, package or fuzz" ;;
+        build | runtime | bench | package | guide | fuzz) "$tier" ;;
+        *) die "unknown tier \"$tier\": use build, runtime, bench, package, guide or fuzz" ;;
     esac
 done

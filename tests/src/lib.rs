@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod compare;
 pub mod conf;
 pub mod dice;
+pub mod document;
 pub mod dump;
 pub mod fake_agent;
 pub mod host;

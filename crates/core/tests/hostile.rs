@@ -43,6 +43,7 @@ impl Host {
             bin_directory: path("bin"),
             config_file: None,
             start_command: None,
+            log_file: None,
             tablespace_roots: vec![path("spaces")],
         }]));
         Self { top, receiver: Arc::new(receiver) }

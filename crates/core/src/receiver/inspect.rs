@@ -214,6 +214,7 @@ mod tests {
             bin_directory: "/usr/bin".into(),
             config_file: None,
             start_command: None,
+            log_file: None,
             tablespace_roots: Vec::new(),
         }
     }

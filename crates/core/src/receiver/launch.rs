@@ -79,7 +79,7 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
             .detail(format!("It has no {STANDBY_SIGNAL}: its server would start as a second primary."))
             .hint("Run pgpool_recovery_1st_stage for it first."));
     }
-    let mut logs = Logs::now(directory);
+    let mut logs = Logs::now(cluster);
     if launched {
         while let Err(error) =
             launch(cluster, deadline.saturating_duration_since(Instant::now()), &logs, cancel)
@@ -88,7 +88,7 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
                 return Err(error);
             }
             pause(Duration::from_millis(500), cancel)?;
-            logs = Logs::now(directory);
+            logs = Logs::now(cluster);
         }
     }
     loop {
@@ -129,7 +129,7 @@ fn pause(duration: Duration, cancel: &Cancel) -> Result<()> {
 
 /// The last lines of the server's log, whenever they were written.
 pub fn log_tail(cluster: &Cluster) -> String {
-    Logs { directory: cluster.data_directory.clone(), before: Vec::new() }.tail()
+    Logs { cluster: cluster.clone(), before: Vec::new() }.tail()
 }
 
 fn launch(cluster: &Cluster, timeout: Duration, logs: &Logs, cancel: &Cancel) -> Result<()> {
@@ -210,23 +210,23 @@ fn shell_quoted(text: &str) -> String {
 
 /// The log files of a standby, and how long they were before it started.
 struct Logs {
-    directory: PathBuf,
+    cluster: Cluster,
     before: Vec<(PathBuf, u64)>,
 }
 
 impl Logs {
-    fn now(directory: &Path) -> Self {
-        let before = log_files(directory)
+    fn now(cluster: &Cluster) -> Self {
+        let before = log_files(cluster)
             .into_iter()
             .map(|path| (path.clone(), fs::metadata(&path).map_or(0, |metadata| metadata.len())))
             .collect();
-        Self { directory: directory.to_owned(), before }
+        Self { cluster: cluster.clone(), before }
     }
 
     /// The last lines written since.
     fn tail(&self) -> String {
         let mut text = String::new();
-        for path in log_files(&self.directory) {
+        for path in log_files(&self.cluster) {
             let start = self.before.iter().find(|(known, _)| *known == path).map_or(0, |(_, length)| *length);
             let Ok(mut file) = fs::File::open(&path) else {
                 continue;
@@ -245,8 +245,9 @@ impl Logs {
     }
 }
 
-/// The start log, and the newest file of the standby's own log directory.
-fn log_files(directory: &Path) -> Vec<PathBuf> {
+/// The start log, the newest file of the standby's own log directory, and the log outside it.
+fn log_files(cluster: &Cluster) -> Vec<PathBuf> {
+    let directory = &cluster.data_directory;
     let mut files = vec![directory.join(START_LOG)];
     for name in ["log", "pg_log"] {
         let newest = fs::read_dir(directory.join(name))
@@ -261,6 +262,7 @@ fn log_files(directory: &Path) -> Vec<PathBuf> {
             .max();
         files.extend(newest.map(|(_, path)| path));
     }
+    files.extend(cluster.log_file.clone());
     files
 }
 
@@ -268,17 +270,33 @@ fn log_files(directory: &Path) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
+    fn in_directory(directory: &Path) -> Cluster {
+        Cluster {
+            data_directory: directory.to_owned(),
+            bin_directory: "/nonexistent".into(),
+            config_file: None,
+            start_command: None,
+            log_file: None,
+            tablespace_roots: Vec::new(),
+        }
+    }
+
     #[test]
     fn only_new_log_lines_are_shown() {
         let data = tempfile::tempdir().expect("temporary directory");
         let log = data.path().join("log");
         fs::create_dir(&log).expect("make");
         fs::write(log.join("postgresql-Mon.log"), "old line\n").expect("write");
-        let logs = Logs::now(data.path());
+        let outside = data.path().join("postgresql-15-main.log");
+        fs::write(&outside, "line of yesterday\n").expect("write");
+        let cluster = Cluster { log_file: Some(outside.clone()), ..in_directory(data.path()) };
+        let logs = Logs::now(&cluster);
         assert_eq!(logs.tail(), "The standby's log has no new lines.");
         fs::write(log.join("postgresql-Mon.log"), "old line\nFATAL:  new line\n").expect("write");
         fs::write(data.path().join(START_LOG), "first words\n").expect("write");
         assert_eq!(logs.tail(), "first words\nFATAL:  new line");
+        fs::write(&outside, "line of yesterday\nLOG:  line of today\n").expect("write");
+        assert_eq!(logs.tail(), "first words\nFATAL:  new line\nLOG:  line of today");
     }
 
     #[test]
@@ -294,13 +312,7 @@ mod tests {
     fn an_incomplete_directory_is_not_started() {
         let data = tempfile::tempdir().expect("temporary directory");
         fs::write(data.path().join(MARKER), "{}").expect("write");
-        let cluster = Cluster {
-            data_directory: data.path().to_owned(),
-            bin_directory: "/nonexistent".into(),
-            config_file: None,
-            start_command: None,
-            tablespace_roots: Vec::new(),
-        };
+        let cluster = in_directory(data.path());
         let refused =
             || start(&cluster, Duration::from_secs(1), &Cancel::new()).expect_err("refused").message;
         assert!(refused().contains("not complete"));

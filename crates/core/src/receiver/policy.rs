@@ -21,6 +21,9 @@ pub struct Cluster {
     /// How to start the server; default: `pg_ctl -D data_directory -w start`.
     #[serde(default)]
     pub start_command: Option<Vec<String>>,
+    /// The server's log, where it lies outside the data directory (Debian).
+    #[serde(default)]
+    pub log_file: Option<PathBuf>,
     /// Directories beneath which tablespaces (and a linked pg_wal) may lie.
     #[serde(default)]
     pub tablespace_roots: Vec<PathBuf>,
@@ -51,6 +54,7 @@ impl Policy {
                 bin_directory: bin_directory.clone(),
                 config_file: None,
                 start_command: None,
+                log_file: None,
                 tablespace_roots: Vec::new(),
             }),
             Self::Listed(clusters) => {
@@ -129,6 +133,7 @@ mod tests {
             bin_directory: "/usr/lib/postgresql/15/bin".into(),
             config_file: None,
             start_command: None,
+            log_file: None,
             tablespace_roots: roots.iter().map(|root| (*root).to_owned()).collect(),
         }])
     }

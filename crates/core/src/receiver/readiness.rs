@@ -70,6 +70,7 @@ mod tests {
             bin_directory: "/nowhere".into(),
             config_file: None,
             start_command: start_command.map(|words| words.iter().map(|&word| word.to_owned()).collect()),
+            log_file: None,
             tablespace_roots: Vec::new(),
         }
     }

@@ -87,6 +87,7 @@ impl Hosts {
             bin_directory: self.path("bin"),
             config_file: None,
             start_command: None,
+            log_file: None,
             tablespace_roots: vec![self.path("spaces")],
         }])));
         let server_secret = secret.clone();
