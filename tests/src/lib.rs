@@ -17,6 +17,7 @@ pub mod conf;
 pub mod dice;
 pub mod document;
 pub mod dump;
+pub mod error_table;
 pub mod fake_agent;
 pub mod host;
 pub mod mount;

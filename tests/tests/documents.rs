@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use pgpool_recovery_e2e::document::{self, Block, project};
-use pgpool_recovery_e2e::{Cluster, Scratch, agent};
+use pgpool_recovery_e2e::{Cluster, Scratch, agent, error_table};
 
 const GUIDE: &str = "operators-guide.md";
 
@@ -314,4 +314,17 @@ fn starts_setting(line: &str, name: &str) -> bool {
 
 fn quoted(value: &str) -> String {
     if value.starts_with('\'') { value.to_owned() } else { format!("'{value}'") }
+}
+
+#[test]
+fn the_table_of_errors_is_that_of_the_sources() {
+    let written = fs::read_to_string(project().join("docs/errors.md")).expect("docs/errors.md");
+    let made = error_table::document();
+    let missing: Vec<&str> = made.lines().filter(|line| !written.contains(*line)).collect();
+    let stale: Vec<&str> = written.lines().filter(|line| !made.contains(*line)).collect();
+    assert!(
+        made == written,
+        "make docs/errors.md anew (see its head)\nmissing: {missing:#?}\nstale: {stale:#?}"
+    );
+    assert!(made.lines().filter(|line| line.starts_with("| ")).count() > 100, "{made}");
 }

@@ -67,7 +67,8 @@ impl ControlFile {
             1800 => 292,
             _ => {
                 return Err(Error::new(Kind::Unsupported, format!("unknown pg_control version {version}"))
-                    .detail("Known are 1300 (PostgreSQL 13 to 16), 1700 and 1800."));
+                    .detail("Known are 1300 (PostgreSQL 13 to 16), 1700 and 1800.")
+                    .hint("Install a version of pgpool_recovery that knows this PostgreSQL."));
             }
         };
         let crc = u32_at(bytes, crc_offset).ok_or_else(|| damaged("it is too short"))?;

@@ -61,6 +61,7 @@ impl Secret {
 fn malformed(path: &Path) -> Error {
     Error::new(Kind::InvalidArgument, format!("secret file \"{}\" holds no secret", path.display()))
         .detail("Expected are 64 hexadecimal digits.")
+        .hint("Make one with \"pgpool-recovery-agent secret\", and copy it to every host.")
 }
 
 #[cfg(test)]

@@ -138,7 +138,8 @@ impl Pinger {
             if silent {
                 self.cancel.trip_with(
                     Error::new(Kind::ConnectionLost, format!("{} went silent", self.place))
-                        .detail(format!("Nothing arrived for {} seconds.", SILENCE.as_secs())),
+                        .detail(format!("Nothing arrived for {} seconds.", SILENCE.as_secs()))
+                        .hint("Check the network and the other host. Then run the recovery again; it sends only what is missing."),
                 );
                 return;
             }

@@ -60,8 +60,10 @@ impl Connector for AgentConnector {
             }
             cancel.check()?;
         }
-        let (address, error) =
-            last.ok_or_else(|| Error::new(Kind::Unreachable, format!("no address for {place}")))?;
+        let (address, error) = last.ok_or_else(|| {
+            Error::new(Kind::Unreachable, format!("no address for {place}"))
+                .hint("Check the name service of this host.")
+        })?;
         Err(Error::new(Kind::Unreachable, format!("could not connect to {place}: {error}"))
             .detail(format!("The last address tried was {address}."))
             .hint(

@@ -87,8 +87,10 @@ fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) 
         return Err(Error::new(Kind::TargetRefused, "the target's postgresql.conf is not a regular file")
             .hint(format!("Add the line: include_if_exists = '{include}', or make it a regular file.")));
     };
-    let text = String::from_utf8(content)
-        .map_err(|_| Error::new(Kind::TargetRefused, "the target's postgresql.conf is not UTF-8"))?;
+    let text = String::from_utf8(content).map_err(|_| {
+        Error::new(Kind::TargetRefused, "the target's postgresql.conf is not UTF-8")
+            .hint(format!("Add the line: include_if_exists = '{include}'"))
+    })?;
     if let Some(extended) = standby::with_include(&text, &include) {
         run.target.install(&path, extended.as_bytes(), stat.mode)?;
         warnings.push(format!("the target's postgresql.conf now includes \"{include}\""));

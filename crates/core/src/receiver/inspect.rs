@@ -38,7 +38,8 @@ pub fn inspect(
         return Err(Error::new(
             Kind::TargetRefused,
             format!("\"{}\" is not a directory", directory.display()),
-        ));
+        )
+        .hint("Give the data directory of the standby."));
     }
     let owner = rustix::process::geteuid().as_raw();
     if let Some(metadata) = metadata.as_ref().filter(|metadata| metadata.uid() != owner) {
