@@ -131,9 +131,9 @@ mod tests {
 
     #[pg_test]
     fn a_backup_of_the_users_is_left_alone() {
-        #[cfg(feature = "pg14")]
+        #[cfg(any(feature = "pg13", feature = "pg14"))]
         Spi::run("SELECT pg_start_backup('theirs', true, false)").expect("backup");
-        #[cfg(not(feature = "pg14"))]
+        #[cfg(not(any(feature = "pg13", feature = "pg14")))]
         Spi::run("SELECT pg_backup_start('theirs', true)").expect("backup");
         let error = fails("55000", "SELECT tests.hold_backup('return')");
         assert_eq!(error.message, "a backup is already in progress in this session");

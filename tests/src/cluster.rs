@@ -162,6 +162,14 @@ impl Cluster {
         self
     }
 
+    /// The port it is to have instead of one of its own choice.
+    #[must_use]
+    pub fn listening_on(mut self, port: Port) -> Self {
+        self.conf.set("port", port.number());
+        self.port = port;
+        self
+    }
+
     /// The text of a file in the data directory.
     #[track_caller]
     pub fn read(&self, name: &str) -> String {
