@@ -50,7 +50,7 @@ soak: setup ## recoveries under write load and DDL, round after round (10 of the
 	PGPOOL_RECOVERY_SOAK_ROUNDS=$(or $(ROUNDS),100) PGPOOL_RECOVERY_SOAK_SEED=$(or $(SEED),1) scripts/test.sh soak
 
 # make matrix PG=17
-matrix: ## every PostgreSQL and Pgpool-II of Debian 11 to 14, each in a chroot (root only; PG=17: one of them)
+matrix: setup ## every PostgreSQL and Pgpool-II of Debian 11 to 14, each in a chroot (root only; PG=17: one of them)
 	scripts/matrix.sh $(PG)
 
 # make bench SIZE=300 REPETITIONS=3 WORKS=full,refresh-10 CONTENDERS='ours*,rsync' JSON=run.json ARGS=--cold

@@ -1,28 +1,31 @@
 #!/usr/bin/env bash
 # Every PostgreSQL and Pgpool-II of Debian 11 to 14: built, tested in the database and end to end, each in a
-# chroot of its own release. PostgreSQL 14 and 16, which no Debian release has, are type-checked against the
-# bindings that pgrx ships.
+# chroot of its own release. PostgreSQL 16, which no Debian release has, comes from a Python package and runs
+# beside Debian 12's Pgpool-II. Of PostgreSQL 14 only the types are checked.
 #
 #   scripts/matrix.sh [13|14|15|16|17|18]...     default: all
 #
-# What passed is not run again until a source, a package's version or this machine's compiler changes. The
-# chroots stay below target/matrix (remove it to begin anew), with the log of each step.
+# What passed is not run again until a source, a package's version or the compiler changes. The chroots stay
+# below target/matrix (remove it to begin anew), with the log of each step.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
 
 readonly CELLS="$TARGET_DIR/matrix"
-readonly STEPS=(build indb through breaks)
-declare -A SUITES=([13]=bullseye [15]=bookworm [17]=trixie [18]=forky)
+readonly PGSERVER=0.1.4 # of the Python package: PostgreSQL 16.2 with its headers, without its extensions
+declare -A SUITES=([13]=bullseye [15]=bookworm [16]=bookworm [17]=trixie [18]=forky)
+declare -A DEBIANS=([bullseye]=13 [bookworm]=15 [trixie]=17 [forky]=18)
+
 say() { printf 'matrix: %s\n' "$*"; }
 fail() { say "$*" >&2; exit 1; }
 
-sources() {
-    git ls-files -z -co --exclude-standard -- . ':!*.md' ':!docs' ':!.github' ':!.ci' ':!demo' ':!packaging' \
-        ':!scripts/matrix.sh' ':!LICENSE' | while IFS= read -r -d '' file; do
-        [ ! -e "$file" ] || printf '%s\0' "$file"
-    done
+pg_config() {
+    if [ "$1" = 16 ]; then
+        echo /opt/pgserver/pgserver/pginstall/bin/pg_config
+    else
+        echo "/usr/lib/postgresql/$1/bin/pg_config"
+    fi
 }
 
 make_root() {
@@ -31,6 +34,7 @@ make_root() {
     # Debian's own mirror, as this machine's apt knows it
     mirror=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN)' 'Created-By: Packages' | sed -n 's/ Debian$//p' | head -n 1)
     [ -n "$mirror" ] || fail "this machine's apt knows no mirror of Debian"
+    # debootstrap may be older than the release
     script=/usr/share/debootstrap/scripts/$suite
     [ -e "$script" ] || script=/usr/share/debootstrap/scripts/sid
     say "a Debian $suite"
@@ -41,48 +45,72 @@ make_root() {
     touch "$root/.made"
 }
 
+existing() {
+    while IFS= read -r -d '' file; do
+        [ ! -e "$file" ] || printf '%s\0' "$file"
+    done
+}
+
+# What a result depends on, of the files of this directory.
+sources() {
+    git ls-files -z -co --exclude-standard -- . ':!*.md' ':!docs' ':!.github' ':!.ci' ':!demo' ':!packaging' \
+        ':!fuzz' ':!scripts/matrix.sh' ':!LICENSE' | existing
+}
+
 # The checkout as it is, uncommitted changes included; times of files are kept, so cargo builds what changed.
 copy_sources() {
     local root=$1
     rm -rf "$root/src"
     mkdir -p "$root/src"
-    git ls-files -z -co --exclude-standard | while IFS= read -r -d '' file; do
-        [ ! -e "$file" ] || printf '%s\0' "$file"
-    done | tar --null --files-from=- --create | tar --extract --directory "$root/src"
+    git ls-files -z -co --exclude-standard | existing | tar --null --files-from=- --create |
+        tar --extract --directory "$root/src"
 }
 
-enter() { PG_CONFIG=/usr/lib/postgresql/$PG/bin/pg_config scripts/matrix/enter.sh "$@"; }
+# Third-party crates are alike in all cells. They are built in the oldest release and copied from there: what was
+# built against an older C library runs with a later one, not the other way round. What depends on the server's
+# version, and all of ours, is built and linked in each.
+seed() {
+    local suite=$1 older
+    [ ! -e "$CELLS/$suite/root/build" ] || return 0
+    for older in bullseye bookworm trixie; do
+        [ "$older" != "$suite" ] || return 0
+        [ ! -e "$CELLS/pg${DEBIANS[$older]}/through.result" ] || {
+            cp -a --reflink=auto "$CELLS/$older/root/build" "$CELLS/$suite/root/build"
+            return 0
+        }
+    done
+}
+
+enter() { PG_CONFIG=${PG_CONFIG_INSIDE:-$(pg_config "$PG")} scripts/matrix/enter.sh "$@"; }
 
 prepare() {
-    local root=$1
+    local suite=$1 root=$2
     copy_sources "$root"
-    # Built once is enough where the C library is not older than this machine's; else setup.sh builds another.
+    # This machine's runs where the C library is not older; else setup.sh builds one.
     if [ ! -e "$root/root/.cargo/bin/cargo-pgrx" ] && [ -e "$HOME/.cargo/bin/cargo-pgrx" ]; then
         install -D "$HOME/.cargo/bin/cargo-pgrx" "$root/root/.cargo/bin/cargo-pgrx"
     fi
-    enter --network "$root" bash -c 'cd /src
+    PG_CONFIG_INSIDE=$(pg_config "${DEBIANS[$suite]}") enter --network "$root" bash -ec '
+        cd /src
         dpkg --configure -a
-        # OpenSSL: what cargo-pgrx links to
+        # cargo-pgrx links to OpenSSL
         dpkg -s libssl-dev >/dev/null 2>&1 || { apt-get update && apt-get install -y --no-install-recommends libssl-dev; }
         scripts/setup.sh
-        cargo fetch --locked' >"$root.setup.log" 2>&1 || return 1
+        cargo fetch --locked' || return 1
+    [ "$PG" != 16 ] || enter --network "$root" bash -ec "
+        [ -e /opt/pgserver ] || {
+            apt-get install -y --no-install-recommends python3-pip
+            pip install --no-deps --target /opt/pgserver.new pgserver==$PGSERVER
+            mv /opt/pgserver.new /opt/pgserver
+        }
+        cd /src && scripts/setup.sh"
 }
 
-run_step() {
-    case $2 in
-        build) enter "$1" bash -c 'cd /src && scripts/install.sh' ;;
-        *) enter "$1" bash -c "cd /src && scripts/test.sh $2" ;;
-    esac
-}
-
-# recorded FILE KEY : whether the step passed with this key
-recorded() { [ -e "$1" ] && [ "$(cut -d ' ' -f 1,2 "$1")" = "$2 ok" ]; }
-
-# step DIRECTORY KEY NAME COMMAND... : runs it unless it passed before, and records KEY, outcome, tests, seconds
+# step DIRECTORY KEY NAME COMMAND... : runs it unless it passed before; records KEY, outcome, tests, seconds
 step() {
     local dir=$1 key=$2 name=$3 start=$SECONDS outcome=ok tests
     shift 3
-    if recorded "$dir/$name.result" "$key"; then
+    if [ -e "$dir/$name.result" ] && [ "$(cut -d ' ' -f 1,2 "$dir/$name.result")" = "$key ok" ]; then
         say "PostgreSQL $PG, $name: passed before"
         return 0
     fi
@@ -90,25 +118,38 @@ step() {
     "$@" >"$dir/$name.log" 2>&1 || outcome=failed
     tests=$(sed -nE 's/^test result: .* ([0-9]+) passed.*/\1/p' "$dir/$name.log" | awk '{ n += $1 } END { print n + 0 }')
     echo "$key $outcome $tests $((SECONDS - start))" >"$dir/$name.result"
-    [ $outcome = ok ] || { say "PostgreSQL $PG, $name: FAILED, see $dir/$name.log"; FAILURES=$((FAILURES + 1)); }
+    [ $outcome = ok ] || failed "$name" "$dir/$name.log"
+}
+
+failed() {
+    say "PostgreSQL $PG, $1: FAILED, see $2"
+    FAILURES=$((FAILURES + 1))
 }
 
 cell() {
-    local suite=$1 dir=$CELLS/$1 root=$CELLS/$1/root key name
+    local suite=$1 dir=$CELLS/pg$PG root=$CELLS/$1/root key name steps
     mkdir -p "$dir"
     make_root "$suite" "$root"
-    prepare "$root" || { say "PostgreSQL $PG: setting up failed, see $root.setup.log"; FAILURES=$((FAILURES + 1)); return 0; }
-    chroot "$root" dpkg-query -W -f '${Version}\n' "postgresql-$PG" | sed 's/-.*//' >"$dir/postgresql"
+    prepare "$suite" "$root" >"$dir/setup.log" 2>&1 || { failed setup "$dir/setup.log"; return 0; }
+    chroot "$root" "$(pg_config "$PG")" --version | sed -E 's/^PostgreSQL ([^ ]*).*/\1/' >"$dir/postgresql"
     chroot "$root" dpkg-query -W -f '${Version}\n' pgpool2 | sed 's/-.*//' >"$dir/pgpool"
-    key=$({ sources | xargs -0 sha256sum; cat "$dir/postgresql" "$dir/pgpool"; rustc --version; } | sha256sum | cut -c 1-16)
-    for name in "${STEPS[@]}"; do
-        step "$dir" "$key" "$name" run_step "$root" "$name"
+    seed "$suite"
+    key=$({ sources | (cd "$root/src" && xargs -0 sha256sum); cat "$dir/postgresql" "$dir/pgpool"; rustc --version; } |
+        sha256sum | cut -c 1-16)
+    steps=(build indb through breaks)
+    # the in-database tests need dblink
+    [ "$PG" != 16 ] || steps=(build through breaks)
+    for name in "${steps[@]}"; do
+        case $name in
+            build) step "$dir" "$key" build enter "$root" bash -c 'cd /src && scripts/install.sh' ;;
+            *) step "$dir" "$key" "$name" enter "$root" bash -c "cd /src && scripts/test.sh $name" ;;
+        esac
     done
 }
 
 # pgrx ships the bindings of every version for docs.rs: the compiler sees all types, nothing is linked or run.
 types() {
-    local dir=$CELLS/types-$PG key
+    local dir=$CELLS/pg$PG key
     mkdir -p "$dir"
     key=$({ sources | xargs -0 sha256sum; rustc --version; } | sha256sum | cut -c 1-16)
     step "$dir" "$key" types env DOCS_RS=1 RUSTC_BOOTSTRAP=1 RUSTFLAGS='--cfg docsrs' cargo check --locked --lib \
@@ -116,41 +157,47 @@ types() {
         --target-dir "$CELLS/types"
 }
 
-shown() { # FILE: a cell of the table
-    [ -e "$1" ] || { printf 'not run'; return; }
-    local outcome tests seconds
-    read -r _ outcome tests seconds <"$1"
-    if [ "$tests" -gt 0 ]; then printf '%s: %s tests, %s s' "$outcome" "$tests" "$seconds"; else printf '%s, %s s' "$outcome" "$seconds"; fi
+shown() { # NAME: a field of the table
+    local file=$CELLS/pg$PG/$1.result outcome tests seconds
+    [ -e "$file" ] || { printf 'not run'; return; }
+    read -r _ outcome tests seconds <"$file"
+    [ "$tests" = 0 ] || outcome+=": $tests tests"
+    printf '%s, %s s' "$outcome" "$seconds"
 }
 
 table() {
-    local suite dir
-    printf '\n%-10s  %-9s  %-8s  %-12s  %-22s  %-22s  %s\n' PostgreSQL Pgpool-II Debian build \
-        'in the database' 'recoveries' 'faults'
+    local format='%-10s  %-9s  %-8s  %-12s  %-21s  %-21s  %s\n' suite
+    # shellcheck disable=SC2059 # the format is above
+    printf "\n$format" PostgreSQL Pgpool-II Debian build 'in the database' recoveries faults
     for PG in 13 14 15 16 17 18; do
         suite=${SUITES[$PG]:-}
+        # shellcheck disable=SC2059
         if [ -z "$suite" ]; then
-            printf '%-10s  %-9s  %-8s  %s\n' "$PG" - - "types only: $(shown "$CELLS/types-$PG/types.result")"
-            continue
+            printf "$format" "$PG" - - "types only: $(shown types)" '' '' ''
+        else
+            printf "$format" "$(cat "$CELLS/pg$PG/postgresql" 2>/dev/null || echo "$PG")" \
+                "$(cat "$CELLS/pg$PG/pgpool" 2>/dev/null || echo -)" "$suite" "$(shown build)" "$(shown indb)" \
+                "$(shown through)" "$(shown breaks)"
         fi
-        dir=$CELLS/$suite
-        printf '%-10s  %-9s  %-8s  %-12s  %-22s  %-22s  %s\n' "$(cat "$dir/postgresql" 2>/dev/null || echo "$PG")" \
-            "$(cat "$dir/pgpool" 2>/dev/null || echo -)" "$suite" "$(shown "$dir/build.result")" \
-            "$(shown "$dir/indb.result")" "$(shown "$dir/through.result")" "$(shown "$dir/breaks.result")"
     done
 }
 
-[ "$(id -u)" = 0 ] || fail "run this as root: it makes chroots and namespaces"
-scripts/setup.sh package
-FAILURES=0
-mkdir -p "$CELLS"
-[ $# -gt 0 ] || set -- 18 17 15 13 14 16
-for PG in "$@"; do
-    case $PG in
-        13 | 15 | 17 | 18) cell "${SUITES[$PG]}" ;;
-        14 | 16) types ;;
-        *) fail "no cell for PostgreSQL $PG: 13 to 18" ;;
-    esac
-done
-table
-[ $FAILURES = 0 ] || fail "$FAILURES failed"
+main() {
+    [ "$(id -u)" = 0 ] || fail "run this as root: it makes chroots and namespaces"
+    scripts/setup.sh package
+    FAILURES=0
+    mkdir -p "$CELLS"
+    [ $# -gt 0 ] || set -- 13 15 16 17 18 14
+    for PG in "$@"; do
+        case $PG in
+            13 | 15 | 16 | 17 | 18) cell "${SUITES[$PG]}" ;;
+            14) types ;;
+            *) fail "no cell for PostgreSQL $PG: 13 to 18" ;;
+        esac
+    done
+    table
+    [ $FAILURES = 0 ] || fail "$FAILURES failed"
+}
+
+# read whole before it runs: somebody may edit this file meanwhile
+main "$@"; exit

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use postgres::{Client, NoTls};
 use rustix::process::Signal;
@@ -52,10 +53,15 @@ impl Setup {
         let (port, pcp_port) = (Port::claim(), Port::claim());
         let failover = failover_script(scratch);
         let mut conf = Conf::default();
-        conf.set("backend_clustering_mode", "streaming_replication")
-            .set("listen_addresses", "127.0.0.1")
+        if version() < (4, 2) {
+            conf.set("master_slave_mode", "on").set("master_slave_sub_mode", "stream");
+        } else {
+            conf.set("backend_clustering_mode", "streaming_replication");
+        }
+        let socket_directory = if version() < (4, 4) { "socket_dir" } else { "unix_socket_directories" };
+        conf.set("listen_addresses", "127.0.0.1")
             .set("port", port.number())
-            .set("socket_dir", scratch.sockets().display())
+            .set(socket_directory, scratch.sockets().display())
             .set("pcp_listen_addresses", "127.0.0.1")
             .set("pcp_port", pcp_port.number())
             .set("pcp_socket_dir", scratch.sockets().display())
@@ -123,6 +129,24 @@ impl Setup {
         });
         pgpool
     }
+}
+
+/// Its release line: (4, 3), say.
+pub fn version() -> (u32, u32) {
+    static VERSION: OnceLock<(u32, u32)> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        let mut command = Host::here().command("pgpool");
+        command.arg("--version");
+        // "pgpool-II version 4.3.5 (tamahomeboshi)", on the standard error
+        let said = process::run(command);
+        let text = format!("{}{}", said.stdout, said.stderr);
+        let numbers = text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+        let mut numbers = numbers.unwrap_or_default().split('.').map(str::parse);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(line)), Some(Ok(minor))) => (line, minor),
+            _ => panic!("no version in \"{text}\""),
+        }
+    })
 }
 
 /// After the primary's death: promotes the node Pgpool-II chose. A standby's death needs nothing done.

@@ -13,6 +13,7 @@ const DEFAULT_PG_CONFIG: &str = "/usr/lib/postgresql/15/bin/pg_config";
 struct Server {
     programs: PathBuf,
     major: u32,
+    has_contrib: bool,
 }
 
 fn server() -> &'static Server {
@@ -29,7 +30,8 @@ fn server() -> &'static Server {
         let digits = version.trim_start_matches(|c: char| !c.is_ascii_digit());
         let digits = digits.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
         let major = digits.parse().unwrap_or_else(|_| panic!("no version in \"{version}\""));
-        Server { programs: ask("--bindir").into(), major }
+        let has_contrib = Path::new(&ask("--sharedir")).join("extension/amcheck.control").exists();
+        Server { programs: ask("--bindir").into(), major, has_contrib }
     })
 }
 
@@ -46,6 +48,16 @@ pub fn programs() -> &'static Path {
 /// One of its programs, by name.
 pub fn program(name: &str) -> PathBuf {
     programs().join(name)
+}
+
+/// Whether PostgreSQL's own extensions are installed with it (some packages leave them out).
+pub fn has_contrib() -> bool {
+    server().has_contrib
+}
+
+/// Whether Debian's tools for clusters know it.
+pub fn is_debians() -> bool {
+    programs().starts_with("/usr/lib/postgresql")
 }
 
 /// The call that starts a fast backup of this label (a literal without quotes in it).
