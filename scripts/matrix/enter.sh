@@ -23,6 +23,8 @@ rust=$(rustc --print sysroot)
 cargo=${CARGO_HOME:-$HOME/.cargo}
 
 mount --make-rprivate /
+# network namespaces want / to be a mount
+mount --bind "$root" "$root"
 mkdir -p "$root/opt/rust" "$root/root/.cargo/registry"
 touch "$root/root/.cargo/.package-cache"
 mount -t proc proc "$root/proc"
