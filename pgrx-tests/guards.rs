@@ -329,7 +329,9 @@ mod tests {
         assert_eq!(primary.block_size, 8192);
         assert_eq!(primary.wal_segment_size, 16 << 20);
         assert_eq!(primary.relation_segment_blocks, 131_072);
-        assert!(!primary.in_recovery && !primary.data_checksums && !primary.group_access);
+        assert!(!primary.in_recovery && !primary.group_access);
+        // initdb's own choice: on from PostgreSQL 18
+        assert_eq!(primary.data_checksums, cfg!(feature = "pg18"));
         assert_eq!((primary.wal_level.as_str(), primary.max_wal_senders), ("replica", 5));
         assert_eq!(primary.max_replication_slots, 12);
         assert!(std::path::Path::new(&primary.bin_directory).join("pg_ctl").exists());
