@@ -7,7 +7,7 @@ DESTDIR ?=
 export PG_CONFIG PREFIX DESTDIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install demo demo-agent lint test test-unit test-indb test-e2e faults fuzz soak bench package guide clean
+.PHONY: help setup install demo demo-agent lint test test-unit test-indb test-e2e faults fuzz soak matrix bench package guide clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ fuzz: ## every decoder for SECONDS=60 (5 of them are part of test)
 # make soak ROUNDS=300 SEED=7
 soak: setup ## recoveries under write load and DDL, round after round (10 of them are part of test-e2e)
 	PGPOOL_RECOVERY_SOAK_ROUNDS=$(or $(ROUNDS),100) PGPOOL_RECOVERY_SOAK_SEED=$(or $(SEED),1) scripts/test.sh soak
+
+# make matrix PG=17
+matrix: setup ## every PostgreSQL and Pgpool-II of Debian 11 to 14, each in a chroot (root only; PG=17: one of them)
+	scripts/matrix.sh $(PG)
 
 # make bench SIZE=300 REPETITIONS=3 WORKS=full,refresh-10 CONTENDERS='ours*,rsync' JSON=run.json ARGS=--cold
 bench: setup install ## our engine side by side with rsync, pg_basebackup, pgBackRest, pg_rewind (docs/benchmarks.md)

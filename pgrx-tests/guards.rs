@@ -131,9 +131,9 @@ mod tests {
 
     #[pg_test]
     fn a_backup_of_the_users_is_left_alone() {
-        #[cfg(feature = "pg14")]
+        #[cfg(any(feature = "pg13", feature = "pg14"))]
         Spi::run("SELECT pg_start_backup('theirs', true, false)").expect("backup");
-        #[cfg(not(feature = "pg14"))]
+        #[cfg(not(any(feature = "pg13", feature = "pg14")))]
         Spi::run("SELECT pg_backup_start('theirs', true)").expect("backup");
         let error = fails("55000", "SELECT tests.hold_backup('return')");
         assert_eq!(error.message, "a backup is already in progress in this session");
@@ -329,7 +329,9 @@ mod tests {
         assert_eq!(primary.block_size, 8192);
         assert_eq!(primary.wal_segment_size, 16 << 20);
         assert_eq!(primary.relation_segment_blocks, 131_072);
-        assert!(!primary.in_recovery && !primary.data_checksums && !primary.group_access);
+        assert!(!primary.in_recovery && !primary.group_access);
+        // initdb's own choice: on from PostgreSQL 18
+        assert_eq!(primary.data_checksums, cfg!(feature = "pg18"));
         assert_eq!((primary.wal_level.as_str(), primary.max_wal_senders), ("replica", 5));
         assert_eq!(primary.max_replication_slots, 12);
         assert!(std::path::Path::new(&primary.bin_directory).join("pg_ctl").exists());

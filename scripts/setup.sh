@@ -2,7 +2,7 @@
 # Brings a Debian 12 machine to the point where the project can be built, tested and played.
 #
 #   scripts/setup.sh build      what `make install` needs: compiler, libclang, server headers, cargo-pgrx
-#   scripts/setup.sh runtime    what the demo and the tests need on top: PostgreSQL 15, Pgpool-II 4.3, tools
+#   scripts/setup.sh runtime    what the demo and the tests need on top: PostgreSQL, Pgpool-II, tools
 #   scripts/setup.sh bench      what `make bench` needs on top: the peers to measure against
 #   scripts/setup.sh package    what `make package` needs on top: Debian's packaging tools
 #   scripts/setup.sh guide      what `make guide` needs on top: containers
@@ -11,14 +11,17 @@
 #
 # Idempotent, and quick when nothing is missing. Packages come from wherever this machine's own apt
 # and cargo are set up to get them. No service is started and none is stopped.
-# PG_CONFIG=/path/to/pg_config builds for another PostgreSQL than Debian's 15: then the packages of
-# PostgreSQL 15 are not needed for `build`.
+# PG_CONFIG=/path/to/pg_config builds for another PostgreSQL than Debian 12's 15. Where it is that of
+# another Debian release (/usr/lib/postgresql/17/bin/pg_config), its packages are installed; any other
+# PostgreSQL is taken as it is.
 set -euo pipefail
 
 readonly PGRX_VERSION=0.18.1
 readonly CARGO_FUZZ_VERSION=0.13.1
-readonly DEFAULT_PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config
-PG_CONFIG=${PG_CONFIG:-$DEFAULT_PG_CONFIG}
+PG_CONFIG=${PG_CONFIG:-/usr/lib/postgresql/15/bin/pg_config}
+# Debian's PostgreSQL of this major version; empty: somebody else's
+MAJOR=$(sed -nE 's|^/usr/lib/postgresql/([0-9]+)/bin/pg_config$|\1|p' <<<"$PG_CONFIG")
+readonly MAJOR
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
@@ -70,7 +73,7 @@ restore_service_starts() {
 # Debian makes and starts a cluster when the server package is installed, unless told not to.
 no_main_cluster() {
     local conf=/etc/postgresql-common/createcluster.conf
-    [ -d /var/lib/postgresql/15/main ] && return
+    [ -d "/var/lib/postgresql/$MAJOR/main" ] && return
     as_root mkdir -p "${conf%/*}"
     if as_root grep -qs '^[[:space:]]*create_main_cluster' "$conf"; then
         as_root sed -i 's/^[[:space:]]*create_main_cluster.*/create_main_cluster = false/' "$conf"
@@ -139,15 +142,15 @@ pgrx() {
 
 build() {
     local packages=(gcc libc6-dev make pkg-config clang libclang-dev)
-    if [ "$PG_CONFIG" = "$DEFAULT_PG_CONFIG" ]; then
-        packages+=(postgresql-15 postgresql-server-dev-15)
-    fi
+    [ -z "$MAJOR" ] || packages+=("postgresql-$MAJOR" "postgresql-server-dev-$MAJOR")
     install_packages "${packages[@]}"
     pgrx
 }
 
 runtime() {
-    install_packages postgresql-15 postgresql-client-15 pgpool2 sudo iproute2 procps util-linux openssl strace xfsprogs python3
+    local packages=(pgpool2 sudo iproute2 procps util-linux openssl strace xfsprogs python3)
+    [ -z "$MAJOR" ] || packages+=("postgresql-$MAJOR" "postgresql-client-$MAJOR")
+    install_packages "${packages[@]}"
     # The demo's and the tests' servers run as this user; Debian's package makes it.
     id postgres >/dev/null || die "there is no user postgres"
 }

@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # Every test, from the quickest to the slowest; stops at the first kind that fails.
 #
-#   scripts/test.sh [unit|fuzz|indb|e2e|faults|soak]...      default: unit fuzz indb e2e, in this order
+#   scripts/test.sh [unit|fuzz|indb|e2e|faults|soak|through|breaks]...      default: unit fuzz indb e2e, in this order
 #
 # unit  core and agent, without PostgreSQL
 # fuzz  every decoder, for a few seconds each
 # indb  inside a PostgreSQL server, by cargo-pgrx
 # e2e   what `make install` installed: real clusters, agents and Pgpool-II
 # faults, soak   of these the faults alone; heavy weather for PGPOOL_RECOVERY_SOAK_ROUNDS rounds
+# through, breaks   what `make matrix` runs of e2e for each PostgreSQL and Pgpool-II: recoveries from end
+#       to end; a few of the faults
+#
+# PG_CONFIG chooses the server, as for `make install`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh
@@ -33,7 +37,9 @@ indb() {
     # shellcheck disable=SC2064 # the directory of now
     trap "as_root rm -rf '$home'" EXIT
     as_root chown postgres: "$home"
-    cargo pgrx test pg15 --runas postgres --pgdata "$home/data"
+    local major
+    major=$("${PG_CONFIG:-/usr/lib/postgresql/15/bin/pg_config}" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
+    cargo pgrx test "pg$major" --runas postgres --pgdata "$home/data"
     as_root rm -rf "$home"
     trap - EXIT
 }
@@ -67,6 +73,21 @@ soak() {
     cargo test --package pgpool-recovery-e2e --test heavy_weather -- --nocapture
 }
 
+through() {
+    say "recoveries end to end"
+    installed
+    cargo test --package pgpool-recovery-e2e --no-fail-fast --test pgpool --test pgpool_setup --test dropin \
+        --test local_target --test agent_target --test netns_agent --test failover --test layouts \
+        --test versions
+}
+
+breaks() {
+    say "some of the faults"
+    installed
+    cargo test --package pgpool-recovery-e2e --no-fail-fast --test interrupted --test resume --test damaged_and_moved
+    cargo test --package pgpool-recovery-e2e --no-fail-fast --test faults -- a_cancel a_terminated a_killed
+}
+
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
@@ -74,7 +95,7 @@ as_root() {
 [ $# -gt 0 ] || set -- unit fuzz indb e2e
 for kind in "$@"; do
     case $kind in
-        unit | fuzz | indb | e2e | faults | soak) "$kind" ;;
+        unit | fuzz | indb | e2e | faults | soak | through | breaks) "$kind" ;;
         *) echo "unknown kind of test: $kind" >&2; exit 2 ;;
     esac
 done

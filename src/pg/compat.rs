@@ -1,34 +1,34 @@
-//! What differs between PostgreSQL 14 and 18. Nothing else in the extension names a version.
+//! What differs between PostgreSQL 13 and 18. Nothing else in the extension names a version.
 
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
 /// Starts a non-exclusive backup: label, fast checkpoint.
-#[cfg(feature = "pg14")]
+#[cfg(any(feature = "pg13", feature = "pg14"))]
 pub(super) const BACKUP_START: &str = "SELECT pg_catalog.pg_start_backup($1, $2, false)::text";
 /// Starts a non-exclusive backup: label, fast checkpoint.
-#[cfg(not(feature = "pg14"))]
+#[cfg(not(any(feature = "pg13", feature = "pg14")))]
 pub(super) const BACKUP_START: &str = "SELECT pg_catalog.pg_backup_start($1, $2)::text";
 
 /// Ends a non-exclusive backup without waiting for the archiver.
-#[cfg(feature = "pg14")]
+#[cfg(any(feature = "pg13", feature = "pg14"))]
 pub(super) const BACKUP_STOP: &str =
     "SELECT lsn::text, labelfile, spcmapfile FROM pg_catalog.pg_stop_backup(false, false)";
 /// Ends a non-exclusive backup without waiting for the archiver.
-#[cfg(not(feature = "pg14"))]
+#[cfg(not(any(feature = "pg13", feature = "pg14")))]
 pub(super) const BACKUP_STOP: &str =
     "SELECT lsn::text, labelfile, spcmapfile FROM pg_catalog.pg_backup_stop(false)";
 
 /// Makes settings of this prefix that nobody defines an error, as PostgreSQL 15 and later can.
 pub(crate) fn reserve_setting_prefix(prefix: &'static CStr) {
     // SAFETY: a NUL-terminated string of static lifetime; called from _PG_init.
-    #[cfg(not(feature = "pg14"))]
+    #[cfg(not(any(feature = "pg13", feature = "pg14")))]
     unsafe {
         pg_sys::MarkGUCPrefixReserved(prefix.as_ptr());
     }
     // SAFETY: as above; the older name only warns.
-    #[cfg(feature = "pg14")]
+    #[cfg(any(feature = "pg13", feature = "pg14"))]
     unsafe {
         pg_sys::EmitWarningsOnPlaceholders(prefix.as_ptr());
     }
@@ -41,6 +41,11 @@ pub(crate) fn reserve_setting_prefix(prefix: &'static CStr) {
 pub(super) unsafe fn create_ephemeral_slot(name: &CStr) {
     let ephemeral = pg_sys::ReplicationSlotPersistency::RS_EPHEMERAL;
     // SAFETY: passed on to the caller.
+    #[cfg(feature = "pg13")]
+    unsafe {
+        pg_sys::ReplicationSlotCreate(name.as_ptr(), false, ephemeral);
+    }
+    // SAFETY: as above; without two-phase commits, which are for logical slots.
     #[cfg(any(feature = "pg14", feature = "pg15", feature = "pg16"))]
     unsafe {
         pg_sys::ReplicationSlotCreate(name.as_ptr(), false, ephemeral, false);
@@ -58,7 +63,12 @@ pub(super) unsafe fn create_ephemeral_slot(name: &CStr) {
 /// The session must hold no slot.
 pub(super) unsafe fn acquire_slot(name: &CStr) {
     // SAFETY: passed on to the caller.
-    #[cfg(not(feature = "pg18"))]
+    #[cfg(feature = "pg13")]
+    unsafe {
+        pg_sys::ReplicationSlotAcquire(name.as_ptr(), pg_sys::SlotAcquireBehavior::SAB_Error);
+    }
+    // SAFETY: as above.
+    #[cfg(any(feature = "pg14", feature = "pg15", feature = "pg16", feature = "pg17"))]
     unsafe {
         pg_sys::ReplicationSlotAcquire(name.as_ptr(), true);
     }
@@ -79,7 +89,7 @@ pub(super) fn abort_backup_argument() -> pg_sys::Datum {
 pub(super) fn client_socket() -> Option<i32> {
     // SAFETY: MyProcPort is null in background processes, else it points to the session's Port for the
     // life of the process. pgrx has no binding for the struct; the socket, a C int, is its first field in
-    // every version from 14 to 18 (libpq-be.h).
+    // every version from 13 to 18 (libpq-be.h).
     let socket = unsafe {
         let port = pg_sys::MyProcPort;
         if port.is_null() {
@@ -89,3 +99,8 @@ pub(super) fn client_socket() -> Option<i32> {
     };
     (socket >= 0).then_some(socket)
 }
+
+/// The timeout that would end the session in the middle of a recovery: Pgpool-II switches statement_timeout
+/// off before its call, and does not know this one. PostgreSQL 17 and later have it.
+pub(super) const TRANSACTION_TIMEOUT: Option<&CStr> =
+    if cfg!(any(feature = "pg17", feature = "pg18")) { Some(c"transaction_timeout") } else { None };

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgrx::pg_sys;
 
-use super::cleanup;
+use super::{cleanup, compat};
 
 /// Whether the current user is a superuser. Ask before [`Elevated::enter`].
 pub(crate) fn caller_is_superuser() -> bool {
@@ -26,7 +26,8 @@ pub(crate) fn caller_name() -> Result<String> {
 
 /// While it lives, catalog queries run as the bootstrap superuser, as in a SECURITY DEFINER function:
 /// a role that may execute our functions need not be granted pg_monitor, pg_read_all_settings and so on.
-/// The search path is fixed, so that no object of the caller's is found.
+/// The search path is fixed, so that no object of the caller's is found. transaction_timeout is off: a
+/// recovery takes as long as it takes, and Pgpool-II switches off statement_timeout only.
 pub(crate) struct Elevated {
     user: pg_sys::Oid,
     context: i32,
@@ -49,18 +50,33 @@ impl Elevated {
                 context
                     | (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION) as i32,
             );
-            pg_sys::set_config_option(
-                c"search_path".as_ptr(),
-                c"pg_catalog, pg_temp".as_ptr(),
-                pg_sys::GucContext::PGC_USERSET,
-                pg_sys::GucSource::PGC_S_SESSION,
-                pg_sys::GucAction::GUC_ACTION_SAVE,
-                true,
-                0,
-                false,
-            );
+            set(c"search_path", c"pg_catalog, pg_temp");
+            if let Some(timeout) = compat::TRANSACTION_TIMEOUT {
+                // Takes effect at once, also on a timer that runs (assign_transaction_timeout() in proc.c).
+                set(timeout, c"0");
+            }
             elevated
         }
+    }
+}
+
+/// Changes a setting until the innermost nest level ends.
+///
+/// # Safety
+/// A nest level of the caller's must be open.
+unsafe fn set(name: &CStr, value: &CStr) {
+    // SAFETY: both are NUL-terminated and copied; GUC_ACTION_SAVE belongs to the nest level.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
     }
 }
 

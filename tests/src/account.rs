@@ -1,7 +1,7 @@
 //! The operating-system account the servers run under.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 
 /// Numeric ids of an account, as /etc/passwd has them.
@@ -34,14 +34,4 @@ pub fn give(path: &Path) {
     let account = postgres();
     std::os::unix::fs::lchown(path, Some(account.uid), Some(account.gid))
         .unwrap_or_else(|error| panic!("could not give {} to postgres: {error}", path.display()));
-}
-
-/// A PostgreSQL program by name.
-pub fn pg_bin(program: &str) -> PathBuf {
-    pg_bin_dir().join(program)
-}
-
-/// The directory of the PostgreSQL under test.
-pub fn pg_bin_dir() -> PathBuf {
-    std::env::var_os("PG_BINDIR").map_or_else(|| "/usr/lib/postgresql/15/bin".into(), PathBuf::from)
 }

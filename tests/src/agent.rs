@@ -5,12 +5,11 @@ use std::process::ExitStatus;
 
 use rustix::process::Signal;
 
-use crate::account;
 use crate::host::Host;
 use crate::ports::Port;
 use crate::process::{self, Daemon, Finished};
 use crate::scratch::Scratch;
-use crate::wait;
+use crate::{server, wait};
 
 /// A running `pgpool-recovery-agent serve`.
 #[derive(Debug)]
@@ -128,7 +127,7 @@ pub fn config(listen: &str, secret: &Path, directories: &[&Path]) -> String {
         text += &format!(
             "\n[[cluster]]\ndata_directory = \"{}\"\nbin_directory = \"{}\"\n",
             directory.display(),
-            account::pg_bin_dir().display()
+            server::programs().display()
         );
     }
     text

@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::ports::Port;
 use crate::process::{self, Finished};
 use crate::scratch::{self, Scratch};
-use crate::wait;
+use crate::{server, wait};
 
 /// How `pg_ctl stop` is to go about it.
 #[derive(Debug, Clone, Copy)]
@@ -99,7 +99,10 @@ impl Cluster {
     pub fn init(self) -> Self {
         let mut initdb = self.host.pg("initdb");
         initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]);
-        initdb.arg("--no-instructions").args(&self.initdb).arg("--pgdata").arg(&self.directory);
+        if server::major() >= 14 {
+            initdb.arg("--no-instructions");
+        }
+        initdb.args(&self.initdb).arg("--pgdata").arg(&self.directory);
         process::run(initdb).ok();
         scratch::write_as_postgres(&self.directory.join("postgresql.conf"), &self.conf.text(), 0o600);
         self.set_hba(
@@ -159,6 +162,14 @@ impl Cluster {
     #[must_use]
     pub fn at(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = directory.into();
+        self
+    }
+
+    /// The port it is to have instead of one of its own choice.
+    #[must_use]
+    pub fn listening_on(mut self, port: Port) -> Self {
+        self.conf.set("port", port.number());
+        self.port = port;
         self
     }
 

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
-use crate::account;
 use crate::netns::Namespace;
+use crate::{account, server};
 
 /// A place to run servers in, always as user `postgres`.
 #[derive(Debug, Clone, Default)]
@@ -60,7 +60,7 @@ impl Host {
 
     /// [`Host::command`] for a program of the PostgreSQL under test.
     pub fn pg(&self, program: &str) -> Command {
-        self.command(account::pg_bin(program))
+        self.command(server::program(program))
     }
 
     /// [`Host::command`] for the installed agent.

@@ -5,7 +5,7 @@
 //! Whatever a test makes (processes, directories under /tmp, ports, namespaces) is its own and goes
 //! away with the value that stands for it, also when the test panics.
 //!
-//! They test what is installed: the extension in the server found by `PG_BINDIR` (default Debian's
+//! They test what is installed: the extension in the server found by `PG_CONFIG` (default Debian's
 //! PostgreSQL 15), the agent found by `PGPOOL_RECOVERY_AGENT` (default `/usr/local/bin`).
 
 pub mod account;
@@ -29,6 +29,7 @@ pub mod process;
 pub mod proxy;
 pub mod recovery;
 pub mod scratch;
+pub mod server;
 pub mod snapshot;
 pub mod storm;
 pub mod trace;

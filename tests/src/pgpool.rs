@@ -2,18 +2,18 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use postgres::{Client, NoTls};
 use rustix::process::Signal;
 
-use crate::account;
 use crate::cluster::Cluster;
 use crate::conf::Conf;
 use crate::host::Host;
 use crate::ports::Port;
 use crate::process::{self, Daemon, Finished};
 use crate::scratch::Scratch;
-use crate::wait;
+use crate::{server, wait};
 
 const PCP_USER: &str = "operator";
 const PCP_PASSWORD: &str = "a pcp password";
@@ -53,10 +53,15 @@ impl Setup {
         let (port, pcp_port) = (Port::claim(), Port::claim());
         let failover = failover_script(scratch);
         let mut conf = Conf::default();
-        conf.set("backend_clustering_mode", "streaming_replication")
-            .set("listen_addresses", "127.0.0.1")
+        if version() < (4, 2) {
+            conf.set("master_slave_mode", "on").set("master_slave_sub_mode", "stream");
+        } else {
+            conf.set("backend_clustering_mode", "streaming_replication");
+        }
+        let socket_directory = if version() < (4, 4) { "socket_dir" } else { "unix_socket_directories" };
+        conf.set("listen_addresses", "127.0.0.1")
             .set("port", port.number())
-            .set("socket_dir", scratch.sockets().display())
+            .set(socket_directory, scratch.sockets().display())
             .set("pcp_listen_addresses", "127.0.0.1")
             .set("pcp_port", pcp_port.number())
             .set("pcp_socket_dir", scratch.sockets().display())
@@ -126,9 +131,27 @@ impl Setup {
     }
 }
 
+/// Its release line: (4, 3), say.
+pub fn version() -> (u32, u32) {
+    static VERSION: OnceLock<(u32, u32)> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        let mut command = Host::here().command("pgpool");
+        command.arg("--version");
+        // "pgpool-II version 4.3.5 (tamahomeboshi)", on the standard error
+        let said = process::run(command);
+        let text = format!("{}{}", said.stdout, said.stderr);
+        let numbers = text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+        let mut numbers = numbers.unwrap_or_default().split('.').map(str::parse);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(line)), Some(Ok(minor))) => (line, minor),
+            _ => panic!("no version in \"{text}\""),
+        }
+    })
+}
+
 /// After the primary's death: promotes the node Pgpool-II chose. A standby's death needs nothing done.
 fn failover_script(scratch: &Scratch) -> PathBuf {
-    let psql = account::pg_bin("psql");
+    let psql = server::program("psql");
     let text = format!(
         "#!/bin/sh\n# failed node, old primary node, new main host, new main port\n\
          [ \"$1\" = \"$2\" ] || exit 0\n\
@@ -142,6 +165,27 @@ fn md5(host: &Host) -> String {
     let mut command = host.command("pg_md5");
     command.arg(PCP_PASSWORD);
     process::run(command).ok().trim().to_owned()
+}
+
+fn try_connect(scratch: &Scratch, port: u16) -> Option<Client> {
+    let mut config = postgres::Config::new();
+    config.host_path(scratch.sockets()).port(port).user("postgres").dbname("postgres");
+    config.connect(NoTls).ok()
+}
+
+/// `show pool_nodes` of the Pgpool-II at this port, by node id.
+pub fn nodes(scratch: &Scratch, port: u16) -> Option<Vec<Node>> {
+    // Pgpool-II answers SHOW by itself, and in the simple protocol only.
+    let messages = try_connect(scratch, port)?.simple_query("show pool_nodes").ok()?;
+    let rows = messages.iter().filter_map(|message| match message {
+        postgres::SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    let nodes = rows.map(|row| {
+        let text = |column| row.get(column).unwrap_or_default().to_owned();
+        Node { status: text("status"), role: text("role"), replication_state: text("replication_state") }
+    });
+    Some(nodes.collect())
 }
 
 impl Pgpool {
@@ -160,9 +204,7 @@ impl Pgpool {
     }
 
     fn try_connect(&self) -> Option<Client> {
-        let mut config = postgres::Config::new();
-        config.host_path(self.scratch.sockets()).port(self.port()).user("postgres").dbname("postgres");
-        config.connect(NoTls).ok()
+        try_connect(&self.scratch, self.port())
     }
 
     /// A session through Pgpool-II.
@@ -173,26 +215,8 @@ impl Pgpool {
 
     /// `show pool_nodes`, by node id.
     pub fn nodes(&self) -> Vec<Node> {
-        // Pgpool-II answers SHOW by itself, and in the simple protocol only.
         // A fail-over or failback closes sessions in the middle.
-        let messages = wait::until("show pool_nodes", wait::PATIENCE, || {
-            self.try_connect()?.simple_query("show pool_nodes").ok()
-        });
-        messages
-            .iter()
-            .filter_map(|message| match message {
-                postgres::SimpleQueryMessage::Row(row) => Some(row),
-                _ => None,
-            })
-            .map(|row| {
-                let text = |column| row.get(column).unwrap_or_default().to_owned();
-                Node {
-                    status: text("status"),
-                    role: text("role"),
-                    replication_state: text("replication_state"),
-                }
-            })
-            .collect()
+        wait::until("show pool_nodes", wait::PATIENCE, || nodes(&self.scratch, self.port()))
     }
 
     /// Waits until `show pool_nodes` has this for a node.

@@ -37,6 +37,19 @@ impl Port {
         panic!("no free TCP port from {FIRST} on");
     }
 
+    /// So many ports in a row.
+    pub fn claim_run(count: u16) -> Vec<Self> {
+        let mut run: Vec<Self> = Vec::new();
+        while run.len() < usize::from(count) {
+            let next = Self::claim();
+            if run.last().is_some_and(|last| last.number + 1 != next.number) {
+                run.clear();
+            }
+            run.push(next);
+        }
+        run
+    }
+
     pub fn number(&self) -> u16 {
         self.number
     }

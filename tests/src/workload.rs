@@ -3,6 +3,7 @@
 use postgres::Client;
 
 use crate::cluster::Cluster;
+use crate::server;
 
 /// A table of about `megabytes`, one row to 1 kB, and one of each kind of thing a cluster may hold:
 /// an unlogged table, a second database, an index, a sequence, a large object.
@@ -18,10 +19,12 @@ pub fn fill(cluster: &Cluster, megabytes: u32) {
              CREATE TABLE accounts (id serial PRIMARY KEY, note text);
              INSERT INTO accounts (note) SELECT 'row ' || i FROM generate_series(1, 1000) i;
              CREATE UNLOGGED TABLE fleeting AS SELECT i FROM generate_series(1, 1000) i;
-             CREATE EXTENSION IF NOT EXISTS amcheck;
              SELECT lo_from_bytea(0, 'a large object');"
         ))
         .expect("the workload");
+    if server::has_contrib() {
+        client.batch_execute("CREATE EXTENSION IF NOT EXISTS amcheck").expect("amcheck");
+    }
     client.batch_execute("CREATE DATABASE second").expect("a second database");
     let sql = "CREATE TABLE there AS SELECT i, repeat('z', 100) FROM generate_series(1, 5000) i";
     cluster.connect_to("second").batch_execute(sql).expect(sql);

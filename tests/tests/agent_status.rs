@@ -8,7 +8,7 @@ use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::ports::Port;
 use pgpool_recovery_e2e::process::{self, Finished};
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, probe, wait, workload};
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, probe, server, wait, workload};
 use serde_json::Value;
 
 fn status(agent: &Agent, arguments: &[&str]) -> Finished {
@@ -55,7 +55,7 @@ fn a_recovery_is_watched_from_its_beginning_to_its_end() {
     let settings = format!(
         "metrics = \"127.0.0.1:{port}\"\n[[cluster]]\ndata_directory = \"{}\"\nbin_directory = \"{}\"\n",
         target.dir(),
-        account::pg_bin_dir().display()
+        server::programs().display()
     );
     let mut agent = Agent::start_with(&scratch, &Host::here(), &secret, &settings);
     let outcomes =

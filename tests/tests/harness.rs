@@ -6,7 +6,7 @@ use std::process::Command;
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::netns::Network;
 use pgpool_recovery_e2e::pgpool::Setup;
-use pgpool_recovery_e2e::{Cluster, Host, Scratch, compare, dump, probe, process, wait, workload};
+use pgpool_recovery_e2e::{Cluster, Host, Scratch, compare, dump, probe, process, server, wait, workload};
 
 #[test]
 fn a_standby_by_pg_basebackup_is_found_identical_and_a_damaged_one_is_not() {
@@ -57,10 +57,10 @@ fn a_backup_in_progress_is_seen() {
     primary.start();
     probe::assert_nothing_left(&primary);
     let mut client = primary.connect();
-    client.batch_execute("SELECT pg_backup_start('harness', true)").expect("a backup");
+    client.batch_execute(&format!("SELECT {}", server::backup_start("harness"))).expect("a backup");
     let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| probe::assert_no_backup(&primary)));
     assert!(seen.is_err(), "the probe did not see a backup");
-    client.batch_execute("SELECT pg_backup_stop(false)").expect("its end");
+    client.batch_execute(&format!("SELECT {}", server::backup_stop())).expect("its end");
     probe::assert_nothing_left(&primary);
 }
 

@@ -8,7 +8,7 @@ use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::probe::{self, Witness};
 use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, compare, wait, workload};
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, compare, server, wait, workload};
 
 const MEGABYTES: u32 = 40;
 /// Slow enough to be caught in the middle of that.
@@ -88,7 +88,8 @@ fn a_cancelled_session_can_go_on() {
     assert_eq!(SqlError::from(&error).sqlstate, "57014");
     client.batch_execute("SET statement_timeout = 0").expect("SET");
     // No backup is in progress in this very session either.
-    let error = client.batch_execute("SELECT pg_backup_stop()").expect_err("no backup in progress");
+    let stop = format!("SELECT {}", server::backup_stop());
+    let error = client.batch_execute(&stop).expect_err("no backup in progress");
     assert_eq!(SqlError::from(&error).sqlstate, "55000");
     Recovery::of(&stage.target, &stage.primary).call(&mut client).expect("the next run, same session");
     remote_start(&stage.primary, "localhost", stage.target.dir());

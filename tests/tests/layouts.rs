@@ -15,7 +15,7 @@ use pgpool_recovery_e2e::process;
 use pgpool_recovery_e2e::recovery::remote_start;
 use pgpool_recovery_e2e::scratch::write_as_postgres;
 use pgpool_recovery_e2e::snapshot::Snapshot;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, account, compare, dump, workload};
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, compare, dump, server, workload};
 
 fn place(scratch: &Scratch) -> Cluster {
     Cluster::place(scratch, &Host::here(), "primary")
@@ -205,7 +205,10 @@ impl Debian {
             &debian.port.number().to_string(),
         ]);
         create.arg("--socketdir").arg(scratch.sockets()).arg("--datadir").arg(&debian.data);
-        create.arg("--logfile").arg(scratch.join("debian.log")).args(["15", &debian.name]);
+        create
+            .arg("--logfile")
+            .arg(scratch.join("debian.log"))
+            .args([&server::major().to_string(), &debian.name]);
         // the key is for a group that only a real login of user postgres has
         create.args(["--pgoption", "ssl=off"]);
         process::run(create).ok();
@@ -213,18 +216,27 @@ impl Debian {
     }
 
     fn configuration(&self) -> PathBuf {
-        Path::new("/etc/postgresql/15").join(&self.name).join("postgresql.conf")
+        Path::new("/etc/postgresql")
+            .join(server::major().to_string())
+            .join(&self.name)
+            .join("postgresql.conf")
     }
 }
 
 impl Drop for Debian {
     fn drop(&mut self) {
-        let _ = Command::new("pg_dropcluster").args(["--stop", "15", &self.name]).output();
+        let _ = Command::new("pg_dropcluster")
+            .args(["--stop", &server::major().to_string(), &self.name])
+            .output();
     }
 }
 
 #[test]
 fn a_cluster_of_debians_own_tools() {
+    if !server::is_debians() {
+        eprintln!("Debian's tools know nothing of this PostgreSQL");
+        return;
+    }
     let scratch = Scratch::new();
     let secret = agent::secret(&scratch, "secret");
     let primary = place(&scratch).with("pgpool_recovery.secret_file", secret.display()).into_primary();
@@ -232,10 +244,11 @@ fn a_cluster_of_debians_own_tools() {
     let debian = Debian::create(&scratch);
     let cluster = format!(
         "\n[[cluster]]\ndata_directory = \"{}\"\nbin_directory = \"{}\"\nconfig_file = \"{}\"\n\
-         start_command = [\"/usr/bin/pg_ctlcluster\", \"15\", \"{}\", \"start\"]\n",
+         start_command = [\"/usr/bin/pg_ctlcluster\", \"{}\", \"{}\", \"start\"]\n",
         debian.data.display(),
-        account::pg_bin_dir().display(),
+        server::programs().display(),
         debian.configuration().display(),
+        server::major(),
         debian.name
     );
     let agent = Agent::start_with(&scratch, &Host::here(), &secret, &cluster);
@@ -268,7 +281,14 @@ fn a_cluster_of_debians_own_tools() {
     primary.wait_for_standby("debian");
     // and again
     let mut stop = Command::new("pg_ctlcluster");
-    stop.args(["15", &debian.name, "stop", "--mode", "immediate", "--skip-systemctl-redirect"]);
+    stop.args([
+        &server::major().to_string(),
+        &debian.name,
+        "stop",
+        "--mode",
+        "immediate",
+        "--skip-systemctl-redirect",
+    ]);
     process::run(stop).ok();
     workload::change_every(&mut primary.connect(), 3);
     assert!(recover("same").number("/bytes/sent") > 0);

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use pgpool_recovery_e2e::scratch::write_as_postgres;
+use pgpool_recovery_e2e::server;
 use postgres::Client;
 use serde_json::{Value, json};
 
@@ -109,10 +110,11 @@ impl Contender for Rsync {
     fn run(&mut self, stage: &Stage, watch: &Watch) -> Outcome<Told> {
         let mut client = self.client.take().expect("connected when made ready");
         let sql = |error: postgres::Error| crate::interrupt::Stop::Failed(error.to_string());
-        client.query("SELECT pg_backup_start('rsync', true)", &[]).map_err(sql)?;
+        client.query(&format!("SELECT {}", server::backup_start("rsync")), &[]).map_err(sql)?;
         let said = self.copy(stage, watch)?;
-        let stop = "SELECT labelfile, spcmapfile, pg_walfile_name(lsn) FROM pg_backup_stop(false)";
-        let row = client.query_one(stop, &[]).map_err(sql)?;
+        let stop =
+            format!("SELECT labelfile, spcmapfile, pg_walfile_name(lsn) FROM {}", server::backup_stop());
+        let row = client.query_one(&stop, &[]).map_err(sql)?;
         let (label, map, last): (String, String, String) = (row.get(0), row.get(1), row.get(2));
         // START WAL LOCATION: 0/2000028 (file 000000010000000000000002)
         let Some(first) = label.split_once("(file ").and_then(|(_, rest)| rest.split(')').next()) else {

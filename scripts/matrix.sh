@@ -1,0 +1,204 @@
+#!/usr/bin/env bash
+# Every PostgreSQL and Pgpool-II of Debian 11 to 14: built, tested in the database and end to end, each in a
+# chroot of its own release. PostgreSQL 16, which no Debian release has, comes from a Python package and runs
+# beside Debian 12's Pgpool-II. Of PostgreSQL 14 only the types are checked.
+#
+#   STEPS='build indb through breaks' scripts/matrix.sh [13|14|15|16|17|18]...     default: all of both
+#
+# build: extension and agent, installed. indb: tests in the database. through: recoveries from end to end with the
+# release's Pgpool-II. breaks: a part of the fault suite.
+# What passed is not run again until a source, a package's version or the compiler changes. The chroots stay
+# below target/matrix (remove it to begin anew), with the log of each step.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/environment.sh
+. scripts/environment.sh
+
+readonly CELLS="$TARGET_DIR/matrix"
+readonly PGSERVER=0.1.4 # of the Python package: PostgreSQL 16.2 with its headers, without its extensions
+declare -A SUITES=([13]=bullseye [15]=bookworm [16]=bookworm [17]=trixie [18]=forky)
+declare -A DEBIANS=([bullseye]=13 [bookworm]=15 [trixie]=17 [forky]=18)
+
+say() { printf 'matrix: %s\n' "$*"; }
+fail() { say "$*" >&2; exit 1; }
+
+pg_config() {
+    if [ "$1" = 16 ]; then
+        echo /opt/pgserver/pgserver/pginstall/bin/pg_config
+    else
+        echo "/usr/lib/postgresql/$1/bin/pg_config"
+    fi
+}
+
+make_root() {
+    local suite=$1 root=$2 mirror script
+    [ ! -e "$root/.made" ] || return 0
+    # Debian's own mirror, as this machine's apt knows it
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN)' 'Created-By: Packages' | sed -n 's/ Debian$//p' | head -n 1)
+    [ -n "$mirror" ] || fail "this machine's apt knows no mirror of Debian"
+    # debootstrap may be older than the release
+    script=/usr/share/debootstrap/scripts/$suite
+    [ -e "$script" ] || script=/usr/share/debootstrap/scripts/sid
+    say "a Debian $suite"
+    rm -rf --one-file-system "$root"
+    mkdir -p "$root"
+    debootstrap --variant=minbase --include=ca-certificates "$suite" "$root" "$mirror" "$script" \
+        >"$root.log" 2>&1 || fail "debootstrap of $suite failed, see $root.log"
+    touch "$root/.made"
+}
+
+existing() {
+    while IFS= read -r -d '' file; do
+        [ ! -e "$file" ] || printf '%s\0' "$file"
+    done
+}
+
+# What a result depends on, of the files of this directory.
+sources() {
+    git ls-files -z -co --exclude-standard -- . ':!*.md' ':!docs' ':!.github' ':!.ci' ':!demo' ':!packaging' \
+        ':!fuzz' ':!scripts/matrix.sh' ':!LICENSE' | existing
+}
+
+# The checkout as it is, uncommitted changes included; times of files are kept, so cargo builds what changed.
+copy_sources() {
+    local root=$1
+    rm -rf "$root/src"
+    mkdir -p "$root/src"
+    git ls-files -z -co --exclude-standard | existing | tar --null --files-from=- --create |
+        tar --extract --directory "$root/src"
+}
+
+# Third-party crates are alike in all cells. They are built in the oldest release and copied from there: what was
+# built against an older C library runs with a later one, not the other way round. What depends on the server's
+# version, and all of ours, is built and linked in each.
+seed() {
+    local suite=$1 older
+    [ ! -e "$CELLS/$suite/root/build" ] || return 0
+    for older in bullseye bookworm trixie; do
+        [ "$older" != "$suite" ] || return 0
+        [ ! -e "$CELLS/pg${DEBIANS[$older]}/through.result" ] || {
+            cp -a --reflink=auto "$CELLS/$older/root/build" "$CELLS/$suite/root/build"
+            return 0
+        }
+    done
+}
+
+enter() { PG_CONFIG=${PG_CONFIG_INSIDE:-$(pg_config "$PG")} scripts/matrix/enter.sh "$@"; }
+
+prepare() {
+    local suite=$1 root=$2
+    copy_sources "$root"
+    # This machine's runs where the C library is not older; else setup.sh builds one.
+    if [ ! -e "$root/root/.cargo/bin/cargo-pgrx" ] && [ -e "$HOME/.cargo/bin/cargo-pgrx" ]; then
+        install -D "$HOME/.cargo/bin/cargo-pgrx" "$root/root/.cargo/bin/cargo-pgrx"
+    fi
+    PG_CONFIG_INSIDE=$(pg_config "${DEBIANS[$suite]}") enter --network "$root" bash -ec '
+        cd /src
+        dpkg --configure -a
+        # cargo-pgrx links to OpenSSL
+        dpkg -s libssl-dev >/dev/null 2>&1 || { apt-get update && apt-get install -y --no-install-recommends libssl-dev; }
+        scripts/setup.sh
+        cargo fetch --locked' || return 1
+    [ "$PG" != 16 ] || enter --network "$root" bash -ec "
+        [ -e /opt/pgserver ] || {
+            apt-get install -y --no-install-recommends python3-pip
+            pip install --no-deps --target /opt/pgserver.new pgserver==$PGSERVER
+            mv /opt/pgserver.new /opt/pgserver
+        }
+        cd /src && scripts/setup.sh"
+}
+
+# step DIRECTORY KEY NAME COMMAND... : runs it unless it passed before; records KEY, outcome, tests, seconds
+step() {
+    local dir=$1 key=$2 name=$3 start=$SECONDS outcome=ok tests
+    shift 3
+    if [ -e "$dir/$name.result" ] && [ "$(cut -d ' ' -f 1,2 "$dir/$name.result")" = "$key ok" ]; then
+        say "PostgreSQL $PG, $name: passed before"
+        return 0
+    fi
+    say "PostgreSQL $PG, $name"
+    "$@" >"$dir/$name.log" 2>&1 || outcome=failed
+    tests=$(sed -nE 's/^test result: .* ([0-9]+) passed.*/\1/p' "$dir/$name.log" | awk '{ n += $1 } END { print n + 0 }')
+    echo "$key $outcome $tests $((SECONDS - start))" >"$dir/$name.result"
+    [ $outcome = ok ] || failed "$name" "$dir/$name.log"
+}
+
+failed() {
+    say "PostgreSQL $PG, $1: FAILED, see $2"
+    FAILURES=$((FAILURES + 1))
+}
+
+cell() {
+    local suite=$1 dir=$CELLS/pg$PG root=$CELLS/$1/root key name steps
+    mkdir -p "$dir"
+    make_root "$suite" "$root"
+    prepare "$suite" "$root" >"$dir/setup.log" 2>&1 || { failed setup "$dir/setup.log"; return 0; }
+    chroot "$root" "$(pg_config "$PG")" --version | sed -E 's/^PostgreSQL ([^ ]*).*/\1/' >"$dir/postgresql"
+    chroot "$root" dpkg-query -W -f '${Version}\n' pgpool2 | sed 's/-.*//' >"$dir/pgpool"
+    seed "$suite"
+    key=$({ sources | (cd "$root/src" && xargs -0 sha256sum); cat "$dir/postgresql" "$dir/pgpool"; rustc --version; } |
+        sha256sum | cut -c 1-16)
+    read -r -a steps <<<"${STEPS:-build indb through breaks}"
+    for name in "${steps[@]}"; do
+        case $PG:$name in
+            16:indb) ;; # needs dblink
+            *:build) step "$dir" "$key" build enter "$root" bash -c 'cd /src && scripts/install.sh' ;;
+            *) step "$dir" "$key" "$name" enter "$root" bash -c "cd /src && scripts/test.sh $name" ;;
+        esac
+    done
+}
+
+# pgrx ships the bindings of every version for docs.rs: the compiler sees all types, nothing is linked or run.
+types() {
+    local dir=$CELLS/pg$PG key
+    mkdir -p "$dir"
+    key=$({ sources | xargs -0 sha256sum; rustc --version; } | sha256sum | cut -c 1-16)
+    step "$dir" "$key" types env DOCS_RS=1 RUSTC_BOOTSTRAP=1 RUSTFLAGS='--cfg docsrs' cargo check --locked --lib \
+        --no-default-features --features "pg$PG" --target "$(rustc -vV | sed -n 's/^host: //p')" \
+        --target-dir "$CELLS/types"
+}
+
+shown() { # NAME: a field of the table
+    local file=$CELLS/pg$PG/$1.result outcome tests seconds
+    [ -e "$file" ] || { printf 'not run'; return; }
+    read -r _ outcome tests seconds <"$file"
+    [ "$tests" = 0 ] || outcome+=": $tests tests"
+    printf '%s, %s s' "$outcome" "$seconds"
+}
+
+table() {
+    local format='%-10s  %-9s  %-8s  %-12s  %-21s  %-21s  %s\n' suite
+    # shellcheck disable=SC2059 # the format is above
+    printf "\n$format" PostgreSQL Pgpool-II Debian build 'in the database' recoveries faults
+    for PG in 13 14 15 16 17 18; do
+        suite=${SUITES[$PG]:-}
+        # shellcheck disable=SC2059
+        if [ -z "$suite" ]; then
+            printf "$format" "$PG" - - "types only: $(shown types)" '' '' ''
+        else
+            printf "$format" "$(cat "$CELLS/pg$PG/postgresql" 2>/dev/null || echo "$PG")" \
+                "$(cat "$CELLS/pg$PG/pgpool" 2>/dev/null || echo -)" "$suite" "$(shown build)" "$(shown indb)" \
+                "$(shown through)" "$(shown breaks)"
+        fi
+    done
+}
+
+main() {
+    [ "$(id -u)" = 0 ] || fail "run this as root: it makes chroots and namespaces"
+    scripts/setup.sh package
+    FAILURES=0
+    mkdir -p "$CELLS"
+    [ $# -gt 0 ] || set -- 13 15 16 17 18 14
+    for PG in "$@"; do
+        case $PG in
+            13 | 15 | 16 | 17 | 18) cell "${SUITES[$PG]}" ;;
+            14) types ;;
+            *) fail "no cell for PostgreSQL $PG: 13 to 18" ;;
+        esac
+    done
+    table
+    [ $FAILURES = 0 ] || fail "$FAILURES failed"
+}
+
+# read whole before it runs: somebody may edit this file meanwhile
+main "$@"; exit
