@@ -107,7 +107,8 @@ impl Cluster {
         scratch::write_as_postgres(&self.directory.join("postgresql.conf"), &self.conf.text(), 0o600);
         self.set_hba(
             "local all all trust\nlocal replication all trust\n\
-             host all all 0.0.0.0/0 trust\nhost replication all 0.0.0.0/0 trust\n",
+             host all all 0.0.0.0/0 trust\nhost replication all 0.0.0.0/0 trust\n\
+             host all all ::0/0 trust\nhost replication all ::0/0 trust\n",
         );
         self
     }
