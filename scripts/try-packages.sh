@@ -47,7 +47,7 @@ sql "CREATE EXTENSION pgpool_recovery; CREATE ROLE operator; GRANT EXECUTE ON FU
 
 say "install"
 cp "$packages"/postgresql-15-pgpool-recovery_*.deb "$packages"/pgpool-recovery-agent_*.deb "$root/tmp/"
-inside sh -c 'apt-get install -y -q --no-install-recommends /tmp/*.deb' | grep -E '^(Setting up|Adding)'
+inside sh -c 'apt-get install -y -q -o Dpkg::Use-Pty=0 --no-install-recommends /tmp/*.deb' | grep -E '^(Setting up|Adding)'
 grep -q "2.0.0" "$root$control" || fail "the control file is not ours"
 grep -q "1.4" "$root$control.pgpool2" || fail "the other control file is gone"
 [ "$(inside stat -c '%U:%G %a' /etc/pgpool-recovery)" = "postgres:postgres 700" ] || fail "mode of /etc/pgpool-recovery"
@@ -66,11 +66,11 @@ inside test -e /lib/systemd/system/pgpool-recovery-agent.service || fail "no uni
 inside test -e /usr/share/man/man8/pgpool-recovery-agent.8.gz || fail "no manual page"
 
 say "install again, as an upgrade does"
-inside sh -c 'apt-get install -y -q --reinstall --no-install-recommends /tmp/*.deb' | grep -E '^Setting up'
+inside sh -c 'apt-get install -y -q -o Dpkg::Use-Pty=0 --reinstall --no-install-recommends /tmp/*.deb' | grep -E '^Setting up'
 [ "$(sql "SELECT count(*) FROM pgpool_recovery_check('localhost', '/x', 5432)")" -gt 3 ] || fail "it does not run"
 
 say "purge"
-inside apt-get purge -y -q postgresql-15-pgpool-recovery pgpool-recovery-agent | grep -E '^(Removing|Purging)'
+inside apt-get purge -y -q -o Dpkg::Use-Pty=0 postgresql-15-pgpool-recovery pgpool-recovery-agent | grep -E '^(Removing|Purging)'
 grep -q "1.4" "$root$control" || fail "the other control file is not back"
 [ -z "$(inside dpkg-divert --list '*pgpool_recovery*')" ] || fail "a diversion is left"
 inside test ! -e /etc/pgpool-recovery || fail "/etc/pgpool-recovery is left"
