@@ -179,6 +179,7 @@ mod tests {
 
     fn ask(address: SocketAddr, request: &[u8]) -> String {
         let mut socket = TcpStream::connect(address).expect("connect");
+        socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a limit");
         socket.write_all(request).expect("ask");
         let mut answer = String::new();
         socket.read_to_string(&mut answer).expect("an answer");
