@@ -224,6 +224,7 @@ mod tests {
             assert!(content.iter().all(|&byte| byte == 7));
         }
         let mut again = DirectFile::new(file.reopen().expect("reopens"));
-        assert!(again.first_miss(256 << 10, 256 << 10).is_some(), "reading it once filled the page cache");
+        // other pages than those that the reader looked for: looking may bring in the page itself
+        assert!(again.first_miss(276 << 10, 64 << 10).is_some(), "reading it once filled the page cache");
     }
 }
