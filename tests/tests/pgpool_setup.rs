@@ -120,7 +120,9 @@ impl Drop for Installation {
     fn drop(&mut self) {
         // Its own stop waits for the process to be gone, and that is ours to reap.
         let Ok(text) = fs::read_to_string(self.base.join("run/pgpool.pid")) else { return };
-        if let Some(pid) = text.trim().parse().ok().filter(|pid| process::is_alive(*pid)) {
+        // Pgpool-II ends the number with a NUL
+        let number = text.trim_matches(|c: char| !c.is_ascii_digit());
+        if let Some(pid) = number.parse().ok().filter(|pid| process::is_alive(*pid)) {
             let _ = rustix::process::kill_process(process::pid(pid), Signal::QUIT);
             process::reap(pid);
         }
