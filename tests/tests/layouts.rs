@@ -172,10 +172,12 @@ fn a_slot_that_loses_its_wal_is_no_success() {
         primary.execute("SELECT pg_switch_wal()");
         primary.execute("CHECKPOINT");
     }
-    // ours, or the checkpointer was faster
+    // ours, or the checkpointer was faster and terminated the session
     let error = running.finish_within(Duration::from_secs(60)).expect_err("the slot lost its WAL");
-    let error = SqlError::from(&error);
-    assert!(error.text().contains("slot") || error.sqlstate == "57P01", "{error:?}");
+    if !error.is_closed() {
+        let error = SqlError::from(&error);
+        assert!(error.text().contains("slot") || error.sqlstate == "57P01", "{error:?}");
+    }
     assert!(!target.try_start().status.success(), "an incomplete target started");
     probe::assert_nothing_left(&primary);
     recovery(&target, &primary).run(&primary);

@@ -89,6 +89,7 @@ fn every_io_method_is_fine() {
         let recovery = Recovery::of(&target, &primary).option("dest_port", target.port());
         recovery.clone().option("start", true).run(&primary);
         compare::stop_and_compare(&primary, &target).assert_none();
+        primary.start();
         workload::change_every(&mut primary.connect(), 10);
         let report = recovery.option("start", true).run(&primary);
         assert_eq!(report.text("/strategy"), "delta");
