@@ -144,7 +144,10 @@ impl Stage {
             let (phase, left): (String, i64) = (row.get(0), row.get(1));
             let is_streaming = phase == "streaming database files";
             match moment {
-                Moment::Start => self.target.has("pgpool_recovery.incomplete"),
+                // first the marker, then pg_control, then all else
+                Moment::Start => {
+                    self.target.has("pgpool_recovery.incomplete") && !self.target.has("global/pg_control")
+                }
                 Moment::Middle => is_streaming && left.unsigned_abs() <= self.damaged / 2,
                 Moment::End => {
                     if is_streaming && !wal_written {
