@@ -16,6 +16,7 @@ use pgrx::{JsonB, default, extension_sql, name, pg_extern};
 use crate::check::{self, CheckRow};
 use crate::outcomes::{Figures, Memory};
 use crate::pg::json::{JsonText, to_jsonb};
+use crate::pg::log;
 use crate::pg::privileges::{self, Elevated};
 use crate::pg::text::{Text, server_text};
 use crate::recovery;
@@ -458,7 +459,16 @@ impl Classic {
         Ok(self)
     }
 
+    /// Pgpool-II throws the text of an ERROR of the first stage away, but notices reach its log.
     fn run(self, caller: &Caller) -> Result<bool> {
+        self.stage(caller).inspect_err(|error| {
+            let message = format!("pgpool_recovery: first stage failed: {}", error.message);
+            log::notice_detail(&message, error.detail.as_deref(), error.hint.as_deref());
+        })?;
+        Ok(true)
+    }
+
+    fn stage(self, caller: &Caller) -> Result<()> {
         let settings = caller.settings()?;
         if self.script == ENGINE || settings.scripts == Scripts::Ignore {
             self.recover(settings)?;
@@ -476,7 +486,7 @@ impl Classic {
             let memory = Memory::of_this_server()?;
             memory.begin(&self.host, &self.dir, Arc::default()).settle(Ok(()));
         }
-        Ok(true)
+        Ok(())
     }
 
     fn recover(self, settings: Settings) -> Result<()> {

@@ -21,6 +21,11 @@ pub(crate) fn notice(message: &str) {
     emit(PgLogLevel::NOTICE, PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, None, None);
 }
 
+/// A line for the client, with more to say.
+pub(crate) fn notice_detail(message: &str, detail: Option<&str>, hint: Option<&str>) {
+    emit(PgLogLevel::NOTICE, PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, detail, hint);
+}
+
 fn emit(level: PgLogLevel, code: PgSqlErrorCode, message: &str, detail: Option<&str>, hint: Option<&str>) {
     let mut report = ErrorReport::new(code, server_text(message), "pgpool_recovery");
     if let Some(detail) = detail {
