@@ -116,7 +116,7 @@ fn transfer(client: &mut Client, dice: &mut Dice, number: u64) {
         &format!(
             "BEGIN; UPDATE bank SET balance = balance - {sign} WHERE id = {first};
              UPDATE bank SET balance = balance + {sign} WHERE id = {second};
-             INSERT INTO ledger (delta) VALUES ({sign}), (-{sign}); {end}",
+             INSERT INTO ledger (delta) VALUES ({sign}), (0 - {sign}); {end}",
         ),
     );
     if let Some(then) = then {

@@ -30,6 +30,38 @@ fn a_standby_by_pg_basebackup_is_found_identical_and_a_damaged_one_is_not() {
     assert!(faults[0].starts_with(&format!("{table}: page 3 differs")), "{faults:?}");
 }
 
+/// A page that is split while VACUUM walks the index is marked (BTP_SPLIT_END, the cycle id), and that is not logged.
+#[test]
+fn pages_that_were_split_under_a_vacuum_are_equal() {
+    let scratch = Scratch::new();
+    let primary = Cluster::place(&scratch, &Host::here(), "primary").with("autovacuum", "off").init();
+    primary.start();
+    primary.execute(
+        "CREATE TABLE split (id integer PRIMARY KEY) WITH (vacuum_index_cleanup = on);
+         INSERT INTO split SELECT 10 * i FROM generate_series(1, 100000) i;
+         DELETE FROM split WHERE id % 100 = 0",
+    );
+    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
+    std::thread::scope(|scope| {
+        let vacuum = scope.spawn(|| {
+            let sql = "SET vacuum_cost_delay = '20ms'; SET vacuum_cost_limit = 50";
+            let mut client = primary.connect();
+            client.batch_execute(sql).expect(sql);
+            client.batch_execute("VACUUM split").expect("VACUUM");
+        });
+        wait::until_true("VACUUM in the index", wait::PATIENCE, || {
+            let sql = "SELECT count(*) FROM pg_stat_progress_vacuum WHERE phase = 'vacuuming indexes'";
+            primary.get::<i64>(sql, &[]) == 1
+        });
+        primary.execute("INSERT INTO split SELECT 5 + 10 * i FROM generate_series(1, 100000, 3) i");
+        assert!(!vacuum.is_finished(), "VACUUM was too quick");
+        vacuum.join().expect("VACUUM");
+    });
+    standby.wait_for_replay(&primary);
+    let difference = compare::stop_and_compare(&primary, &standby);
+    assert!(!difference.assert_none().masked_pages.is_empty(), "no page was split under the VACUUM");
+}
+
 #[test]
 fn a_killed_server_is_gone_and_its_directory_goes_too() {
     let scratch = Scratch::new();

@@ -88,14 +88,15 @@ fn mask_tuple(page: &mut [u8], at: usize) -> Option<()> {
     Some(())
 }
 
-/// LP_DEAD marks of index entries are hints, and so are a B-tree's BTP_HAS_GARBAGE and vacuum cycle.
+/// LP_DEAD marks of index entries are hints, and so is a B-tree's BTP_HAS_GARBAGE. What tells a running VACUUM of a
+/// split, BTP_SPLIT_END and the vacuum cycle, is not replayed.
 fn mask_index(page: &mut [u8], lower: usize, special: usize) {
     for at in (HEADER..lower).step_by(4) {
         page[at + 1] &= 0x7f;
         page[at + 2] &= 0xfe;
     }
     if special == PAGE - 16 {
-        page[special + 12] &= !0x40;
+        page[special + 12] &= !0x60;
         page[special + 14..special + 16].fill(0);
     }
 }
