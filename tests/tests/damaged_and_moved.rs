@@ -198,7 +198,13 @@ fn a_server_by_its_older_name_is_a_running_server() {
     command.arg(server::program("postmaster")).arg("-D").arg(standby.directory());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).env_remove("RUST_BACKTRACE");
     let mut postmaster = command.spawn().expect("postmaster");
-    let is_ready = || standby.has("postmaster.pid") && standby.read("postmaster.pid").contains("ready");
+    // the killed one has left such a file too
+    let own = postmaster.id().to_string();
+    let is_ready = || {
+        standby.has("postmaster.pid")
+            && standby.read("postmaster.pid").lines().next() == Some(&own)
+            && standby.read("postmaster.pid").contains("ready")
+    };
     wait::until_true("the server to be ready", wait::PATIENCE, is_ready);
     Recovery::of(&standby, &primary).option("slot_name", "another").fail(&primary).expect("55006");
     standby.stop(Stop::Fast);

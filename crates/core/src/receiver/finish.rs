@@ -5,7 +5,7 @@ use super::inspect::myrecovery_path;
 use super::policy::Cluster;
 use super::run::Run;
 use super::settle::settle_wal;
-use super::small_file;
+use super::{running, small_file};
 use crate::control_file::PG_CONTROL;
 use crate::error::{Error, Kind, Result};
 use crate::exclude::{CONTROL_ASIDE, MARKER};
@@ -18,13 +18,27 @@ use crate::standby;
 const CONFIGURATION: u64 = 1 << 20;
 
 /// From here on the target cannot be started: the marker is written, pg_control is out of the way.
+///
+/// A server that started since somebody looked is not replaced: it gets its pg_control back. None can be missed, because
+/// a server first makes the data directory its current one and reads pg_control after that.
 pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
     let text = serde_json::to_string_pretty(marker)
         .map_err(|error| Error::new(Kind::Internal, format!("could not encode the marker: {error}")))?;
     run.target.keep()?;
-    run.target.install(&RelPath::parse(MARKER)?, format!("{text}\n").as_bytes(), 0o600)?;
     let (control, aside) = (RelPath::parse(PG_CONTROL)?, RelPath::parse(CONTROL_ASIDE)?);
-    run.target.rename(&control, &aside)?;
+    let marker = RelPath::parse(MARKER)?;
+    let was_marked = run.target.stat(&marker)?.is_some();
+    run.target.install(&marker, format!("{text}\n").as_bytes(), 0o600)?;
+    let was_there = run.target.rename(&control, &aside)?;
+    if let Some(process) = running::find(run.target.path()) {
+        if was_there {
+            run.target.rename(&aside, &control)?;
+        }
+        if !was_marked {
+            run.target.remove(&marker)?;
+        }
+        return Err(running::refusal(run.target.path(), process));
+    }
     Ok(())
 }
 
@@ -96,4 +110,45 @@ fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) 
         warnings.push(format!("the target's postgresql.conf now includes \"{include}\""));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::cancel::Cancel;
+    use crate::digest::DigestKey;
+    use crate::receiver::ledger::Ledger;
+    use crate::target::Target;
+
+    fn invalidated(directory: &Path) -> Result<()> {
+        let marker = Marker { note: String::new(), system_identifier: 7, timeline: 1, started: 0 };
+        let (key, record) = (DigestKey::random()?, std::sync::Arc::new(Ledger::new()).unlisted(&[]));
+        let run = Run::new(Target::open(directory)?, key, Cancel::new(), Vec::new(), false, record)?;
+        invalidate(&run, &marker)
+    }
+
+    #[test]
+    fn a_server_that_started_meanwhile_gets_its_pg_control_back() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let path = |name: &str| data.path().join(name);
+        std::fs::create_dir(path("global")).expect("make");
+        std::fs::write(path(PG_CONTROL), "control").expect("write");
+        // what a server is, as far as can be told: a process that works there and that postmaster.pid names
+        let mut server = Command::new("sleep");
+        server.arg("60").current_dir(data.path()).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut server = server.spawn().expect("spawn");
+        std::fs::write(path("postmaster.pid"), format!("{}\n", server.id())).expect("write");
+        let refusal = invalidated(data.path());
+        server.kill().expect("kill");
+        server.wait().expect("reap");
+        assert_eq!(refusal.expect_err("it runs").kind, Kind::InUse);
+        assert_eq!(std::fs::read(path(PG_CONTROL)).expect("in place"), b"control");
+        assert!(!path(MARKER).exists() && !path(CONTROL_ASIDE).exists());
+
+        invalidated(data.path()).expect("it has ended");
+        assert!(path(MARKER).exists() && path(CONTROL_ASIDE).exists() && !path(PG_CONTROL).exists());
+    }
 }

@@ -67,7 +67,7 @@ pub fn inspect(
         control,
         marker: marker(directory).1,
         running: metadata.as_ref().and_then(|_| running::server(directory)),
-        pg_version: small_file::text(&directory.join("PG_VERSION")).map(|text| text.trim().to_owned()),
+        pg_version: pg_version(directory),
         server_version: server_version(cluster, cancel)?,
         identity: metadata.as_ref().map(|metadata| (metadata.dev(), metadata.ino())),
         wal_identity: wal.as_ref().and_then(|wal| {
@@ -157,6 +157,14 @@ fn content(directory: &Path, exists: bool) -> Result<Content> {
     Ok(if foreign { Content::Other } else { Content::Empty })
 }
 
+/// The content of PG_VERSION, unless it is none: a run that broke off may have left the file empty.
+fn pg_version(directory: &Path) -> Option<String> {
+    let text = small_file::text(&directory.join("PG_VERSION"))?;
+    let version = text.trim();
+    let is_version = version.starts_with(|c: char| c.is_ascii_digit());
+    is_version.then(|| version.to_owned())
+}
+
 /// pg_control, in place or set aside by a broken-off recovery. A damaged one counts as none: what
 /// matters is whom the directory belongs to, and that can still be told by its WAL.
 fn read_control(directory: &Path) -> Option<ControlFile> {
@@ -237,6 +245,16 @@ mod tests {
         assert_eq!(content(&data, true).expect("look"), Content::Other);
         put(&data, "PG_VERSION", b"15\n");
         assert_eq!(content(&data, true).expect("look"), Content::Cluster);
+    }
+
+    #[test]
+    fn a_version_that_is_none_does_not_count() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        assert_eq!(pg_version(data.path()), None);
+        for (content, version) in [("15\n", Some("15")), ("9.6", Some("9.6")), ("", None), ("\0\0\0", None)] {
+            put(data.path(), "PG_VERSION", content.as_bytes());
+            assert_eq!(pg_version(data.path()).as_deref(), version, "{content:?}");
+        }
     }
 
     #[test]
