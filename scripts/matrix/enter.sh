@@ -45,6 +45,9 @@ if [ -n "$network" ]; then
     environment+=(CARGO_NET_OFFLINE=true)
 else
     cp --dereference /etc/resolv.conf "$root/etc/resolv.conf"
+    # whom this machine trusts is trusted inside
+    authorities=/etc/ssl/certs/ca-certificates.crt
+    [ ! -e "$root$authorities" ] || mount --bind "$authorities" "$root$authorities"
 fi
 [ -s "$root/etc/hosts" ] || echo '127.0.0.1 localhost' >"$root/etc/hosts"
 exec chroot "$root" env -i "${environment[@]}" "${pass[@]}" "$@"
