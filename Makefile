@@ -30,7 +30,7 @@ lint: setup ## formatting, clippy, the rules of the house
 test: lint ## every test
 	scripts/test.sh
 
-test-unit: ## core and agent, without PostgreSQL
+test-unit: setup ## core and agent, without PostgreSQL
 	scripts/test.sh unit
 
 test-indb: setup ## inside a PostgreSQL server
@@ -42,7 +42,7 @@ test-e2e: setup ## real clusters, agents and Pgpool-II
 faults: setup ## every fault at every moment of a run (part of test-e2e)
 	scripts/test.sh faults
 
-fuzz: ## every decoder for SECONDS=60 (5 of them are part of test)
+fuzz: setup ## every decoder for SECONDS=60 (5 of them are part of test)
 	scripts/fuzz.sh $(or $(SECONDS),60)
 
 # make soak ROUNDS=300 SEED=7
