@@ -7,6 +7,9 @@ mod tests {
 
     use crate::server_tests::support::{holds, value};
 
+    /// A name that has to be quoted.
+    const SCHEMA: &str = "\"Upgrade Test\"";
+
     /// Old version, its upgrade script, and its `pgpool_recovery` overloads with their parameter names:
     /// those of a fresh installation of that version.
     const VERSIONS: [(&str, &str, &[&str]); 4] = [
@@ -100,20 +103,20 @@ mod tests {
         assert!(fresh_view.as_ref().is_some_and(|view| view.ends_with("|t|t")), "{fresh_view:?}");
         Spi::run("CREATE ROLE upgrade_user").expect("role");
         for (version, script, overloads) in VERSIONS {
-            Spi::run("CREATE SCHEMA upgrade_test; SET LOCAL search_path = upgrade_test, pg_temp")
+            Spi::run(&format!("CREATE SCHEMA {SCHEMA}; SET LOCAL search_path = {SCHEMA}, pg_temp"))
                 .expect("schema");
             install_old(overloads);
             Spi::run("GRANT EXECUTE ON FUNCTION pgpool_recovery(text, text, text) TO upgrade_user")
                 .expect("grant");
             upgrade(script);
-            assert_eq!(functions("upgrade_test"), fresh, "{version}");
+            assert_eq!(functions(SCHEMA), fresh, "{version}");
             assert!(holds(
                 "has_function_privilege('upgrade_user', 'pgpool_recovery(text, text, text)', 'EXECUTE')"
             ));
             assert!(!holds("has_function_privilege('upgrade_user', 'pgpool_pgctl(text, text)', 'EXECUTE')"));
-            assert!(holds("current_setting('search_path') = 'upgrade_test, pg_temp'"));
-            assert_eq!(view("upgrade_test"), fresh_view, "{version}");
-            Spi::run("DROP SCHEMA upgrade_test CASCADE").expect("dropped");
+            assert!(holds(&format!("current_setting('search_path') = '{SCHEMA}, pg_temp'")));
+            assert_eq!(view(SCHEMA), fresh_view, "{version}");
+            Spi::run(&format!("DROP SCHEMA {SCHEMA} CASCADE")).expect("dropped");
         }
     }
 

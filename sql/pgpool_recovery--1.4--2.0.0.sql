@@ -19,7 +19,7 @@ BEGIN
             'grantee', quote_ident(pg_get_userbyid(a.grantee)),
             'grantable', a.is_grantable))
         FROM pg_proc AS p, aclexplode(COALESCE(p.proacl, acldefault('f', p.proowner))) AS a
-        WHERE p.pronamespace = home::regnamespace
+        WHERE p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = home)
             AND p.proname IN ('pgpool_recovery', 'pgpool_remote_start', 'pgpool_pgctl', 'pgpool_switch_xlog')
             AND a.grantee <> p.proowner), '[]')::text, true);
     PERFORM pg_catalog.set_config('search_path', path, true);
@@ -213,6 +213,7 @@ DECLARE
     path text := pg_catalog.current_setting('search_path');
     old record;
     lost text;
+    entitled text;
 BEGIN
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     FOR old IN
@@ -232,6 +233,16 @@ BEGIN
         RAISE WARNING 'the functions of pgpool_recovery can no longer be executed by PUBLIC'
             USING DETAIL = format('The right was not kept for: %s.', lost),
                 HINT = 'Superusers are not affected. Use GRANT EXECUTE ON FUNCTION if another role calls them.';
+    END IF;
+    SELECT string_agg(DISTINCT g.grantee, ', ' ORDER BY g.grantee) INTO entitled
+        FROM jsonb_to_recordset(current_setting('pgpool_upgrade.grants')::jsonb)
+            AS g(function text, public boolean, grantee text)
+            JOIN pg_roles AS r ON quote_ident(r.rolname) = g.grantee
+        WHERE NOT g.public AND NOT r.rolsuper AND g.function ~ 'pgpool_re(covery|mote_start)\(';
+    IF entitled IS NOT NULL THEN
+        RAISE WARNING 'roles that are not superusers can now rebuild standbys: %', entitled
+            USING DETAIL = 'They had the EXECUTE right, which was of no use to them: the extension in C asked for a superuser, this one does not.',
+                HINT = 'Use REVOKE EXECUTE ON FUNCTION where that is not wanted.';
     END IF;
     PERFORM pg_catalog.set_config('pgpool_upgrade.grants', '', true);
     PERFORM pg_catalog.set_config('search_path', path, true);

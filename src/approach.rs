@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use pgpool_recovery_core::cancel::Cancel;
+use pgpool_recovery_core::clock::now;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::judge::{Finding, clocks};
 use pgpool_recovery_core::progress::Progress;
 use pgpool_recovery_core::protocol::message::{Purpose, Target};
-use pgpool_recovery_core::receiver::inspect::clock;
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::standby::Following;
 
@@ -99,7 +99,7 @@ pub(crate) fn approach(
         audience.hear(Finding::new("target_is_not_primary", Err(error)))?;
         return Ok(None);
     }
-    let asked = clock();
+    let asked = now();
     let opened = situation.connector(wire).and_then(|connector| {
         let (directory, keep) = (Path::new(&situation.request.dest_dir), situation.keep()?);
         let open = || Session::open(connector, directory, purpose, keep, Arc::clone(progress), cancel);
@@ -113,7 +113,7 @@ pub(crate) fn approach(
         }
     };
     let target = session.target().clone();
-    let clocks = clocks(&target, asked, clock());
+    let clocks = clocks(&target, asked, now());
     let reached = format!("\"{}\", {}", target.directory.display(), situation.transport());
     audience.hear(Finding::new("target_reachable", Ok(reached)))?;
     if !situation.is_local() {

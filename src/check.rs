@@ -6,13 +6,13 @@ use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::judge::Finding;
 use pgpool_recovery_core::protocol::message::Purpose;
+use pgpool_recovery_core::size::pretty;
 
 use crate::approach::{Approach, Audience, Way, approach};
 use crate::contents;
 use crate::pg::threads;
 use crate::request::Request;
 use crate::settings::Settings;
-use crate::watch::bytes;
 
 /// One question and its answer.
 pub(crate) struct CheckRow {
@@ -79,7 +79,7 @@ fn room(approach: Approach, cancel: &Cancel, rows: &mut Vec<CheckRow>) -> Result
         Err(error) if error.kind == Kind::TargetRefused => "target_tablespaces",
         _ => "space",
     };
-    let room =
-        planned.map(|planned| format!("there is room for {}, what is there already counted", bytes(planned)));
+    let room = planned
+        .map(|planned| format!("there is room for {}, what is there already counted", pretty(planned)));
     rows.hear(Finding::new(step, room))
 }

@@ -6,6 +6,7 @@ use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::progress::{Phase, Progress};
 use pgpool_recovery_core::protocol::message::Purpose;
+use pgpool_recovery_core::size::pretty;
 use pgpool_recovery_core::wal;
 use serde_json::Value;
 
@@ -20,7 +21,7 @@ use crate::request::Request;
 use crate::settings::Settings;
 use crate::start;
 use crate::summary::Summary;
-use crate::watch::{Watch, bytes};
+use crate::watch::Watch;
 
 /// What Pgpool-II's scripts have always called their backup.
 const LABEL: &str = "Streaming Replication";
@@ -100,7 +101,7 @@ fn rebuild(
         "pgpool_recovery: backup for \"{dir}\" started at {}, comparing {} files, {}",
         wal::lsn(start_lsn),
         plan.files.len(),
-        bytes(plan.bytes()),
+        pretty(plan.bytes()),
     ));
     let marker = contents::marker(&situation);
     let begin = || {
@@ -123,8 +124,8 @@ fn rebuild(
     watch.data_done();
     log::log(&format!(
         "pgpool_recovery: data of \"{dir}\" is there, {} of {} sent, {} files removed",
-        bytes(progress.sent()),
-        bytes(progress.total()),
+        pretty(progress.sent()),
+        pretty(progress.total()),
         settled.removed,
     ));
     summary.settled(settled);

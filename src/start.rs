@@ -10,7 +10,7 @@ use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::protocol::message::{Purpose, Standby};
 use pgpool_recovery_core::sender::Session;
 
-use crate::outcomes::{Memory, Outcome, is_alive};
+use crate::outcomes::{Memory, Outcome};
 use crate::pg::{catalog, log, threads};
 use crate::preflight;
 use crate::settings::Settings;
@@ -67,14 +67,14 @@ fn repeat_failure(host: &str, directory: &str) -> Result<()> {
             hint: error.hint.or_else(|| Some("Run the recovery again when the cause is removed.".to_owned())),
             ..error
         }),
-        Some(Outcome::Running { pid }) if is_alive(pid) => {
+        Some(Outcome::Running(worker)) if worker.is_alive() => {
             Err(Error::new(Kind::InUse, format!("a recovery of \"{directory}\" is running"))
-                .detail(format!("Process {pid} works on it."))
+                .detail(format!("Process {} works on it.", worker.pid))
                 .hint("Wait until it ends; pg_stat_progress_basebackup shows it."))
         }
-        Some(Outcome::Running { pid }) => {
+        Some(Outcome::Running(worker)) => {
             Err(Error::new(Kind::Canceled, format!("first stage of \"{directory}\" was broken off"))
-                .detail(format!("Process {pid}, which worked on it, was terminated."))
+                .detail(format!("Process {}, which worked on it, was terminated.", worker.pid))
                 .hint("Run the recovery again; it sends only what is missing."))
         }
     }

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 
-use crate::outcomes::{Entry, Figures, Memory, Outcome, is_alive, now};
+use crate::outcomes::{Entry, Figures, Memory, Outcome, Worker};
 use crate::report::sqlstate_text;
 
 /// How a recovery stands.
@@ -27,13 +27,13 @@ pub(crate) struct Status {
 pub(crate) fn all() -> Result<Vec<Status>> {
     let mut entries = Memory::of_this_server()?.all();
     entries.sort_by_key(|entry| Reverse(entry.started));
-    Ok(entries.into_iter().map(|entry| status(entry, now(), is_alive)).collect())
+    Ok(entries.into_iter().map(|entry| status(entry, Worker::is_alive)).collect())
 }
 
-fn status(entry: Entry, now: u64, is_alive: impl Fn(u32) -> bool) -> Status {
+fn status(entry: Entry, is_alive: impl Fn(&Worker) -> bool) -> Status {
     let (state, pid, error) = match &entry.outcome {
-        Outcome::Running { pid } if is_alive(*pid) => ("running", Some(*pid), None),
-        Outcome::Running { .. } => ("interrupted", None, None),
+        Outcome::Running(worker) if is_alive(worker) => ("running", Some(worker.pid), None),
+        Outcome::Running(_) => ("interrupted", None, None),
         Outcome::Failed { error } if error.kind == Kind::Canceled => {
             ("interrupted", None, Some(error.clone()))
         }
@@ -41,8 +41,7 @@ fn status(entry: Entry, now: u64, is_alive: impl Fn(u32) -> bool) -> Status {
         Outcome::Succeeded => ("succeeded", None, None),
     };
     let figures = entry.figures.clone().filter(|figures| figures.total > 0);
-    let until = if pid.is_some() { now } else { entry.updated };
-    let rate = figures.as_ref().and_then(|figures| rate(figures, until));
+    let rate = figures.as_ref().and_then(rate);
     let left = |figures: &Figures, rate: f64| figures.total.saturating_sub(figures.compared) as f64 / rate;
     Status {
         state,
@@ -56,10 +55,9 @@ fn status(entry: Entry, now: u64, is_alive: impl Fn(u32) -> bool) -> Status {
     }
 }
 
-/// Bytes compared a second since data began to stream; `None` where nothing has been compared.
-fn rate(figures: &Figures, until: u64) -> Option<f64> {
-    let since = figures.streaming_since?;
-    let milliseconds = until.saturating_sub(since).max(1);
+/// Bytes compared a second while data streamed; `None` where nothing has been compared.
+fn rate(figures: &Figures) -> Option<f64> {
+    let milliseconds = figures.streaming?.max(1);
     (figures.compared > 0).then(|| figures.compared as f64 * 1000.0 / milliseconds as f64)
 }
 
@@ -83,7 +81,7 @@ mod tests {
             transport: None,
             strategy: None,
             figures: Some(Figures {
-                streaming_since: Some(5_000),
+                streaming: Some(2_000),
                 total: 1_000,
                 compared: 400,
                 ..Figures::default()
@@ -93,25 +91,25 @@ mod tests {
 
     #[test]
     fn a_running_one_has_a_rate_and_an_end() {
-        let status = status(entry(Outcome::Running { pid: 7 }), 7_000, |pid| pid == 7);
-        assert_eq!((status.state, status.pid), ("running", Some(7)));
+        let status = status(entry(Outcome::Running(Worker::this())), |_| true);
+        assert_eq!((status.state, status.pid), ("running", Some(std::process::id())));
         assert_eq!((status.bytes_per_second, status.seconds_left), (Some(200.0), Some(3.0)));
         assert_eq!(status.figures.as_ref().map(percent), Some(40));
     }
 
     #[test]
     fn one_whose_backend_is_gone_was_interrupted() {
-        let status = status(entry(Outcome::Running { pid: 7 }), 70_000, |_| false);
+        let status = status(entry(Outcome::Running(Worker::this())), |_| false);
         assert_eq!((status.state, status.pid, status.seconds_left), ("interrupted", None, None));
-        assert_eq!(status.bytes_per_second, Some(100.0), "until it was last heard of");
+        assert_eq!(status.bytes_per_second, Some(200.0), "until it was last heard of");
     }
 
     #[test]
     fn a_failed_one_says_why() {
         let error = Error::new(Kind::DiskFull, "full");
-        let failed = status(entry(Outcome::Failed { error }), 70_000, |_| true);
+        let failed = status(entry(Outcome::Failed { error }), |_| true);
         assert_eq!((failed.state, failed.sqlstate.as_deref()), ("failed", Some("53100")));
-        let canceled = status(entry(Outcome::Failed { error: Error::canceled() }), 70_000, |_| true);
+        let canceled = status(entry(Outcome::Failed { error: Error::canceled() }), |_| true);
         assert_eq!((canceled.state, canceled.sqlstate.as_deref()), ("interrupted", Some("57014")));
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::progress::{Phase, Progress};
+use pgpool_recovery_core::size::pretty;
 
 use crate::outcomes::Attempt;
 use crate::pg::log;
@@ -25,30 +26,21 @@ pub(crate) struct Watch<'a> {
     report: ProgressReport,
     last_notice: Instant,
     last_slot: Instant,
-    /// Since when data streams.
-    streaming: Option<Instant>,
 }
 
 impl<'a> Watch<'a> {
     pub(crate) fn start(progress: Arc<Progress>, attempt: Option<&'a Attempt<'a>>) -> Self {
         let now = Instant::now();
-        Self {
-            progress,
-            attempt,
-            report: ProgressReport::start(),
-            last_notice: now,
-            last_slot: now,
-            streaming: None,
-        }
+        Self { progress, attempt, report: ProgressReport::start(), last_notice: now, last_slot: now }
     }
 
     /// Enters a phase and shows it at once.
     pub(crate) fn enter(&mut self, phase: Phase) {
         self.progress.enter(phase);
-        if phase == Phase::Stream {
-            self.streaming.get_or_insert_with(Instant::now);
-        }
         self.report.show(&self.progress);
+        if let Some(attempt) = self.attempt {
+            attempt.show_now();
+        }
     }
 
     /// The number of tablespaces, the default one included.
@@ -87,12 +79,10 @@ impl<'a> Watch<'a> {
 
     fn line(&self) -> String {
         match self.progress.phase() {
-            Phase::Stream => {
-                stream_line(&self.progress, self.streaming.map_or(Duration::ZERO, |since| since.elapsed()))
-            }
+            Phase::Stream => stream_line(&self.progress, self.progress.streaming().unwrap_or_default()),
             Phase::TransferWal => format!(
                 "pgpool_recovery: 100 %, making the standby durable, {} of WAL sent",
-                bytes(self.progress.wal())
+                pretty(self.progress.wal())
             ),
             phase => format!("pgpool_recovery: 0 %, {}", waiting_for(phase)),
         }
@@ -115,32 +105,16 @@ fn stream_line(progress: &Progress, elapsed: Duration) -> String {
     let left = total.saturating_sub(done) as f64 / rate.max(1.0);
     let cloned = match progress.cloned() {
         0 => String::new(),
-        cloned => format!("{} cloned, ", bytes(cloned)),
+        cloned => format!("{} cloned, ", pretty(cloned)),
     };
     format!(
         "pgpool_recovery: {percent} %, {} of {} compared, {cloned}{} sent, {}/s, {} left",
-        bytes(done),
-        bytes(total),
-        bytes(progress.sent()),
-        bytes(rate as u64),
+        pretty(done),
+        pretty(total),
+        pretty(progress.sent()),
+        pretty(rate as u64),
         duration(Duration::from_secs_f64(left.min(1e9))),
     )
-}
-
-/// Bytes for a person: `12 kB`, `3.4 GB` (powers of 1024, as pg_size_pretty).
-pub(crate) fn bytes(count: u64) -> String {
-    let units = ["bytes", "kB", "MB", "GB", "TB"];
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 || value >= 100.0 {
-        format!("{value:.0} {}", units[unit])
-    } else {
-        format!("{value:.1} {}", units[unit])
-    }
 }
 
 fn duration(left: Duration) -> String {
@@ -170,8 +144,6 @@ mod tests {
         progress.add_cloned(5 << 20);
         let line = stream_line(&progress, Duration::from_secs(5));
         assert!(line.contains("5.0 MB cloned, 1.0 kB sent"), "{line}");
-        assert_eq!(bytes(1023), "1023 bytes");
-        assert_eq!(bytes(300 << 30), "300 GB");
         assert_eq!(duration(Duration::from_secs(3700)), "1 h 1 min");
     }
 }

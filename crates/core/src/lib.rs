@@ -15,6 +15,7 @@
 pub mod buffer;
 pub mod cancel;
 pub mod checksum;
+pub mod clock;
 pub mod compress;
 pub mod control_file;
 pub mod delta;

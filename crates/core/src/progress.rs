@@ -1,6 +1,8 @@
 //! What a run has done so far, written by worker threads and read by whoever shows it.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// The phases of PostgreSQL's `pg_stat_progress_basebackup`, in its order and with its numbers
 /// (src/include/commands/progress.h).
@@ -56,12 +58,26 @@ pub struct Progress {
     cloned: AtomicU64,
     wal: AtomicU64,
     streams: AtomicU32,
+    streaming_began: OnceLock<Instant>,
+    streaming_ended: OnceLock<Instant>,
 }
 
 impl Progress {
     /// Enters a phase; an earlier phase than the current one is ignored.
     pub fn enter(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, Ordering::Relaxed);
+        if phase == Phase::Stream {
+            self.streaming_began.get_or_init(Instant::now);
+        } else if phase > Phase::Stream {
+            self.streaming_ended.get_or_init(Instant::now);
+        }
+    }
+
+    /// How long data streams, or did; `None` before it does.
+    pub fn streaming(&self) -> Option<Duration> {
+        let began = *self.streaming_began.get()?;
+        let ended = self.streaming_ended.get().copied().unwrap_or_else(Instant::now);
+        Some(ended.saturating_duration_since(began))
     }
 
     /// The current phase.
@@ -140,5 +156,20 @@ mod tests {
         progress.enter(Phase::Stream);
         progress.enter(Phase::EstimateSize);
         assert_eq!(progress.phase(), Phase::Stream);
+    }
+
+    #[test]
+    fn streaming_has_a_beginning_and_an_end() {
+        let progress = Progress::default();
+        assert_eq!(progress.streaming(), None);
+        progress.enter(Phase::Stream);
+        let first = progress.streaming().expect("it streams");
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(progress.streaming().expect("it streams") > first);
+        progress.enter(Phase::WaitWalArchive);
+        let whole = progress.streaming();
+        std::thread::sleep(Duration::from_millis(2));
+        progress.enter(Phase::TransferWal);
+        assert_eq!(progress.streaming(), whole);
     }
 }

@@ -101,7 +101,7 @@ pub fn is_this_host(host: &str, cancel: &Cancel) -> Result<bool> {
 
 /// The addresses of a name. The system's resolver cannot be interrupted, so it runs in a thread of its
 /// own; if it is not done in time, that thread is left behind: it touches nothing but its answer.
-fn resolve(host: &str, port: u16, cancel: &Cancel) -> Result<Vec<SocketAddr>> {
+pub(crate) fn resolve(host: &str, port: u16, cancel: &Cancel) -> Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }

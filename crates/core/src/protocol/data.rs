@@ -254,7 +254,7 @@ pub fn decode_end_of_file(body: &[u8]) -> Result<(u32, u64)> {
     Ok(end)
 }
 
-/// Decodes the body of a [`GONE`].
+/// Decodes a body that is the number of a file.
 pub fn decode_file(body: &[u8]) -> Result<u32> {
     let mut reader = Reader(body);
     let file = reader.u32()?;

@@ -5,11 +5,12 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::policy::Cluster;
 use super::{readiness, running, small_file};
 use crate::cancel::Cancel;
+use crate::clock;
 use crate::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE, State, wal_system_identifier};
 use crate::error::{Error, Kind, Result};
 use crate::exclude::{CONTROL_ASIDE, MARKER, MYRECOVERY_CONF};
@@ -93,7 +94,7 @@ pub fn inspect(
         standby: standby_of(directory),
         peer,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        clock: clock(),
+        clock: clock::now(),
         starter: readiness::starter(cluster),
         listening: kept_settings.map(standby::listening),
         directory: directory.clone(),
@@ -127,12 +128,6 @@ pub fn myrecovery_path(directory: &Path) -> String {
 /// A configuration that is a link is not extended: what it leads to may belong to others.
 fn is_regular(configuration: &Path) -> bool {
     fs::symlink_metadata(configuration).is_ok_and(|metadata| metadata.is_file())
-}
-
-/// Milliseconds since 1970.
-pub fn clock() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What tells one boot of one machine from all others.

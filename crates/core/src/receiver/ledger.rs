@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use crate::clock;
 use crate::error::{Error, Kind};
 use crate::lock::lock;
 use crate::plan::File;
@@ -235,8 +236,9 @@ const fn is_consequence(error: &Error) -> bool {
     matches!(error.kind, Kind::Canceled | Kind::ConnectionLost)
 }
 
+/// Seconds since 1970.
 fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    clock::now() / 1000
 }
 
 #[cfg(test)]

@@ -1,12 +1,16 @@
 //! Will the server start here once its directory is complete?
 
 use std::io;
-use std::net::{TcpListener, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use socket2::{Domain, Protocol, Socket, Type};
+
 use super::policy::Cluster;
+use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
+use crate::link::dial::resolve;
 
 /// What starts the server, if it is there.
 pub(super) fn starter(cluster: &Cluster) -> Result<String> {
@@ -27,25 +31,32 @@ pub(super) fn starter(cluster: &Cluster) -> Result<String> {
     Ok(words.join(" "))
 }
 
-/// Refuses a port that something listens on. A server that is stopped holds none.
-pub(super) fn test_port(port: u16, addresses: &str) -> Result<()> {
+/// Refuses a port that something listens on. A server that is stopped holds none. A name that leads nowhere is nobody's.
+pub(super) fn test_port(port: u16, addresses: &str, cancel: &Cancel) -> Result<()> {
     for address in addresses.split(',').map(str::trim).filter(|address| !address.is_empty()) {
         let wanted = match address {
             "*" => vec!["0.0.0.0", "::"],
             other => vec![other],
         };
-        for address in
-            wanted.into_iter().filter_map(|address| (address, port).to_socket_addrs().ok()).flatten()
-        {
-            let bound = TcpListener::bind(address);
-            if bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+        for address in wanted.into_iter().filter_map(|name| resolve(name, port, cancel).ok()).flatten() {
+            if is_taken(address) {
                 return Err(Error::new(Kind::InUse, format!("port {port} is in use on the target's host"))
                     .detail(format!("Something listens on {address} already, so the standby could not start."))
                     .hint("Stop it, or give the standby another port: in its own postgresql.conf, or with dest_port."));
             }
         }
     }
-    Ok(())
+    cancel.check()
+}
+
+/// Bound, but never listening: a server that starts at this moment is not in its way.
+fn is_taken(address: SocketAddr) -> bool {
+    let bind = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    };
+    bind().is_err_and(|error: io::Error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 /// The executable file that a command line's first word means.
@@ -62,6 +73,8 @@ fn find(program: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     fn cluster(start_command: Option<&[&str]>) -> Cluster {
@@ -89,13 +102,13 @@ mod tests {
         let other = TcpListener::bind("127.0.0.1:0").expect("listen");
         let port = other.local_addr().expect("address").port();
         for addresses in ["127.0.0.1", "*", "localhost", "0.0.0.0, ::1"] {
-            let tested = test_port(port, addresses).map_err(|error| error.kind);
+            let tested = test_port(port, addresses, &Cancel::new()).map_err(|error| error.kind);
             assert_eq!(tested, Err(Kind::InUse), "{addresses}");
         }
         for addresses in ["", "127.0.0.2", "no.such.host.invalid"] {
-            assert_eq!(test_port(port, addresses), Ok(()), "{addresses}");
+            assert_eq!(test_port(port, addresses, &Cancel::new()), Ok(()), "{addresses}");
         }
         drop(other);
-        assert_eq!(test_port(port, "*"), Ok(()));
+        assert_eq!(test_port(port, "*", &Cancel::new()), Ok(()));
     }
 }

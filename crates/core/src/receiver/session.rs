@@ -191,7 +191,8 @@ impl Session<'_> {
             }
             Request::TestPort { port, addresses } => {
                 // worth knowing, but no reason for anybody to end here
-                Ok(readiness::test_port(port, &addresses).map_or_else(Reply::Error, |()| Reply::Ok))
+                Ok(readiness::test_port(port, &addresses, &self.cancel)
+                    .map_or_else(Reply::Error, |()| Reply::Ok))
             }
             Request::PlanEnd(terms) => self.plan_end(&cluster, terms),
             Request::Begin { marker, digest_key } => {

@@ -6,21 +6,22 @@
 //! its data directory (docs/decisions/). `pgpool_recovery_status` shows what is remembered, and a running
 //! recovery tells there how far it is.
 
+mod file;
+mod worker;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pgpool_recovery_core::clock::now;
 use pgpool_recovery_core::error::Error;
 use pgpool_recovery_core::path::normalize_directory;
-use pgpool_recovery_core::progress::{Phase, Progress};
-use rustix::fs::{FlockOperation, OFlags, flock};
+use pgpool_recovery_core::progress::Progress;
 use serde::{Deserialize, Serialize};
 
+use self::file::OutcomesFile;
+pub(crate) use self::worker::Worker;
 use crate::pg::catalog;
 
 /// Most targets remembered; the oldest go first.
@@ -29,8 +30,8 @@ const MOST: usize = 100;
 /// How often a running recovery writes down how far it is.
 const SHOW: Duration = Duration::from_secs(1);
 
-/// Largest file read, bytes.
-const LARGEST: u64 = 1 << 20;
+/// How long the beginning or the end of a recovery waits for other sessions that write theirs down.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// What this session knows, where there is no place for a file. Main thread only.
@@ -42,7 +43,7 @@ thread_local! {
 #[serde(tag = "state", rename_all = "snake_case")]
 pub(crate) enum Outcome {
     /// A backend works on it, or died doing so.
-    Running { pid: u32 },
+    Running(Worker),
     /// It failed, and this is why.
     Failed { error: Error },
     /// The target is complete.
@@ -70,8 +71,8 @@ pub(crate) struct Entry {
 pub(crate) struct Figures {
     pub(crate) phase: String,
     pub(crate) streams: u32,
-    /// Since when data streams, milliseconds since 1970.
-    pub(crate) streaming_since: Option<u64>,
+    /// How long data has been streaming, milliseconds.
+    pub(crate) streaming: Option<u64>,
     pub(crate) total: u64,
     pub(crate) compared: u64,
     pub(crate) sent: u64,
@@ -85,9 +86,30 @@ struct Outcomes {
     targets: BTreeMap<String, Entry>,
 }
 
+impl Outcomes {
+    fn put(&mut self, entry: &Entry) {
+        self.targets.insert(format!("{}:{}", entry.host, entry.directory), entry.clone());
+        while self.targets.len() > MOST {
+            self.forget_one();
+        }
+    }
+
+    /// The oldest goes, and first of all what was refused before it did anything.
+    fn forget_one(&mut self) {
+        let worth = |entry: &Entry| {
+            let is_running = matches!(entry.outcome, Outcome::Running(_));
+            (is_running || entry.strategy.is_some(), entry.updated)
+        };
+        let least = self.targets.iter().min_by_key(|(_, entry)| worth(entry));
+        if let Some(key) = least.map(|(key, _)| key.clone()) {
+            self.targets.remove(&key);
+        }
+    }
+}
+
 /// The memory of one server.
 pub(crate) struct Memory {
-    file: Option<PathBuf>,
+    file: Option<OutcomesFile>,
 }
 
 impl Memory {
@@ -100,22 +122,13 @@ impl Memory {
 
     /// The memory of the server with these socket directories and this port.
     fn of(unix_socket_directories: &str, port: u16) -> Self {
-        let directory =
-            unix_socket_directories.split(',').map(|directory| directory.trim().trim_matches('"'));
-        let directory = directory.into_iter().find(|directory| directory.starts_with('/'));
-        Self {
-            file: directory
-                .map(|directory| Path::new(directory).join(format!(".s.PGSQL.{port}.recovery.json"))),
-        }
+        Self { file: OutcomesFile::beside_socket(unix_socket_directories, port) }
     }
 
     /// Everything that is remembered.
     pub(crate) fn all(&self) -> Vec<Entry> {
-        let outcomes = match self.open(false) {
-            Some(mut file) => read(&mut file),
-            None => SESSION.with_borrow(Clone::clone),
-        };
-        outcomes.targets.into_values().collect()
+        let outcomes = self.file.as_ref().and_then(OutcomesFile::read);
+        outcomes.unwrap_or_else(|| SESSION.with_borrow(Clone::clone)).targets.into_values().collect()
     }
 
     /// What became of the last first stage of a target, if any is known.
@@ -127,9 +140,9 @@ impl Memory {
 
     /// A first stage begins. What becomes of it is remembered even if an interrupt ends it.
     pub(crate) fn begin<'a>(&'a self, host: &str, directory: &str, progress: Arc<Progress>) -> Attempt<'a> {
-        let pid = std::process::id();
+        let this = Worker::this();
         let other_runs = match self.recall(host, directory) {
-            Some(Outcome::Running { pid: other }) => other != pid && is_alive(other),
+            Some(Outcome::Running(other)) => other != this && other.is_alive(),
             _ => false,
         };
         let entry = Entry {
@@ -137,66 +150,32 @@ impl Memory {
             directory: normal(directory),
             started: now(),
             updated: now(),
-            outcome: Outcome::Running { pid },
+            outcome: Outcome::Running(this),
             transport: None,
             strategy: None,
             figures: None,
         };
         if !other_runs {
-            self.remember(&entry);
+            self.remember(&entry, PATIENCE);
         }
         Attempt {
             memory: self,
             progress,
             entry: RefCell::new(entry),
             shown: Cell::new(Instant::now()),
-            is_settled: Cell::new(other_runs),
+            is_silent: Cell::new(other_runs),
         }
     }
 
     /// Best effort: a recovery must not fail because its story cannot be written down.
-    fn remember(&self, entry: &Entry) {
-        let add = |outcomes: &mut Outcomes| {
-            outcomes.targets.insert(format!("{}:{}", entry.host, entry.directory), entry.clone());
-            while outcomes.targets.len() > MOST {
-                let oldest = outcomes.targets.iter().min_by_key(|(_, entry)| entry.updated);
-                let Some(oldest) = oldest.map(|(key, _)| key.clone()) else { break };
-                outcomes.targets.remove(&oldest);
-            }
-        };
-        match self.open(true) {
-            Some(mut file) => {
-                let mut outcomes = read(&mut file);
-                add(&mut outcomes);
-                let _ = write(&mut file, &outcomes);
-            }
-            None => SESSION.with_borrow_mut(add),
+    fn remember(&self, entry: &Entry, patience: Duration) {
+        let is_written = self
+            .file
+            .as_ref()
+            .is_some_and(|file| file.change(patience, |outcomes| outcomes.put(entry)).is_ok());
+        if !is_written {
+            SESSION.with_borrow_mut(|outcomes| outcomes.put(entry));
         }
-    }
-
-    /// The file, locked against other sessions; `None` if it cannot be had or is not ours (the socket
-    /// directory may be /tmp).
-    fn open(&self, create: bool) -> Option<File> {
-        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).ok()?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(create)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(flags)
-            .open(self.file.as_ref()?)
-            .ok()?;
-        let metadata = file.metadata().ok()?;
-        let ours = metadata.is_file()
-            && metadata.uid() == rustix::process::geteuid().as_raw()
-            && metadata.nlink() == 1
-            && metadata.mode() & 0o022 == 0;
-        if !ours {
-            return None;
-        }
-        flock(&file, FlockOperation::LockExclusive).ok()?;
-        Some(file)
     }
 }
 
@@ -209,12 +188,13 @@ pub(crate) struct Attempt<'a> {
     /// When it was last written down.
     shown: Cell<Instant>,
     /// Nothing more is to be said, or another session's run of the same target is what counts.
-    is_settled: Cell<bool>,
+    is_silent: Cell<bool>,
 }
 
 impl Attempt<'_> {
-    /// How the target is going to be filled, as the report calls it.
+    /// The target is this run's alone. How it is going to be filled, as the report calls it.
     pub(crate) fn goes(&self, transport: &str, strategy: &str) {
+        self.is_silent.set(false);
         let mut entry = self.entry.borrow_mut();
         entry.transport = Some(transport.to_owned());
         entry.strategy = Some(strategy.to_owned());
@@ -223,33 +203,38 @@ impl Attempt<'_> {
     /// Writes down how far it is, now and then.
     pub(crate) fn show(&self) {
         if self.shown.get().elapsed() >= SHOW {
-            self.shown.set(Instant::now());
-            self.put(None);
+            self.show_now();
         }
+    }
+
+    /// Writes down how far it is, unless somebody else is just writing.
+    pub(crate) fn show_now(&self) {
+        self.shown.set(Instant::now());
+        self.put(None, Duration::ZERO);
     }
 
     /// It ended.
     pub(crate) fn settle(self, outcome: Result<(), Error>) {
-        self.put(Some(match outcome {
+        let end = match outcome {
             Ok(()) => Outcome::Succeeded,
             Err(error) => Outcome::Failed { error },
-        }));
+        };
+        self.put(Some(end), PATIENCE);
     }
 
     /// Writes the story down; `end`: it goes no further.
-    fn put(&self, end: Option<Outcome>) {
-        if self.is_settled.get() {
+    fn put(&self, end: Option<Outcome>, patience: Duration) {
+        if self.is_silent.get() {
             return;
         }
         let mut entry = self.entry.borrow_mut();
         entry.updated = now();
-        let since = entry.figures.as_ref().and_then(|figures| figures.streaming_since);
-        entry.figures = Some(figures(&self.progress, since));
+        entry.figures = Some(figures(&self.progress));
         if let Some(outcome) = end {
             entry.outcome = outcome;
-            self.is_settled.set(true);
+            self.is_silent.set(true);
         }
-        self.memory.remember(&entry);
+        self.memory.remember(&entry, patience);
     }
 }
 
@@ -258,16 +243,16 @@ impl Drop for Attempt<'_> {
         let error = Error::canceled()
             .detail("The session was canceled, ran into a timeout, or ended during the recovery.")
             .hint("Run the recovery again; it sends only what is missing.");
-        self.put(Some(Outcome::Failed { error }));
+        self.put(Some(Outcome::Failed { error }), PATIENCE);
     }
 }
 
-fn figures(progress: &Progress, streaming_since: Option<u64>) -> Figures {
-    let phase = progress.phase();
+fn figures(progress: &Progress) -> Figures {
+    let milliseconds = |streaming: Duration| u64::try_from(streaming.as_millis()).unwrap_or(u64::MAX);
     Figures {
-        phase: phase.name().to_owned(),
+        phase: progress.phase().name().to_owned(),
         streams: progress.streams(),
-        streaming_since: streaming_since.or_else(|| (phase >= Phase::Stream).then(now)),
+        streaming: progress.streaming().map(milliseconds),
         total: progress.total(),
         compared: progress.compared(),
         sent: progress.sent(),
@@ -276,34 +261,9 @@ fn figures(progress: &Progress, streaming_since: Option<u64>) -> Figures {
     }
 }
 
-/// Milliseconds since 1970.
-pub(crate) use pgpool_recovery_core::receiver::inspect::clock as now;
-
-/// Whether the process of that number is a server process: the number may belong to somebody else by now.
-pub(crate) fn is_alive(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/comm"))
-        .is_ok_and(|name| matches!(name.trim_end(), "postgres" | "postmaster"))
-}
-
 /// A directory may be written in several ways.
 fn normal(directory: &str) -> String {
     normalize_directory(directory).map_or_else(|_| directory.to_owned(), |path| path.display().to_string())
-}
-
-/// A damaged file is an empty memory.
-fn read(file: &mut File) -> Outcomes {
-    let mut text = String::new();
-    let _ = file.take(LARGEST).read_to_string(&mut text);
-    // whoever died while writing may have left the end of a longer text behind
-    let first = serde_json::Deserializer::from_str(&text).into_iter().next();
-    first.and_then(|outcomes| outcomes.ok()).unwrap_or_default()
-}
-
-fn write(file: &mut File, outcomes: &Outcomes) -> std::io::Result<()> {
-    let text = serde_json::to_vec(outcomes)?;
-    file.seek(SeekFrom::Start(0))?;
-    file.write_all(&text)?;
-    file.set_len(text.len() as u64)
 }
 
 #[cfg(test)]
@@ -328,14 +288,50 @@ mod tests {
         memory().begin("h", "/d", Arc::default()).settle(Ok(()));
         assert_eq!(memory().recall("h", "/d"), Some(Outcome::Succeeded));
         let file = directory.join(".s.PGSQL.7.recovery.json");
-        let text = std::fs::read_to_string(&file).expect("read");
-        std::fs::write(&file, text + "the rest of a longer one").expect("write");
-        assert_eq!(memory().recall("h", "/d"), Some(Outcome::Succeeded));
         std::fs::write(&file, "{").expect("write");
         assert_eq!(memory().recall("h", "/d"), None);
         std::fs::remove_file(&file).expect("remove");
         std::os::unix::fs::symlink("/etc/passwd", &file).expect("link");
         assert_eq!(memory().recall("h", "/d"), None, "a link is not followed");
+        std::fs::remove_dir_all(&directory).expect("clean");
+    }
+    fn entry(directory: &str, updated: u64, strategy: Option<&str>, outcome: Outcome) -> Entry {
+        Entry {
+            host: "h".to_owned(),
+            directory: directory.to_owned(),
+            started: 0,
+            updated,
+            outcome,
+            transport: None,
+            strategy: strategy.map(str::to_owned),
+            figures: None,
+        }
+    }
+
+    #[test]
+    fn refusals_are_forgotten_before_anything_else() {
+        let mut outcomes = Outcomes::default();
+        let (real, running) = (Outcome::Succeeded, Outcome::Running(Worker::this()));
+        outcomes.put(&entry("/old", 1, Some("delta"), real.clone()));
+        outcomes.put(&entry("/running", 2, None, running));
+        for number in 0..300 {
+            outcomes.put(&entry(&format!("/refused/{number}"), 100 + number, None, real.clone()));
+        }
+        assert_eq!(outcomes.targets.len(), MOST);
+        assert!(outcomes.targets.contains_key("h:/old") && outcomes.targets.contains_key("h:/running"));
+        assert!(outcomes.targets.contains_key("h:/refused/299"));
+    }
+
+    #[test]
+    fn whose_number_somebody_else_has_now_runs_no_more() {
+        let directory = std::env::temp_dir().join(format!("pgpool_recovery_number_{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("make");
+        let memory = Memory::of(&directory.display().to_string(), 7);
+        // a backend of that number died in the middle
+        let gone = Outcome::Running(Worker::this().successor());
+        memory.remember(&entry("/d", 1, Some("delta"), gone), PATIENCE);
+        memory.begin("h", "/d", Arc::default()).settle(Ok(()));
+        assert_eq!(memory.recall("h", "/d"), Some(Outcome::Succeeded));
         std::fs::remove_dir_all(&directory).expect("clean");
     }
 }
