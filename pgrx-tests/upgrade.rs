@@ -47,7 +47,7 @@ mod tests {
         }
         Spi::run(
             "UPDATE pg_proc SET probin = '$libdir/pgpool-recovery', prosrc = proname
-             WHERE pronamespace = current_schema()::regnamespace",
+             WHERE pronamespace = quote_ident(current_schema())::regnamespace",
         )
         .expect("catalog");
     }

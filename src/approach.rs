@@ -16,6 +16,7 @@ use pgpool_recovery_core::protocol::message::{Purpose, Target};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::standby::Following;
 
+use crate::outcomes::Memory;
 use crate::pg::threads;
 use crate::preflight::{self, Situation};
 use crate::request::Request;
@@ -127,11 +128,22 @@ pub(crate) fn approach(
     for finding in situation.target_findings(&target) {
         audience.hear(finding)?;
     }
+    if let Purpose::Look = purpose {
+        // whoever recovers has the target's lock instead
+        audience.hear(Finding::new("target_free", not_worked_on(&situation.request, &target)))?;
+    }
     if target.running.is_none() {
         let listening = situation.listening(&target);
-        let tested = threads::wait(cancel, tick, || session.test_port(&listening));
-        let free = tested.map(|()| format!("{} is free on the target's host", listening.port));
-        audience.hear(Finding::advice("port", free))?;
+        match threads::wait(cancel, tick, || session.test_port(&listening)) {
+            Err(error) if error.kind != Kind::InUse => {
+                audience.hear(Finding::new("target_reachable", Err(error)))?;
+                return Ok(None);
+            }
+            tested => {
+                let free = tested.map(|()| format!("{} is free on the target's host", listening.port));
+                audience.hear(Finding::advice("port", free))?;
+            }
+        }
     }
     let following = situation.following(&target);
     let conninfo = following.conninfo();
@@ -139,6 +151,24 @@ pub(crate) fn approach(
     let login = threads::wait(cancel, tick, login);
     audience.hear(Finding::new("replication_login", login.map(|()| conninfo)))?;
     Ok(Some(Approach { situation, session, target, following }))
+}
+
+/// Whether nobody recovers the target now, as far as this server and the receiver know.
+fn not_worked_on(request: &Request, target: &Target) -> Result<String> {
+    let last = Memory::of_this_server()?.recall(&request.dest_host, &request.dest_dir);
+    let detail = match (last.as_ref().and_then(|entry| entry.other_worker()), &target.recovery) {
+        (Some(worker), _) => format!("Process {} of this server works on it.", worker.pid),
+        (None, Some(run)) => match run.primary {
+            Some(primary) => format!("The primary at {primary} works on it."),
+            None => "Another server of its host works on it.".to_owned(),
+        },
+        (None, None) => return Ok("no recovery of it is running".to_owned()),
+    };
+    let message = format!("a recovery of \"{}\" is running", request.dest_dir);
+    Err(Error::new(Kind::InUse, message).detail(detail).hint(
+        "Wait until it ends; the view pgpool_recovery_status shows it, and \"pgpool-recovery-agent status\" on the \
+         target's host.",
+    ))
 }
 
 /// The question that an error on the way to the target answers.

@@ -10,7 +10,7 @@ use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::protocol::message::{Purpose, Standby};
 use pgpool_recovery_core::sender::Session;
 
-use crate::outcomes::{Memory, Outcome};
+use crate::outcomes::{Entry, Memory, Outcome};
 use crate::pg::{catalog, log, threads};
 use crate::preflight;
 use crate::settings::Settings;
@@ -20,7 +20,15 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// Starts the standby in `directory` on `host`. Succeeds if it runs and streams already.
 pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> Result<()> {
-    repeat_failure(host, directory)?;
+    let last = Memory::of_this_server()?.recall(host, directory);
+    let failure = last.as_ref().and_then(failure);
+    // where a refusal left everything as it was, a standby that streams is none the worse for it
+    let is_untouched = last.is_some_and(|entry| entry.strategy.is_none());
+    if let Some(failure) = &failure
+        && !is_untouched
+    {
+        return Err(failure.clone());
+    }
     let started = Instant::now();
     let cancel = Cancel::new();
     let tick = &mut || Ok(());
@@ -34,8 +42,15 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     let connector = preflight::connector(host, &settings, local, Arc::default())?;
     let open =
         || Session::open(connector, Path::new(directory), Purpose::Look, Vec::new(), Arc::default(), &cancel);
-    let mut session = threads::wait(&cancel, tick, open)?;
+    let mut session = match threads::wait(&cancel, tick, open) {
+        Ok(session) => session,
+        Err(error) => return Err(failure.unwrap_or(error)),
+    };
     let standby = session.target().standby.clone().unwrap_or_default();
+    if let Some(failure) = failure {
+        let is_well = session.target().running.is_some() && streams(&standby)?;
+        return if is_well { Ok(()) } else { Err(failure) };
+    }
     let timeout = u32::try_from(settings.start_timeout.as_secs()).unwrap_or(u32::MAX);
     let launched = threads::wait(&cancel, tick, || session.start(timeout))?;
     let deadline = started + settings.start_timeout;
@@ -53,11 +68,19 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     Ok(())
 }
 
-/// A first stage that failed is why this one must: Pgpool-II shows this error, not that one.
-fn repeat_failure(host: &str, directory: &str) -> Result<()> {
-    match Memory::of_this_server()?.recall(host, directory) {
-        None | Some(Outcome::Succeeded) => Ok(()),
-        Some(Outcome::Failed { error }) => Err(Error {
+/// A first stage that failed is why the start must: Pgpool-II shows this error, not that one.
+fn failure(last: &Entry) -> Option<Error> {
+    let directory = &last.directory;
+    if let Some(worker) = last.other_worker() {
+        return Some(
+            Error::new(Kind::InUse, format!("a recovery of \"{directory}\" is running"))
+                .detail(format!("Process {} works on it.", worker.pid))
+                .hint("Wait until it ends; the view pgpool_recovery_status shows it."),
+        );
+    }
+    match last.outcome.clone() {
+        Outcome::Succeeded => None,
+        Outcome::Failed { error } => Some(Error {
             // Pgpool-II cuts what it shows after some 200 characters: the cause comes first
             message: format!("first stage failed: {}", error.message),
             detail: Some(match error.detail {
@@ -67,16 +90,11 @@ fn repeat_failure(host: &str, directory: &str) -> Result<()> {
             hint: error.hint.or_else(|| Some("Run the recovery again when the cause is removed.".to_owned())),
             ..error
         }),
-        Some(Outcome::Running(worker)) if worker.is_alive() => {
-            Err(Error::new(Kind::InUse, format!("a recovery of \"{directory}\" is running"))
-                .detail(format!("Process {} works on it.", worker.pid))
-                .hint("Wait until it ends; pg_stat_progress_basebackup shows it."))
-        }
-        Some(Outcome::Running(worker)) => {
-            Err(Error::new(Kind::Canceled, format!("first stage of \"{directory}\" was broken off"))
+        Outcome::Running(worker) => Some(
+            Error::new(Kind::Canceled, format!("first stage of \"{directory}\" was broken off"))
                 .detail(format!("Process {}, which worked on it, was terminated.", worker.pid))
-                .hint("Run the recovery again; it sends only what is missing."))
-        }
+                .hint("Run the recovery again; it sends only what is missing."),
+        ),
     }
 }
 

@@ -7,6 +7,9 @@ use pgpool_recovery_core::error::{Error, Kind, Result};
 use crate::outcomes::{Entry, Figures, Memory, Outcome, Worker};
 use crate::report::sqlstate_text;
 
+/// Most seconds that are said to be left: make_interval() refuses what no interval can hold.
+const LONGEST: f64 = 1e9;
+
 /// How a recovery stands.
 pub(crate) struct Status {
     /// Target, and when it began and was last heard of.
@@ -42,7 +45,9 @@ fn status(entry: Entry, is_alive: impl Fn(&Worker) -> bool) -> Status {
     };
     let figures = entry.figures.clone().filter(|figures| figures.total > 0);
     let rate = figures.as_ref().and_then(rate);
-    let left = |figures: &Figures, rate: f64| figures.total.saturating_sub(figures.compared) as f64 / rate;
+    let left = |figures: &Figures, rate: f64| {
+        (figures.total.saturating_sub(figures.compared) as f64 / rate).min(LONGEST)
+    };
     Status {
         state,
         pid,
@@ -91,10 +96,14 @@ mod tests {
 
     #[test]
     fn a_running_one_has_a_rate_and_an_end() {
-        let status = status(entry(Outcome::Running(Worker::this())), |_| true);
+        let begun = || entry(Outcome::Running(Worker::this()));
+        let status = status(begun(), |_| true);
         assert_eq!((status.state, status.pid), ("running", Some(std::process::id())));
         assert_eq!((status.bytes_per_second, status.seconds_left), (Some(200.0), Some(3.0)));
         assert_eq!(status.figures.as_ref().map(percent), Some(40));
+        let slow = Figures { streaming: Some(u64::MAX), total: u64::MAX, compared: 1, ..Figures::default() };
+        let slow = super::status(Entry { figures: Some(slow), ..begun() }, |_| true);
+        assert_eq!(slow.seconds_left, Some(LONGEST));
     }
 
     #[test]

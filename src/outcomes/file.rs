@@ -59,8 +59,20 @@ impl OutcomesFile {
             text = serde_json::to_vec(&outcomes)?;
         }
         let new = self.path.with_extension("new");
-        open_ours(&new, writing().truncate(true))?.write_all(&text)?;
-        std::fs::rename(&new, &self.path)
+        let replaced = open_ours(&new, writing().truncate(true))
+            .and_then(|mut file| file.write_all(&text))
+            .and_then(|()| std::fs::rename(&new, &self.path));
+        if replaced.is_err() {
+            let _ = std::fs::remove_file(&new);
+        }
+        replaced
+    }
+
+    /// Takes it away, if it is ours.
+    pub(super) fn remove(&self) {
+        if self.read().is_some() {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 

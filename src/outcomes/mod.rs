@@ -34,7 +34,7 @@ const SHOW: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 thread_local! {
-    /// What this session knows, where there is no place for a file. Main thread only.
+    /// What this session could not write down. Main thread only.
     static SESSION: RefCell<Outcomes> = RefCell::default();
 }
 
@@ -80,6 +80,20 @@ pub(crate) struct Figures {
     pub(crate) wal: u64,
 }
 
+impl Entry {
+    fn key(&self) -> String {
+        format!("{}:{}", self.host, self.directory)
+    }
+
+    /// The other backend that works on it now. What this one began has ended when it asks.
+    pub(crate) fn other_worker(&self) -> Option<&Worker> {
+        match &self.outcome {
+            Outcome::Running(worker) if *worker != Worker::this() && worker.is_alive() => Some(worker),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Outcomes {
     /// By host and directory.
@@ -88,9 +102,23 @@ struct Outcomes {
 
 impl Outcomes {
     fn put(&mut self, entry: &Entry) {
-        self.targets.insert(format!("{}:{}", entry.host, entry.directory), entry.clone());
+        self.targets.insert(entry.key(), entry.clone());
         while self.targets.len() > MOST {
             self.forget_one();
+        }
+    }
+
+    /// Whether another backend works on a target.
+    fn is_worked_on(&self, key: &str) -> bool {
+        self.targets.get(key).is_some_and(|entry| entry.other_worker().is_some())
+    }
+
+    /// What either knows, of each target the newest.
+    fn merge(&mut self, other: Self) {
+        for (key, entry) in other.targets {
+            if self.targets.get(&key).is_none_or(|known| known.updated <= entry.updated) {
+                self.targets.insert(key, entry);
+            }
         }
     }
 
@@ -127,37 +155,37 @@ impl Memory {
 
     /// Everything that is remembered.
     pub(crate) fn all(&self) -> Vec<Entry> {
-        let outcomes = self.file.as_ref().and_then(OutcomesFile::read);
-        outcomes.unwrap_or_else(|| SESSION.with_borrow(Clone::clone)).targets.into_values().collect()
+        let mut outcomes = self.file.as_ref().and_then(OutcomesFile::read).unwrap_or_default();
+        outcomes.merge(SESSION.with_borrow(Clone::clone));
+        outcomes.targets.into_values().collect()
     }
 
-    /// What became of the last first stage of a target, if any is known.
-    pub(crate) fn recall(&self, host: &str, directory: &str) -> Option<Outcome> {
+    /// The last first stage of a target, if any is known.
+    pub(crate) fn recall(&self, host: &str, directory: &str) -> Option<Entry> {
         let directory = normal(directory);
-        let is_meant = |entry: &Entry| entry.host == host && entry.directory == directory;
-        self.all().into_iter().find(is_meant).map(|entry| entry.outcome)
+        self.all().into_iter().find(|entry| entry.host == host && entry.directory == directory)
     }
 
     /// A first stage begins. What becomes of it is remembered even if an interrupt ends it.
     pub(crate) fn begin<'a>(&'a self, host: &str, directory: &str, progress: Arc<Progress>) -> Attempt<'a> {
-        let this = Worker::this();
-        let other_runs = match self.recall(host, directory) {
-            Some(Outcome::Running(other)) => other != this && other.is_alive(),
-            _ => false,
-        };
         let entry = Entry {
             host: host.to_owned(),
             directory: normal(directory),
             started: now(),
             updated: now(),
-            outcome: Outcome::Running(this),
+            outcome: Outcome::Running(Worker::this()),
             transport: None,
             strategy: None,
             figures: None,
         };
-        if !other_runs {
-            self.remember(&entry, PATIENCE);
-        }
+        let key = entry.key();
+        let mut other_runs = false;
+        self.change(PATIENCE, |outcomes| {
+            other_runs = outcomes.is_worked_on(&key);
+            if !other_runs {
+                outcomes.put(&entry);
+            }
+        });
         Attempt {
             memory: self,
             progress,
@@ -167,15 +195,23 @@ impl Memory {
         }
     }
 
-    /// Best effort: a recovery must not fail because its story cannot be written down.
-    fn remember(&self, entry: &Entry, patience: Duration) {
-        let is_written = self
-            .file
-            .as_ref()
-            .is_some_and(|file| file.change(patience, |outcomes| outcomes.put(entry)).is_ok());
+    /// Best effort: a recovery must not fail because its story cannot be written down. What could not be is
+    /// written with the next change. Whether it is written.
+    fn change(&self, patience: Duration, mut change: impl FnMut(&mut Outcomes)) -> bool {
+        let unwritten = SESSION.take();
+        let written = self.file.as_ref().map(|file| {
+            file.change(patience, |outcomes| {
+                outcomes.merge(unwritten.clone());
+                change(outcomes);
+            })
+        });
+        let is_written = matches!(written, Some(Ok(())));
         if !is_written {
-            SESSION.with_borrow_mut(|outcomes| outcomes.put(entry));
+            let mut unwritten = unwritten;
+            change(&mut unwritten);
+            SESSION.set(unwritten);
         }
+        is_written
     }
 }
 
@@ -230,11 +266,16 @@ impl Attempt<'_> {
         let mut entry = self.entry.borrow_mut();
         entry.updated = now();
         entry.figures = Some(figures(&self.progress));
+        let ends = end.is_some();
         if let Some(outcome) = end {
             entry.outcome = outcome;
             self.is_silent.set(true);
         }
-        self.memory.remember(&entry, patience);
+        let is_written = self.memory.change(patience, |outcomes| outcomes.put(&entry));
+        if let (true, false, Some(file)) = (ends, is_written, &self.memory.file) {
+            // better no file than one that says for as long as this backend lives that it works on the target
+            file.remove();
+        }
     }
 }
 
@@ -279,22 +320,63 @@ mod tests {
         let memory = || Memory::of(&format!("{}, /other", directory.display()), 7);
         let error = Error::new(Kind::DiskFull, "full").hint("Free some.");
         memory().begin("h", "/d/", Arc::default()).settle(Err(error.clone()));
-        assert_eq!(memory().recall("h", "/d"), Some(Outcome::Failed { error }));
-        assert_eq!(memory().recall("h", "/e"), None);
+        let recall = |directory| memory().recall("h", directory).map(|entry| entry.outcome);
+        assert_eq!(recall("/d"), Some(Outcome::Failed { error }));
+        assert_eq!(recall("/e"), None);
         drop(memory().begin("h", "/d", Arc::default()));
-        assert!(
-            matches!(memory().recall("h", "/d"), Some(Outcome::Failed { error }) if error.kind == Kind::Canceled)
-        );
+        assert!(matches!(recall("/d"), Some(Outcome::Failed { error }) if error.kind == Kind::Canceled));
         memory().begin("h", "/d", Arc::default()).settle(Ok(()));
-        assert_eq!(memory().recall("h", "/d"), Some(Outcome::Succeeded));
+        assert_eq!(recall("/d"), Some(Outcome::Succeeded));
         let file = directory.join(".s.PGSQL.7.recovery.json");
         std::fs::write(&file, "{").expect("write");
-        assert_eq!(memory().recall("h", "/d"), None);
+        assert_eq!(recall("/d"), None);
         std::fs::remove_file(&file).expect("remove");
         std::os::unix::fs::symlink("/etc/passwd", &file).expect("link");
-        assert_eq!(memory().recall("h", "/d"), None, "a link is not followed");
+        assert_eq!(recall("/d"), None, "a link is not followed");
         std::fs::remove_dir_all(&directory).expect("clean");
     }
+
+    #[test]
+    fn an_end_that_cannot_be_written_leaves_nobody_waiting() {
+        let directory = std::env::temp_dir().join(format!("pgpool_recovery_end_{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("make");
+        let memory = Memory::of(&directory.display().to_string(), 7);
+        let attempt = memory.begin("h", "/d", Arc::default());
+        let file = directory.join(".s.PGSQL.7.recovery.json");
+        assert!(file.exists());
+        // nothing can be put into its place
+        let new = directory.join(".s.PGSQL.7.recovery.new");
+        std::fs::create_dir(&new).expect("in the way");
+        attempt.settle(Ok(()));
+        assert!(!file.exists(), "other sessions know nothing");
+        let recall = || memory.recall("h", "/d").map(|entry| entry.outcome);
+        assert_eq!(recall(), Some(Outcome::Succeeded), "this one does");
+        std::fs::remove_dir(&new).expect("out of the way");
+        memory.begin("h", "/e", Arc::default()).settle(Ok(()));
+        SESSION.take();
+        assert_eq!(recall(), Some(Outcome::Succeeded), "told with the next one");
+        std::fs::remove_dir_all(&directory).expect("clean");
+    }
+
+    #[test]
+    fn who_works_on_a_target_keeps_its_place() {
+        let directory = std::env::temp_dir().join(format!("pgpool_recovery_place_{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("make");
+        let memory = Memory::of(&directory.display().to_string(), 7);
+        let mut other = std::process::Command::new("sleep").arg("60").spawn().expect("a process");
+        let running = Outcome::Running(Worker::of(other.id()));
+        memory.change(PATIENCE, |outcomes| outcomes.put(&entry("/d", 1, Some("delta"), running.clone())));
+        let refused = memory.begin("h", "/d", Arc::default());
+        refused.settle(Err(Error::new(Kind::InUse, "locked")));
+        let recall = || memory.recall("h", "/d").expect("known");
+        assert!(recall().other_worker().is_some_and(|worker| worker.pid == other.id()));
+        other.kill().and_then(|()| other.wait()).expect("ended");
+        assert!(recall().other_worker().is_none());
+        memory.begin("h", "/d", Arc::default()).settle(Ok(()));
+        assert_eq!(recall().outcome, Outcome::Succeeded);
+        std::fs::remove_dir_all(&directory).expect("clean");
+    }
+
     fn entry(directory: &str, updated: u64, strategy: Option<&str>, outcome: Outcome) -> Entry {
         Entry {
             host: "h".to_owned(),
@@ -329,9 +411,9 @@ mod tests {
         let memory = Memory::of(&directory.display().to_string(), 7);
         // a backend of that number died in the middle
         let gone = Outcome::Running(Worker::this().successor());
-        memory.remember(&entry("/d", 1, Some("delta"), gone), PATIENCE);
+        memory.change(PATIENCE, |outcomes| outcomes.put(&entry("/d", 1, Some("delta"), gone.clone())));
         memory.begin("h", "/d", Arc::default()).settle(Ok(()));
-        assert_eq!(memory.recall("h", "/d"), Some(Outcome::Succeeded));
+        assert_eq!(memory.recall("h", "/d").map(|entry| entry.outcome), Some(Outcome::Succeeded));
         std::fs::remove_dir_all(&directory).expect("clean");
     }
 }

@@ -13,7 +13,10 @@ pub(crate) struct Worker {
 impl Worker {
     /// This backend.
     pub(crate) fn this() -> Self {
-        let pid = std::process::id();
+        Self::of(std::process::id())
+    }
+
+    pub(super) fn of(pid: u32) -> Self {
         Self { pid, since: start_of(pid).unwrap_or_default() }
     }
 
@@ -52,7 +55,7 @@ mod tests {
         assert!(this.is_alive() && this.since > 0);
         assert!(!this.successor().is_alive());
         let mut child = std::process::Command::new("true").spawn().expect("spawn");
-        let other = Worker { pid: child.id(), since: start_of(child.id()).unwrap_or(1) };
+        let other = Worker::of(child.id());
         child.wait().expect("reap");
         assert!(!other.is_alive());
     }

@@ -30,8 +30,8 @@ impl Backup {
     pub(crate) fn start(label: &str, fast: bool) -> Result<Self> {
         if is_running() {
             return Err(Error::new(Kind::WrongState, "a backup is already in progress in this session")
-                .detail("A session runs one backup at a time, and this one was started by pg_backup_start().")
-                .hint("End it with pg_backup_stop(), or call from another session."));
+                .detail("A session runs one backup at a time, and this one started it itself.")
+                .hint(format!("End it with {}(), or call from another session.", compat::BACKUP_STOP_NAME)));
         }
         // From here a backup of this session is ours, so the guard exists before the backup does: none
         // can be left behind if something fails between its start and our seeing the result.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::path::normalize_directory;
-use pgpool_recovery_core::receiver::policy::Cluster;
+use pgpool_recovery_core::receiver::policy::{Cluster, resolve};
 use serde::Deserialize;
 
 /// The agent's configuration.
@@ -55,7 +55,7 @@ impl Config {
                 format!("metrics address \"{address}\" is not of this host's loopback"),
             )
             .detail("Metrics are told to everybody who asks, without secret and encryption.")
-            .hint("Write metrics = \"127.0.0.1:9898\"; for a Prometheus on another host put a proxy in between."));
+            .hint("Write metrics = \"127.0.0.1:9899\"; for a Prometheus on another host put a proxy in between."));
         }
         if self.clusters.is_empty() {
             return Err(Error::new(Kind::InvalidArgument, "the configuration lists no [[cluster]]")
@@ -63,7 +63,7 @@ impl Config {
         }
         let mut seen = Vec::new();
         for cluster in &self.clusters {
-            let directory = normalize_directory(&cluster.data_directory.to_string_lossy())?;
+            let directory = resolve(&normalize_directory(&cluster.data_directory.to_string_lossy())?);
             for root in &cluster.tablespace_roots {
                 normalize_directory(&root.to_string_lossy())?;
             }
@@ -86,7 +86,7 @@ impl Config {
                     Kind::InvalidArgument,
                     format!("\"{}\" is listed twice", directory.display()),
                 )
-                .hint("List every data directory once."));
+                .hint("List every data directory once, by one of its names."));
             }
             seen.push(directory);
         }
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn metrics_stay_on_loopback() {
-        for address in ["127.0.0.1:9898", "[::1]:9898"] {
+        for address in ["127.0.0.1:9899", "[::1]:9899"] {
             let text =
                 format!("metrics = '{address}'\n[[cluster]]\ndata_directory = '/d'\nbin_directory = 'BIN'\n");
             assert_eq!(
@@ -136,8 +136,8 @@ mod tests {
     fn mistakes_are_named() {
         let cluster = "[[cluster]]\ndata_directory = '/d'\nbin_directory = 'BIN'\n";
         for (text, named) in [
-            ("metrics = '0.0.0.0:9898'\n".to_owned() + cluster, "0.0.0.0:9898"),
-            ("metrics = '[2001:db8::1]:9898'\n".to_owned() + cluster, "2001:db8::1"),
+            ("metrics = '0.0.0.0:9899'\n".to_owned() + cluster, "0.0.0.0:9899"),
+            ("metrics = '[2001:db8::1]:9899'\n".to_owned() + cluster, "2001:db8::1"),
             ("metrics = 'localhost'\n".to_owned() + cluster, "metrics"),
             ("listen = 'nonsense'\n".to_owned() + cluster, "listen"),
             ("lissten = '0.0.0.0:1'\n".to_owned() + cluster, "lissten"),

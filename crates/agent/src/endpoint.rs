@@ -5,14 +5,15 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::{Error, Result};
-use tracing::warn;
+use tracing::{error, warn};
 
 /// Connections served at a time; more wait in the kernel's queue, which is bounded.
-const THREADS: usize = 4;
+const THREADS: usize = 8;
 
 /// Most bytes of a request.
 const REQUEST: usize = 8 << 10;
@@ -22,6 +23,10 @@ const HEADERS: usize = 64;
 
 /// How long a connection may last.
 const DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long its request may take to come. Every local user can connect: a full queue of those who say nothing is
+/// through before Prometheus loses patience (10 s).
+const REQUEST_DEADLINE: Duration = Duration::from_millis(250);
 
 /// Starts to listen on `address`; `/metrics` is what `page` makes. Returns the address, for one with port 0.
 pub(crate) fn start(
@@ -41,7 +46,12 @@ pub(crate) fn start(
             loop {
                 match listener.accept() {
                     // a client that left or was too slow is nothing to report
-                    Ok((socket, _)) => drop(converse(&socket, page)),
+                    Ok((socket, _)) => {
+                        let conversation = AssertUnwindSafe(|| converse(&socket, page));
+                        if catch_unwind(conversation).is_err() {
+                            error!("could not answer Prometheus: an internal error");
+                        }
+                    }
                     // out of file descriptors, most likely: let some connections end
                     Err(_) => std::thread::sleep(Duration::from_millis(100)),
                 }
@@ -54,26 +64,26 @@ pub(crate) fn start(
 }
 
 fn converse(socket: &TcpStream, page: &impl Fn() -> Result<String>) -> io::Result<()> {
-    let mut timed = Timed { socket, deadline: Instant::now() + DEADLINE };
+    let begun = Instant::now();
+    let mut timed = Timed { socket, deadline: begun + REQUEST_DEADLINE };
     let mut bytes = Vec::new();
-    let answer = match read(&mut timed, &mut bytes)? {
-        Asked::Page { has_body } => match page() {
-            Ok(text) => Answer {
-                status: "200 OK",
-                content: "text/plain; version=0.0.4; charset=utf-8",
-                text,
-                has_body,
-            },
+    let (asked, has_body) = read(&mut timed, &mut bytes)?;
+    timed.deadline = begun + DEADLINE;
+    let answer = match asked {
+        Asked::Page => match page() {
+            Ok(text) => {
+                Answer { status: "200 OK", content: "text/plain; version=0.0.4; charset=utf-8", text }
+            }
             Err(error) => {
                 warn!("could not answer Prometheus: {error}");
-                Answer { has_body, ..Answer::refusal("500 Internal Server Error") }
+                Answer::refusal("500 Internal Server Error")
             }
         },
         Asked::Other => Answer::refusal("404 Not Found"),
         Asked::Method => Answer::refusal("405 Method Not Allowed\r\nAllow: GET, HEAD"),
         Asked::Nonsense => Answer::refusal("400 Bad Request"),
     };
-    answer.write(&mut timed)?;
+    answer.write(&mut timed, has_body)?;
     // what is left unread would make the kernel reset the connection, and the answer would be lost
     socket.shutdown(Shutdown::Write)?;
     io::copy(&mut timed.take(REQUEST as u64), &mut io::sink())?;
@@ -81,13 +91,14 @@ fn converse(socket: &TcpStream, page: &impl Fn() -> Result<String>) -> io::Resul
 }
 
 enum Asked {
-    Page { has_body: bool },
+    Page,
     Other,
     Method,
     Nonsense,
 }
 
-fn read(timed: &mut Timed<'_>, bytes: &mut Vec<u8>) -> io::Result<Asked> {
+/// What is asked for, and whether the answer has a body.
+fn read(timed: &mut Timed<'_>, bytes: &mut Vec<u8>) -> io::Result<(Asked, bool)> {
     let mut part = [0; 1024];
     loop {
         let count = timed.read(&mut part)?;
@@ -95,9 +106,11 @@ fn read(timed: &mut Timed<'_>, bytes: &mut Vec<u8>) -> io::Result<Asked> {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS];
         let mut request = httparse::Request::new(&mut headers);
         match request.parse(bytes) {
-            Ok(httparse::Status::Complete(_)) => return Ok(judge(&request)),
+            Ok(httparse::Status::Complete(_)) => {
+                return Ok((judge(&request), request.method != Some("HEAD")));
+            }
             Ok(httparse::Status::Partial) if count > 0 && bytes.len() < REQUEST => {}
-            Ok(httparse::Status::Partial) | Err(_) => return Ok(Asked::Nonsense),
+            Ok(httparse::Status::Partial) | Err(_) => return Ok((Asked::Nonsense, true)),
         }
     }
 }
@@ -106,8 +119,7 @@ fn judge(request: &httparse::Request<'_, '_>) -> Asked {
     let path = request.path.unwrap_or_default();
     let path = path.split_once('?').map_or(path, |(path, _)| path);
     match (path, request.method) {
-        ("/metrics", Some("GET")) => Asked::Page { has_body: true },
-        ("/metrics", Some("HEAD")) => Asked::Page { has_body: false },
+        ("/metrics", Some("GET" | "HEAD")) => Asked::Page,
         ("/metrics", _) => Asked::Method,
         _ => Asked::Other,
     }
@@ -118,23 +130,22 @@ struct Answer {
     status: &'static str,
     content: &'static str,
     text: String,
-    has_body: bool,
 }
 
 impl Answer {
     fn refusal(status: &'static str) -> Self {
         let text = "The metrics are at /metrics.\n".to_owned();
-        Self { status, content: "text/plain; charset=utf-8", text, has_body: true }
+        Self { status, content: "text/plain; charset=utf-8", text }
     }
 
-    fn write(&self, timed: &mut Timed<'_>) -> io::Result<()> {
-        let Self { status, content, text, has_body } = self;
+    fn write(&self, timed: &mut Timed<'_>, has_body: bool) -> io::Result<()> {
+        let Self { status, content, text } = self;
         let head = format!(
             "HTTP/1.1 {status}\r\nContent-Type: {content}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
             text.len()
         );
         timed.write_all(head.as_bytes())?;
-        if *has_body { timed.write_all(text.as_bytes()) } else { Ok(()) }
+        if has_body { timed.write_all(text.as_bytes()) } else { Ok(()) }
     }
 }
 
@@ -199,6 +210,8 @@ mod tests {
         assert!(
             answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("Length: 5\r\nConnection: close\r\n\r\n")
         );
+        let answer = ask(address, b"HEAD / HTTP/1.1\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.ends_with("close\r\n\r\n"), "{answer}");
         let long = [b"GET /metrics HTTP/1.1\r\nX: ".as_slice(), &[b'x'; 2 * REQUEST]].concat();
         for (request, status) in [
             (b"GET / HTTP/1.1\r\n\r\n".as_slice(), "404 "),
@@ -215,10 +228,29 @@ mod tests {
     #[test]
     fn those_who_say_nothing_do_not_keep_others_out() {
         let address = endpoint();
+        let start = Instant::now();
+        // as many as fit into the kernel's queue
         let silent: Vec<TcpStream> =
-            (0..THREADS * 2).map(|_| TcpStream::connect(address).expect("connect")).collect();
+            (0..100 + THREADS).map(|_| TcpStream::connect(address).expect("connect")).collect();
         let answer = ask(address, b"GET /metrics HTTP/1.1\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
         drop(silent);
+    }
+
+    #[test]
+    fn a_page_that_panics_costs_no_thread() {
+        let calls = std::sync::atomic::AtomicUsize::new(0);
+        let page = move || {
+            let call = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            assert!(call >= 2 * THREADS, "a bug");
+            Ok(String::new())
+        };
+        let address = start(SocketAddr::from(([127, 0, 0, 1], 0)), page).expect("listen");
+        for _ in 0..2 * THREADS {
+            assert_eq!(ask(address, b"GET /metrics HTTP/1.1\r\n\r\n"), "");
+        }
+        let answer = ask(address, b"GET /metrics HTTP/1.1\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 }

@@ -305,6 +305,7 @@ mod tests {
             clock: 0,
             starter: Ok(String::new()),
             listening: None,
+            recovery: None,
         }
     }
 

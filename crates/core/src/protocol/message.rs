@@ -9,7 +9,7 @@ use crate::control_file::ControlFile;
 use crate::error::{Error, Kind, Result};
 use crate::path::RelPath;
 use crate::plan::{Directory, File, Tablespace};
-use crate::protocol::status::Status;
+use crate::protocol::status::{Run, Status};
 
 /// What the sender asks of the receiver.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -211,6 +211,8 @@ pub struct Target {
     pub starter: Result<String>,
     /// What the configuration it keeps says about listening, if it keeps one.
     pub listening: Option<Listening>,
+    /// The recovery that another session is at, of a directory that was opened to look.
+    pub recovery: Option<Run>,
 }
 
 /// Where a server listens.

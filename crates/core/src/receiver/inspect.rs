@@ -97,6 +97,7 @@ pub fn inspect(
         clock: clock::now(),
         starter: readiness::starter(cluster),
         listening: kept_settings.map(standby::listening),
+        recovery: None,
         directory: directory.clone(),
     })
 }

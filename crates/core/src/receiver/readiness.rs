@@ -54,6 +54,10 @@ fn is_taken(address: SocketAddr) -> bool {
     let bind = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            // as PostgreSQL does: else "::" would mean all of IPv4 as well
+            socket.set_only_v6(true)?;
+        }
         socket.bind(&address.into())
     };
     bind().is_err_and(|error: io::Error| error.kind() == io::ErrorKind::AddrInUse)

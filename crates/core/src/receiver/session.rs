@@ -30,6 +30,10 @@ use crate::target::Target;
 /// Most files and directories of a plan: a bound on memory, far beyond any real cluster.
 const MAX_PLAN: usize = 50_000_000;
 
+/// The bits of a mode that a copy takes over. Nothing of PostgreSQL's is set-user-ID or sticky, and set-group-ID of a
+/// directory belongs to the host that set it.
+const PERMISSIONS: u32 = 0o777;
+
 /// Most bytes of small files in one run, kept in memory until it finishes.
 const MAX_PUTS: usize = 32 << 20;
 
@@ -156,6 +160,8 @@ impl Session<'_> {
                 found.content = message::Content::Missing;
             }
             self.stage = Stage::Locked(Box::new(target));
+        } else {
+            found.recovery = self.receiver.ledger.account(&cluster.data_directory).running;
         }
         self.cluster = Some(cluster);
         Ok(Reply::Target(Box::new(found)))
@@ -174,7 +180,9 @@ impl Session<'_> {
         Ok(target)
     }
 
-    fn plan(&mut self, directories: Vec<Directory>, files: Vec<File>) -> Result<()> {
+    fn plan(&mut self, mut directories: Vec<Directory>, mut files: Vec<File>) -> Result<()> {
+        let modes = directories.iter_mut().map(|directory| &mut directory.mode);
+        modes.chain(files.iter_mut().map(|file| &mut file.mode)).for_each(|mode| *mode &= PERMISSIONS);
         self.directories.extend(directories);
         self.files.extend(files);
         if self.directories.len() + self.files.len() > MAX_PLAN {
