@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use syn::visit::Visit;
-use syn::{Expr, ExprCall, ExprMethodCall, Item, ItemFn, ItemMod, Lit};
+use syn::{Expr, ExprCall, ExprMethodCall, File, Item, ItemFn, ItemMod, Lit};
 
 use crate::document::project;
 
@@ -17,8 +17,9 @@ const HEAD: &str = "# Errors
 
 Every error of the extension, its engine and the agent, by SQLSTATE. Made from the sources by
 `cargo run --package pgpool-recovery-e2e --bin error-table > docs/errors.md`; a test compares. `<...>` stands for what the
-error fills in. An agent's errors reach the primary as they are. [Troubleshooting](troubleshooting.md) starts from what an
-operator sees.
+error fills in. An agent's errors reach the primary as they are. `pgpool_remote_start` repeats the error of a first stage
+that failed, with `first stage failed: ` before it and its SQLSTATE; Pgpool-II's log shows the same as a NOTICE.
+[Troubleshooting](troubleshooting.md) starts from what an operator sees.
 ";
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,8 +39,11 @@ impl Row {
 pub fn document() -> String {
     let kinds = kinds();
     let mut found = Found::default();
-    for file in sources() {
-        found.read(&file);
+    let files: Vec<File> = sources().iter().map(|path| parse(path)).collect();
+    found.shared_makers =
+        only_of_their_name(files.iter().flat_map(|file| file.items.iter().filter_map(maker)));
+    for file in &files {
+        found.read(file);
     }
     let mut text = HEAD.to_owned();
     let mut sections: BTreeMap<&str, (Vec<&str>, BTreeSet<Row>)> = BTreeMap::new();
@@ -76,8 +80,7 @@ fn system_errors(actions: &BTreeSet<String>) -> String {
 
 /// The SQLSTATE and the meaning of each kind, as the core documents them.
 fn kinds() -> BTreeMap<String, (String, String)> {
-    let path = project().join("crates/core/src/error.rs");
-    let file = syn::parse_file(&fs::read_to_string(&path).expect("error.rs")).expect("Rust");
+    let file = parse(&project().join("crates/core/src/error.rs"));
     let kind = file.items.into_iter().find_map(|item| match item {
         Item::Enum(item) if item.ident == "Kind" => Some(item),
         _ => None,
@@ -118,22 +121,58 @@ fn sources() -> Vec<PathBuf> {
     files
 }
 
+fn parse(path: &Path) -> File {
+    syn::parse_file(&fs::read_to_string(path).expect("a source")).expect("Rust")
+}
+
+/// Makers that another file may use: those whose name means one thing.
+fn only_of_their_name(makers: impl Iterator<Item = (String, Maker)>) -> HashMap<String, Maker> {
+    let mut by_name: HashMap<String, Vec<Maker>> = HashMap::new();
+    for (name, maker) in makers {
+        by_name.entry(name).or_default().push(maker);
+    }
+    by_name
+        .into_iter()
+        .filter_map(|(name, mut all)| Some((name, all.pop().filter(|_| all.is_empty())?)))
+        .collect()
+}
+
+/// What a function that passes its argument on as an error's message adds to it.
+#[derive(Clone)]
+struct Maker {
+    kind: String,
+    detail: Option<String>,
+    hint: Option<String>,
+}
+
 /// What the sources raise.
 #[derive(Default)]
 struct Found {
     rows: HashMap<String, BTreeSet<Row>>,
     system: BTreeSet<String>,
     /// Functions of the file that make an error of one kind with a message of the caller's.
-    makers: HashMap<String, String>,
+    makers: HashMap<String, Maker>,
+    /// The same of all files.
+    shared_makers: HashMap<String, Maker>,
+    /// Texts that have a name first.
+    texts: HashMap<String, String>,
     /// Closures that make one error, to which more is said later: kind and message.
     closures: HashMap<String, (String, String)>,
 }
 
 impl Found {
-    fn read(&mut self, path: &Path) {
-        let file = syn::parse_file(&fs::read_to_string(path).expect("a source")).expect("Rust");
+    fn read(&mut self, file: &File) {
         self.makers = file.items.iter().filter_map(maker).collect();
-        self.visit_file(&file);
+        self.visit_file(file);
+    }
+
+    /// A text that is written here, or a few lines above.
+    fn text(&self, expression: &Expr) -> Option<String> {
+        let named = || match expression {
+            Expr::Path(path) => self.texts.get(&path.path.get_ident()?.to_string()).cloned(),
+            _ => None,
+        };
+        text(expression).or_else(named)
     }
 
     fn add(&mut self, base: &ExprCall, detail: Option<String>, hint: Option<String>) {
@@ -143,14 +182,15 @@ impl Found {
         }
         match (name.as_str(), base.args.first(), base.args.get(1)) {
             ("Error::new" | "Self::new", Some(kind), Some(message)) => {
-                if let (Some(kind), Some(message)) = (kind_of(kind), text(message)) {
+                if let (Some(kind), Some(message)) = (kind_of(kind), self.text(message)) {
                     self.put(kind, message, detail, hint);
                 }
             }
             ("Error::io" | "Error::on", Some(action), _) => self.system.extend(text(action)),
-            (maker, Some(message), _) => {
-                if let (Some(kind), Some(message)) = (self.makers.get(maker).cloned(), text(message)) {
-                    self.put(kind, message, detail, hint);
+            (name, Some(message), _) => {
+                let maker = self.makers.get(name).or_else(|| self.shared_makers.get(name)).cloned();
+                if let (Some(maker), Some(message)) = (maker, self.text(message)) {
+                    self.put(maker.kind, message, detail.or(maker.detail), hint.or(maker.hint));
                 }
             }
             _ => {}
@@ -177,7 +217,17 @@ impl<'ast> Visit<'ast> for Found {
         }
     }
 
+    fn visit_item_fn(&mut self, item: &'ast ItemFn) {
+        self.texts.clear();
+        syn::visit::visit_item_fn(self, item);
+    }
+
     fn visit_local(&mut self, local: &'ast syn::Local) {
+        if let (syn::Pat::Ident(name), Some(init)) = (&local.pat, &local.init)
+            && let Some(text) = text(&init.expr)
+        {
+            self.texts.insert(name.ident.to_string(), text);
+        }
         if let (syn::Pat::Ident(name), Some(init)) = (&local.pat, &local.init)
             && let Expr::Closure(closure) = &*init.expr
             && let Some(made) = made_by(&closure.body)
@@ -191,7 +241,7 @@ impl<'ast> Visit<'ast> for Found {
         let (mut detail, mut hint) = (None, None);
         let mut receiver = call;
         loop {
-            let said = receiver.args.first().and_then(text);
+            let said = receiver.args.first().and_then(|said| self.text(said));
             match receiver.method.to_string().as_str() {
                 "detail" => detail = said.or(Some("(varies)".to_owned())),
                 "hint" => hint = said.or(Some("(varies)".to_owned())),
@@ -221,12 +271,23 @@ impl<'ast> Visit<'ast> for Found {
 }
 
 /// A function that passes its argument on as the message of an error.
-fn maker(item: &Item) -> Option<(String, String)> {
+fn maker(item: &Item) -> Option<(String, Maker)> {
     let Item::Fn(ItemFn { sig, block, .. }) = item else { return None };
-    let [syn::Stmt::Expr(Expr::Call(call), None)] = block.stmts.as_slice() else { return None };
+    let [syn::Stmt::Expr(made, None)] = block.stmts.as_slice() else { return None };
+    let (mut detail, mut hint, mut made) = (None, None, made);
+    while let Expr::MethodCall(call) = made {
+        let said = call.args.first().and_then(text);
+        match call.method.to_string().as_str() {
+            "detail" => detail = said,
+            "hint" => hint = said,
+            _ => return None,
+        }
+        made = &call.receiver;
+    }
+    let Expr::Call(call) = made else { return None };
     let passes = matches!(call.args.get(1), Some(Expr::Path(_)));
-    (called(call)? == "Error::new" && passes)
-        .then(|| Some((sig.ident.to_string(), kind_of(call.args.first()?)?)))?
+    let kind = kind_of(call.args.first()?)?;
+    (called(call)? == "Error::new" && passes).then(|| (sig.ident.to_string(), Maker { kind, detail, hint }))
 }
 
 /// The kind and the message of an expression that makes an error.

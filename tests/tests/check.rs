@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 
 use pgpool_recovery_e2e::agent::{self, Agent};
+use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::mount::Tmpfs;
 use pgpool_recovery_e2e::snapshot::Snapshot;
 use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, ports, probe, workload};
@@ -55,6 +56,7 @@ fn every_step_is_there() {
         "space",
         "start_command",
         "tablespaces",
+        "target_free",
         "target_identity",
         "target_is_not_primary",
         "target_reachable",
@@ -99,6 +101,41 @@ fn all_problems_at_once() {
     assert!(answers["space"].1.contains("MB are free"), "{answers:#?}");
     assert!(!std::path::Path::new(directory).exists(), "it is not made");
     probe::assert_nothing_left(&primary);
+}
+
+/// Two primaries that may claim one target, which an agent serves.
+#[test]
+fn a_recovery_that_runs_is_seen_by_others() {
+    let scratch = Scratch::new();
+    let secret = agent::secret(&scratch, "secret");
+    let one = probe::quiet(Cluster::place(&scratch, &Host::here(), "one"))
+        .with("pgpool_recovery.secret_file", secret.display())
+        .with("pgpool_recovery.transport", "agent")
+        .into_primary();
+    workload::fill(&one, 20);
+    let other = Cluster::standby_by_basebackup(&one, &Host::here(), "other");
+    other.promote();
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let agent = Agent::start(&scratch, &Host::here(), &secret, &[target.directory()]);
+    let recovery =
+        Recovery::of(&target, &one).option("agent_port", agent.port()).option("slot_name", "target");
+    let options = json!({ "agent_port": agent.port(), "slot_name": "target_2" });
+    let running = Running::start(&one, &recovery.option("max_rate", 4000), "");
+    running.wait_for_bytes(&one, 4 << 20);
+    for (primary, whose) in
+        [(&one, "of this server works on it"), (&other, "The primary at 127.0.0.1 works on it")]
+    {
+        let answers = check(primary, "localhost", target.dir(), &options);
+        let (ok, said) = &answers["target_free"];
+        assert!(!ok && said.contains(whose), "{answers:#?}");
+        let dry =
+            Recovery::of(&target, primary).option("agent_port", agent.port()).option("slot_name", "target_2");
+        dry.option("dry_run", true).fail(primary).expect("55006").says("is running");
+    }
+    running.finish_within(std::time::Duration::from_secs(60)).expect("nobody was in its way");
+    for primary in [&one, &other] {
+        assert!(check(primary, "localhost", target.dir(), &options)["target_free"].0);
+    }
 }
 
 #[test]

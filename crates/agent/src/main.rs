@@ -11,6 +11,7 @@ use pgpool_recovery_core::secret::Secret;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
+mod check;
 mod config;
 mod endpoint;
 mod manual;
@@ -67,7 +68,7 @@ enum Command {
     /// Print the manual page.
     #[command(hide = true)]
     Man,
-    /// Check the configuration and the secret without starting anything.
+    /// Check the configuration and the secret without starting anything; warn of what a recovery would miss.
     Check {
         /// The configuration file.
         #[arg(long, default_value = "/etc/pgpool-recovery/agent.toml")]
@@ -110,15 +111,6 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Man => manual::write(&Arguments::command(), &mut std::io::stdout())
             .map_err(Error::on("write the manual page")),
-        Command::Check { config } => {
-            let config = Config::read(&config)?;
-            Secret::read(&config.secret_file)?;
-            println!(
-                "configuration and secret are good; {} cluster(s), listening on {}",
-                config.clusters.len(),
-                config.listen
-            );
-            Ok(())
-        }
+        Command::Check { config } => check::print(Config::read(&config)?),
     }
 }

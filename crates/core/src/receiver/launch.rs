@@ -92,18 +92,18 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
         }
     }
     loop {
-        let failed = |message: String, hint: &str| {
+        let last_words = || {
             let lines = logs.tail();
-            let cause = cause(&lines).map(|cause| format!(": {cause}")).unwrap_or_default();
-            Error::new(Kind::StartFailed, format!("{message}{cause}")).detail(lines).hint(hint.to_owned())
+            let why = cause(&lines).map_or_else(String::new, |cause| format!(": {cause}"));
+            (lines, why)
         };
         match running::postmaster_status(directory).as_deref() {
             Some("ready") => return Ok(launched),
             None if running::server(directory).is_none() => {
-                return Err(failed(
-                    "standby stopped while starting".to_owned(),
-                    "The log lines above are the standby's own.",
-                ));
+                let (lines, why) = last_words();
+                return Err(Error::new(Kind::StartFailed, format!("standby stopped while starting{why}"))
+                    .detail(lines)
+                    .hint("The log lines above are the standby's own."));
             }
             status if Instant::now() >= deadline => {
                 let hint = if status == Some("standby") {
@@ -111,10 +111,10 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
                 } else {
                     "See the standby's log; pgpool_recovery.start_timeout is the time it has."
                 };
-                return Err(failed(
-                    format!("standby did not accept connections within {} s", timeout.as_secs()),
-                    hint,
-                ));
+                let (lines, why) = last_words();
+                let seconds = timeout.as_secs();
+                let message = format!("standby did not accept connections within {seconds} s{why}");
+                return Err(Error::new(Kind::StartFailed, message).detail(lines).hint(hint));
             }
             _ => {}
         }

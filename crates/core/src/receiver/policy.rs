@@ -73,7 +73,7 @@ impl Policy {
     }
 
     /// The clusters that are listed.
-    pub(super) fn listed(&self) -> &[Cluster] {
+    pub fn listed(&self) -> &[Cluster] {
         match self {
             Self::Listed(clusters) => clusters,
             Self::Anywhere { .. } => &[],
