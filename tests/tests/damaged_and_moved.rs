@@ -1,6 +1,7 @@
 //! Targets that were damaged before, tablespaces that move, and directories that are no standby.
 
 use std::fs::{self, OpenOptions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 
@@ -294,4 +295,25 @@ fn pg_wal_stays_where_the_standby_has_it() {
     remote_start(&primary, "localhost", standby.dir());
     standby.wait_for_replay(&primary);
     account::give(&lost);
+}
+
+/// PostgreSQL makes neither; a recovery that stopped at them would leave a target that somebody has to clean by hand.
+#[test]
+fn closed_directories_and_strange_names_are_no_obstacle() {
+    let scratch = Scratch::new();
+    let (primary, standby) = primary_and_dead_standby(&scratch);
+    let strange = std::ffi::OsStr::from_bytes(b"strange \xff");
+    for directory in ["", "base"] {
+        std::fs::write(standby.directory().join(directory).join(strange), "x").expect("made");
+    }
+    let surplus = standby.directory().join("surplus");
+    std::fs::create_dir(&surplus).expect("made");
+    std::fs::create_dir(surplus.join(strange)).expect("made");
+    account::give(&surplus);
+    for closed in [surplus, standby.directory().join("base/1"), standby.directory().join("pg_xact")] {
+        std::fs::set_permissions(closed, std::fs::Permissions::from_mode(0o000)).expect("closed");
+    }
+    Recovery::of(&standby, &primary).run(&primary);
+    remote_start(&primary, "localhost", standby.dir());
+    compare::stop_and_compare(&primary, &standby).assert_none();
 }

@@ -12,6 +12,7 @@ use crate::exclude::{CONTROL_ASIDE, MARKER, Rules};
 use crate::path::RelPath;
 use crate::plan::Directory;
 use crate::protocol::message::Terms;
+use crate::target::Entries;
 
 /// What settling did.
 #[derive(Debug, Default)]
@@ -148,7 +149,14 @@ impl Pruner<'_> {
     /// Removes from one directory what is neither planned nor protected.
     fn prune(&mut self, directory: Option<&RelPath>) -> Result<()> {
         self.run.cancel.check()?;
-        for (name, kind) in self.run.target.entries(directory)? {
+        let Entries { named, unnamed } = self.run.target.entries(directory)?;
+        for name in unnamed {
+            if !self.run.is_survey() {
+                self.run.target.remove_unnamed(directory, &name)?;
+            }
+            self.settled.removed += 1;
+        }
+        for (name, kind) in named {
             let path = match directory {
                 Some(directory) => directory.join(&name)?,
                 None => RelPath::parse(&name)?,

@@ -6,6 +6,7 @@
 //! (receiver policy) and known here as further roots.
 
 use std::collections::BTreeSet;
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,6 +25,7 @@ use directories::{make_directories, open_directory, open_nearest, remove_made};
 use write::Writer;
 
 pub use directories::busy;
+pub use remove::Entries;
 pub use stat::Stat;
 
 mod directories;
@@ -291,15 +293,14 @@ impl Target {
             |error: Errno| Error::io(format_args!("make directory \"{}\"", self.shown(path)), &error.into());
         let parent = self.parent_to_change(path).map_err(failed)?;
         let name = path.file_name();
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
+        let fd = match remove::enter(&parent, name) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
                 self.remove(path)?;
                 self.forget_last();
                 rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(mode)).map_err(failed)?;
                 self.touch_parent(path);
-                rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?
+                remove::enter(&parent, name).map_err(failed)?
             }
             Err(error) => return Err(failed(error)),
         };
@@ -412,14 +413,24 @@ impl Target {
         }
     }
 
-    /// The entries of a directory (`None`: of the data directory): names and types, no `.` and `..`.
-    pub fn entries(&self, directory: Option<&RelPath>) -> Result<Vec<(String, FileType)>> {
+    /// Removes an entry whose name is no [`RelPath`].
+    pub fn remove_unnamed(&self, directory: Option<&RelPath>, name: &CStr) -> Result<()> {
+        let parent = directory.map_or("", RelPath::as_str);
+        let removed = self.writable().and_then(|()| remove::entry(self.walk(parent)?, name));
+        lock(&self.dirty).insert(parent.to_owned());
+        removed
+            .map(drop)
+            .map_err(Error::on(format_args!("remove {name:?} in \"{}/{parent}\"", self.path.display())))
+    }
+
+    /// The entries of a directory (`None`: of the data directory).
+    pub fn entries(&self, directory: Option<&RelPath>) -> Result<Entries> {
         let listed = match directory {
             Some(path) => match self.directory(path).and_then(|fd| remove::entries(&fd)) {
-                Err(Errno::NOENT) if self.is_view => Ok(Vec::new()),
+                Err(Errno::NOENT) if self.is_view => Ok(Entries::default()),
                 listed => listed,
             },
-            None if self.roots[0].is_missing => Ok(Vec::new()),
+            None if self.roots[0].is_missing => Ok(Entries::default()),
             None => remove::entries(&self.roots[0].fd),
         };
         let shown = directory.map_or_else(|| self.path.display().to_string(), |path| self.shown(path));
@@ -499,11 +510,10 @@ impl Target {
         if root.is_missing {
             return Err(Errno::NOENT);
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut current: Option<OwnedFd> = None;
         for part in rest.split('/').filter(|part| !part.is_empty()) {
             let from = current.as_ref().unwrap_or(&root.fd);
-            current = Some(rustix::fs::openat(from, part, flags, Mode::empty())?);
+            current = Some(remove::open_directory(from, part)?);
         }
         current.map_or_else(|| rustix::io::fcntl_dupfd_cloexec(&root.fd, 3), Ok)
     }

@@ -1,5 +1,6 @@
 //! Removing whole trees, and listing directories, beneath an opened directory.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
@@ -16,23 +17,51 @@ pub(super) fn entry(parent: impl AsFd, name: impl Arg + Copy) -> Result<bool, Er
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(error),
     }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory: OwnedFd = rustix::fs::openat(&parent, name, flags, Mode::empty())?;
-    for (child, _) in entries(&directory)? {
+    let directory = enter(&parent, name)?;
+    let Entries { named, unnamed } = entries(&directory)?;
+    for (child, _) in named {
         entry(&directory, child.as_str())?;
+    }
+    for child in unnamed {
+        entry(&directory, child.as_c_str())?;
     }
     rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?;
     Ok(true)
 }
 
-/// Names and types of what a directory holds.
-pub(super) fn entries(directory: impl AsFd) -> Result<Vec<(String, FileType)>, Errno> {
-    let mut found = Vec::new();
+/// Opens the directory `name` of `parent`, following no link. One that its owner may not read is made readable: no
+/// server could use it either.
+pub(super) fn enter(parent: impl AsFd, name: impl Arg + Copy) -> Result<OwnedFd, Errno> {
+    match open_directory(&parent, name) {
+        Err(Errno::ACCESS) => {
+            rustix::fs::chmodat(&parent, name, Mode::RWXU, AtFlags::empty())?;
+            open_directory(&parent, name)
+        }
+        opened => opened,
+    }
+}
+
+pub(super) fn open_directory(parent: impl AsFd, name: impl Arg) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, name, flags, Mode::empty())
+}
+
+/// What a directory holds, but for `.` and `..`.
+#[derive(Debug, Default)]
+pub struct Entries {
+    /// Names and types.
+    pub named: Vec<(String, FileType)>,
+    /// Names that are not UTF-8: PostgreSQL makes none, and no plan can have them.
+    pub unnamed: Vec<CString>,
+}
+
+pub(super) fn entries(directory: impl AsFd) -> Result<Entries, Errno> {
+    let mut found = Entries::default();
     for entry in Dir::read_from(&directory)? {
         let entry = entry?;
         let Ok(name) = entry.file_name().to_str() else {
-            // PostgreSQL makes no such name; whoever did has to remove it
-            return Err(Errno::ILSEQ);
+            found.unnamed.push(entry.file_name().to_owned());
+            continue;
         };
         if matches!(name, "." | "..") {
             continue;
@@ -44,7 +73,7 @@ pub(super) fn entries(directory: impl AsFd) -> Result<Vec<(String, FileType)>, E
             }
             known => known,
         };
-        found.push((name.to_owned(), kind));
+        found.named.push((name.to_owned(), kind));
     }
     Ok(found)
 }

@@ -100,7 +100,7 @@ fn nothing_is_written_through_a_view() {
     let path = parent.path().join("data");
     let missing = Target::view(&path).expect("view");
     assert_eq!(missing.stat(&rel("file")).expect("stat"), None);
-    assert!(missing.entries(None).expect("list").is_empty());
+    assert!(missing.entries(None).expect("list").named.is_empty());
     assert!(missing.identities().expect("identities").is_empty());
     assert!(!path.exists(), "it is not made");
 
@@ -135,4 +135,25 @@ fn the_lock_goes_although_somebody_else_has_the_file_open() {
     drop(target);
     Target::open(data.path()).expect("nobody works on it");
     drop(inherited);
+}
+
+#[test]
+fn names_that_no_plan_can_have_are_removed_only() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    let data = tempfile::tempdir().expect("temporary directory");
+    let strange = |bytes: &[u8]| data.path().join(OsStr::from_bytes(bytes));
+    fs::create_dir_all(strange(b"base/\xff/below/\xfe")).expect("make");
+    fs::write(strange(b"\xff"), "").expect("write");
+    let unnamed =
+        |target: &Target, directory: Option<&RelPath>| target.entries(directory).expect("list").unnamed;
+    let view = Target::view(data.path()).expect("look");
+    let name = unnamed(&view, None).pop().expect("one");
+    assert!(view.remove_unnamed(None, &name).is_err(), "nothing changes");
+    let target = Target::open(data.path()).expect("open");
+    target.remove_unnamed(None, &name).expect("removed");
+    assert!(unnamed(&target, None).is_empty() && strange(b"base/\xff").exists());
+    assert!(target.remove(&rel("base")).expect("removed"), "whatever is below");
+    assert!(target.entries(None).expect("list").named.is_empty());
 }
