@@ -10,6 +10,8 @@ packages=$TARGET_DIR/packages
 tree=$TARGET_DIR/package-tree/pgpool-recovery
 rm -rf "${tree%/*}"
 mkdir -p "$tree" "$packages"
+# of another version, or from before what now fails
+rm -f "$packages"/*.deb
 # dpkg-buildpackage wants debian/ beside the sources, and writes into it
 for entry in "$PWD"/*; do
     case ${entry##*/} in
