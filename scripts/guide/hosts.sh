@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by scripts/try-guide.sh: Debian 12 hosts for the operator's guide. Each is a booted systemd-nspawn
 # container with a network namespace of its own; all see the same installed system through overlayfs.
 # They share a bridge and reach nothing else.
@@ -32,7 +33,7 @@ make_base() {
     rm -f "$BASE/etc/resolv.conf"
     echo LANG=C.UTF-8 >"$BASE/etc/default/locale"
     # The administrator's way from host to host, for copying files.
-    mkdir -m 0700 -p "$BASE/root/.ssh"
+    mkdir -m 0700 "$BASE/root/.ssh"
     ssh-keygen -q -t ed25519 -N '' -C guide -f "$BASE/root/.ssh/id_ed25519"
     cp "$BASE/root/.ssh/id_ed25519.pub" "$BASE/root/.ssh/authorized_keys"
     printf 'StrictHostKeyChecking accept-new\nLogLevel ERROR\n' >"$BASE/root/.ssh/config"
