@@ -7,10 +7,10 @@ DESTDIR ?=
 export PG_CONFIG PREFIX DESTDIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install demo demo-agent lint test test-unit test-indb test-e2e faults fuzz soak matrix bench package guide clean
+.PHONY: help setup install demo demo-agent lint test test-unit test-indb test-e2e faults fuzz soak matrix bench package try-packages guide clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what building, testing and the demos need (packages, cargo-pgrx)
 	scripts/setup.sh
@@ -63,7 +63,10 @@ bench: setup install ## our engine side by side with rsync, pg_basebackup, pgBac
 package: ## Debian packages of extension and agent into target/packages
 	scripts/package.sh
 
-guide: ## follow docs/operators-guide.md literally, on booted Debian 12 hosts (containers) of its own
+try-packages: package ## install them on a Debian 12 of their own (a chroot), change over from the C extension, purge (root only)
+	scripts/try-packages.sh
+
+guide: package ## follow docs/operators-guide.md literally, on booted Debian 12 hosts (containers) of its own
 	scripts/try-guide.sh
 
 clean: ## remove what was built

@@ -12,5 +12,5 @@ scripts/setup.sh runtime bench
 cargo build --quiet --release --package pgpool-recovery-bench
 run=("$TARGET_DIR/release/pgpool-recovery-bench" "$@")
 # It starts servers as user postgres, and makes network namespaces and a loop device.
-[ "$(id -u)" = 0 ] || run=(sudo --preserve-env=PG_CONFIG,PGPOOL_RECOVERY_AGENT "${run[@]}")
+[ "$(id -u)" = 0 ] || run=(sudo "--preserve-env=PG_CONFIG,PGPOOL_RECOVERY_AGENT" "${run[@]}")
 exec "${run[@]}"

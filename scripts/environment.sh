@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: the environment that cargo and the servers are to see.
 
 command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
@@ -15,4 +16,5 @@ while IFS= read -r name; do
         *) unset "$name" ;;
     esac
 done < <(compgen -e | grep -E '^PG[A-Z]' || true)
+# shellcheck disable=SC2034 # for those who source this
 TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}

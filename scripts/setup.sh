@@ -114,7 +114,18 @@ install_packages() {
 
 cargo_there() {
     command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
-    command -v cargo >/dev/null || die "cargo is missing: install Rust first (rustup, or the packages rustc and cargo)"
+    local needed there
+    needed=$(sed -nE 's/^rust-version = "(.*)"$/\1/p' "$(dirname "$0")/../Cargo.toml")
+    # Debian 12's own rustc is older than what is needed
+    command -v cargo >/dev/null || die "cargo is missing: install Rust $needed or later first, with rustup"
+    there=$(rustc --version | sed -nE 's/^rustc ([0-9.]+).*/\1/p') || true
+    [ -n "$there" ] || die "rustc does not run: install Rust $needed or later first, with rustup"
+    # the lower one is what is needed, or it is not
+    [ "$(printf '%s\n' "$needed" "$there" | sort --version-sort | head -n 1)" = "$needed" ] && return
+    if command -v rustup >/dev/null; then
+        die "Rust $there is too old, $needed or later is needed: run \"rustup update stable\""
+    fi
+    die "Rust $there ($(command -v rustc)) is too old, $needed or later is needed: install it with rustup, and see that its cargo comes first in PATH"
 }
 
 pgrx() {
@@ -160,7 +171,7 @@ bench() {
 }
 
 package() {
-    install_packages debhelper dpkg-dev fakeroot lintian debootstrap
+    install_packages debhelper dpkg-dev fakeroot lintian debootstrap python3
 }
 
 guide() {

@@ -65,15 +65,104 @@ inside runuser -u postgres -- pgpool-recovery-agent check
 inside test -e /lib/systemd/system/pgpool-recovery-agent.service || fail "no unit"
 inside test -e /usr/share/man/man8/pgpool-recovery-agent.8.gz || fail "no manual page"
 
+say "what the packages say of themselves"
+for package in postgresql-15-pgpool-recovery pgpool-recovery-agent; do
+    for document in CHANGELOG.md operators-guide.md reference.md troubleshooting.md errors.md THIRD-PARTY; do
+        ls "$root/usr/share/doc/$package/$document"* >/dev/null 2>&1 || fail "$package is without $document"
+    done
+    zgrep -q '^serde_json ' "$root/usr/share/doc/$package/THIRD-PARTY.gz" || fail "$package hides a crate"
+done
+[ -e "$root/usr/share/doc/postgresql-15-pgpool-recovery/migrating-from-scripts.md" ] ||
+    [ -e "$root/usr/share/doc/postgresql-15-pgpool-recovery/migrating-from-scripts.md.gz" ] ||
+    fail "no migrating-from-scripts.md"
+
 say "install again, as an upgrade does"
+inside chown root:postgres /etc/pgpool-recovery
+inside chmod 0750 /etc/pgpool-recovery
 inside sh -c 'apt-get install -y -q -o Dpkg::Use-Pty=0 --reinstall --no-install-recommends /tmp/*.deb' | grep -E '^Setting up'
+[ "$(inside stat -c '%U:%G %a' /etc/pgpool-recovery)" = "root:postgres 750" ] ||
+    fail "an administrator's mode of /etc/pgpool-recovery is undone"
+inside chown postgres:postgres /etc/pgpool-recovery
+inside chmod 0700 /etc/pgpool-recovery
 [ "$(sql "SELECT count(*) FROM pgpool_recovery_check('localhost', '/x', 5432)")" -gt 3 ] || fail "it does not run"
 
-say "purge"
-inside apt-get purge -y -q -o Dpkg::Use-Pty=0 postgresql-15-pgpool-recovery pgpool-recovery-agent | grep -E '^(Removing|Purging)'
+extension=postgresql-15-pgpool-recovery
+agent=pgpool-recovery-agent
+
+# purge PACKAGE...
+purge() { inside apt-get purge -y -q -o Dpkg::Use-Pty=0 "$@" | grep -E '^(Removing|Purging)'; }
+
+# secrets yes|no : they are there, and unchanged; or they and their directory are gone
+secrets() {
+    if [ "$1" = no ]; then
+        inside test ! -e /etc/pgpool-recovery || fail "/etc/pgpool-recovery is left"
+    else
+        [ "$(inside cat /etc/pgpool-recovery/secret /etc/pgpool-recovery/secret.new | sha256sum)" = "$secrets" ] ||
+            fail "the secret is gone, and a package that reads it is not"
+        [ "$(inside stat -c '%U:%G %a' /etc/pgpool-recovery)" = "postgres:postgres 700" ] || fail "its directory is changed"
+    fi
+}
+
+# again : both packages and their secrets, as before a purge
+again() {
+    inside sh -c 'apt-get install -y -q -o Dpkg::Use-Pty=0 --no-install-recommends /tmp/*.deb' >/dev/null
+    [ "$(inside stat -c '%U:%G %a' /etc/pgpool-recovery)" = "postgres:postgres 700" ] || fail "mode of /etc/pgpool-recovery"
+    local name
+    for name in secret secret.new; do
+        inside test -e "/etc/pgpool-recovery/$name" ||
+            inside runuser -u postgres -- pgpool-recovery-agent secret --output "/etc/pgpool-recovery/$name"
+    done
+    secrets=$(inside cat /etc/pgpool-recovery/secret /etc/pgpool-recovery/secret.new | sha256sum)
+}
+
+say "purge: the agent, then the extension"
+again
+purge $agent
+secrets yes
+[ "$(sql "SELECT count(*) FROM pgpool_recovery_check('localhost', '/x', 5432)")" -gt 3 ] || fail "it does not run"
+purge $extension
+secrets no
+
+say "purge: the extension, then the agent"
+again
+purge $extension
+secrets yes
+purge $agent
+secrets no
+
+say "purge: of the agent, then it comes again; it was only removed when the extension is purged"
+again
+purge $agent
+secrets yes
+again
+inside apt-get remove -y -q -o Dpkg::Use-Pty=0 $agent | grep -E '^(Removing|Purging)'
+secrets yes
+purge $extension
+secrets yes
+purge $agent
+secrets no
+
+say "purge: by dpkg, both in one call, each first"
+again
+inside dpkg --purge $agent $extension | grep -E '^(Removing|Purging)'
+secrets no
+again
+inside dpkg --purge $extension $agent | grep -E '^(Removing|Purging)'
+secrets no
+
+say "purge: what an administrator put beside the secret stays"
+again
+inside touch /etc/pgpool-recovery/notes
+purge $agent $extension
+[ "$(inside ls -A /etc/pgpool-recovery)" = notes ] || fail "not the notes alone are left"
+inside rm -r /etc/pgpool-recovery
+
+say "purge: as docs/operators-guide.md has it"
+again
+purge $extension $agent
+secrets no
 grep -q "1.4" "$root$control" || fail "the other control file is not back"
 [ -z "$(inside dpkg-divert --list '*pgpool_recovery*')" ] || fail "a diversion is left"
-inside test ! -e /etc/pgpool-recovery || fail "/etc/pgpool-recovery is left"
 inside find / -xdev -name '*pgpool?recovery*' -not -path '/proc/*' -not -path '/tmp/*' | while IFS= read -r path; do
     # what dpkg knows of is postgresql-15-pgpool2's
     inside dpkg -S "$path" >/dev/null 2>&1 || fail "left: $path"

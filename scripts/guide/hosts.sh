@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by scripts/try-guide.sh: Debian 12 hosts for the operator's guide. Each is a booted systemd-nspawn
 # container with a network namespace of its own; all see the same installed system through overlayfs.
 # They share a bridge and reach nothing else.
@@ -32,7 +33,7 @@ make_base() {
     rm -f "$BASE/etc/resolv.conf"
     echo LANG=C.UTF-8 >"$BASE/etc/default/locale"
     # The administrator's way from host to host, for copying files.
-    mkdir -m 0700 -p "$BASE/root/.ssh"
+    mkdir -m 0700 "$BASE/root/.ssh"
     ssh-keygen -q -t ed25519 -N '' -C guide -f "$BASE/root/.ssh/id_ed25519"
     cp "$BASE/root/.ssh/id_ed25519.pub" "$BASE/root/.ssh/authorized_keys"
     printf 'StrictHostKeyChecking accept-new\nLogLevel ERROR\n' >"$BASE/root/.ssh/config"
@@ -87,11 +88,20 @@ boot() {
     echo $! >"$own/nspawn"
 }
 
+# child_of FILE : the one child of the process whose number the file holds; nothing if there is none. The
+# children of 0, which an empty or missing file must not become, are the first processes of this machine.
+child_of() {
+    local parent
+    parent=$(cat "$1" 2>/dev/null || true)
+    [[ $parent =~ ^[1-9][0-9]*$ ]] || return 0
+    pgrep -P "$parent" || true
+}
+
 # wait_until_up HOST
 wait_until_up() {
     local own=$STATE/$1 leader=
     for _ in $(seq 600); do
-        leader=$(pgrep -P "$(cat "$own/nspawn")" || true)
+        leader=$(child_of "$own/nspawn")
         if [ -n "$leader" ]; then
             echo "$leader" >"$own/leader"
             # degraded: some unit has nothing to do in a container
@@ -134,13 +144,13 @@ halt_all() {
     local host own pid
     for host in "${HOSTS[@]}"; do
         own=$STATE/$host
-        pid=$(pgrep -P "$(cat "$own/nspawn" 2>/dev/null || echo 0)" || true)
+        pid=$(child_of "$own/nspawn")
         # the end of a container's first process is the end of all of them
         [ -z "$pid" ] || kill -KILL "$pid" 2>/dev/null || true
     done
     for host in "${HOSTS[@]}"; do
         own=$STATE/$host
-        wait "$(cat "$own/nspawn" 2>/dev/null || echo 0)" 2>/dev/null || true
+        [ ! -s "$own/nspawn" ] || wait "$(cat "$own/nspawn")" 2>/dev/null || true
         umount "$own/root" 2>/dev/null || umount --lazy "$own/root" 2>/dev/null || true
         ip netns delete "$RUN-$host" 2>/dev/null || true
         rm -rf "/run/systemd/nspawn/propagate/$RUN-$host" "/run/systemd/nspawn/unix-export/$RUN-$host"

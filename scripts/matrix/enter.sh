@@ -6,10 +6,10 @@
 set -euo pipefail
 
 if [ "${1:-}" != --inside ]; then
-    network=(--net)
-    [ "$1" != --network ] || { network=(); shift; }
-    exec unshare --mount --pid --ipc --uts "${network[@]}" --fork --kill-child \
-        "$0" --inside "${network[0]:-}" "$@"
+    flags=(--net)
+    [ "$1" != --network ] || { flags=(); shift; }
+    exec unshare --mount --pid --ipc --uts "${flags[@]}" --fork --kill-child \
+        "$0" --inside "${flags[0]:-}" "$@"
 fi
 
 network=$2 root=$3

@@ -129,7 +129,8 @@ fn a_primary_whose_archive_command_fails() {
 fn logical_slots_stay_on_the_primary() {
     let scratch = Scratch::new();
     let primary = place(&scratch).with("wal_level", "logical").into_primary();
-    primary.execute("SELECT pg_create_logical_replication_slot('changes', 'test_decoding')");
+    // the output plugin that is part of every server; test_decoding comes with contrib
+    primary.execute("SELECT pg_create_logical_replication_slot('changes', 'pgoutput')");
     let target = build_and_rebuild(&scratch, &primary);
     assert_eq!(fs::read_dir(target.directory().join("pg_replslot")).expect("it").count(), 0);
     primary.start();
