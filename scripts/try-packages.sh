@@ -157,10 +157,13 @@ purge $agent $extension
 [ "$(inside ls -A /etc/pgpool-recovery)" = notes ] || fail "not the notes alone are left"
 inside rm -r /etc/pgpool-recovery
 
-say "purge: as docs/operators-guide.md has it"
+say "purge: as docs/operators-guide.md has it, and the way back of docs/migrating-from-scripts.md"
 again
+sql "DROP EXTENSION pgpool_recovery"
 purge $extension $agent
 secrets no
+sql "CREATE EXTENSION pgpool_recovery"
+[ "$(sql "SELECT extversion FROM pg_extension WHERE extname = 'pgpool_recovery'")" = 1.4 ] || fail "not 1.4 again"
 grep -q "1.4" "$root$control" || fail "the other control file is not back"
 [ -z "$(inside dpkg-divert --list '*pgpool_recovery*')" ] || fail "a diversion is left"
 inside find / -xdev -name '*pgpool?recovery*' -not -path '/proc/*' -not -path '/tmp/*' | while IFS= read -r path; do
