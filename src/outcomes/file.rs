@@ -16,7 +16,8 @@ const LARGEST: usize = 1 << 20;
 /// How often a lock is tried that another session holds.
 const TRY: Duration = Duration::from_millis(10);
 
-/// Where the server's socket is, PostgreSQL itself keeps what belongs to one server and not into its data directory.
+/// It lies where the server's socket is: PostgreSQL itself keeps there what belongs to one server and not into its data
+/// directory.
 pub(super) struct OutcomesFile {
     path: PathBuf,
 }
@@ -58,8 +59,10 @@ impl OutcomesFile {
             outcomes.forget_one();
             text = serde_json::to_vec(&outcomes)?;
         }
+        // a new one: nothing that is there already is written to, whoever put it there
         let new = self.path.with_extension("new");
-        let replaced = open_ours(&new, writing().truncate(true))
+        let _ = std::fs::remove_file(&new);
+        let replaced = open_ours(&new, writing().create_new(true))
             .and_then(|mut file| file.write_all(&text))
             .and_then(|()| std::fs::rename(&new, &self.path));
         if replaced.is_err() {
