@@ -234,7 +234,7 @@ BEGIN
         FROM jsonb_to_recordset(current_setting('pgpool_upgrade.grants')::jsonb)
             AS g(function text, public boolean, grantee text)
             JOIN pg_roles AS r ON quote_ident(r.rolname) = g.grantee
-        WHERE NOT g.public AND NOT r.rolsuper AND g.function ~ 'pgpool_re(covery|mote_start)\(';
+        WHERE NOT g.public AND NOT r.rolsuper AND g.function ~ 'pgpool_re(covery|mote_start)[(]';
     IF entitled IS NOT NULL THEN
         RAISE WARNING 'roles that are not superusers can now rebuild standbys: %', entitled
             USING DETAIL = 'They had the EXECUTE right, which was of no use to them: the extension in C asked for a superuser, this one does not.',

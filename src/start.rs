@@ -20,14 +20,8 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// Starts the standby in `directory` on `host`. Succeeds if it runs and streams already.
 pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> Result<()> {
-    let last = Memory::of_this_server()?.recall(host, directory);
-    let failure = last.as_ref().and_then(failure);
-    // where a refusal left everything as it was, a standby that streams is none the worse for it
-    let is_untouched = last.is_some_and(|entry| entry.strategy.is_none());
-    if let Some(failure) = &failure
-        && !is_untouched
-    {
-        return Err(failure.clone());
+    if let Some(failure) = Memory::of_this_server()?.recall(host, directory).as_ref().and_then(failure) {
+        return Err(failure);
     }
     let started = Instant::now();
     let cancel = Cancel::new();
@@ -42,15 +36,8 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     let connector = preflight::connector(host, &settings, local, Arc::default())?;
     let open =
         || Session::open(connector, Path::new(directory), Purpose::Look, Vec::new(), Arc::default(), &cancel);
-    let mut session = match threads::wait(&cancel, tick, open) {
-        Ok(session) => session,
-        Err(error) => return Err(failure.unwrap_or(error)),
-    };
+    let mut session = threads::wait(&cancel, tick, open)?;
     let standby = session.target().standby.clone().unwrap_or_default();
-    if let Some(failure) = failure {
-        let is_well = session.target().running.is_some() && streams(&standby)?;
-        return if is_well { Ok(()) } else { Err(failure) };
-    }
     let timeout = u32::try_from(settings.start_timeout.as_secs()).unwrap_or(u32::MAX);
     let launched = threads::wait(&cancel, tick, || session.start(timeout))?;
     let deadline = started + settings.start_timeout;

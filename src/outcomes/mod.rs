@@ -181,7 +181,7 @@ impl Memory {
         let key = entry.key();
         let mut other_runs = false;
         self.change(PATIENCE, |outcomes| {
-            other_runs = outcomes.is_worked_on(&key);
+            other_runs |= outcomes.is_worked_on(&key);
             if !other_runs {
                 outcomes.put(&entry);
             }

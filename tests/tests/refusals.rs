@@ -2,9 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
-use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::mount::Tmpfs;
-use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
 use pgpool_recovery_e2e::scratch::write_as_postgres;
 use pgpool_recovery_e2e::snapshot::Snapshot;
 use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, probe, workload};
@@ -368,22 +366,4 @@ fn the_check_changes_nothing_and_tells_all() {
     }
     before.assert_unchanged(standby.directory());
     probe::assert_nothing_left(&primary);
-}
-
-/// Nothing happened to it, so its first start is as good as before.
-#[test]
-fn a_standby_that_streams_is_none_the_worse_for_a_refusal() {
-    let scratch = Scratch::new();
-    let primary = quiet_primary(&scratch);
-    let standby = Cluster::place(&scratch, &Host::here(), "standby");
-    let recovery = || Recovery::of(&standby, &primary).option("dest_port", standby.port());
-    recovery().run(&primary);
-    remote_start(&primary, "localhost", standby.dir());
-    recovery().fail(&primary).expect("55006");
-    remote_start(&primary, "localhost", standby.dir());
-    // where it does not run, the refusal is told
-    standby.stop(Stop::Fast);
-    recovery().option("replication_user", "nobody").fail(&primary).expect("22023");
-    let error = try_remote_start(&primary, "localhost", standby.dir()).expect_err("it was refused");
-    error.expect("22023").says("first stage failed: role");
 }
