@@ -311,6 +311,11 @@ fn closed_directories_and_strange_names_are_no_obstacle() {
     std::fs::create_dir(&surplus).expect("made");
     std::fs::create_dir(surplus.join(strange)).expect("made");
     account::give(&surplus);
+    let unchangeable = standby.directory().join("base/unchangeable");
+    std::fs::create_dir(&unchangeable).expect("made");
+    std::fs::write(unchangeable.join("file"), "x").expect("made");
+    account::give(&unchangeable);
+    std::fs::set_permissions(&unchangeable, std::fs::Permissions::from_mode(0o500)).expect("closed");
     for closed in [surplus, standby.directory().join("base/1"), standby.directory().join("pg_xact")] {
         std::fs::set_permissions(closed, std::fs::Permissions::from_mode(0o000)).expect("closed");
     }

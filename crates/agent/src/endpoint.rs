@@ -86,6 +86,7 @@ fn converse(socket: &TcpStream, page: &impl Fn() -> Result<String>) -> io::Resul
     answer.write(&mut timed, has_body)?;
     // what is left unread would make the kernel reset the connection, and the answer would be lost
     socket.shutdown(Shutdown::Write)?;
+    timed.deadline = Instant::now() + REQUEST_DEADLINE;
     io::copy(&mut timed.take(REQUEST as u64), &mut io::sink())?;
     Ok(())
 }

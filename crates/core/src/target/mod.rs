@@ -408,7 +408,8 @@ impl Target {
             .and_then(|parent| rustix::fs::statat(&parent, path.file_name(), AtFlags::SYMLINK_NOFOLLOW));
         match stat {
             Ok(stat) => Ok(Some(Stat::of(&stat))),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            // what lies in a directory that cannot be entered is as good as missing
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => Ok(None),
             Err(error) => Err(Error::io(format_args!("stat \"{}\"", self.shown(path)), &error.into())),
         }
     }
@@ -427,7 +428,7 @@ impl Target {
     pub fn entries(&self, directory: Option<&RelPath>) -> Result<Entries> {
         let listed = match directory {
             Some(path) => match self.directory(path).and_then(|fd| remove::entries(&fd)) {
-                Err(Errno::NOENT) if self.is_view => Ok(Entries::default()),
+                Err(Errno::NOENT | Errno::ACCESS) if self.is_view => Ok(Entries::default()),
                 listed => listed,
             },
             None if self.roots[0].is_missing => Ok(Entries::default()),

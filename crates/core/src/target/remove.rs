@@ -18,6 +18,8 @@ pub(super) fn entry(parent: impl AsFd, name: impl Arg + Copy) -> Result<bool, Er
         Err(error) => return Err(error),
     }
     let directory = enter(&parent, name)?;
+    // one that may be read, but not changed; whether it helped is seen below
+    let _ = rustix::fs::fchmod(&directory, Mode::RWXU);
     let Entries { named, unnamed } = entries(&directory)?;
     for (child, _) in named {
         entry(&directory, child.as_str())?;
