@@ -30,8 +30,8 @@ use crate::target::Target;
 /// Most files and directories of a plan: a bound on memory, far beyond any real cluster.
 const MAX_PLAN: usize = 50_000_000;
 
-/// The bits of a mode that a copy takes over. Nothing of PostgreSQL's is set-user-ID or sticky, and set-group-ID of a
-/// directory belongs to the host that set it.
+/// The bits of a mode that a copy takes over: nothing of PostgreSQL's is set-user-ID, set-group-ID or sticky, and the
+/// agent's unit may not set such bits.
 const PERMISSIONS: u32 = 0o777;
 
 /// Most bytes of small files in one run, kept in memory until it finishes.
