@@ -162,7 +162,7 @@ fn not_worked_on(request: &Request, target: &Target) -> Result<String> {
             Some(primary) => format!("The primary at {primary} works on it."),
             None => "Another server of its host works on it.".to_owned(),
         },
-        (None, None) => return Ok("no recovery of it is running".to_owned()),
+        (None, None) => return Ok("no recovery of it is known to be running".to_owned()),
     };
     let message = format!("a recovery of \"{}\" is running", request.dest_dir);
     Err(Error::new(Kind::InUse, message).detail(detail).hint(

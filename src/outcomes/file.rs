@@ -42,7 +42,12 @@ impl OutcomesFile {
     }
 
     /// Changes it, waiting at most so long for other sessions that do.
-    pub(super) fn change(&self, patience: Duration, change: impl FnOnce(&mut Outcomes)) -> Result<()> {
+    pub(super) fn change(
+        &self,
+        patience: Duration,
+        unwritten: Unwritten,
+        change: impl FnOnce(&mut Outcomes),
+    ) -> Result<()> {
         let writing = || OpenOptions::new().write(true).create(true).mode(0o600).clone();
         let lock = open_ours(&self.path.with_extension("lock"), &writing())?;
         let deadline = Instant::now() + patience;
@@ -67,16 +72,20 @@ impl OutcomesFile {
             .and_then(|()| std::fs::rename(&new, &self.path));
         if replaced.is_err() {
             let _ = std::fs::remove_file(&new);
+            if let (Unwritten::Removes, true) = (unwritten, self.read().is_some()) {
+                let _ = std::fs::remove_file(&self.path);
+            }
         }
         replaced
     }
+}
 
-    /// Takes it away, if it is ours.
-    pub(super) fn remove(&self) {
-        if self.read().is_some() {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
+/// What a change that cannot be written makes of the file as it was.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Unwritten {
+    Keeps,
+    /// Better no file than what is true no longer.
+    Removes,
 }
 
 /// Opens a file that nobody else can have put there or may write to.
@@ -101,12 +110,12 @@ mod tests {
         std::fs::create_dir_all(&directory).expect("make");
         let file =
             OutcomesFile::beside_socket(&format!("relative, {}", directory.display()), 7).expect("a place");
-        file.change(Duration::ZERO, |_| ()).expect("nobody has it");
+        file.change(Duration::ZERO, Unwritten::Keeps, |_| ()).expect("nobody has it");
         let holder = File::open(directory.join(".s.PGSQL.7.recovery.lock")).expect("the lock");
         flock(&holder, FlockOperation::LockExclusive).expect("nobody has it");
         let start = Instant::now();
-        assert!(file.change(Duration::from_millis(50), |_| ()).is_err());
-        assert!(file.read().is_some(), "reading needs no lock");
+        assert!(file.change(Duration::from_millis(50), Unwritten::Removes, |_| ()).is_err());
+        assert!(file.read().is_some(), "it needs no lock to be read, but to be removed");
         assert!(start.elapsed() < Duration::from_secs(1));
         std::fs::remove_dir_all(&directory).expect("clean");
     }

@@ -20,7 +20,7 @@ use pgpool_recovery_core::path::normalize_directory;
 use pgpool_recovery_core::progress::Progress;
 use serde::{Deserialize, Serialize};
 
-use self::file::OutcomesFile;
+use self::file::{OutcomesFile, Unwritten};
 pub(crate) use self::worker::Worker;
 use crate::pg::catalog;
 
@@ -30,8 +30,11 @@ const MOST: usize = 100;
 /// How often a running recovery writes down how far it is.
 const SHOW: Duration = Duration::from_secs(1);
 
-/// How long the beginning or the end of a recovery waits for other sessions that write theirs down.
+/// How long the beginning of a recovery waits for other sessions that write theirs down.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long its end does: until it is told, the recovery counts as running for as long as the backend lives.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
 thread_local! {
     /// What this session could not write down. Main thread only.
@@ -180,7 +183,7 @@ impl Memory {
         };
         let key = entry.key();
         let mut other_runs = false;
-        self.change(PATIENCE, |outcomes| {
+        self.change(PATIENCE, Unwritten::Keeps, |outcomes| {
             other_runs |= outcomes.is_worked_on(&key);
             if !other_runs {
                 outcomes.put(&entry);
@@ -196,22 +199,19 @@ impl Memory {
     }
 
     /// Best effort: a recovery must not fail because its story cannot be written down. What could not be is
-    /// written with the next change. Whether it is written.
-    fn change(&self, patience: Duration, mut change: impl FnMut(&mut Outcomes)) -> bool {
-        let unwritten = SESSION.take();
+    /// written with the next change.
+    fn change(&self, patience: Duration, if_unwritten: Unwritten, mut change: impl FnMut(&mut Outcomes)) {
+        let mut unwritten = SESSION.take();
         let written = self.file.as_ref().map(|file| {
-            file.change(patience, |outcomes| {
+            file.change(patience, if_unwritten, |outcomes| {
                 outcomes.merge(unwritten.clone());
                 change(outcomes);
             })
         });
-        let is_written = matches!(written, Some(Ok(())));
-        if !is_written {
-            let mut unwritten = unwritten;
+        if !matches!(written, Some(Ok(()))) {
             change(&mut unwritten);
             SESSION.set(unwritten);
         }
-        is_written
     }
 }
 
@@ -246,7 +246,7 @@ impl Attempt<'_> {
     /// Writes down how far it is, unless somebody else is just writing.
     pub(crate) fn show_now(&self) {
         self.shown.set(Instant::now());
-        self.put(None, Duration::ZERO);
+        self.put(None);
     }
 
     /// It ended.
@@ -255,27 +255,27 @@ impl Attempt<'_> {
             Ok(()) => Outcome::Succeeded,
             Err(error) => Outcome::Failed { error },
         };
-        self.put(Some(end), PATIENCE);
+        self.put(Some(end));
     }
 
     /// Writes the story down; `end`: it goes no further.
-    fn put(&self, end: Option<Outcome>, patience: Duration) {
+    fn put(&self, end: Option<Outcome>) {
         if self.is_silent.get() {
             return;
         }
         let mut entry = self.entry.borrow_mut();
         entry.updated = now();
         entry.figures = Some(figures(&self.progress));
-        let ends = end.is_some();
-        if let Some(outcome) = end {
-            entry.outcome = outcome;
-            self.is_silent.set(true);
-        }
-        let is_written = self.memory.change(patience, |outcomes| outcomes.put(&entry));
-        if let (true, false, Some(file)) = (ends, is_written, &self.memory.file) {
-            // better no file than one that says for as long as this backend lives that it works on the target
-            file.remove();
-        }
+        let (patience, if_unwritten) = match end {
+            // the next time will do
+            None => (Duration::ZERO, Unwritten::Keeps),
+            Some(outcome) => {
+                entry.outcome = outcome;
+                self.is_silent.set(true);
+                (LAST_PATIENCE, Unwritten::Removes)
+            }
+        };
+        self.memory.change(patience, if_unwritten, |outcomes| outcomes.put(&entry));
     }
 }
 
@@ -284,7 +284,7 @@ impl Drop for Attempt<'_> {
         let error = Error::canceled()
             .detail("The session was canceled, ran into a timeout, or ended during the recovery.")
             .hint("Run the recovery again; it sends only what is missing.");
-        self.put(Some(Outcome::Failed { error }), PATIENCE);
+        self.put(Some(Outcome::Failed { error }));
     }
 }
 
@@ -365,7 +365,9 @@ mod tests {
         let memory = Memory::of(&directory.display().to_string(), 7);
         let mut other = std::process::Command::new("sleep").arg("60").spawn().expect("a process");
         let running = Outcome::Running(Worker::of(other.id()));
-        memory.change(PATIENCE, |outcomes| outcomes.put(&entry("/d", 1, Some("delta"), running.clone())));
+        memory.change(PATIENCE, Unwritten::Keeps, |outcomes| {
+            outcomes.put(&entry("/d", 1, Some("delta"), running.clone()))
+        });
         let refused = memory.begin("h", "/d", Arc::default());
         refused.settle(Err(Error::new(Kind::InUse, "locked")));
         let recall = || memory.recall("h", "/d").expect("known");
@@ -411,7 +413,9 @@ mod tests {
         let memory = Memory::of(&directory.display().to_string(), 7);
         // a backend of that number died in the middle
         let gone = Outcome::Running(Worker::this().successor());
-        memory.change(PATIENCE, |outcomes| outcomes.put(&entry("/d", 1, Some("delta"), gone.clone())));
+        memory.change(PATIENCE, Unwritten::Keeps, |outcomes| {
+            outcomes.put(&entry("/d", 1, Some("delta"), gone.clone()))
+        });
         memory.begin("h", "/d", Arc::default()).settle(Ok(()));
         assert_eq!(memory.recall("h", "/d").map(|entry| entry.outcome), Some(Outcome::Succeeded));
         std::fs::remove_dir_all(&directory).expect("clean");

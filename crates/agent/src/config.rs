@@ -42,7 +42,7 @@ impl Config {
         let config: Self = toml::from_str(&text).map_err(|error| {
             Error::new(Kind::InvalidArgument, format!("invalid configuration \"{}\"", path.display()))
                 .detail(error.to_string().trim_end().to_owned())
-                .hint("See agent.toml in the documentation for every key.")
+                .hint("docs/reference.md lists every key.")
         })?;
         config.check()?;
         Ok(config)

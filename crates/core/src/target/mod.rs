@@ -31,6 +31,7 @@ pub use stat::Stat;
 mod directories;
 pub mod remove;
 mod stat;
+mod walk;
 pub mod write;
 
 #[cfg(test)]
@@ -471,61 +472,6 @@ impl Target {
 
     fn touch_parent(&self, path: &RelPath) {
         lock(&self.dirty).insert(path.parent().unwrap_or_default().to_owned());
-    }
-
-    /// Nothing is written through a view, whoever may think so.
-    fn writable(&self) -> Result<(), Errno> {
-        if self.is_view { Err(Errno::ROFS) } else { Ok(()) }
-    }
-
-    fn parent_to_change(&self, path: &RelPath) -> Result<Arc<OwnedFd>, Errno> {
-        self.writable()?;
-        self.parent(path)
-    }
-
-    fn parent(&self, path: &RelPath) -> Result<Arc<OwnedFd>, Errno> {
-        let parent = path.parent().unwrap_or_default();
-        if let Some((last, fd)) = &*lock(&self.last)
-            && last == parent
-        {
-            return Ok(Arc::clone(fd));
-        }
-        let fd = Arc::new(self.walk(parent)?);
-        *lock(&self.last) = Some((parent.to_owned(), Arc::clone(&fd)));
-        Ok(fd)
-    }
-
-    /// To be called where a directory may go or give way to another one of its name.
-    fn forget_last(&self) {
-        *lock(&self.last) = None;
-    }
-
-    fn directory(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
-        self.walk(path.as_str())
-    }
-
-    /// Opens a directory, component by component, from the root it belongs to.
-    fn walk(&self, path: &str) -> Result<OwnedFd, Errno> {
-        let (number, rest) = self.split(path);
-        let root = &self.roots[number];
-        if root.is_missing {
-            return Err(Errno::NOENT);
-        }
-        let mut current: Option<OwnedFd> = None;
-        for part in rest.split('/').filter(|part| !part.is_empty()) {
-            let from = current.as_ref().unwrap_or(&root.fd);
-            current = Some(remove::open_directory(from, part)?);
-        }
-        current.map_or_else(|| rustix::io::fcntl_dupfd_cloexec(&root.fd, 3), Ok)
-    }
-
-    /// The root that a path starts from, and what follows that root's prefix.
-    fn split<'a>(&self, path: &'a str) -> (usize, &'a str) {
-        let rest = |(number, root): (usize, &Root)| {
-            let rest = path.strip_prefix(root.prefix.as_str())?;
-            (rest.is_empty() || rest.starts_with('/')).then_some((number, rest))
-        };
-        self.roots.iter().enumerate().skip(1).find_map(rest).unwrap_or((0, path))
     }
 
     fn shown(&self, path: &RelPath) -> String {
