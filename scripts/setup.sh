@@ -132,7 +132,8 @@ pgrx() {
     cargo_there
     if [ "$(cargo pgrx --version 2>/dev/null || true)" != "cargo-pgrx $PGRX_VERSION" ]; then
         say "building cargo-pgrx $PGRX_VERSION (several minutes, once)"
-        cargo install cargo-pgrx --version "=$PGRX_VERSION" --locked --quiet
+        # --force: one that does not run here (made for another system) is in the way
+        cargo install cargo-pgrx --version "=$PGRX_VERSION" --locked --quiet --force
     fi
     [ -x "$PG_CONFIG" ] || die "no pg_config at $PG_CONFIG"
     local major config
