@@ -33,7 +33,7 @@ make_base() {
     rm -f "$BASE/etc/resolv.conf"
     echo LANG=C.UTF-8 >"$BASE/etc/default/locale"
     # The administrator's way from host to host, for copying files.
-    mkdir -m 0700 "$BASE/root/.ssh"
+    install -d -m 0700 "$BASE/root/.ssh"
     ssh-keygen -q -t ed25519 -N '' -C guide -f "$BASE/root/.ssh/id_ed25519"
     cp "$BASE/root/.ssh/id_ed25519.pub" "$BASE/root/.ssh/authorized_keys"
     printf 'StrictHostKeyChecking accept-new\nLogLevel ERROR\n' >"$BASE/root/.ssh/config"
