@@ -47,13 +47,7 @@ impl Cloner<'_> {
         let Ok(before) = fstat(&source) else {
             return Ok(false);
         };
-        let file = match self.run.target.open_in_place(&slot.path)? {
-            Some((file, _)) => file,
-            None => {
-                slot.set_changed();
-                self.run.target.open_for_write(&slot.path, slot.mode)?
-            }
-        };
+        let file = self.run.open_to_write(slot)?;
         match ioctl_ficlone(&file, &source) {
             Ok(()) => slot.set_changed(),
             Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS) => {

@@ -19,7 +19,8 @@ const CONFIGURATION: u64 = 1 << 20;
 
 /// From here on the target cannot be started: the marker is written, pg_control is out of the way.
 ///
-/// A server that started since somebody looked is not replaced: it gets its pg_control back. None can be missed, because
+/// A server that started since somebody looked is not replaced, nor a directory that was renamed: it gets its pg_control
+/// back. None can be missed, because
 /// a server first makes the data directory its current one and reads pg_control after that.
 pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
     let text = serde_json::to_string_pretty(marker)
@@ -30,14 +31,17 @@ pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
     let was_marked = run.target.stat(&marker)?.is_some();
     run.target.install(&marker, format!("{text}\n").as_bytes(), 0o600)?;
     let was_there = run.target.rename(&control, &aside)?;
-    if let Some(process) = running::find(run.target.path()) {
+    let process = running::find(run.target.path());
+    let refusal = process.map(|process| running::refusal(run.target.path(), process));
+    // whoever looks for a server, or for what is complete, goes by the path
+    if let Some(refusal) = refusal.or_else(|| run.target.demand_in_place().err()) {
         if was_there {
             run.target.rename(&aside, &control)?;
         }
         if !was_marked {
             run.target.remove(&marker)?;
         }
-        return Err(running::refusal(run.target.path(), process));
+        return Err(refusal);
     }
     Ok(())
 }
@@ -59,6 +63,7 @@ pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>) -> Result<Vec
     run.target.sync_directories()?;
     run.cancel.check()?;
 
+    run.target.demand_in_place()?;
     run.target.install(&control.path, &control.content, control.mode)?;
     run.target.remove(&RelPath::parse(CONTROL_ASIDE)?)?;
     run.target.remove(&RelPath::parse(MARKER)?)?;
@@ -123,15 +128,21 @@ mod tests {
     use crate::receiver::ledger::Ledger;
     use crate::target::Target;
 
-    fn invalidated(directory: &Path) -> Result<()> {
-        let marker = Marker { note: String::new(), system_identifier: 7, timeline: 1, started: 0 };
+    fn marker() -> Marker {
+        Marker { note: String::new(), system_identifier: 7, timeline: 1, started: 0 }
+    }
+
+    fn begun(directory: &Path) -> Result<Run> {
         let (key, record) = (DigestKey::random()?, std::sync::Arc::new(Ledger::new()).unlisted(&[]));
-        let run = Run::new(Target::open(directory)?, key, Cancel::new(), Vec::new(), false, record)?;
-        invalidate(&run, &marker)
+        Run::new(Target::open(directory)?, key, Cancel::new(), Vec::new(), false, record)
+    }
+
+    fn invalidated(directory: &Path) -> Result<()> {
+        invalidate(&begun(directory)?, &marker())
     }
 
     #[test]
-    fn a_server_that_started_meanwhile_gets_its_pg_control_back() {
+    fn who_started_or_moved_it_meanwhile_gets_pg_control_back() {
         let data = tempfile::tempdir().expect("temporary directory");
         let path = |name: &str| data.path().join(name);
         std::fs::create_dir(path("global")).expect("make");
@@ -147,6 +158,17 @@ mod tests {
         assert_eq!(refusal.expect_err("it runs").kind, Kind::InUse);
         assert_eq!(std::fs::read(path(PG_CONTROL)).expect("in place"), b"control");
         assert!(!path(MARKER).exists() && !path(CONTROL_ASIDE).exists());
+
+        let moved = data.path().with_extension("moved");
+        let run = begun(data.path()).expect("opens");
+        std::fs::rename(data.path(), &moved).expect("somebody keeps it");
+        assert_eq!(invalidate(&run, &marker()).expect_err("it is elsewhere").kind, Kind::TargetRefused);
+        std::fs::create_dir(data.path()).expect("and puts another one there");
+        assert_eq!(invalidate(&run, &marker()).expect_err("another one").kind, Kind::TargetRefused);
+        assert_eq!(std::fs::read_dir(&moved).expect("list").count(), 2, "as it was");
+        assert_eq!(std::fs::read(moved.join(PG_CONTROL)).expect("in place"), b"control");
+        drop(run);
+        std::fs::remove_dir(data.path()).and_then(|()| std::fs::rename(&moved, data.path())).expect("back");
 
         invalidated(data.path()).expect("it has ended");
         assert!(path(MARKER).exists() && path(CONTROL_ASIDE).exists() && !path(PG_CONTROL).exists());

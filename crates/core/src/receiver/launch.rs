@@ -74,9 +74,15 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
     }
     let deadline = Instant::now() + timeout;
     let launched = running::server(directory).is_none();
-    if launched && !directory.join(STANDBY_SIGNAL).exists() {
+    // a server keeps the file until it is promoted
+    if !directory.join(STANDBY_SIGNAL).exists() {
+        let why = if launched {
+            "its server would start as a second primary"
+        } else {
+            "its server runs as a primary"
+        };
         return Err(Error::new(Kind::StartFailed, format!("\"{}\" is no standby", directory.display()))
-            .detail(format!("It has no {STANDBY_SIGNAL}: its server would start as a second primary."))
+            .detail(format!("It has no {STANDBY_SIGNAL}: {why}."))
             .hint("Run pgpool_recovery_1st_stage for it first."));
     }
     let mut logs = Logs::now(cluster);

@@ -1,7 +1,7 @@
 //! What the links of one run share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use rustix::fs::{Advice, fadvise};
 
@@ -11,9 +11,10 @@ use crate::cancel::Cancel;
 use crate::digest::DigestKey;
 use crate::direct::DirectFile;
 use crate::error::{Error, Kind, Result};
+use crate::lock::lock;
 use crate::path::RelPath;
 use crate::plan::File;
-use crate::target::Target;
+use crate::target::{Stat, Target};
 
 /// A run that has begun.
 pub(super) struct Run {
@@ -93,7 +94,7 @@ impl Run {
 
     /// Opens what the target has of a file, to be compared.
     pub(super) fn open_present(&self, slot: &Slot) -> Result<Option<DirectFile>> {
-        let Some((file, stat)) = self.target.open_in_place(&slot.path)? else {
+        let Some((file, stat)) = self.enter(slot, &mut lock(&slot.place))? else {
             return Ok(None);
         };
         slot.found(stat.size, stat.mode);
@@ -108,6 +109,42 @@ impl Run {
             let _ = fadvise(&file, 0, None, Advice::DontNeed);
         }
         Ok(Some(DirectFile::new(file)))
+    }
+
+    /// Opens a file to be written: the one that was compared, or a new one if there was none.
+    pub(super) fn open_to_write(&self, slot: &Slot) -> Result<std::fs::File> {
+        // several links may write ranges of one file: only the first makes it
+        let mut place = lock(&slot.place);
+        if let Some((file, _)) = self.enter(slot, &mut place)? {
+            return Ok(file);
+        }
+        slot.set_changed();
+        let file = self.target.create(&slot.path, slot.mode)?;
+        *place = Place::Own;
+        Ok(file)
+    }
+
+    /// Opens what is in a file's place, unless that was found to be of no use. What was judged equal is never sent, so
+    /// it must still be there when the rest is written.
+    fn enter(&self, slot: &Slot, place: &mut Place) -> Result<Option<(std::fs::File, Stat)>> {
+        if let Place::Anew = place {
+            return Ok(None);
+        }
+        let found = self.target.open_in_place(&slot.path)?;
+        match (&found, &place) {
+            (None, Place::Own) => {
+                let message = format!(
+                    "file \"{}\" of the target was replaced or linked during the recovery",
+                    slot.path
+                );
+                return Err(Error::new(Kind::InUse, message)
+                    .detail("Something else works in the target's directory: it removed the file, or gave it a second name.")
+                    .hint("End what works there (\"cp -al\", for instance), and run the recovery again."));
+            }
+            (None, _) => *place = Place::Anew,
+            (Some(_), _) => *place = Place::Own,
+        }
+        Ok(found)
     }
 
     /// The plan goes on: WAL.
@@ -127,6 +164,17 @@ pub(super) struct Slot {
     changed: AtomicBool,
     /// Whether the target's file was found to have the planned size and mode.
     found: AtomicBool,
+    place: Mutex<Place>,
+}
+
+/// What is in a file's place on the target.
+enum Place {
+    /// Nobody has looked.
+    Unknown,
+    /// Nothing of use: the file is to be made.
+    Anew,
+    /// The file that is compared and written, there before or made by this run.
+    Own,
 }
 
 impl Slot {
@@ -139,6 +187,7 @@ impl Slot {
             gone: AtomicBool::new(false),
             changed: AtomicBool::new(false),
             found: AtomicBool::new(false),
+            place: Mutex::new(Place::Unknown),
         }
     }
 
@@ -198,4 +247,68 @@ pub(super) fn slot(slots: &[Slot], number: u32) -> Result<&Slot> {
     slots.get(number as usize).ok_or_else(|| {
         Error::new(Kind::ProtocolViolation, format!("file number {number} is not in the plan"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::receiver::ledger::Ledger;
+
+    const FILE: &str = "16384";
+
+    fn run(directory: &Path) -> Run {
+        let file = File { path: RelPath::parse(FILE).expect("valid"), size: 8192, mode: 0o600 };
+        let record = Arc::new(Ledger::new()).unlisted(&[]);
+        let (target, key) = (Target::open(directory).expect("open"), DigestKey::random().expect("random"));
+        Run::new(target, key, Cancel::new(), vec![file], true, record).expect("begins")
+    }
+
+    #[test]
+    fn what_was_compared_is_never_replaced_by_an_empty_file() {
+        for is_linked in [true, false] {
+            let data = tempfile::tempdir().expect("temporary directory");
+            let path = data.path().join(FILE);
+            fs::write(&path, "compared").expect("write");
+            let run = run(data.path());
+            let slot = &run.slots()[0];
+            assert!(run.open_present(slot).expect("opens").is_some());
+            if is_linked {
+                fs::hard_link(&path, data.path().join("kept")).expect("link");
+            } else {
+                fs::remove_file(&path).expect("remove");
+            }
+            assert_eq!(run.open_to_write(slot).expect_err("not that file").kind, Kind::InUse);
+            assert_eq!(path.exists(), is_linked);
+        }
+    }
+
+    #[test]
+    fn what_this_run_made_is_never_made_again() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let run = run(data.path());
+        let slot = &run.slots()[0];
+        run.open_to_write(slot).expect("made");
+        run.open_to_write(slot).expect("opened");
+        fs::hard_link(data.path().join(FILE), data.path().join("kept")).expect("link");
+        assert_eq!(run.open_to_write(slot).expect_err("linked").kind, Kind::InUse);
+    }
+
+    #[test]
+    fn what_was_no_use_at_first_stays_so() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let (path, other) = (data.path().join(FILE), data.path().join("other"));
+        fs::write(&path, "not compared").expect("write");
+        fs::hard_link(&path, &other).expect("link");
+        let run = run(data.path());
+        let slot = &run.slots()[0];
+        assert!(run.open_present(slot).expect("looks").is_none());
+        fs::remove_file(&other).expect("one name is left");
+        assert!(run.open_present(slot).expect("looks").is_none(), "zeros were not sent");
+        run.open_to_write(slot).expect("made");
+        assert_eq!(fs::read(&path).expect("read"), b"");
+    }
 }

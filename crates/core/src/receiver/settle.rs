@@ -90,7 +90,7 @@ pub(super) fn settle_wal(run: &Run) -> Result<()> {
         }
         fit(run, slot)?;
         if slot.size() > 0 {
-            let file = run.target.open_for_write(&slot.path, slot.mode)?;
+            let file = run.open_to_write(slot)?;
             match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, slot.size()) {
                 // not every file system can
                 Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
@@ -127,7 +127,7 @@ fn fit(run: &Run, slot: &Slot) -> Result<()> {
     if is_fit(run, slot)? {
         return Ok(());
     }
-    let file = run.target.open_for_write(&slot.path, slot.mode)?;
+    let file = run.open_to_write(slot)?;
     slot.set_changed();
     file.set_len(slot.size())
         .and_then(|()| Ok(rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(slot.mode))?))

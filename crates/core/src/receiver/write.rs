@@ -111,7 +111,7 @@ impl<'a> PageWriter<'a> {
             Some(writer) => writer,
             none => {
                 slot.set_changed();
-                none.insert(self.run.target.open_writer(&slot.path, slot.mode)?)
+                none.insert(Writer::new(self.run.open_to_write(slot)?))
             }
         };
         writer

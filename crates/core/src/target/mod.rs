@@ -10,6 +10,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,7 +23,6 @@ use crate::lock::lock;
 use crate::path::RelPath;
 
 use directories::{make_directories, open_directory, open_nearest, remove_made};
-use write::Writer;
 
 pub use directories::busy;
 pub use remove::Entries;
@@ -52,8 +52,6 @@ pub struct Target {
     made: Mutex<Vec<PathBuf>>,
     /// Directories whose entries changed and are not synced yet.
     dirty: Mutex<BTreeSet<String>>,
-    /// Held while a file is replaced by a new one of its name.
-    replacing: Mutex<()>,
     /// The directory of the last file, open: files come directory by directory.
     last: Mutex<Option<(String, Arc<OwnedFd>)>>,
     /// Whether a directory is a mount point: then there are file systems beyond those of the roots.
@@ -127,7 +125,6 @@ impl Target {
             is_view,
             made: Mutex::new(made),
             dirty: Mutex::default(),
-            replacing: Mutex::default(),
             last: Mutex::default(),
             has_mounts: AtomicBool::new(false),
         }
@@ -146,6 +143,20 @@ impl Target {
     /// The directory itself.
     pub fn root(&self) -> impl AsFd {
         self.roots[0].fd.as_fd()
+    }
+
+    /// Fails if the path leads elsewhere by now than to the directory that was opened.
+    pub fn demand_in_place(&self) -> Result<()> {
+        let opened = rustix::fs::fstat(&self.roots[0].fd).map_err(Error::on("look at the target"))?;
+        let is_it = std::fs::metadata(&self.path)
+            .is_ok_and(|there| (there.dev(), there.ino()) == (opened.st_dev, opened.st_ino));
+        if is_it {
+            return Ok(());
+        }
+        let message = format!("\"{}\" was renamed or replaced during the recovery", self.path.display());
+        Err(Error::new(Kind::TargetRefused, message)
+            .detail("The path leads elsewhere than when the recovery began.")
+            .hint("Run the recovery again when the directory is in its place."))
     }
 
     /// From now on the directories made stay, even if the run fails.
@@ -220,8 +231,8 @@ impl Target {
         }
     }
 
-    /// Opens an existing file that [`Target::open_for_write`] will write in place; `None` if that will
-    /// make a new one. What is digested must be what is written: pages judged equal are never sent.
+    /// Opens an existing file to be compared and written in place; `None` if what is there is no regular file with one
+    /// name that may be written. The other name may be the primary's.
     pub fn open_in_place(&self, path: &RelPath) -> Result<Option<(File, Stat)>> {
         let opened = self.parent(path).and_then(|parent| self.open_own(&parent, path.file_name()));
         match opened {
@@ -244,35 +255,16 @@ impl Target {
         }
     }
 
-    /// Opens a file for writing, making it if there is none and replacing whatever else is in its
-    /// place. A file with several names is replaced too: the other name may be the primary's.
-    pub fn open_writer(&self, path: &RelPath, mode: u32) -> Result<Writer> {
-        self.open_for_write(path, mode).map(Writer::new)
-    }
-
-    /// [`Target::open_writer`] for changes of size and mode.
-    pub fn open_for_write(&self, path: &RelPath, mode: u32) -> Result<File> {
-        let failed =
-            |error: Errno| Error::io(format_args!("write file \"{}\"", self.shown(path)), &error.into());
-        let parent = self.parent_to_change(path).map_err(failed)?;
-        let name = path.file_name();
-        if let Some((file, _)) = self.open_own(&parent, name).map_err(failed)? {
-            return Ok(file);
-        }
-        // several streams may write ranges of one file: only the first may replace what is in its place
-        let _replacing = lock(&self.replacing);
-        if let Some((file, _)) = self.open_own(&parent, name).map_err(failed)? {
-            return Ok(file);
-        }
+    /// Makes an empty file, in the place of whatever is there.
+    pub fn create(&self, path: &RelPath, mode: u32) -> Result<File> {
         self.remove(path)?;
         let create = IN_PLACE | OFlags::CREATE | OFlags::EXCL;
-        match rustix::fs::openat(&parent, name, create, Mode::from_raw_mode(mode | 0o600)) {
-            Ok(fd) => {
-                self.touch_parent(path);
-                Ok(File::from(fd))
-            }
-            Err(error) => Err(failed(error)),
-        }
+        let created = self.parent_to_change(path).and_then(|parent| {
+            rustix::fs::openat(&parent, path.file_name(), create, Mode::from_raw_mode(mode | 0o600))
+        });
+        let fd = created.map_err(Error::on(format_args!("write file \"{}\"", self.shown(path))))?;
+        self.touch_parent(path);
+        Ok(File::from(fd))
     }
 
     /// The number of the root that a path starts from, in the order of [`Target::roots`].

@@ -33,11 +33,11 @@ fn links_are_never_followed() {
     let target = Target::open(data.path()).expect("open");
     assert!(target.open_file(&rel("file")).expect("none").is_none());
     assert!(target.open_file(&rel("base/precious")).expect("none").is_none());
-    assert!(target.open_for_write(&rel("base/new"), 0o600).is_err());
+    assert!(target.create(&rel("base/new"), 0o600).is_err());
     assert!(!target.remove(&rel("base/precious")).expect("nothing there"));
-    target.open_for_write(&rel("file"), 0o600).expect("open").write_at(b"new", 0).expect("write");
+    target.create(&rel("file"), 0o600).expect("open").write_at(b"new", 0).expect("write");
     target.make_directory(&rel("base"), 0o700).expect("the link makes way");
-    target.open_for_write(&rel("base/new"), 0o600).expect("open");
+    target.create(&rel("base/new"), 0o600).expect("open");
     assert_eq!(fs::read(outside.path().join("precious")).expect("read"), b"precious");
     assert_eq!(fs::read_dir(outside.path()).expect("list").count(), 1);
 }
@@ -49,7 +49,7 @@ fn a_file_with_two_names_is_replaced_not_written() {
     fs::write(&other, "the primary's").expect("write");
     fs::hard_link(&other, data.path().join("file")).expect("link");
     let target = Target::open(data.path()).expect("open");
-    target.open_for_write(&rel("file"), 0o600).expect("open").write_at(b"ours", 0).expect("write");
+    target.create(&rel("file"), 0o600).expect("open").write_at(b"ours", 0).expect("write");
     assert_eq!(fs::read(other).expect("read"), b"the primary's");
 }
 
@@ -59,7 +59,7 @@ fn whatever_is_in_the_way_makes_way() {
     fs::create_dir_all(data.path().join("file/with/content")).expect("make");
     fs::write(data.path().join("directory"), "x").expect("write");
     let target = Target::open(data.path()).expect("open");
-    target.open_for_write(&rel("file"), 0o640).expect("open");
+    target.create(&rel("file"), 0o640).expect("open");
     target.make_directory(&rel("directory"), 0o750).expect("make");
     let mode = |name: &str| fs::metadata(data.path().join(name)).expect("stat").mode() & 0o777;
     assert_eq!((mode("file") & 0o600, mode("directory")), (0o600, 0o750));
@@ -78,7 +78,7 @@ fn other_roots_take_over_their_prefix() {
     target.add_root(&rel("pg_tblspc/16"), &location).expect("root");
     target.link(&rel("pg_tblspc/16"), location.to_str().expect("utf-8")).expect("link");
     target.make_directory(&rel("pg_tblspc/16/PG_15_1"), 0o700).expect("make");
-    target.open_for_write(&rel("pg_tblspc/16/PG_15_1/file"), 0o600).expect("open");
+    target.create(&rel("pg_tblspc/16/PG_15_1/file"), 0o600).expect("open");
     assert!(location.join("PG_15_1/file").exists());
     assert_eq!(fs::read_link(data.path().join("pg_tblspc/16")).expect("link"), location);
     target.sync_directories().expect("sync");
@@ -91,7 +91,7 @@ fn unreadable_content_does_not_stop_its_replacement() {
     fs::write(&file, "x").expect("write");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).expect("chmod");
     let target = Target::open(data.path()).expect("open");
-    target.open_for_write(&rel("file"), 0o600).expect("open").write_at(b"y", 0).expect("write");
+    target.create(&rel("file"), 0o600).expect("open").write_at(b"y", 0).expect("write");
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn nothing_is_written_through_a_view() {
     view.add_root(&rel("pg_tblspc/1"), &parent.path().join("space")).expect("missing, too");
     assert_eq!(view.read(&rel("file"), 100).expect("read").as_deref(), Some(b"content".as_slice()));
     let refused = [
-        view.open_for_write(&rel("file"), 0o600).err(),
+        view.create(&rel("file"), 0o600).err(),
         view.make_directory(&rel("new"), 0o700).err(),
         view.link(&rel("pg_tblspc/2"), "/elsewhere").err(),
         view.install(&rel("file"), b"other", 0o600).err(),
