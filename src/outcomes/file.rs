@@ -72,7 +72,7 @@ impl OutcomesFile {
             .and_then(|()| std::fs::rename(&new, &self.path));
         if replaced.is_err() {
             let _ = std::fs::remove_file(&new);
-            if let (Unwritten::Removes, true) = (unwritten, self.read().is_some()) {
+            if matches!(unwritten, Unwritten::Removes) && self.read().is_some() {
                 let _ = std::fs::remove_file(&self.path);
             }
         }

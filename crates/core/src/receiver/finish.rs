@@ -20,8 +20,8 @@ const CONFIGURATION: u64 = 1 << 20;
 /// From here on the target cannot be started: the marker is written, pg_control is out of the way.
 ///
 /// A server that started since somebody looked is not replaced, nor a directory that was renamed: it gets its pg_control
-/// back. None can be missed, because
-/// a server first makes the data directory its current one and reads pg_control after that.
+/// back. No server can be missed, because one first makes the data directory its current one and reads pg_control after
+/// that.
 pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
     let text = serde_json::to_string_pretty(marker)
         .map_err(|error| Error::new(Kind::Internal, format!("could not encode the marker: {error}")))?;
@@ -31,10 +31,12 @@ pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
     let was_marked = run.target.stat(&marker)?.is_some();
     run.target.install(&marker, format!("{text}\n").as_bytes(), 0o600)?;
     let was_there = run.target.rename(&control, &aside)?;
-    let process = running::find(run.target.path());
-    let refusal = process.map(|process| running::refusal(run.target.path(), process));
-    // whoever looks for a server, or for what is complete, goes by the path
-    if let Some(refusal) = refusal.or_else(|| run.target.demand_in_place().err()) {
+    let untouched = match running::find(run.target.path()) {
+        Some(process) => Err(running::refusal(run.target.path(), process)),
+        // the search went by the path
+        None => run.target.demand_in_place(),
+    };
+    if let Err(refusal) = untouched {
         if was_there {
             run.target.rename(&aside, &control)?;
         }
@@ -120,7 +122,6 @@ fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::process::{Command, Stdio};
 
     use super::*;
     use crate::cancel::Cancel;
@@ -142,16 +143,12 @@ mod tests {
     }
 
     #[test]
-    fn who_started_or_moved_it_meanwhile_gets_pg_control_back() {
+    fn a_server_that_started_meanwhile_gets_its_pg_control_back() {
         let data = tempfile::tempdir().expect("temporary directory");
         let path = |name: &str| data.path().join(name);
         std::fs::create_dir(path("global")).expect("make");
         std::fs::write(path(PG_CONTROL), "control").expect("write");
-        // what a server is, as far as can be told: a process that works there and that postmaster.pid names
-        let mut server = Command::new("sleep");
-        server.arg("60").current_dir(data.path()).stdin(Stdio::null()).stdout(Stdio::null());
-        let mut server = server.spawn().expect("spawn");
-        std::fs::write(path("postmaster.pid"), format!("{}\n", server.id())).expect("write");
+        let mut server = running::tests::serve(data.path());
         let refusal = invalidated(data.path());
         server.kill().expect("kill");
         server.wait().expect("reap");
@@ -159,18 +156,24 @@ mod tests {
         assert_eq!(std::fs::read(path(PG_CONTROL)).expect("in place"), b"control");
         assert!(!path(MARKER).exists() && !path(CONTROL_ASIDE).exists());
 
-        let moved = data.path().with_extension("moved");
-        let run = begun(data.path()).expect("opens");
-        std::fs::rename(data.path(), &moved).expect("somebody keeps it");
-        assert_eq!(invalidate(&run, &marker()).expect_err("it is elsewhere").kind, Kind::TargetRefused);
-        std::fs::create_dir(data.path()).expect("and puts another one there");
-        assert_eq!(invalidate(&run, &marker()).expect_err("another one").kind, Kind::TargetRefused);
-        assert_eq!(std::fs::read_dir(&moved).expect("list").count(), 2, "as it was");
-        assert_eq!(std::fs::read(moved.join(PG_CONTROL)).expect("in place"), b"control");
-        drop(run);
-        std::fs::remove_dir(data.path()).and_then(|()| std::fs::rename(&moved, data.path())).expect("back");
-
         invalidated(data.path()).expect("it has ended");
         assert!(path(MARKER).exists() && path(CONTROL_ASIDE).exists() && !path(PG_CONTROL).exists());
+    }
+
+    #[test]
+    fn a_directory_that_was_renamed_meanwhile_gets_its_pg_control_back() {
+        let parent = tempfile::tempdir().expect("temporary directory");
+        let (data, moved) = (parent.path().join("data"), parent.path().join("moved"));
+        std::fs::create_dir_all(data.join("global")).expect("make");
+        std::fs::write(data.join(PG_CONTROL), "control").expect("write");
+        let run = begun(&data).expect("opens");
+        std::fs::rename(&data, &moved).expect("somebody keeps it");
+        assert_eq!(invalidate(&run, &marker()).expect_err("it is elsewhere").kind, Kind::TargetRefused);
+        std::fs::create_dir(&data).expect("and puts another one there");
+        assert_eq!(invalidate(&run, &marker()).expect_err("another one").kind, Kind::TargetRefused);
+        assert_eq!(std::fs::read_dir(&moved).expect("list").count(), 1, "as it was");
+        assert_eq!(std::fs::read(moved.join(PG_CONTROL)).expect("in place"), b"control");
+        std::fs::remove_dir(&data).and_then(|()| std::fs::rename(&moved, &data)).expect("back");
+        invalidate(&run, &marker()).expect("it is the same again");
     }
 }

@@ -76,13 +76,10 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
     let launched = running::server(directory).is_none();
     // a server keeps the file until it is promoted
     if !directory.join(STANDBY_SIGNAL).exists() {
-        let why = if launched {
-            "its server would start as a second primary"
-        } else {
-            "its server runs as a primary"
-        };
         return Err(Error::new(Kind::StartFailed, format!("\"{}\" is no standby", directory.display()))
-            .detail(format!("It has no {STANDBY_SIGNAL}: {why}."))
+            .detail(format!(
+                "It has no {STANDBY_SIGNAL}: its server is a primary, or would start as a second one."
+            ))
             .hint("Run pgpool_recovery_1st_stage for it first."));
     }
     let mut logs = Logs::now(cluster);
@@ -324,5 +321,9 @@ mod tests {
         assert!(refused().contains("not complete"));
         fs::remove_file(data.path().join(MARKER)).expect("remove");
         assert!(refused().contains("is no standby"), "it would be a second primary");
+        let mut server = running::tests::serve(data.path());
+        let running = refused();
+        server.kill().and_then(|()| server.wait()).expect("ended");
+        assert!(running.contains("is no standby"), "it is one");
     }
 }

@@ -86,8 +86,19 @@ pub(super) fn find(data_directory: &Path) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::process::{Child, Command, Stdio};
+
     use super::*;
+
+    /// What a server is, as far as can be told: a process that works there and that postmaster.pid names.
+    pub(in crate::receiver) fn serve(data_directory: &Path) -> Child {
+        let mut server = Command::new("sleep");
+        server.arg("60").current_dir(data_directory).stdin(Stdio::null()).stdout(Stdio::null());
+        let server = server.spawn().expect("spawn");
+        fs::write(data_directory.join("postmaster.pid"), format!("{}\n", server.id())).expect("write");
+        server
+    }
 
     #[test]
     fn a_left_over_pid_file_is_no_server() {
