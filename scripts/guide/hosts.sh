@@ -5,7 +5,7 @@
 
 BASE=$TARGET_DIR/guide/base
 # A stamp beside the base says what was put into it: another recipe makes a new one.
-RECIPE='2026-11-23: systemd, dbus, sshd; packages of PostgreSQL 15, Pgpool-II, polkit in the cache of apt'
+RECIPE='2026-11-24: systemd, dbus, sshd; packages of PostgreSQL 15, Pgpool-II, polkit in the cache of apt'
 
 # make_base : once; afterwards it is only read
 make_base() {
@@ -33,10 +33,10 @@ make_base() {
     rm -f "$BASE/etc/resolv.conf"
     echo LANG=C.UTF-8 >"$BASE/etc/default/locale"
     # The administrator's way from host to host, for copying files.
-    install -d -m 0700 "$BASE/root/.ssh"
-    ssh-keygen -q -t ed25519 -N '' -C guide -f "$BASE/root/.ssh/id_ed25519"
-    cp "$BASE/root/.ssh/id_ed25519.pub" "$BASE/root/.ssh/authorized_keys"
-    printf 'StrictHostKeyChecking accept-new\nLogLevel ERROR\n' >"$BASE/root/.ssh/config"
+    ssh-keygen -q -t ed25519 -N '' -C guide -f "$BASE/etc/ssh/guide"
+    echo 'AuthorizedKeysFile /etc/ssh/guide.pub' >"$BASE/etc/ssh/sshd_config.d/guide.conf"
+    printf 'IdentityFile /etc/ssh/guide\nStrictHostKeyChecking accept-new\nLogLevel ERROR\n' \
+        >"$BASE/etc/ssh/ssh_config.d/guide.conf"
     echo "$RECIPE" >"$BASE.stamp"
 }
 
@@ -64,7 +64,7 @@ make_network() {
     done
 }
 
-# boot HOST PACKAGE... : starts it with the packages in /root
+# boot HOST PACKAGE... : starts it with the packages in /var/tmp
 boot() {
     local host=$1 own=$STATE/$1 hierarchy
     shift
@@ -73,7 +73,7 @@ boot() {
     mount -t overlay overlay -o "lowerdir=$BASE,upperdir=$own/upper,workdir=$own/work" "$own/root"
     cp "$STATE/hosts" "$own/root/etc/hosts"
     echo "$host" >"$own/root/etc/hostname"
-    cp "$@" "$own/root/root/"
+    cp "$@" "$own/root/var/tmp/"
     # A control group of its own: nspawn takes the one it is started in.
     (
         for hierarchy in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
