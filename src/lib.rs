@@ -7,6 +7,7 @@
 //!  request    what is to be recovered          settings, options   how
 //!  preflight  may it be done?                  approach            asked in order
 //!  check      the answers shown                survey              what would be sent
+//!  configuration  which one the standby has
 //!  recovery   a first stage, step by step      contents            what it sends besides data files
 //!  start      the standby starts and streams   outcomes            why it did not
 //!  watch      progress while it goes on        summary             the report after it
@@ -24,6 +25,7 @@ compile_error!("pgrx turns panics into PostgreSQL errors: build with panic = \"u
 mod api;
 mod approach;
 mod check;
+mod configuration;
 mod contents;
 mod options;
 mod outcomes;

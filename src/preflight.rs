@@ -117,7 +117,7 @@ impl Situation {
     pub(crate) fn target_findings(&self, target: &Target) -> Vec<Finding> {
         let any_cluster = self.settings.overwrite == Overwrite::AnyCluster;
         let mut findings = judge::judge(&self.facts, target, self.is_local, any_cluster);
-        findings.push(Finding::new("configuration", self.configuration(target)));
+        findings.extend(self.configuration_findings(target));
         findings
     }
 
@@ -192,49 +192,6 @@ impl Situation {
             None => source.to_owned(),
         };
         Ok(Tablespace { oid, source: source.to_owned(), target })
-    }
-
-    /// A configuration for the standby: its own, or one that can be made of the primary's.
-    fn configuration(&self, target: &Target) -> Result<String> {
-        let own = target.kept.iter().any(|kept| kept.as_str() == "postgresql.conf");
-        let include = inspect::myrecovery_path(&target.directory);
-        let kept = match &target.external_configuration {
-            Some(file) => Some(format!("\"{}\"", file.display())),
-            None => own.then(|| "the standby's own postgresql.conf".to_owned()),
-        };
-        if let Some(kept) = kept {
-            if target.includes_myrecovery {
-                return Ok(format!("{kept} is kept and reads myrecovery.conf"));
-            }
-            if target.configuration_can_be_extended {
-                return Ok(format!("{kept} is kept; a line that reads myrecovery.conf will be added"));
-            }
-            return Err(Error::new(Kind::TargetRefused, format!("{kept} cannot be extended"))
-                .detail("It does not include myrecovery.conf, and is a link, not UTF-8, missing, or not writable for the receiver.")
-                .hint(format!("Add the line: include_if_exists = '{include}'")));
-        }
-        if self.config_is_inside() {
-            for name in ["postgresql.conf", "postgresql.auto.conf"] {
-                let path = self.data_directory.join(name);
-                match fs::read_to_string(&path) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(Error::io(
-                            format_args!("read configuration \"{}\"", path.display()),
-                            &error,
-                        )
-                        .hint("Configuration files must be UTF-8."));
-                    }
-                    _ => {}
-                }
-            }
-            return Ok("the primary's postgresql.conf is copied".to_owned());
-        }
-        Err(Error::new(Kind::TargetRefused, "the standby would have no postgresql.conf")
-            .detail(format!(
-                "The target has none, and the primary's (\"{}\") lies outside its data directory.",
-                self.primary.config_file
-            ))
-            .hint("Put a postgresql.conf into the target directory, or use an agent whose configuration names config_file."))
     }
 
     /// Whether the primary's postgresql.conf lies in its data directory.

@@ -140,8 +140,7 @@ fn rebuild(
     // WAL, the standby's own files, durability, and pg_control last of all (S2, S10).
     watch.enter(Phase::TransferWal);
     let (directories, files) = contents::wal(&situation, start_lsn, stop.stop_lsn)?;
-    let (puts, warnings) = contents::puts(&situation, &target, &following, &terms, &files, &stop, control)?;
-    summary.warn(warnings);
+    let puts = contents::puts(&situation, &target, &following, &terms, &files, &stop, control)?;
     let identities = contents::identities(&situation.data_directory, &files);
     let finish = || {
         session.send_wal(&situation.data_directory, &directories, files.clone())?;

@@ -49,6 +49,7 @@ fn every_step_is_there() {
         "configuration",
         "port",
         "primary_is_primary",
+        "recovery_settings",
         "replication_login",
         "replication_slot",
         "replication_user",

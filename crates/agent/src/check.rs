@@ -40,11 +40,18 @@ fn problems(policy: &Policy, cluster: &Cluster) -> Vec<Error> {
         let message = format!("config_file \"{}\" does not read myrecovery.conf", file.display());
         Error::new(Kind::TargetRefused, message)
             .detail(
-                "Recoveries add the line, but the file is missing, not UTF-8, or not writable for this user.",
+                "Recoveries add the line, but the file is missing, too large, or not writable for this user.",
             )
             .hint("Run the check as the agent's user; correct config_file, or the file's owner and mode.")
     });
-    configuration.into_iter().chain(found.starter.err()).collect()
+    let settings = &found.recovery_settings;
+    let whose = "The configuration of the standby";
+    let settings = [
+        settings.demand_no_conflict(whose).err(),
+        settings.demand_readable(whose, |path| path.starts_with(&cluster.data_directory)).err(),
+        settings.advice().err(),
+    ];
+    configuration.into_iter().chain(settings.into_iter().flatten()).chain(found.starter.err()).collect()
 }
 
 #[cfg(test)]
@@ -81,6 +88,14 @@ mod tests {
         std::fs::write(file("postgresql.conf"), "port = 1\n").expect("write");
         cluster.start_command = Some(vec!["true".to_owned()]);
         assert_eq!(said(&cluster), [""; 0]);
+        std::fs::write(file("postgresql.conf"), "include 'none.conf'\nrestore_command = 'x'\n")
+            .expect("write");
+        let told = said(&cluster);
+        assert!(
+            told.len() == 2 && told[0].contains("none.conf") && told[1].contains("restore_command"),
+            "{told:?}"
+        );
+        std::fs::write(file("postgresql.conf"), "port = 1\n").expect("write");
         std::fs::write(file("data"), "").expect("write");
         let told = said(&cluster);
         assert!(told.len() == 1 && told[0].contains("is not a directory"), "{told:?}");

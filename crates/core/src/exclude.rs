@@ -14,6 +14,12 @@ pub const CONTROL_ASIDE: &str = "global/pg_control.pgpool_recovery";
 /// Written for the standby, see [`crate::standby`].
 pub const MYRECOVERY_CONF: &str = "myrecovery.conf";
 
+/// The main configuration file, where it lies in the data directory.
+pub const POSTGRESQL_CONF: &str = "postgresql.conf";
+
+/// What ALTER SYSTEM sets; a server reads it after all other files.
+pub const AUTO_CONF: &str = "postgresql.auto.conf";
+
 /// Directories whose content belongs to one running server only; the directory itself is needed.
 const EMPTIED: &[&str] = &[
     // replication slots of the primary would retain WAL on the standby for consumers it does not have

@@ -264,7 +264,7 @@ mod tests {
     use super::*;
     use crate::control_file::ControlFile;
     use crate::control_file::tests::sample;
-    use crate::protocol::message::Marker;
+    use crate::protocol::message::{Marker, RecoverySettings};
 
     fn primary() -> Primary {
         Primary {
@@ -299,6 +299,7 @@ mod tests {
             kept: Vec::new(),
             external_configuration: None,
             includes_myrecovery: false,
+            recovery_settings: RecoverySettings::default(),
             standby: None,
             peer: None,
             version: String::new(),

@@ -199,6 +199,9 @@ pub struct Target {
     pub external_configuration: Option<PathBuf>,
     /// Whether the configuration in use reads myrecovery.conf already.
     pub includes_myrecovery: bool,
+    /// What the configuration that it keeps says about recovery.
+    #[serde(default)]
+    pub recovery_settings: RecoverySettings,
     /// What the standby's myrecovery.conf says, if there is one.
     pub standby: Option<Standby>,
     /// The sender's address as seen from here.
@@ -213,6 +216,32 @@ pub struct Target {
     pub listening: Option<Listening>,
     /// The recovery that another session is at, of a directory that was opened to look.
     pub recovery: Option<Run>,
+}
+
+/// What a configuration says about recovery, besides myrecovery.conf (see [`crate::recovery_settings`]).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoverySettings {
+    /// Settings that would keep the standby from following, and that myrecovery.conf cannot override.
+    pub conflicts: Vec<Place>,
+    /// Settings that myrecovery.conf overrides.
+    pub overridden: Vec<Place>,
+    /// Settings that count although myrecovery.conf has others, and with which the standby follows.
+    pub chosen: Vec<Place>,
+    /// Why the configuration cannot be read.
+    pub problems: Vec<Place>,
+    /// The files and directories among the problems that do not exist, absolute.
+    pub missing: Vec<String>,
+}
+
+/// A line of a configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The parameter that it sets, or what is wrong with it.
+    pub what: String,
+    /// The file.
+    pub file: String,
+    /// The line, counted from 1; 0: the whole file.
+    pub line: u32,
 }
 
 /// Where a server listens.

@@ -1,21 +1,20 @@
 //! The last steps, in the order that keeps the target unstartable until it is complete (S2).
 
 use super::durable::sync_files;
-use super::inspect::myrecovery_path;
+use super::inspect::{auto_configuration, configuration, main_configuration, myrecovery_path};
 use super::policy::Cluster;
 use super::run::Run;
+use super::running;
 use super::settle::settle_wal;
-use super::{running, small_file};
+use crate::configuration::{MAX_BYTES, content};
 use crate::control_file::PG_CONTROL;
 use crate::error::{Error, Kind, Result};
-use crate::exclude::{CONTROL_ASIDE, MARKER};
+use crate::exclude::{CONTROL_ASIDE, MARKER, MYRECOVERY_CONF, POSTGRESQL_CONF};
 use crate::path::RelPath;
 use crate::protocol::data::Put;
 use crate::protocol::message::Marker;
+use crate::recovery_settings;
 use crate::standby;
-
-/// Largest configuration file that is edited, bytes.
-const CONFIGURATION: u64 = 1 << 20;
 
 /// From here on the target cannot be started: the marker is written, pg_control is out of the way.
 ///
@@ -61,6 +60,7 @@ pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>) -> Result<Vec
         run.target.install(&put.path, &put.content, put.mode)?;
     }
     include_myrecovery(run, cluster, &mut warnings)?;
+    demand_following(cluster, &mut warnings)?;
     sync_files(run)?;
     run.target.sync_directories()?;
     run.cancel.check()?;
@@ -73,49 +73,65 @@ pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>) -> Result<Vec
     Ok(warnings)
 }
 
-/// Makes a configuration that the standby keeps read myrecovery.conf.
+/// Makes a configuration that the standby keeps read myrecovery.conf last.
 fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) -> Result<()> {
+    if recovery_settings::reads_last(&configuration(cluster)) {
+        return Ok(());
+    }
     let include = myrecovery_path(&cluster.data_directory);
     if let Some(file) = &cluster.config_file {
         // outside the data directory, named by the agent's own configuration: edited in place, because
         // its directory (/etc/postgresql/...) need not be writable
-        let text = std::fs::read_to_string(file)
+        let text = content(file, MAX_BYTES)
             .map_err(Error::on(format_args!("read configuration \"{}\"", file.display())))?;
-        if let Some(extended) = standby::with_include(&text, &include) {
-            let write = || {
-                use std::io::Write;
-                let mut opened = std::fs::OpenOptions::new().append(true).open(file)?;
-                opened.write_all(&extended.as_bytes()[text.len()..])?;
-                opened.sync_all()
-            };
-            write().map_err(|error| {
-                Error::io(format_args!("extend configuration \"{}\"", file.display()), &error)
-                    .hint(format!("Add the line: include_if_exists = '{include}'"))
-            })?;
-            warnings.push(format!("\"{}\" now includes \"{include}\"", file.display()));
-        }
+        let write = || {
+            use std::io::Write;
+            let mut opened = std::fs::OpenOptions::new().append(true).open(file)?;
+            opened.write_all(&standby::include_at_end(&text, &include))?;
+            opened.sync_all()
+        };
+        write().map_err(|error| {
+            Error::io(format_args!("extend configuration \"{}\"", file.display()), &error)
+                .hint(format!("Add the line: include_if_exists = '{include}'"))
+        })?;
+        warnings.push(format!("\"{}\" now includes \"{include}\"", file.display()));
         return Ok(());
     }
-    let configuration = cluster.data_directory.join("postgresql.conf");
-    if small_file::text(&configuration).is_some_and(|text| standby::reads_myrecovery(&text, &include)) {
-        return Ok(());
-    }
-    let path = RelPath::parse("postgresql.conf")?;
+    let path = RelPath::parse(POSTGRESQL_CONF)?;
     let Some(stat) = run.target.stat(&path)? else {
         return Ok(());
     };
-    let Some(content) = run.target.read(&path, CONFIGURATION)? else {
+    let Some(mut text) = run.target.read(&path, MAX_BYTES)? else {
         return Err(Error::new(Kind::TargetRefused, "the target's postgresql.conf is not a regular file")
             .hint(format!("Add the line: include_if_exists = '{include}', or make it a regular file.")));
     };
-    let text = String::from_utf8(content).map_err(|_| {
-        Error::new(Kind::TargetRefused, "the target's postgresql.conf is not UTF-8")
-            .hint(format!("Add the line: include_if_exists = '{include}'"))
-    })?;
-    if let Some(extended) = standby::with_include(&text, &include) {
-        run.target.install(&path, extended.as_bytes(), stat.mode)?;
-        warnings.push(format!("the target's postgresql.conf now includes \"{include}\""));
+    let line = standby::include_at_end(&text, &include);
+    text.extend(line);
+    run.target.install(&path, &text, stat.mode)?;
+    warnings.push(format!("the target's postgresql.conf now includes \"{include}\""));
+    Ok(())
+}
+
+/// Reads all files as the server will. They were judged before the run began; other programs, and what the primary sent,
+/// may have changed them since.
+fn demand_following(cluster: &Cluster, warnings: &mut Vec<String>) -> Result<()> {
+    let (main, auto) = (configuration(cluster), auto_configuration(&cluster.data_directory));
+    if main.files.is_empty() && main.items.is_empty() {
+        // there is none yet: the server cannot start
+        return Ok(());
     }
+    let said = recovery_settings::judge(Some(&main), Some(&auto));
+    said.demand_no_conflict("The standby's configuration")?;
+    if !recovery_settings::reads_last(&main) {
+        let file = main_configuration(cluster);
+        return Err(Error::new(
+            Kind::TargetRefused,
+            format!("\"{}\" does not read {MYRECOVERY_CONF} last", file.display()),
+        )
+        .detail("Another program changed it during the recovery, or a setting of recovery stands behind that line.")
+        .hint("Correct the file, then run the recovery again; it sends only what is missing."));
+    }
+    warnings.extend(said.problems.iter().map(|problem| format!("the standby may not start: {problem}")));
     Ok(())
 }
 

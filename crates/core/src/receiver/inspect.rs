@@ -11,12 +11,14 @@ use super::policy::Cluster;
 use super::{readiness, running, small_file};
 use crate::cancel::Cancel;
 use crate::clock;
+use crate::configuration::{self, Reading};
 use crate::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE, State, wal_system_identifier};
 use crate::error::{Error, Kind, Result};
-use crate::exclude::{CONTROL_ASIDE, MARKER, MYRECOVERY_CONF};
+use crate::exclude::{AUTO_CONF, CONTROL_ASIDE, MARKER, MYRECOVERY_CONF, POSTGRESQL_CONF};
 use crate::path::RelPath;
 use crate::process;
 use crate::protocol::message::{Content, Marker, Standby, Target};
+use crate::recovery_settings;
 use crate::standby;
 
 /// What is in the cluster's directory.
@@ -52,12 +54,13 @@ pub fn inspect(
         .hint("PostgreSQL starts only in a directory of its own OS user: chown it."));
     }
     let control = read_control(directory);
-    let configuration = cluster.config_file.clone().unwrap_or_else(|| directory.join("postgresql.conf"));
-    let settings = small_file::text(&configuration);
+    let main = main_configuration(cluster);
     let wal = linked_wal(directory);
-    let keeps_settings =
-        cluster.config_file.is_some() || keep.iter().any(|path| path.as_str() == "postgresql.conf");
-    let kept_settings = settings.as_deref().filter(|_| keeps_settings);
+    let keeps = |name: &str| keep.iter().any(|path| path.as_str() == name);
+    let settings = is_there(&main).then(|| configuration(cluster));
+    let kept_settings = settings.as_ref().filter(|_| cluster.config_file.is_some() || keeps(POSTGRESQL_CONF));
+    let kept_auto = keeps(AUTO_CONF).then(|| auto_configuration(directory));
+    let is_readable = configuration::content(&main, configuration::MAX_BYTES).is_ok();
     Ok(Target {
         session: session.to_owned(),
         content: content(directory, metadata.is_some())?,
@@ -78,8 +81,8 @@ pub fn inspect(
         wal_directory: wal,
         configuration_can_be_extended: match &cluster.config_file {
             // extended in place, by appending
-            Some(file) => settings.is_some() && fs::OpenOptions::new().append(true).open(file).is_ok(),
-            None => settings.is_some() && is_regular(&configuration),
+            Some(file) => is_readable && fs::OpenOptions::new().append(true).open(file).is_ok(),
+            None => is_readable && is_regular(&main),
         },
         boot_id: boot_id(),
         kept: keep
@@ -87,9 +90,8 @@ pub fn inspect(
             .filter(|path| fs::symlink_metadata(directory.join(path)).is_ok())
             .cloned()
             .collect(),
-        includes_myrecovery: settings
-            .as_deref()
-            .is_some_and(|text| standby::reads_myrecovery(text, &myrecovery_path(directory))),
+        includes_myrecovery: settings.as_ref().is_some_and(recovery_settings::reads_last),
+        recovery_settings: recovery_settings::judge(kept_settings, kept_auto.as_ref()),
         external_configuration: cluster.config_file.clone(),
         standby: standby_of(directory),
         peer,
@@ -111,7 +113,27 @@ pub(super) fn marker(directory: &Path) -> (bool, Option<Marker>) {
 
 /// How the standby in `directory` is set to follow its primary.
 pub fn standby_of(directory: &Path) -> Option<Standby> {
-    small_file::text(&directory.join(MYRECOVERY_CONF)).map(|text| standby::parse_myrecovery(&text))
+    let text = configuration::content(&directory.join(MYRECOVERY_CONF), configuration::MAX_BYTES).ok()?;
+    Some(standby::parse_myrecovery(&text))
+}
+
+/// The main configuration file of the cluster's server.
+pub(super) fn main_configuration(cluster: &Cluster) -> PathBuf {
+    cluster.config_file.clone().unwrap_or_else(|| cluster.data_directory.join(POSTGRESQL_CONF))
+}
+
+/// What the main configuration says, with the files that it includes; the place of myrecovery.conf is marked.
+pub(super) fn configuration(cluster: &Cluster) -> Reading {
+    Reading::of(&main_configuration(cluster), Some(&cluster.data_directory.join(MYRECOVERY_CONF)))
+}
+
+/// What ALTER SYSTEM set. A server reads it last.
+pub(super) fn auto_configuration(directory: &Path) -> Reading {
+    Reading::of(&directory.join(AUTO_CONF), None)
+}
+
+fn is_there(path: &Path) -> bool {
+    !fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Where the directory's pg_wal is, if it is a link that leads somewhere.
