@@ -101,17 +101,17 @@ fn a_kept_configuration_with_leftovers() {
         fs::write(&configuration, [LATIN1, clean.as_slice(), leftover.as_bytes()].concat()).expect("write");
         // without a slot: the kept primary_slot_name must not count either
         let report = recovery(&target, &primary).option("slot_name", "").run(&primary);
+        assert!(text(fs::read(&configuration).expect("it")).ends_with("myrecovery.conf'\n"), "read last");
+        remote_start(&primary, "localhost", target.dir());
+        primary.execute("SELECT pg_create_restore_point('later')");
+        target.wait_for_replay(&primary);
+        assert!(target.in_recovery(), "{leftover}: {}", target.log());
         if leftover.contains("recovery_target_action = 'promote'") {
             assert_warns(
                 &report,
                 &["recovery_target", "postgresql.conf", "line", "myrecovery.conf overrides"],
             );
         }
-        assert!(text(fs::read(&configuration).expect("it")).ends_with("myrecovery.conf'\n"), "read last");
-        remote_start(&primary, "localhost", target.dir());
-        primary.execute("SELECT pg_create_restore_point('later')");
-        target.wait_for_replay(&primary);
-        assert!(target.in_recovery(), "{leftover}: {}", target.log());
         target.stop(Stop::Fast);
     }
     // all at once, before our line and behind it, in files that are included
@@ -142,14 +142,14 @@ fn a_primary_with_leftovers_and_a_new_node() {
     append(&primary.directory().join("postgresql.auto.conf"), &[LATIN1, all.as_bytes()].concat());
     let target = Cluster::place(&scratch, &Host::here(), "target");
     let report = recovery(&target, &primary).run(&primary);
+    remote_start(&primary, "localhost", target.dir());
+    assert_follows(&scratch, &primary, &target, "localhost");
     assert_warns(&report, &["90-old.conf", "recovery_min_apply_delay", "ALTER SYSTEM"]);
     let adopted = text(fs::read(target.directory().join("postgresql.conf")).expect("its configuration"));
     assert!(!adopted.contains("recovery_target"), "{adopted}");
     let auto =
         text(fs::read(target.directory().join("postgresql.auto.conf")).expect("what ALTER SYSTEM set"));
     assert!(auto.contains("ckkehr") && !auto.to_lowercase().contains("recovery_"), "{auto}");
-    remote_start(&primary, "localhost", target.dir());
-    assert_follows(&scratch, &primary, &target, "localhost");
     // and as a standby that has a configuration of its own now
     target.stop(Stop::Fast);
     recovery(&target, &primary).run(&primary);
@@ -189,9 +189,9 @@ fn a_configuration_outside_the_data_directory() {
     let recovery =
         || Recovery::to("127.0.0.1", target.dir(), primary.port()).option("application_name", "target");
     let report = recovery().run(&primary);
-    assert_warns(&report, &["conf.d/old.conf", "recovery_min_apply_delay", "now includes"]);
     remote_start(&primary, "127.0.0.1", target.dir());
     assert_follows(&scratch, &primary, &target, "127.0.0.1");
+    assert_warns(&report, &["conf.d/old.conf", "recovery_min_apply_delay", "now includes"]);
     target.stop(Stop::Fast);
     let once = fs::read(&configuration).expect("its configuration");
     recovery().run(&primary);
