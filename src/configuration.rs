@@ -6,6 +6,7 @@ use pgpool_recovery_core::configuration::Reading;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::exclude::{AUTO_CONF, MYRECOVERY_CONF, POSTGRESQL_CONF};
 use pgpool_recovery_core::judge::Finding;
+use pgpool_recovery_core::path::RelPath;
 use pgpool_recovery_core::protocol::message::{RecoverySettings, Target};
 use pgpool_recovery_core::receiver::inspect::myrecovery_path;
 use pgpool_recovery_core::recovery_settings::judge_copies;
@@ -55,12 +56,21 @@ impl Situation {
                 Some(file) => format!("\"{}\"", file.display()),
                 None => "the standby's own postgresql.conf".to_owned(),
             };
+            let listed = &self.settings.keep_files;
+            let needed = target
+                .kept
+                .iter()
+                .map(RelPath::as_str)
+                .filter(|path| !listed.iter().any(|name| name == path));
+            let needed: Vec<String> = needed.map(|path| format!("\"{path}\"")).collect();
+            let with =
+                if needed.is_empty() { String::new() } else { format!(", with {}", needed.join(", ")) };
             if target.includes_myrecovery {
-                return Ok(format!("{kept} is kept and reads myrecovery.conf last"));
+                return Ok(format!("{kept} is kept{with} and reads myrecovery.conf last"));
             }
             if target.configuration_can_be_extended {
                 return Ok(format!(
-                    "{kept} is kept; a line that reads myrecovery.conf will be added at its end"
+                    "{kept} is kept{with}; a line that reads myrecovery.conf will be added at its end"
                 ));
             }
             let include = myrecovery_path(&target.directory);

@@ -184,7 +184,9 @@ pub(crate) fn puts(
     if !keeps(target, AUTO_CONF)
         && let Some(text) = read(&situation.data_directory.join(AUTO_CONF))?
     {
-        put(AUTO_CONF, standby::without_recovery_settings(&text, port.is_some()))?;
+        let mut own = target.own_settings.clone();
+        own.extend(port.map(|_| "port".to_owned()));
+        put(AUTO_CONF, standby::without_recovery_settings(&text, &own))?;
     }
     put("standby.signal", Vec::new())?;
     put(

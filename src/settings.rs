@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString};
 use std::time::Duration;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::exclude::is_of_the_copy;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
 use crate::pg::compat;
@@ -245,16 +246,6 @@ pub(crate) fn keep_files(text: &str) -> Result<Vec<String>> {
             .hint("Separate names by commas, as in: postgresql.conf, pg_hba.conf"))
         })
         .collect()
-}
-
-/// Whether a name is, or lies in, what must be the primary's copy, or what makes a standby of it.
-fn is_of_the_copy(name: &str) -> bool {
-    let top = name.split('/').next().unwrap_or(name);
-    matches!(top, "base" | "global" | "PG_VERSION" | "backup_label" | "tablespace_map" | "myrecovery.conf")
-        || top.starts_with("postmaster.")
-        || top.starts_with("pgpool_recovery.")
-        || top.ends_with(".signal")
-        || top.starts_with("pg_") && !matches!(name, "pg_hba.conf" | "pg_ident.conf" | "pg_log")
 }
 
 /// Reads `tablespace_mapping`: `old=new, ...`, absolute directories; `\` before a comma, an equals sign

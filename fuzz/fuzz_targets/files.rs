@@ -10,8 +10,9 @@ fuzz_target!(|data: &[u8]| {
     let _ = ControlFile::parse(data);
     let _ = wal_system_identifier(data);
     let _ = standby::parse_myrecovery(data);
-    let left = standby::without_recovery_settings(data, true);
-    assert_eq!(standby::without_recovery_settings(&left, true), left, "nothing is left to drop");
+    let own = ["port".to_owned()];
+    let left = standby::without_recovery_settings(data, &own);
+    assert_eq!(standby::without_recovery_settings(&left, &own), left, "nothing is left to drop");
     let include = "/srv/pg/myrecovery.conf";
     let adopted = standby::adopted_configuration(data, Some(5433), include);
     assert_eq!(standby::adopted_configuration(&adopted, None, include), adopted, "adopted once");

@@ -70,6 +70,16 @@ const OWN_FILES: &[&str] = &[
 /// Directories nobody but their host touches: log files, and what a file system keeps at its root.
 const HOST_DIRECTORIES: &[&str] = &["log", "pg_log", "lost+found"];
 
+/// Whether a path is, or lies in, what must be the primary's copy, or what makes a standby of it: that is never kept.
+pub fn is_of_the_copy(path: &str) -> bool {
+    let top = path.split('/').next().unwrap_or(path);
+    matches!(top, "base" | "global" | "PG_VERSION" | "backup_label" | "tablespace_map" | MYRECOVERY_CONF)
+        || top.starts_with("postmaster.")
+        || top.starts_with("pgpool_recovery.")
+        || top.ends_with(".signal")
+        || top.starts_with("pg_") && !matches!(path, "pg_hba.conf" | "pg_ident.conf" | "pg_log")
+}
+
 /// What to do with an entry of the primary's data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {

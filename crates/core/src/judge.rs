@@ -297,6 +297,7 @@ mod tests {
             configuration_can_be_extended: true,
             boot_id: Some("boot".to_owned()),
             kept: Vec::new(),
+            own_settings: Vec::new(),
             external_configuration: None,
             includes_myrecovery: false,
             recovery_settings: RecoverySettings::default(),

@@ -69,11 +69,11 @@ fn is_place(name: &[u8]) -> bool {
         .any(|place| is_named(name, place))
 }
 
-/// postgresql.auto.conf without the settings of a standby: it is read last and would win. `own_port`: the
-/// standby has a port of its own, so the primary's goes, too.
-pub fn without_recovery_settings(text: &[u8], own_port: bool) -> Vec<u8> {
+/// The primary's postgresql.auto.conf without the settings of a standby: it is read last and would win. `own`: settings
+/// that the standby has of its own, and that the primary's must not override.
+pub fn without_recovery_settings(text: &[u8], own: &[String]) -> Vec<u8> {
     configuration::without(text, |name, _| {
-        recovery_settings::named(name).is_some() || own_port && is_named(name, "port")
+        recovery_settings::named(name).is_some() || own.iter().any(|own| is_named(name, own))
     })
 }
 
@@ -273,7 +273,7 @@ mod tests {
         fn parsers_never_panic(text in prop::collection::vec(any::<u8>(), 0..80)) {
             let _ = parse_myrecovery(&text);
             let _ = adopted_configuration(&text, Some(1), "/x/myrecovery.conf");
-            let _ = without_recovery_settings(&text, true);
+            let _ = without_recovery_settings(&text, &[]);
         }
 
         #[test]
@@ -293,8 +293,8 @@ mod tests {
     fn settings_that_would_override_are_dropped() {
         let text = b"# gr\xfcn\nport = 5\nprimary_conninfo = 'x'\n Recovery_target_xid='7'\nrestore_command='cp'\n\
             recovery_min_apply_delay = 5min\npromote_trigger_file 'p'\nrecovery_end_command = 'x'\nfoo.x = '\xfc'";
-        assert_eq!(without_recovery_settings(text, false), b"# gr\xfcn\nport = 5\nfoo.x = '\xfc'");
-        assert_eq!(without_recovery_settings(text, true), b"# gr\xfcn\nfoo.x = '\xfc'");
+        assert_eq!(without_recovery_settings(text, &[]), b"# gr\xfcn\nport = 5\nfoo.x = '\xfc'");
+        assert_eq!(without_recovery_settings(text, &["port".to_owned()]), b"# gr\xfcn\nfoo.x = '\xfc'");
     }
 
     #[test]

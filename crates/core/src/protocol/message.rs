@@ -193,8 +193,11 @@ pub struct Target {
     pub wal_identity: Option<(u64, u64)>,
     /// The kernel's identifier of this boot: equal on one machine only.
     pub boot_id: Option<String>,
-    /// Which of the files to keep are there.
+    /// Which of the files to keep are there, and what else the configuration that it keeps needs of its directory.
     pub kept: Vec<RelPath>,
+    /// Settings of one host (port, addresses, certificates) that the configuration it keeps makes.
+    #[serde(default)]
+    pub own_settings: Vec<String>,
     /// Whether the configuration lives outside the data directory.
     pub external_configuration: Option<PathBuf>,
     /// Whether the configuration in use reads myrecovery.conf already.

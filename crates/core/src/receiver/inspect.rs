@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::policy::Cluster;
-use super::{readiness, running, small_file};
+use super::{readiness, references, running, small_file};
 use crate::cancel::Cancel;
 use crate::clock;
 use crate::configuration::{self, Reading};
@@ -60,6 +60,12 @@ pub fn inspect(
     let settings = is_there(&main).then(|| configuration(cluster));
     let kept_settings = settings.as_ref().filter(|_| cluster.config_file.is_some() || keeps(POSTGRESQL_CONF));
     let kept_auto = keeps(AUTO_CONF).then(|| auto_configuration(directory));
+    let is_present = |path: &&RelPath| fs::symlink_metadata(directory.join(path)).is_ok();
+    let mut kept: Vec<RelPath> = keep.iter().filter(is_present).cloned().collect();
+    if let Some(settings) = kept_settings {
+        let needed = references::in_directory(directory, &main, settings);
+        kept.extend(needed.into_iter().filter(|path| !keep.contains(path)));
+    }
     let is_readable = configuration::content(&main, configuration::MAX_BYTES).is_ok();
     Ok(Target {
         session: session.to_owned(),
@@ -85,11 +91,8 @@ pub fn inspect(
             None => is_readable && is_regular(&main),
         },
         boot_id: boot_id(),
-        kept: keep
-            .iter()
-            .filter(|path| fs::symlink_metadata(directory.join(path)).is_ok())
-            .cloned()
-            .collect(),
+        kept,
+        own_settings: kept_settings.map(references::of_one_host).unwrap_or_default(),
         includes_myrecovery: settings.as_ref().is_some_and(recovery_settings::reads_last),
         recovery_settings: recovery_settings::judge(kept_settings, kept_auto.as_ref()),
         external_configuration: cluster.config_file.clone(),
@@ -130,6 +133,13 @@ pub(super) fn configuration(cluster: &Cluster) -> Reading {
 /// What ALTER SYSTEM set. A server reads it last.
 pub(super) fn auto_configuration(directory: &Path) -> Reading {
     Reading::of(&directory.join(AUTO_CONF), None)
+}
+
+/// Where the server writes its log, if its configuration says so.
+pub(super) fn log_directory(cluster: &Cluster) -> Option<PathBuf> {
+    let (main, auto) = (configuration(cluster), auto_configuration(&cluster.data_directory));
+    let value = auto.value("log_directory").or_else(|| main.value("log_directory"))?;
+    Some(cluster.data_directory.join(configuration::path(value)))
 }
 
 fn is_there(path: &Path) -> bool {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::policy::Cluster;
-use super::running;
+use super::{inspect, running};
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::exclude::MARKER;
@@ -252,8 +252,10 @@ impl Logs {
 fn log_files(cluster: &Cluster) -> Vec<PathBuf> {
     let directory = &cluster.data_directory;
     let mut files = vec![directory.join(START_LOG)];
-    for name in ["log", "pg_log"] {
-        let newest = fs::read_dir(directory.join(name))
+    let mut directories = vec![directory.join("log"), directory.join("pg_log")];
+    directories.extend(inspect::log_directory(cluster).filter(|own| !directories.contains(own)));
+    for logs in directories {
+        let newest = fs::read_dir(logs)
             .into_iter()
             .flatten()
             .filter_map(|entry| {
@@ -300,6 +302,22 @@ mod tests {
         assert_eq!(logs.tail(), "first words\nFATAL:  new line");
         fs::write(&outside, "line of yesterday\nLOG:  line of today\n").expect("write");
         assert_eq!(logs.tail(), "first words\nFATAL:  new line\nLOG:  line of today");
+    }
+
+    #[test]
+    fn logs_are_found_where_the_configuration_puts_them() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let outside = tempfile::tempdir().expect("temporary directory");
+        let cluster = in_directory(data.path());
+        fs::write(outside.path().join("x.log"), "FATAL:  from outside\n").expect("write");
+        fs::create_dir(data.path().join("server_log")).expect("make");
+        fs::write(data.path().join("server_log/x.log"), "FATAL:  from inside\n").expect("write");
+        assert_eq!(log_tail(&cluster), "The standby's log has no new lines.");
+        let main = format!("log_directory = '{}'\n", outside.path().display());
+        fs::write(data.path().join("postgresql.conf"), main).expect("write");
+        assert_eq!(log_tail(&cluster), "FATAL:  from outside");
+        fs::write(data.path().join("postgresql.auto.conf"), "log_directory = 'server_log'\n").expect("write");
+        assert_eq!(log_tail(&cluster), "FATAL:  from inside", "ALTER SYSTEM counts last");
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod finish;
 mod ledger;
 mod read;
 mod readiness;
+mod references;
 mod room;
 mod run;
 mod session;

@@ -163,6 +163,10 @@ impl Session<'_> {
         } else {
             found.recovery = self.receiver.ledger.account(&cluster.data_directory).running;
         }
+        // with what the kept configuration needs
+        let needed: Vec<RelPath> =
+            found.kept.iter().filter(|path| !self.keep.contains(path)).cloned().collect();
+        self.keep.extend(needed);
         self.cluster = Some(cluster);
         Ok(Reply::Target(Box::new(found)))
     }
