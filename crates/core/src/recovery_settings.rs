@@ -189,9 +189,12 @@ pub fn judge_copies(main: Option<&Path>, auto: Option<&Path>, mark: &Path) -> Re
     judge(main.as_ref(), auto.as_ref())
 }
 
+/// A setting of one of the parameters.
+type Set<'a> = (&'static Parameter, &'a Item, &'a [u8]);
+
 /// The last setting of each parameter of ours, by spelling.
-fn last(configuration: Option<&Reading>) -> Vec<(&'static Parameter, &Item, &[u8])> {
-    let mut last: HashMap<&[u8], (usize, (&'static Parameter, &Item, &[u8]))> = HashMap::new();
+fn last(configuration: Option<&Reading>) -> Vec<Set<'_>> {
+    let mut last: HashMap<&[u8], (usize, Set<'_>)> = HashMap::new();
     for (number, item) in configuration.into_iter().flat_map(|reading| &reading.items).enumerate() {
         if let What::Setting { name, value } = &item.what
             && let Some(parameter) = named(name)
