@@ -69,6 +69,7 @@ impl Situation {
             wal_identity: wal.map(|wal| (wal.dev(), wal.ino())),
             boot_id: inspect::boot_id(),
             system_identifier: primary.system_identifier,
+            timeline: primary.timeline,
             major_version: (primary.server_version_num / 10_000).to_string(),
             block_size: primary.block_size,
             wal_segment_size: primary.wal_segment_size,

@@ -9,6 +9,8 @@ use crate::error::{Error, Kind};
 use crate::protocol::message::{Content, Target};
 use crate::receiver::running;
 
+mod timeline;
+
 /// The primary, as far as it matters.
 #[derive(Debug, Clone)]
 pub struct Primary {
@@ -24,6 +26,8 @@ pub struct Primary {
     pub boot_id: Option<String>,
     /// From pg_control.
     pub system_identifier: u64,
+    /// The timeline that it writes.
+    pub timeline: u32,
     /// `15`
     pub major_version: String,
     /// Bytes.
@@ -191,8 +195,13 @@ fn stopped(target: &Target) -> Result<String, Error> {
     }
 }
 
+/// Whether a marker tells of a recovery from this primary. A pg_control in place says more: something else made the
+/// directory a cluster since, and a recovery has its own out of the way.
 fn resumes(primary: &Primary, target: &Target) -> bool {
-    target.marker.as_ref().is_some_and(|marker| marker.system_identifier == primary.system_identifier)
+    let ours = |identifier| identifier == primary.system_identifier;
+    let is_foreign = target.control_in_place
+        && target.control.as_ref().is_some_and(|control| !ours(control.system_identifier));
+    target.marker.as_ref().is_some_and(|marker| ours(marker.system_identifier)) && !is_foreign
 }
 
 fn identity(primary: &Primary, target: &Target, any_cluster: bool) -> Result<String, Error> {
@@ -207,24 +216,46 @@ fn identity(primary: &Primary, target: &Target, any_cluster: bool) -> Result<Str
         }
         Content::Cluster => {}
     }
-    if resumes(primary, target) {
+    let resumes = resumes(primary, target);
+    let is_ours = match target.system_identifier {
+        Some(found) => found == primary.system_identifier && target.marker.is_none(),
+        None => false,
+    };
+    if (resumes || is_ours)
+        && let Some(answer) = timeline::ahead(primary, target, resumes, any_cluster)
+    {
+        return answer;
+    }
+    if resumes {
         return Ok("a recovery from this primary was broken off there; it will be completed".to_owned());
     }
     match target.system_identifier {
-        Some(found) if found == primary.system_identifier && target.marker.is_none() => {
-            Ok(format!("a cluster of this system ({found})"))
-        }
+        Some(found) if is_ours => Ok(format!("a cluster of this system ({found})")),
         _ if any_cluster => Ok("another cluster; overwrite is any_cluster".to_owned()),
         Some(found) => Err(refused(format!("directory \"{shown}\" belongs to another cluster"))
-            .detail(format!(
-                "Its system identifier is {}, this primary's is {}.",
-                target.marker.as_ref().map_or(found, |marker| marker.system_identifier),
-                primary.system_identifier
-            ))
+            .detail(belongs_to(primary, target, found))
             .hint("If it may be destroyed, set pgpool_recovery.overwrite = any_cluster, or pass it as an option.")),
         None => Err(refused(format!("cannot tell to which cluster directory \"{shown}\" belongs"))
             .detail("Its pg_control cannot be read, and its WAL does not tell either.")
             .hint("If it may be destroyed, set pgpool_recovery.overwrite = any_cluster, or pass it as an option.")),
+    }
+}
+
+fn belongs_to(primary: &Primary, target: &Target, found: u64) -> String {
+    let ours = primary.system_identifier;
+    match &target.marker {
+        Some(marker) if marker.system_identifier != ours => {
+            format!(
+                "The marker of a recovery there has system identifier {}, this primary has {ours}.",
+                marker.system_identifier
+            )
+        }
+        Some(_) => format!(
+            "A recovery from this primary was interrupted there, but its pg_control is in place again and has system \
+             identifier {found}; this primary has {ours}. Something else made a cluster there since, or the recovery was \
+             interrupted before it changed anything."
+        ),
+        None => format!("Its system identifier is {found}, this primary's is {ours}."),
     }
 }
 
@@ -266,7 +297,7 @@ mod tests {
     use crate::control_file::tests::sample;
     use crate::protocol::message::Marker;
 
-    fn primary() -> Primary {
+    pub(super) fn primary() -> Primary {
         Primary {
             directory: "/srv/primary".into(),
             identity: (1, 2),
@@ -274,18 +305,21 @@ mod tests {
             wal_identity: Some((1, 3)),
             boot_id: Some("boot".to_owned()),
             system_identifier: 7,
+            timeline: 4,
             major_version: "15".to_owned(),
             block_size: 8192,
             wal_segment_size: 16 << 20,
         }
     }
 
-    fn target() -> Target {
+    pub(super) fn target() -> Target {
         Target {
             session: String::new(),
             directory: "/srv/standby".into(),
             content: Content::Cluster,
             control: Some(ControlFile::parse(&sample(7)).expect("valid")),
+            control_in_place: true,
+            timeline: Some(4),
             system_identifier: Some(7),
             marker: None,
             running: None,
@@ -309,13 +343,13 @@ mod tests {
         }
     }
 
-    fn first_refusal(target: &Target, any_cluster: bool) -> Option<(&'static str, Error)> {
+    pub(super) fn first_refusal(target: &Target, any_cluster: bool) -> Option<(&'static str, Error)> {
         judge(&primary(), target, true, any_cluster)
             .into_iter()
             .find_map(|finding| Some((finding.step, finding.answer.err()?)))
     }
 
-    fn refusal(change: impl FnOnce(&mut Target)) -> Option<&'static str> {
+    pub(super) fn refusal(change: impl FnOnce(&mut Target)) -> Option<&'static str> {
         let mut target = target();
         change(&mut target);
         first_refusal(&target, false).map(|(step, error)| {

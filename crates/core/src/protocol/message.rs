@@ -173,6 +173,10 @@ pub struct Target {
     pub content: Content,
     /// pg_control, if it can be read (in place, or set aside by a broken-off recovery).
     pub control: Option<ControlFile>,
+    /// Whether that is in its place: then it is the directory's own, whatever a marker says.
+    pub control_in_place: bool,
+    /// The latest timeline of which there is WAL, or which pg_control tells.
+    pub timeline: Option<u32>,
     /// The system identifier in pg_control, or failing that in the target's WAL.
     pub system_identifier: Option<u64>,
     /// The marker of a broken-off recovery.

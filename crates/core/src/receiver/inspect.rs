@@ -18,6 +18,7 @@ use crate::path::RelPath;
 use crate::process;
 use crate::protocol::message::{Content, Marker, Standby, Target};
 use crate::standby;
+use crate::wal;
 
 /// What is in the cluster's directory.
 pub fn inspect(
@@ -51,10 +52,13 @@ pub fn inspect(
         .detail(format!("Its owner has user id {}, this process {owner}.", metadata.uid()))
         .hint("PostgreSQL starts only in a directory of its own OS user: chown it."));
     }
-    let control = read_control(directory);
+    let (control, control_in_place) = match control_at(directory, PG_CONTROL) {
+        Some(control) => (Some(control), true),
+        None => (control_at(directory, CONTROL_ASIDE), false),
+    };
     let configuration = cluster.config_file.clone().unwrap_or_else(|| directory.join("postgresql.conf"));
     let settings = small_file::text(&configuration);
-    let wal = linked_wal(directory);
+    let linked = linked_wal(directory);
     let keeps_settings =
         cluster.config_file.is_some() || keep.iter().any(|path| path.as_str() == "postgresql.conf");
     let kept_settings = settings.as_deref().filter(|_| keeps_settings);
@@ -65,17 +69,19 @@ pub fn inspect(
             .as_ref()
             .map(|control| control.system_identifier)
             .or_else(|| identifier_from_wal(directory)),
+        timeline: timeline(directory, control.as_ref())?,
         control,
+        control_in_place,
         marker: marker(directory).1,
         running: metadata.as_ref().and_then(|_| running::server(directory)),
         pg_version: pg_version(directory),
         server_version: server_version(cluster, cancel)?,
         identity: metadata.as_ref().map(|metadata| (metadata.dev(), metadata.ino())),
-        wal_identity: wal.as_ref().and_then(|wal| {
+        wal_identity: linked.as_ref().and_then(|wal| {
             let metadata = fs::metadata(wal).ok()?;
             Some((metadata.dev(), metadata.ino()))
         }),
-        wal_directory: wal,
+        wal_directory: linked,
         configuration_can_be_extended: match &cluster.config_file {
             // extended in place, by appending
             Some(file) => settings.is_some() && fs::OpenOptions::new().append(true).open(file).is_ok(),
@@ -136,7 +142,7 @@ pub fn boot_id() -> Option<String> {
     small_file::text(Path::new("/proc/sys/kernel/random/boot_id")).map(|text| text.trim().to_owned())
 }
 
-fn content(directory: &Path, exists: bool) -> Result<Content> {
+pub(super) fn content(directory: &Path, exists: bool) -> Result<Content> {
     if !exists {
         return Ok(Content::Missing);
     }
@@ -164,10 +170,37 @@ fn pg_version(directory: &Path) -> Option<String> {
 /// pg_control, in place or set aside by a broken-off recovery. A damaged one counts as none: what
 /// matters is whom the directory belongs to, and that can still be told by its WAL.
 fn read_control(directory: &Path) -> Option<ControlFile> {
-    [PG_CONTROL, CONTROL_ASIDE].iter().find_map(|name| {
-        let bytes = small_file::head(&directory.join(name), PG_CONTROL_FILE_SIZE)?;
-        ControlFile::parse(&bytes).ok()
-    })
+    [PG_CONTROL, CONTROL_ASIDE].iter().find_map(|name| control_at(directory, name))
+}
+
+fn control_at(directory: &Path, name: &str) -> Option<ControlFile> {
+    let bytes = small_file::head(&directory.join(name), PG_CONTROL_FILE_SIZE)?;
+    ControlFile::parse(&bytes).ok()
+}
+
+/// The latest timeline that the server here has been on. A standby may have crossed to one since its last checkpoint, or
+/// have received WAL of it that it has not replayed: what it confirmed to its primary is there, too.
+fn timeline(directory: &Path, control: Option<&ControlFile>) -> Result<Option<u32>> {
+    let told = control.map(|control| control.timeline.max(control.min_recovery_timeline));
+    let wal = directory.join("pg_wal");
+    let entries = match fs::read_dir(&wal) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(told);
+        }
+        Err(error) => return Err(unlisted(&wal, &error)),
+    };
+    let mut latest = told;
+    for entry in entries {
+        let name = entry.map_err(|error| unlisted(&wal, &error))?.file_name();
+        latest = latest.max(name.to_str().and_then(wal::segment_timeline));
+    }
+    Ok(latest)
+}
+
+fn unlisted(directory: &Path, error: &io::Error) -> Error {
+    Error::io(format_args!("list directory \"{}\"", directory.display()), error)
+        .hint("It tells which timeline the directory is on. Make it readable for the PostgreSQL OS user.")
 }
 
 /// Whether the last server here shut down in order and no recovery has begun since: then all that it wrote was
@@ -265,6 +298,27 @@ mod tests {
         assert_eq!(identifier_from_wal(data.path()), Some(77));
         put(data.path(), CONTROL_ASIDE, &sample(78));
         assert_eq!(read_control(data.path()).map(|control| control.system_identifier), Some(78));
+    }
+
+    #[test]
+    fn the_latest_timeline_counts() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let latest = || {
+            let control = read_control(data.path());
+            timeline(data.path(), control.as_ref()).expect("looks")
+        };
+        assert_eq!(latest(), None);
+        put(data.path(), "pg_wal/000000020000000000000003", b"");
+        put(data.path(), "pg_wal/00000009.history", b"known of, but nothing of it is here");
+        assert_eq!(latest(), Some(2));
+        put(data.path(), PG_CONTROL, &sample(7));
+        assert_eq!(latest(), Some(4), "of the minimum recovery point");
+        put(data.path(), "pg_wal/000000050000000000000003", b"");
+        assert_eq!(latest(), Some(5));
+        fs::remove_dir_all(data.path().join("pg_wal")).expect("remove");
+        std::os::unix::fs::symlink("pg_wal", data.path().join("pg_wal")).expect("link");
+        let control = read_control(data.path());
+        timeline(data.path(), control.as_ref()).expect_err("it cannot be told");
     }
 
     #[test]
