@@ -1,6 +1,7 @@
 //! The last steps, in the order that keeps the target unstartable until it is complete (S2).
 
 use super::durable::sync_files;
+use super::identity;
 use super::inspect::myrecovery_path;
 use super::policy::Cluster;
 use super::run::Run;
@@ -23,13 +24,13 @@ const CONFIGURATION: u64 = 1 << 20;
 /// back. No server can be missed, because one first makes the data directory its current one and reads pg_control after
 /// that.
 pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
-    let text = serde_json::to_string_pretty(marker)
-        .map_err(|error| Error::new(Kind::Internal, format!("could not encode the marker: {error}")))?;
+    let text = identity::marker_text(marker)?;
     run.target.keep()?;
     let (control, aside) = (RelPath::parse(PG_CONTROL)?, RelPath::parse(CONTROL_ASIDE)?);
     let marker = RelPath::parse(MARKER)?;
     let was_marked = run.target.stat(&marker)?.is_some();
-    run.target.install(&marker, format!("{text}\n").as_bytes(), 0o600)?;
+    run.target.install(&marker, text.as_bytes(), 0o600)?;
+    run.set_marker(text);
     let was_there = run.target.rename(&control, &aside)?;
     let untouched = match running::find(run.target.path()) {
         Some(process) => Err(running::refusal(run.target.path(), process)),
@@ -61,11 +62,12 @@ pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>) -> Result<Vec
         run.target.install(&put.path, &put.content, put.mode)?;
     }
     include_myrecovery(run, cluster, &mut warnings)?;
+    let installed = identity::installed(run, others.into_iter().map(|put| put.path))?;
     sync_files(run)?;
     run.target.sync_directories()?;
     run.cancel.check()?;
 
-    run.target.demand_in_place()?;
+    identity::demand_own(run, &installed)?;
     run.target.install(&control.path, &control.content, control.mode)?;
     run.target.remove(&RelPath::parse(CONTROL_ASIDE)?)?;
     run.target.remove(&RelPath::parse(MARKER)?)?;

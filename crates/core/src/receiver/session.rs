@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use tracing::info;
 
+use super::incoming::{self, PERMISSIONS, Puts};
+use super::judged::{self, Judged};
 use super::policy::{Cluster, resolve};
 use super::run::Run;
 use super::settle::settle;
@@ -21,7 +23,6 @@ use crate::link::Link;
 use crate::link::control::Control;
 use crate::path::RelPath;
 use crate::plan::{Directory, File};
-use crate::protocol::data::Put;
 use crate::protocol::message::{self, Purpose, Reply, Request, Terms};
 use crate::protocol::status::State;
 use crate::protocol::{PUT, REPLY, REQUEST};
@@ -29,13 +30,6 @@ use crate::target::Target;
 
 /// Most files and directories of a plan: a bound on memory, far beyond any real cluster.
 const MAX_PLAN: usize = 50_000_000;
-
-/// The bits of a mode that a copy takes over: nothing of PostgreSQL's is set-user-ID, set-group-ID or sticky, and the
-/// agent's unit may not set such bits.
-const PERMISSIONS: u32 = 0o777;
-
-/// Most bytes of small files in one run, kept in memory until it finishes.
-const MAX_PUTS: usize = 32 << 20;
 
 /// How long the data links of an ended run may take to notice.
 const STREAMS_END: Duration = Duration::from_secs(10);
@@ -60,11 +54,11 @@ pub(super) fn serve(
         cluster: None,
         peer,
         keep,
+        judged: None,
         directories: Vec::new(),
         files: Vec::new(),
         terms: None,
-        puts: Vec::new(),
-        put_bytes: 0,
+        puts: Puts::default(),
         stage: Stage::Looked,
     };
     let opened = session.open(&directory, purpose, peer).and_then(|found| session.answer(&found));
@@ -83,11 +77,12 @@ struct Session<'a> {
     cluster: Option<Cluster>,
     peer: Option<IpAddr>,
     keep: Vec<RelPath>,
+    /// The directory as the sender was told of it.
+    judged: Option<Judged>,
     directories: Vec<Directory>,
     files: Vec<File>,
     terms: Option<Terms>,
-    puts: Vec<Put>,
-    put_bytes: usize,
+    puts: Puts,
     stage: Stage,
 }
 
@@ -118,14 +113,10 @@ impl Session<'_> {
                     }
                 },
                 PUT => {
-                    self.put_bytes += body.len();
-                    if self.put_bytes > MAX_PUTS {
-                        return Err(Error::new(
-                            Kind::ProtocolViolation,
-                            format!("small files of more than {MAX_PUTS} bytes"),
-                        ));
-                    }
-                    self.puts.push(Put::decode(&body)?);
+                    let (Stage::Settled(_), Some(judged)) = (&self.stage, &self.judged) else {
+                        return Err(out_of_order("settled data"));
+                    };
+                    self.puts.add(&body, judged.kept())?;
                 }
                 other => return Err(unexpected(other)),
             }
@@ -154,7 +145,11 @@ impl Session<'_> {
             Purpose::Look => None,
             Purpose::Recover => Some(self.target(&cluster, Target::open)?),
         };
+        // before anything is told, so that what changes meanwhile is seen when the run begins
+        let exists = cluster.data_directory.exists();
+        let judged = exists.then(|| Judged::look(&cluster.data_directory, &self.keep)).transpose();
         let mut found = inspect::inspect(&cluster, &self.keep, &self.token, peer, &self.cancel)?;
+        self.judged = judged?;
         if let Some(target) = target {
             if target.was_made() {
                 found.content = message::Content::Missing;
@@ -181,6 +176,19 @@ impl Session<'_> {
     }
 
     fn plan(&mut self, mut directories: Vec<Directory>, mut files: Vec<File>) -> Result<()> {
+        let is_wal = match &self.stage {
+            Stage::Looked | Stage::Locked(_) if self.terms.is_none() => false,
+            Stage::Settled(_) => true,
+            _ => return Err(out_of_order("settled data, or a directory where nothing has begun")),
+        };
+        let kept = self.judged.as_ref().map(Judged::kept).unwrap_or_default();
+        let paths = directories.iter().map(|directory| (&directory.path, true));
+        for (path, is_directory) in paths.chain(files.iter().map(|file| (&file.path, false))) {
+            if is_wal && !path.as_str().starts_with("pg_wal/") {
+                return Err(out_of_order("WAL"));
+            }
+            incoming::check_planned(path, is_directory, kept)?;
+        }
         let modes = directories.iter_mut().map(|directory| &mut directory.mode);
         modes.chain(files.iter_mut().map(|file| &mut file.mode)).for_each(|mode| *mode &= PERMISSIONS);
         self.directories.extend(directories);
@@ -211,6 +219,7 @@ impl Session<'_> {
                 if let Some(process) = running::server(&cluster.data_directory) {
                     return Err(running::refusal(&cluster.data_directory, process));
                 }
+                self.demand_as_judged(&cluster, &target)?;
                 let digest_key = key(&digest_key)?;
                 let files = std::mem::take(&mut self.files);
                 let trusts_cache = inspect::was_shut_down(&cluster.data_directory);
@@ -266,11 +275,6 @@ impl Session<'_> {
                 let Stage::Settled(run) = &self.stage else {
                     return Err(out_of_order("settled data"));
                 };
-                let directories = self.directories.iter().map(|directory| &directory.path);
-                let mut paths = self.files.iter().map(|file| &file.path).chain(directories);
-                if !paths.all(|path| path.as_str().starts_with("pg_wal/")) {
-                    return Err(out_of_order("WAL"));
-                }
                 for directory in self.directories.drain(..) {
                     run.target.make_directory(&directory.path, directory.mode)?;
                 }
@@ -282,8 +286,7 @@ impl Session<'_> {
                     return Err(out_of_order("settled data"));
                 };
                 run.record.enter(State::Durable);
-                let puts = std::mem::take(&mut self.puts);
-                let warnings = finish::finish(run, &cluster, puts)?;
+                let warnings = finish::finish(run, &cluster, self.puts.take())?;
                 run.record.succeed();
                 info!(directory = %cluster.data_directory.display(), "recovery ends: the directory is complete and durable");
                 self.finished();
@@ -358,6 +361,18 @@ impl Session<'_> {
         let locations = target.identities()?;
         self.terms = Some(terms);
         Ok(Reply::Planned { locations })
+    }
+
+    /// The directory is still what the sender judged, and so are those beside it.
+    fn demand_as_judged(&self, cluster: &Cluster, target: &Target) -> Result<()> {
+        let (Some(judged), Some(terms)) = (&self.judged, &self.terms) else {
+            return Err(out_of_order("a plan"));
+        };
+        judged.demand_same(&cluster.data_directory, &self.keep)?;
+        let mut roots = vec![cluster.data_directory.clone()];
+        roots.extend(inspect::linked_wal(&cluster.data_directory));
+        roots.extend(terms.tablespaces.iter().map(|tablespace| PathBuf::from(&tablespace.target)));
+        judged::demand_roots(target, &roots)
     }
 
     fn begin(&self, run: &Run, marker: &message::Marker) -> Result<()> {

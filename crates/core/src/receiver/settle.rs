@@ -5,7 +5,9 @@ use std::collections::{HashMap, HashSet};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
+use super::identity;
 use super::run::{Run, Slot};
+use super::segments::end_forks;
 use crate::control_file::PG_CONTROL;
 use crate::error::{Error, Kind, Result};
 use crate::exclude::{CONTROL_ASIDE, MARKER, Rules};
@@ -29,7 +31,12 @@ pub(super) fn settle(
     keep: &[RelPath],
     terms: &Terms,
 ) -> Result<Settled> {
+    if !run.is_survey() {
+        // as surplus it would go without a word
+        identity::demand_incomplete(run)?;
+    }
     let slots = run.slots();
+    end_forks(&slots);
     let mut settled = Settled::default();
     for (number, slot) in slots.iter().enumerate() {
         if number.is_multiple_of(1024) {
@@ -101,12 +108,14 @@ pub(super) fn settle_wal(run: &Run) -> Result<()> {
                     ));
                 }
             }
+            run.note(slot, &file)?;
         }
     }
     Ok(())
 }
 
-/// Whether a file has the size and mode it must have, and its content is known.
+/// Whether a file has the size and mode it must have, and its content is known. One that this run had to do with must
+/// be as the run left it.
 fn is_fit(run: &Run, slot: &Slot) -> Result<bool> {
     if slot.fits() {
         return Ok(true);
@@ -119,7 +128,11 @@ fn is_fit(run: &Run, slot: &Slot) -> Result<bool> {
     let fits = found.is_some_and(|stat| {
         stat.kind == FileType::RegularFile && stat.names == 1 && stat.size == size && stat.mode == slot.mode
     });
-    Ok(fits && is_known)
+    let is_fit = fits && is_known;
+    if !run.is_survey() && (is_fit || slot.is_found() || slot.is_changed()) {
+        run.demand_unchanged(slot, found.as_ref())?;
+    }
+    Ok(is_fit)
 }
 
 /// Creates an empty file, cuts a longer one, sets the mode.
@@ -131,7 +144,8 @@ fn fit(run: &Run, slot: &Slot) -> Result<()> {
     slot.set_changed();
     file.set_len(slot.size())
         .and_then(|()| Ok(rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(slot.mode))?))
-        .map_err(Error::on(format_args!("set size and mode of \"{}\" of the target", slot.path)))
+        .map_err(Error::on(format_args!("set size and mode of \"{}\" of the target", slot.path)))?;
+    run.note(slot, &file)
 }
 
 struct Pruner<'a> {

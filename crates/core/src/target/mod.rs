@@ -26,7 +26,7 @@ use directories::{make_directories, open_directory, open_nearest, remove_made};
 
 pub use directories::busy;
 pub use remove::Entries;
-pub use stat::Stat;
+pub use stat::{Stamp, Stat};
 
 mod directories;
 pub mod remove;
@@ -157,6 +157,24 @@ impl Target {
         Err(Error::new(Kind::TargetRefused, message)
             .detail("The path leads elsewhere than when the recovery began.")
             .hint("Run the recovery again when the directory is in its place."))
+    }
+
+    /// Fails if a link within the directory (pg_wal, a tablespace's) leads elsewhere by now than to what was opened.
+    pub fn demand_links_in_place(&self) -> Result<()> {
+        for root in &self.roots[1..] {
+            let path = self.path.join(&root.prefix);
+            let opened = rustix::fs::fstat(&root.fd)
+                .map_err(Error::on(format_args!("stat directory \"{}\"", path.display())))?;
+            let there =
+                std::fs::metadata(&path).map_err(Error::on(format_args!("stat \"{}\"", path.display())))?;
+            if (there.dev(), there.ino()) != (opened.st_dev, opened.st_ino) {
+                let message = format!("\"{}\" leads elsewhere than when the recovery began", path.display());
+                return Err(Error::new(Kind::InUse, message)
+                    .detail("Something else works in the target's directory: it replaced the link, or the directory that it leads to.")
+                    .hint("Stop what works there, and run the recovery again."));
+            }
+        }
+        Ok(())
     }
 
     /// From now on the directories made stay, even if the run fails.

@@ -39,7 +39,7 @@ impl Target {
     }
 
     /// To be called where a directory may go or give way to another one of its name.
-    pub(super) fn forget_last(&self) {
+    pub fn forget_last(&self) {
         *lock(&self.last) = None;
     }
 

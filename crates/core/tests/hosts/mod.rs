@@ -23,7 +23,7 @@ use pgpool_recovery_core::receiver::policy::{Cluster, Policy};
 use pgpool_recovery_core::scan::{Source, scan};
 use pgpool_recovery_core::secret::Secret;
 use pgpool_recovery_core::sender::pack::Compression;
-use pgpool_recovery_core::sender::{Manner, Session};
+use pgpool_recovery_core::sender::{Manner, Session, Settled};
 
 pub(crate) const VERSION: &str = "PG_15_202209061";
 
@@ -182,7 +182,25 @@ impl Hosts {
         self.plan(&mut session)?;
         Self::begin(&mut session)?;
         self.send(&mut session)?;
+        let settled = self.complete(&mut session)?;
+        assert_eq!(progress.compared(), progress.total());
+        Ok(Outcome {
+            sent: progress.sent(),
+            total: progress.total(),
+            removed: settled.removed,
+            changed: settled.changed,
+        })
+    }
+
+    /// What follows when all data was sent.
+    pub(crate) fn complete(&self, session: &mut Session) -> Result<Settled, Error> {
         let settled = session.settle()?;
+        self.finish(session)?;
+        Ok(settled)
+    }
+
+    /// WAL and the last files.
+    pub(crate) fn finish(&self, session: &mut Session) -> Result<(), Error> {
         let wal = RelPath::parse("pg_wal/000000010000000000000001").expect("valid");
         let archive_status = RelPath::parse("pg_wal/archive_status").expect("valid");
         let size = fs::metadata(self.path("primary").join(&wal)).expect("WAL").len();
@@ -196,14 +214,7 @@ impl Hosts {
             mode: 0o600,
             content: content.to_vec(),
         };
-        session.finish(&[put("backup_label", b"label"), put("global/pg_control", b"control")])?;
-        assert_eq!(progress.compared(), progress.total());
-        Ok(Outcome {
-            sent: progress.sent(),
-            total: progress.total(),
-            removed: settled.removed,
-            changed: settled.changed,
-        })
+        session.finish(&[put("backup_label", b"label"), put("global/pg_control", b"control")]).map(drop)
     }
 
     /// Everything of the primary that travels is on the standby, byte for byte.
