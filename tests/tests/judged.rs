@@ -10,7 +10,7 @@ use pgpool_recovery_e2e::scratch::write_as_postgres;
 use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, account, compare, wait, workload};
 use serde_json::json;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// What `pgpool_recovery_check` says of whose the directory is.
 fn identity(primary: &Cluster, target: &Cluster, options: &serde_json::Value) -> (bool, String) {
@@ -66,7 +66,7 @@ fn a_file_that_another_tool_replaced_fails_the_run_and_the_next_one_heals_it() {
     workload::change_every(&mut primary.connect(), 1);
     let file: String = primary.get("SELECT pg_relation_filepath('precious')", &[]);
 
-    let slow = Recovery::of(&standby, &primary).option("max_rate", 6000).option("jobs", 1);
+    let slow = Recovery::of(&standby, &primary).option("max_rate", 10000).option("jobs", 1);
     // everything that comes before the big table in the order of names, and some of that
     let before: i64 = primary
         .get("SELECT sum(pg_database_size(oid))::bigint FROM pg_database WHERE datname <> 'postgres'", &[]);
