@@ -42,7 +42,8 @@ fn assert_in_use(error: &Error, what: &str) {
 #[test]
 fn a_directory_that_changed_since_it_was_judged_is_left_alone() {
     let hosts = hosts();
-    let changes: &[(&str, fn(&Hosts))] = &[
+    type Change = (&'static str, fn(&Hosts));
+    let changes: &[Change] = &[
         ("a server ran", |hosts| hosts.write("standby/global/pg_control", b"its control")),
         ("another cluster", |hosts| {
             fs::remove_dir_all(hosts.path("standby/base")).expect("remove");
@@ -121,7 +122,8 @@ fn what_something_else_changed_does_not_become_a_standby() {
         hosts.write("standby/strange", content);
         fs::rename(hosts.path("standby/strange"), hosts.path("standby").join(name)).expect("rename");
     };
-    let changes: &[(&str, &dyn Fn(&Hosts))] = &[
+    type Change<'a> = (&'a str, &'a dyn Fn(&Hosts));
+    let changes: &[Change<'_>] = &[
         ("a file that was compared is replaced", &|hosts| replace(hosts, "base/5/1", &pages(40, 9))),
         ("a file that was written is replaced", &|hosts| replace(hosts, "base/5/2", &pages(40, 9))),
         ("an empty file is replaced", &|hosts| replace(hosts, "base/5/empty", b"")),

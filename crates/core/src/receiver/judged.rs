@@ -156,7 +156,8 @@ mod tests {
     #[test]
     fn a_directory_that_was_changed_after_it_was_judged_is_refused() {
         let keep = [RelPath::parse("certs").expect("valid"), RelPath::parse("pg_hba.conf").expect("valid")];
-        let changes: &[(&str, fn(&Path))] = &[
+        type Change = (&'static str, fn(&Path));
+        let changes: &[Change] = &[
             ("nothing", |_| {}),
             ("pg_control is replaced", |data| {
                 fs::write(data.join("new"), "x")
