@@ -154,3 +154,22 @@ fn a_target_on_a_later_timeline_is_lost_only_on_demand() {
     assert!(ahead.in_recovery());
     assert_eq!(ahead.get::<i64>("SELECT count(*) FROM pg_class WHERE relname = 'newer'", &[]), 0);
 }
+
+#[test]
+fn wal_of_the_old_primary_that_was_never_archived_is_told() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let old = Cluster::standby_by_basebackup(&primary, &Host::here(), "old");
+    old.kill();
+    for name in ["0000000100000000000000A1", "0000000100000000000000A2"] {
+        write_as_postgres(&old.directory().join(format!("pg_wal/archive_status/{name}.ready")), "", 0o600);
+    }
+    let sql =
+        "SELECT ok, detail FROM pgpool_recovery_check('localhost', $1, $2) WHERE step = 'unarchived_wal'";
+    let row = primary.connect().query_one(sql, &[&old.dir(), &i32::from(primary.port())]).expect(sql);
+    let (ok, told): (bool, String) = (row.get(0), row.get(1));
+    assert!(!ok && told.contains("never archived: 2"), "{told}");
+    let report = Recovery::of(&old, &primary).run(&primary);
+    assert!(report.at("/warnings").to_string().contains("never archived: 2"), "{}", report.0);
+    remote_start(&primary, "localhost", old.dir());
+}

@@ -9,6 +9,7 @@ use crate::error::{Error, Kind};
 use crate::protocol::message::{Content, Target};
 use crate::receiver::running;
 
+mod archive;
 mod timeline;
 
 /// The primary, as far as it matters.
@@ -101,6 +102,7 @@ pub fn judge(primary: &Primary, target: &Target, same_paths: bool, any_cluster: 
         Finding::new("target_identity", identity(primary, target, any_cluster)),
         Finding::new("target_version", version(primary, target, any_cluster)),
         Finding::advice("start_command", target.starter.clone()),
+        Finding::advice("unarchived_wal", archive::complete(target)),
     ]
 }
 
@@ -320,6 +322,7 @@ mod tests {
             control: Some(ControlFile::parse(&sample(7)).expect("valid")),
             control_in_place: true,
             timeline: Some(4),
+            unarchived: Ok(0),
             system_identifier: Some(7),
             marker: None,
             running: None,

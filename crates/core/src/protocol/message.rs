@@ -177,6 +177,8 @@ pub struct Target {
     pub control_in_place: bool,
     /// The latest timeline of which there is WAL, or which pg_control tells.
     pub timeline: Option<u32>,
+    /// How many of its WAL and history files wait to be archived, or why that cannot be told.
+    pub unarchived: Result<u32>,
     /// The system identifier in pg_control, or failing that in the target's WAL.
     pub system_identifier: Option<u64>,
     /// The marker of a broken-off recovery.

@@ -70,6 +70,7 @@ pub fn inspect(
             .map(|control| control.system_identifier)
             .or_else(|| identifier_from_wal(directory)),
         timeline: timeline(directory, control.as_ref())?,
+        unarchived: unarchived(directory),
         control,
         control_in_place,
         marker: marker(directory).1,
@@ -198,6 +199,22 @@ fn timeline(directory: &Path, control: Option<&ControlFile>) -> Result<Option<u3
     Ok(latest)
 }
 
+/// How many files of pg_wal have not been archived: `archive_status/NAME.ready`.
+fn unarchived(directory: &Path) -> Result<u32> {
+    let status = directory.join("pg_wal/archive_status");
+    let names = || -> io::Result<u32> {
+        let mut count = 0;
+        for entry in fs::read_dir(&status)? {
+            count += u32::from(entry?.file_name().to_string_lossy().ends_with(".ready"));
+        }
+        Ok(count)
+    };
+    match names() {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(0),
+        counted => counted.map_err(Error::on(format_args!("list directory \"{}\"", status.display()))),
+    }
+}
+
 fn unlisted(directory: &Path, error: &io::Error) -> Error {
     Error::io(format_args!("list directory \"{}\"", directory.display()), error)
         .hint("It tells which timeline the directory is on. Make it readable for the PostgreSQL OS user.")
@@ -298,6 +315,22 @@ mod tests {
         assert_eq!(identifier_from_wal(data.path()), Some(77));
         put(data.path(), CONTROL_ASIDE, &sample(78));
         assert_eq!(read_control(data.path()).map(|control| control.system_identifier), Some(78));
+    }
+
+    #[test]
+    fn what_was_never_archived_is_counted() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        assert_eq!(unarchived(data.path()), Ok(0));
+        for name in
+            ["000000010000000000000003.ready", "00000002.history.ready", "000000010000000000000002.done"]
+        {
+            put(data.path(), &format!("pg_wal/archive_status/{name}"), b"");
+        }
+        assert_eq!(unarchived(data.path()), Ok(2));
+        fs::remove_dir_all(data.path().join("pg_wal/archive_status")).expect("remove");
+        let link = data.path().join("pg_wal/archive_status");
+        std::os::unix::fs::symlink("archive_status", link).expect("link");
+        unarchived(data.path()).expect_err("it cannot be told");
     }
 
     #[test]
