@@ -22,22 +22,19 @@ pub struct Stat {
 
 /// What tells whether a name still stands for the same file, and whether that was changed since.
 ///
-/// Every planned file of a run keeps one in memory, so it has 24 bytes.
+/// Every planned file of a run keeps one in memory: 16 bytes, 24 in its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    /// The device. Numbers that Linux gives fit.
-    device: u32,
-    inode: u64,
+    /// Inode and device in one number. Inode numbers seldom need its upper bits, where the device's are.
+    file: u64,
     /// When content, mode, owner or links were last changed (ctime), nanoseconds since 1970. No program can set it.
     changed: i64,
 }
 
 impl Stamp {
     fn of(stat: &rustix::fs::Stat) -> Self {
-        let device = stat.st_dev ^ stat.st_dev >> 32;
         Self {
-            device: u32::try_from(device & u64::from(u32::MAX)).unwrap_or(u32::MAX),
-            inode: stat.st_ino,
+            file: stat.st_ino ^ stat.st_dev.rotate_right(20),
             changed: stat
                 .st_ctime
                 .wrapping_mul(1_000_000_000)
@@ -46,8 +43,8 @@ impl Stamp {
     }
 
     /// Whether both are of one file, changed meanwhile or not.
-    pub fn is_same_file(&self, other: &Self) -> bool {
-        (self.device, self.inode) == (other.device, other.inode)
+    pub const fn is_same_file(&self, other: &Self) -> bool {
+        self.file == other.file
     }
 }
 
@@ -74,6 +71,6 @@ mod tests {
 
     #[test]
     fn a_stamp_is_small() {
-        assert_eq!(size_of::<Stamp>(), 24);
+        assert_eq!(size_of::<Stamp>(), 16);
     }
 }
