@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::Result;
+use pgpool_recovery_core::judge::BACKUP_LABEL;
 use pgpool_recovery_core::progress::{Phase, Progress};
 use pgpool_recovery_core::protocol::message::Purpose;
 use pgpool_recovery_core::size::pretty;
@@ -22,9 +23,6 @@ use crate::settings::Settings;
 use crate::start;
 use crate::summary::Summary;
 use crate::watch::Watch;
-
-/// What Pgpool-II's scripts have always called their backup.
-const LABEL: &str = "Streaming Replication";
 
 /// Rebuilds the target as this primary's standby; returns the report.
 pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value> {
@@ -86,7 +84,7 @@ fn rebuild(
     // WAL is reserved before the backup starts, so that the standby finds all of it (S8).
     let slot = (!situation.slot_name.is_empty()).then(|| Slot::reserve(&situation.slot_name)).transpose()?;
     watch.enter(Phase::WaitCheckpoint);
-    let backup = Backup::start(LABEL, !situation.settings.wait_for_checkpoint)?;
+    let backup = Backup::start(BACKUP_LABEL, !situation.settings.wait_for_checkpoint)?;
     let start_lsn = backup.start_lsn;
     summary.lap("backup_start");
 

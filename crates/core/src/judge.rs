@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind};
-use crate::protocol::message::{Content, Target};
+use crate::protocol::message::{BackupTraces, Content, Target};
 use crate::receiver::running;
 
 /// The primary, as far as it matters.
@@ -75,6 +75,9 @@ impl Finding {
         Self { step, answer, is_advice: true }
     }
 }
+
+/// The label of our backups: what Pgpool-II's scripts have always called theirs.
+pub const BACKUP_LABEL: &str = "Streaming Replication";
 
 /// How far two clocks may be apart, milliseconds.
 const CLOCKS: u64 = 2_000;
@@ -212,7 +215,12 @@ fn identity(primary: &Primary, target: &Target, any_cluster: bool) -> Result<Str
     }
     match target.system_identifier {
         Some(found) if found == primary.system_identifier && target.marker.is_none() => {
-            Ok(format!("a cluster of this system ({found})"))
+            match unused_backup(&target.backup, target.standby.is_some()) {
+                Some(why) if !any_cluster => Err(refused(format!("directory \"{shown}\" is a base backup that no server has used"))
+                    .detail(why)
+                    .hint("If it may be destroyed, empty the directory, or set pgpool_recovery.overwrite = any_cluster, or pass it as an option. A standby that was made by other means and has never been started is refused as well.")),
+                _ => Ok(format!("a cluster of this system ({found})")),
+            }
         }
         _ if any_cluster => Ok("another cluster; overwrite is any_cluster".to_owned()),
         Some(found) => Err(refused(format!("directory \"{shown}\" belongs to another cluster"))
@@ -226,6 +234,27 @@ fn identity(primary: &Primary, target: &Target, any_cluster: bool) -> Result<Str
             .detail("Its pg_control cannot be read, and its WAL does not tell either.")
             .hint("If it may be destroyed, set pgpool_recovery.overwrite = any_cluster, or pass it as an option.")),
     }
+}
+
+/// Why a directory is taken for a base backup that somebody keeps, if it is. To lose a backup is worse than to be
+/// asked once more, so a directory made by pg_basebackup -R that has never been started counts as one: a backup
+/// taken from a standby looks the same.
+fn unused_backup(traces: &BackupTraces, has_myrecovery: bool) -> Option<&'static str> {
+    if let Some(label) = &traces.label {
+        let says = |line: &str| label.lines().any(|found| found == line);
+        // what a recovery of ours leaves until its standby starts; backups by others have a manifest, another label,
+        // or were taken from a standby
+        let is_rebuilt_standby = traces.has_standby_signal
+            && has_myrecovery
+            && !traces.has_manifest
+            && says(&format!("LABEL: {BACKUP_LABEL}"))
+            && says("BACKUP FROM: primary");
+        return (!is_rebuilt_standby)
+            .then_some("It has a backup_label, which a server renames when it starts from the backup.");
+    }
+    // a manifest stays for good in a cluster that began as a backup: only one where no server has run is a backup
+    (traces.has_manifest && !traces.has_standby_signal && !traces.has_postmaster_opts)
+        .then_some("It has a backup_manifest and no postmaster.opts, so no server has been started in it.")
 }
 
 fn version(primary: &Primary, target: &Target, any_cluster: bool) -> Result<String, Error> {
@@ -264,7 +293,7 @@ mod tests {
     use super::*;
     use crate::control_file::ControlFile;
     use crate::control_file::tests::sample;
-    use crate::protocol::message::Marker;
+    use crate::protocol::message::{Marker, Standby};
 
     fn primary() -> Primary {
         Primary {
@@ -300,6 +329,7 @@ mod tests {
             external_configuration: None,
             includes_myrecovery: false,
             standby: None,
+            backup: BackupTraces::default(),
             peer: None,
             version: String::new(),
             clock: 0,
@@ -381,6 +411,61 @@ mod tests {
             }
         };
         assert_eq!(refusal(other_layout), Some("target_version"));
+    }
+
+    #[test]
+    fn a_backup_that_no_server_has_used_is_kept() {
+        let ours = format!("START WAL LOCATION: 0/2000028\nBACKUP FROM: primary\nLABEL: {BACKUP_LABEL}\n");
+        let theirs = "BACKUP FROM: primary\nLABEL: pg_basebackup base backup\n".to_owned();
+        let with = |backup: &BackupTraces, standby: bool| Target {
+            backup: backup.clone(),
+            standby: standby.then(Standby::default),
+            ..target()
+        };
+        let label = |label: &str| BackupTraces { label: Some(label.to_owned()), ..BackupTraces::default() };
+        let backups = [
+            (label(&theirs), false),
+            (label(""), false),
+            // a copy made by a script, or by ours and then taken away from its standby
+            (label(&ours), true),
+            (BackupTraces { has_standby_signal: true, ..label(&ours) }, false),
+            // pg_basebackup -R, or a backup of a rebuilt standby
+            (BackupTraces { has_standby_signal: true, has_manifest: true, ..label(&theirs) }, true),
+            (BackupTraces { has_standby_signal: true, has_manifest: true, ..label(&ours) }, true),
+            (
+                BackupTraces {
+                    has_standby_signal: true,
+                    ..label(&ours.replace("FROM: primary", "FROM: standby"))
+                },
+                true,
+            ),
+            // its label was taken away
+            (BackupTraces { has_manifest: true, ..BackupTraces::default() }, false),
+        ];
+        for (backup, standby) in &backups {
+            let target = with(backup, *standby);
+            let (step, error) = first_refusal(&target, false).unwrap_or_else(|| panic!("{backup:?} is lost"));
+            assert_eq!((step, error.kind), ("target_identity", Kind::TargetRefused), "{backup:?}");
+            assert!(error.detail.is_some() && error.hint.is_some_and(|hint| hint.contains("any_cluster")));
+            assert!(first_refusal(&target, true).is_none(), "{backup:?} may be replaced if that is said");
+        }
+    }
+
+    #[test]
+    fn a_standby_and_an_old_primary_that_began_as_backups_are_accepted() {
+        let ours = format!("BACKUP FROM: primary\nLABEL: {BACKUP_LABEL}\n");
+        let started =
+            BackupTraces { has_manifest: true, has_postmaster_opts: true, ..BackupTraces::default() };
+        for backup in [
+            // rebuilt by us, not started yet
+            BackupTraces { label: Some(ours), has_standby_signal: true, ..BackupTraces::default() },
+            // made by pg_basebackup, and started; promoted later
+            BackupTraces { has_standby_signal: true, ..started.clone() },
+            started,
+        ] {
+            let target = Target { backup: backup.clone(), standby: Some(Standby::default()), ..target() };
+            assert!(first_refusal(&target, false).is_none(), "{backup:?}");
+        }
     }
 
     #[test]

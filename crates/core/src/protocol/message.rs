@@ -201,6 +201,8 @@ pub struct Target {
     pub includes_myrecovery: bool,
     /// What the standby's myrecovery.conf says, if there is one.
     pub standby: Option<Standby>,
+    /// What tells a base backup from a cluster in use.
+    pub backup: BackupTraces,
     /// The sender's address as seen from here.
     pub peer: Option<IpAddr>,
     /// Version of the receiver's software.
@@ -236,6 +238,19 @@ pub enum Content {
     Cluster,
     /// Something else.
     Other,
+}
+
+/// What a data directory has of a base backup, and of a server that ran in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupTraces {
+    /// `backup_label`, which a server renames when it starts from the backup; empty if it cannot be read.
+    pub label: Option<String>,
+    /// Whether there is a `backup_manifest`. A server leaves it where it is.
+    pub has_manifest: bool,
+    /// Whether there is a `standby.signal`.
+    pub has_standby_signal: bool,
+    /// Whether there is a `postmaster.opts`, which a server writes when it starts and no backup has.
+    pub has_postmaster_opts: bool,
 }
 
 /// How the standby is set to follow its primary.

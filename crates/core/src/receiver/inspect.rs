@@ -16,8 +16,10 @@ use crate::error::{Error, Kind, Result};
 use crate::exclude::{CONTROL_ASIDE, MARKER, MYRECOVERY_CONF};
 use crate::path::RelPath;
 use crate::process;
-use crate::protocol::message::{Content, Marker, Standby, Target};
+use crate::protocol::message::{BackupTraces, Content, Marker, Standby, Target};
 use crate::standby;
+
+const BACKUP_LABEL: &str = "backup_label";
 
 /// What is in the cluster's directory.
 pub fn inspect(
@@ -92,6 +94,7 @@ pub fn inspect(
             .is_some_and(|text| standby::reads_myrecovery(text, &myrecovery_path(directory))),
         external_configuration: cluster.config_file.clone(),
         standby: standby_of(directory),
+        backup: backup_traces(directory)?,
         peer,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         clock: clock::now(),
@@ -107,6 +110,25 @@ pub(super) fn marker(directory: &Path) -> (bool, Option<Marker>) {
     let path = directory.join(MARKER);
     let is_there = fs::symlink_metadata(&path).is_ok();
     (is_there, small_file::text(&path).and_then(|text| serde_json::from_str(&text).ok()))
+}
+
+/// What the directory has of a base backup. A name that cannot be looked up is an error: it might be one.
+fn backup_traces(directory: &Path) -> Result<BackupTraces> {
+    let has = |name: &str| {
+        let path = directory.join(name);
+        match fs::symlink_metadata(&path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io(format_args!("stat file \"{}\"", path.display()), &error)),
+        }
+    };
+    let label = || small_file::text(&directory.join(BACKUP_LABEL)).unwrap_or_default();
+    Ok(BackupTraces {
+        label: has(BACKUP_LABEL)?.then(label),
+        has_manifest: has("backup_manifest")?,
+        has_standby_signal: has("standby.signal")?,
+        has_postmaster_opts: has("postmaster.opts")?,
+    })
 }
 
 /// How the standby in `directory` is set to follow its primary.
@@ -265,6 +287,29 @@ mod tests {
         assert_eq!(identifier_from_wal(data.path()), Some(77));
         put(data.path(), CONTROL_ASIDE, &sample(78));
         assert_eq!(read_control(data.path()).map(|control| control.system_identifier), Some(78));
+    }
+
+    #[test]
+    fn traces_of_a_backup_are_found_or_the_error_is_told() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        assert_eq!(backup_traces(data.path()), Ok(BackupTraces::default()));
+        put(data.path(), "backup_label", b"LABEL: nightly\n");
+        put(data.path(), "backup_manifest", b"{}");
+        let traces = BackupTraces {
+            label: Some("LABEL: nightly\n".to_owned()),
+            has_manifest: true,
+            ..BackupTraces::default()
+        };
+        assert_eq!(backup_traces(data.path()), Ok(traces));
+        // a label that is no text is one all the same
+        put(data.path(), "backup_label", b"\xff");
+        assert_eq!(backup_traces(data.path()).expect("found").label.as_deref(), Some(""));
+        put(data.path(), "standby.signal", b"");
+        put(data.path(), "postmaster.opts", b"");
+        let traces = backup_traces(data.path()).expect("found");
+        assert!(traces.has_standby_signal && traces.has_postmaster_opts);
+        let error = backup_traces(&data.path().join("backup_label")).expect_err("not a directory");
+        assert_eq!(error.kind, Kind::Io, "{error:?}");
     }
 
     #[test]
