@@ -16,8 +16,9 @@ use pgpool_recovery_core::protocol::message::{Purpose, Target};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::standby::Following;
 
+use crate::authority;
 use crate::outcomes::Memory;
-use crate::pg::threads;
+use crate::pg::{catalog, threads};
 use crate::preflight::{self, Situation};
 use crate::request::Request;
 use crate::settings::Settings;
@@ -72,17 +73,33 @@ pub(crate) fn approach(
     audience: &mut dyn Audience,
 ) -> Result<Option<Approach>> {
     let Way { purpose, progress, wire, cancel, tick } = way;
-    let (host, transport) = (request.dest_host.clone(), settings.transport);
-    let is_local = threads::wait(cancel, tick, || preflight::is_local(&host, transport, cancel));
+    let own = catalog::own_address()?;
+    authority::demand_own_port(&request, &settings, &own)?;
+    let (host, directory) = (request.dest_host.clone(), request.dest_dir.clone());
+    let (transport, reach) = (settings.transport, settings.reach());
+    let is_local =
+        threads::wait(cancel, tick, || preflight::is_local(&host, transport, &reach, &directory, cancel));
     let is_found = is_local.is_ok();
     let is_local = match is_local {
         Ok(is_local) => is_local,
+        // a missing right is no answer to a question
+        Err(error) if error.kind == Kind::InsufficientPrivilege => return Err(error),
         Err(error) => {
             audience.hear(Finding::new("target_host", Err(error)))?;
             // this server can still be asked about
             false
         }
     };
+    let mut request = request;
+    let named = || authority::demand_own_host(&mut request, &settings, &own, is_local, cancel);
+    match threads::wait(cancel, tick, named) {
+        Ok(()) => {}
+        Err(error) if error.kind == Kind::InsufficientPrivilege => return Err(error),
+        Err(error) => {
+            audience.hear(Finding::new("primary_host", Err(error)))?;
+            return Ok(None);
+        }
+    }
     let situation = match Situation::gather(request, settings, is_local) {
         Ok(situation) => situation,
         Err(error) => {

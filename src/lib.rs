@@ -5,6 +5,7 @@
 //! ```text
 //!  api        SQL functions: arguments in, one call, result or ERROR out
 //!  request    what is to be recovered          settings, options   how
+//!  caller     who asks for it                  authority           what the caller decides
 //!  preflight  may it be done?                  approach            asked in order
 //!  check      the answers shown                survey              what would be sent
 //!  recovery   a first stage, step by step      contents            what it sends besides data files
@@ -23,6 +24,8 @@ compile_error!("pgrx turns panics into PostgreSQL errors: build with panic = \"u
 
 mod api;
 mod approach;
+mod authority;
+mod caller;
 mod check;
 mod contents;
 mod options;

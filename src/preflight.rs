@@ -16,16 +16,18 @@ use pgpool_recovery_core::link::Connector;
 use pgpool_recovery_core::link::dial::{AgentConnector, is_this_host};
 use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::naming::{self, Node};
+use pgpool_recovery_core::own_address::is_of_this_host_only;
 use pgpool_recovery_core::path::{RelPath, normalize_directory};
 use pgpool_recovery_core::plan::Tablespace;
 use pgpool_recovery_core::protocol::message::{Listening, Target};
 use pgpool_recovery_core::receiver::inspect;
-use pgpool_recovery_core::receiver::policy::resolve;
+use pgpool_recovery_core::receiver::policy::{Reach, resolve};
 use pgpool_recovery_core::scan::tablespace_links;
 use pgpool_recovery_core::secret::Secret;
 use pgpool_recovery_core::standby::Following;
 
 use crate::pg::catalog;
+use crate::pg::compat::LIBPQ_HAS_REQUIRE_AUTH;
 use crate::pg::slot;
 use crate::request::Request;
 use crate::settings::{Overwrite, Settings, Transport};
@@ -43,6 +45,7 @@ pub(crate) struct Situation {
     facts: judge::Primary,
     is_local: bool,
     application_name: String,
+    forbids_cleartext_password: bool,
     /// Empty: no slot.
     pub(crate) slot_name: String,
 }
@@ -86,6 +89,7 @@ impl Situation {
             facts,
             is_local,
             application_name,
+            forbids_cleartext_password: LIBPQ_HAS_REQUIRE_AUTH && !catalog::asks_standbys_for_cleartext()?,
             slot_name,
         })
     }
@@ -255,12 +259,16 @@ impl Situation {
 
     /// How the standby will connect, given what its host sees.
     pub(crate) fn following(&self, target: &Target) -> Following {
+        // the host's own name may be a loopback address here; its standby's host knows better
+        let seen = |address| target.peer.filter(|_| is_of_this_host_only(address)).unwrap_or(address);
         Following {
             host: self.primary_host(target),
+            host_address: self.request.primary_address.map(seen).map(|address| address.to_canonical()),
             port: self.request.port.unwrap_or(self.primary.port),
             user: self.settings.replication_user.clone(),
             application_name: self.application_name.clone(),
             passfile: self.settings.passfile.clone(),
+            forbids_cleartext_password: self.forbids_cleartext_password,
             slot_name: self.slot_name.clone(),
             restore_command: self.settings.restore_command.clone(),
         }
@@ -311,7 +319,9 @@ impl Situation {
     /// What reaches the target, for one session with it. `wire` counts what its links carry.
     pub(crate) fn connector(&self, wire: Arc<AtomicU64>) -> Result<Arc<dyn Connector>> {
         let bin_directory = PathBuf::from(&self.primary.bin_directory);
-        let local = self.is_local.then(|| LocalConnector::new(bin_directory, self.data_directory.clone()));
+        let local = self
+            .is_local
+            .then(|| LocalConnector::new(bin_directory, self.data_directory.clone(), self.settings.reach()));
         connector(&self.request.dest_host, &self.settings, local, wire)
     }
 
@@ -377,13 +387,24 @@ pub(crate) fn connector(
     Ok(Arc::new(AgentConnector::new(host, settings.agent_port, secret, wire)?))
 }
 
-/// Whether the target is written by this process. May ask the name service: not for the main thread.
-pub(crate) fn is_local(host: &str, transport: Transport, cancel: &Cancel) -> Result<bool> {
-    match transport {
-        Transport::Local => Ok(true),
-        Transport::Agent => Ok(false),
-        Transport::Auto => is_this_host(host, cancel),
+/// Whether the target is written by this process; refused at once if it would be and the caller may not have that
+/// directory. May ask the name service: not for the main thread.
+pub(crate) fn is_local(
+    host: &str,
+    transport: Transport,
+    reach: &Reach,
+    directory: &str,
+    cancel: &Cancel,
+) -> Result<bool> {
+    let is_local = match transport {
+        Transport::Local => true,
+        Transport::Agent => false,
+        Transport::Auto => is_this_host(host, cancel)?,
+    };
+    if is_local {
+        reach.check(Path::new(directory))?;
     }
+    Ok(is_local)
 }
 
 /// Reads pg_control: parsed, and as bytes. The server writes it in place, so a read may catch it

@@ -20,16 +20,22 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// Starts the standby in `directory` on `host`. Succeeds if it runs and streams already.
 pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> Result<()> {
-    if let Some(failure) = Memory::of_this_server()?.recall(host, directory).as_ref().and_then(failure) {
-        return Err(failure);
-    }
     let started = Instant::now();
     let cancel = Cancel::new();
     let tick = &mut || Ok(());
-    let is_local = || preflight::is_local(host, settings.transport, &cancel);
-    let is_local = threads::wait(&cancel, tick, is_local)?;
-    let local = if is_local {
-        Some(LocalConnector::new(catalog::bin_directory()?.into(), catalog::data_directory()?.into()))
+    let (transport, reach) = (settings.transport, settings.reach());
+    let is_local = || preflight::is_local(host, transport, &reach, directory, &cancel);
+    let is_local = threads::wait(&cancel, tick, is_local);
+    if let Err(error) = &is_local
+        && error.kind == Kind::InsufficientPrivilege
+    {
+        return Err(error.clone());
+    }
+    if let Some(failure) = Memory::of_this_server()?.recall(host, directory).as_ref().and_then(failure) {
+        return Err(failure);
+    }
+    let local = if is_local? {
+        Some(LocalConnector::new(catalog::bin_directory()?.into(), catalog::data_directory()?.into(), reach))
     } else {
         None
     };

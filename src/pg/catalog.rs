@@ -4,9 +4,11 @@
 //! [`super::privileges`]), so nothing is hidden from a role that may merely execute our functions.
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::own_address::Server;
 use serde::Deserialize;
 
 use super::query;
+use crate::authority::Own;
 
 /// What a recovery must know about this server.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -88,6 +90,21 @@ pub(crate) fn primary() -> Result<Primary> {
     Ok(primary)
 }
 
+/// Where this server can be reached.
+pub(crate) fn own_address() -> Result<Own> {
+    let setting = |name| setting(name).map(Option::unwrap_or_default);
+    let port = setting("port")?;
+    Ok(Own {
+        port: port.parse().map_err(|_| {
+            Error::new(Kind::Internal, format!("could not read this server's port \"{port}\""))
+        })?,
+        server: Server {
+            listen_addresses: setting("listen_addresses")?,
+            socket_directories: setting("unix_socket_directories")?,
+        },
+    })
+}
+
 /// The data directory.
 pub(crate) fn data_directory() -> Result<String> {
     setting("data_directory").map(Option::unwrap_or_default)
@@ -110,6 +127,14 @@ pub(crate) struct Role {
     pub(crate) can_login: bool,
     /// REPLICATION, or superuser.
     pub(crate) can_replicate: bool,
+}
+
+/// Whether a line of pg_hba.conf for replication has a method by which the password is sent in clear.
+pub(crate) fn asks_standbys_for_cleartext() -> Result<bool> {
+    let sql = "SELECT pg_catalog.count(*)::text FROM pg_catalog.pg_hba_file_rules AS r
+               WHERE 'replication' OPERATOR(pg_catalog.=) ANY (r.database)
+                   AND r.auth_method OPERATOR(pg_catalog.=) ANY ('{password,ldap,radius,pam,bsd}'::pg_catalog.text[])";
+    Ok(query::row(sql, &[])?.string("the number of lines of pg_hba.conf")?.is_none_or(|count| count != "0"))
 }
 
 /// A role by its name; `None` if there is none.

@@ -30,6 +30,7 @@ pub mod link;
 pub mod local;
 mod lock;
 pub mod naming;
+pub mod own_address;
 pub mod path;
 pub mod plan;
 pub mod process;

@@ -1,5 +1,7 @@
 //! The files that make a copy of a primary its standby: texts in, texts out.
 
+use std::net::IpAddr;
+
 use crate::error::{Error, Kind, Result};
 use crate::exclude::MYRECOVERY_CONF;
 use crate::protocol::message::{Listening, Standby};
@@ -9,6 +11,9 @@ use crate::protocol::message::{Listening, Standby};
 pub struct Following {
     /// Host name, address or socket directory of the primary.
     pub host: String,
+    /// Where `host` leads, if its name must not be looked up again: whoever answers for the name could lead the
+    /// standby, and its password, to another server.
+    pub host_address: Option<IpAddr>,
     /// Its port.
     pub port: u16,
     /// Replication user.
@@ -17,6 +22,8 @@ pub struct Following {
     pub application_name: String,
     /// `passfile`, or empty.
     pub passfile: String,
+    /// Whether libpq (16 and later) must not send the password in clear.
+    pub forbids_cleartext_password: bool,
     /// The slot on the primary, or empty.
     pub slot_name: String,
     /// `restore_command`, or empty.
@@ -27,14 +34,19 @@ impl Following {
     /// `primary_conninfo`: libpq's keyword/value form.
     pub fn conninfo(&self) -> String {
         let port = self.port.to_string();
-        let mut pairs = vec![
-            ("host", self.host.as_str()),
-            ("port", &port),
+        let address = self.host_address.map(|address| address.to_string());
+        let mut pairs = vec![("host", self.host.as_str())];
+        pairs.extend(address.as_ref().map(|address| ("hostaddr", address.as_str())));
+        pairs.extend([
+            ("port", port.as_str()),
             ("user", &self.user),
             ("application_name", &self.application_name),
-        ];
+        ]);
         if !self.passfile.is_empty() {
             pairs.push(("passfile", &self.passfile));
+        }
+        if self.forbids_cleartext_password {
+            pairs.push(("require_auth", "!password"));
         }
         let words: Vec<String> =
             pairs.into_iter().map(|(key, value)| format!("{key}={}", quote_conninfo(value))).collect();
@@ -276,10 +288,12 @@ mod tests {
     fn following() -> Following {
         Following {
             host: "10.0.0.1".to_owned(),
+            host_address: None,
             port: 5432,
             user: "repl".to_owned(),
             application_name: "node 1's".to_owned(),
             passfile: String::new(),
+            forbids_cleartext_password: false,
             slot_name: "node1".to_owned(),
             restore_command: String::new(),
         }
@@ -296,6 +310,21 @@ mod tests {
         );
         assert!(text.contains("recovery_target_timeline = 'latest'\nprimary_slot_name = 'node1'\n"));
         assert!(!text.contains("restore_command"));
+    }
+
+    #[test]
+    fn the_connection_is_pinned_and_guarded_where_that_is_asked() {
+        let following = Following {
+            host: "node1".to_owned(),
+            host_address: Some("10.0.0.1".parse().expect("an address")),
+            application_name: "a".to_owned(),
+            forbids_cleartext_password: true,
+            ..following()
+        };
+        assert_eq!(
+            following.conninfo(),
+            "host=node1 hostaddr=10.0.0.1 port=5432 user=repl application_name=a require_auth='!password'"
+        );
     }
 
     proptest! {

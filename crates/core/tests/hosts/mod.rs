@@ -19,7 +19,7 @@ use pgpool_recovery_core::progress::Progress;
 use pgpool_recovery_core::protocol::data::Put;
 use pgpool_recovery_core::protocol::message::{Marker, Purpose, Terms};
 use pgpool_recovery_core::receiver::Receiver;
-use pgpool_recovery_core::receiver::policy::{Cluster, Policy};
+use pgpool_recovery_core::receiver::policy::{Cluster, Policy, Reach};
 use pgpool_recovery_core::scan::{Source, scan};
 use pgpool_recovery_core::secret::Secret;
 use pgpool_recovery_core::sender::pack::Compression;
@@ -74,7 +74,7 @@ impl Hosts {
     }
 
     pub(crate) fn local(&self) -> Arc<dyn Connector> {
-        Arc::new(LocalConnector::new(self.path("bin"), self.path("primary")))
+        Arc::new(LocalConnector::new(self.path("bin"), self.path("primary"), Reach::Anywhere))
     }
 
     /// An agent on a port of its own.
