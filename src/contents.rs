@@ -75,6 +75,8 @@ pub(crate) fn marker(situation: &Situation) -> Marker {
         system_identifier: situation.primary.system_identifier,
         timeline: situation.primary.timeline,
         started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        // the receiver adds what else belongs there
+        ..Marker::default()
     }
 }
 

@@ -55,7 +55,7 @@ impl Situation {
         let failed = |error| Error::io(format_args!("look at the data directory \"{shown}\""), &error);
         let data_directory = Path::new(&primary.data_directory).canonicalize().map_err(failed)?;
         let metadata = fs::metadata(&data_directory).map_err(failed)?;
-        let wal = fs::metadata(data_directory.join("pg_wal")).ok();
+        let wal = fs::metadata(data_directory.join("pg_wal")).map_err(failed)?;
         let (control, _) = read_control(&data_directory)?;
         let links = tablespace_links(&data_directory)?;
         let own = links.iter().map(|(_, source)| Path::new(source).to_owned());
@@ -66,7 +66,7 @@ impl Situation {
         let facts = judge::Primary {
             identity: (metadata.dev(), metadata.ino()),
             own,
-            wal_identity: wal.map(|wal| (wal.dev(), wal.ino())),
+            wal_identity: Some((wal.dev(), wal.ino())),
             boot_id: inspect::boot_id(),
             system_identifier: primary.system_identifier,
             major_version: (primary.server_version_num / 10_000).to_string(),
@@ -160,7 +160,7 @@ impl Situation {
 
     /// Refuses directories of the target that are the primary's: an agent may run on the primary's host.
     pub(crate) fn demand_other_locations(&self, target: &Target, locations: &[(u64, u64)]) -> Result<()> {
-        if self.facts.boot_id.is_none() || self.facts.boot_id != target.boot_id {
+        if !judge::may_be_one_machine(self.facts.boot_id.as_deref(), target.boot_id.as_deref()) {
             return Ok(());
         }
         let links = tablespace_links(&self.data_directory)?;

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind};
-use crate::protocol::message::{Content, Target};
+use crate::protocol::message::{Content, LinkedWal, Target};
 use crate::receiver::running;
 
 /// The primary, as far as it matters.
@@ -96,6 +96,7 @@ pub fn judge(primary: &Primary, target: &Target, same_paths: bool, any_cluster: 
         Finding::new("target_stopped", stopped(target)),
         Finding::new("target_identity", identity(primary, target, any_cluster)),
         Finding::new("target_version", version(primary, target, any_cluster)),
+        Finding::new("target_wal", wal(primary, target, any_cluster)),
         Finding::advice("start_command", target.starter.clone()),
     ]
 }
@@ -126,7 +127,7 @@ fn refused(message: String) -> Error {
 
 fn not_the_primary(primary: &Primary, target: &Target, same_paths: bool) -> Result<String, Error> {
     let shown = target.directory.display();
-    let one_machine = primary.boot_id.is_some() && primary.boot_id == target.boot_id;
+    let one_machine = may_be_one_machine(primary.boot_id.as_deref(), target.boot_id.as_deref());
     let same_directory = one_machine && target.identity == Some(primary.identity);
     if same_directory {
         return Err(is_itself(&target.directory));
@@ -153,6 +154,12 @@ fn not_the_primary(primary: &Primary, target: &Target, same_paths: bool) -> Resu
             .hint("Remove the link, or let it point to a directory of the standby's own."));
     }
     Ok(format!("\"{shown}\" is not the primary's data directory"))
+}
+
+/// Whether two hosts are one machine, as their kernels' identifiers of the boot tell. Where one of them cannot be read
+/// they may be: what then looks like the primary's own is refused.
+pub fn may_be_one_machine(one: Option<&str>, other: Option<&str>) -> bool {
+    one.zip(other).is_none_or(|(one, other)| one == other)
 }
 
 /// Refuses a target that is the primary's data directory, lies inside it, or around it. Both paths are
@@ -185,9 +192,10 @@ fn is_itself(directory: &Path) -> Error {
 }
 
 fn stopped(target: &Target) -> Result<String, Error> {
-    match target.running {
-        Some(process) => Err(running::refusal(&target.directory, process)),
-        None => Ok("no server is running there".to_owned()),
+    match (target.running, &target.doubts.server) {
+        (Some(process), _) => Err(running::refusal(&target.directory, process)),
+        (None, Some(doubt)) => Err(doubt.clone()),
+        (None, None) => Ok("no server is running there".to_owned()),
     }
 }
 
@@ -197,6 +205,9 @@ fn resumes(primary: &Primary, target: &Target) -> bool {
 
 fn identity(primary: &Primary, target: &Target, any_cluster: bool) -> Result<String, Error> {
     let shown = target.directory.display();
+    if let Some(doubt) = &target.doubts.identity {
+        return Err(doubt.clone());
+    }
     match target.content {
         Content::Missing => return Ok("the directory does not exist yet".to_owned()),
         Content::Empty => return Ok("the directory is empty".to_owned()),
@@ -226,6 +237,47 @@ fn identity(primary: &Primary, target: &Target, any_cluster: bool) -> Result<Str
             .detail("Its pg_control cannot be read, and its WAL does not tell either.")
             .hint("If it may be destroyed, set pgpool_recovery.overwrite = any_cluster, or pass it as an option.")),
     }
+}
+
+/// Is a pg_wal that is a link the target's own? Whoever else runs with it was looked for by the receiver.
+fn wal(primary: &Primary, target: &Target, any_cluster: bool) -> Result<String, Error> {
+    if let Some(doubt) = &target.doubts.wal {
+        return Err(doubt.clone());
+    }
+    let Some(directory) = &target.wal_directory else {
+        return Ok("pg_wal is no link".to_owned());
+    };
+    let own = target.control.as_ref().map(|control| control.system_identifier);
+    let may_be_replaced = any_cluster || resumes(primary, target);
+    let is_its_own = match target.linked_wal {
+        None | Some(LinkedWal::Empty) => true,
+        Some(LinkedWal::Of(found)) if found == primary.system_identifier => own.is_some() || may_be_replaced,
+        Some(LinkedWal::Of(found)) => may_be_replaced && own == Some(found),
+        Some(LinkedWal::Unknown) => own.is_some() || may_be_replaced,
+    };
+    let shown = directory.display();
+    if is_its_own {
+        return Ok(format!("pg_wal is \"{shown}\""));
+    }
+    let (detail, hint) = match target.linked_wal {
+        Some(LinkedWal::Of(found)) if found != primary.system_identifier => (
+            format!(
+                "The WAL there is that of system {found}; this primary's is {}.",
+                primary.system_identifier
+            ),
+            "Let pg_wal lead to a directory of the standby's own.",
+        ),
+        _ => (
+            format!(
+                "There is WAL, but \"{}\" has no valid pg_control that would make it its own.",
+                target.directory.display()
+            ),
+            "Let pg_wal lead to a directory of the standby's own, or empty that directory. If it may be destroyed, set pgpool_recovery.overwrite = any_cluster, or pass it as an option.",
+        ),
+    };
+    Err(refused(format!("cannot tell whether \"{shown}\" is the target's own pg_wal"))
+        .detail(detail)
+        .hint(hint))
 }
 
 fn version(primary: &Primary, target: &Target, any_cluster: bool) -> Result<String, Error> {
@@ -264,7 +316,7 @@ mod tests {
     use super::*;
     use crate::control_file::ControlFile;
     use crate::control_file::tests::sample;
-    use crate::protocol::message::Marker;
+    use crate::protocol::message::{Doubts, Marker};
 
     fn primary() -> Primary {
         Primary {
@@ -306,6 +358,8 @@ mod tests {
             starter: Ok(String::new()),
             listening: None,
             recovery: None,
+            linked_wal: None,
+            doubts: Doubts::default(),
         }
     }
 
@@ -353,6 +407,40 @@ mod tests {
         // on another machine equal inodes mean nothing
         let elsewhere = Target { identity: Some((1, 2)), boot_id: Some("other".to_owned()), ..target() };
         assert!(judge(&primary(), &elsewhere, false, false).iter().all(|finding| finding.answer.is_ok()));
+        // where it cannot be told whether it is another machine, they mean that
+        let unknown = Target { boot_id: None, ..elsewhere };
+        assert!(judge(&primary(), &unknown, false, false).iter().any(|finding| finding.answer.is_err()));
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_refused() {
+        let doubt = || Some(Error::new(Kind::Io, "cannot tell").detail("Why.").hint("What to do."));
+        assert_eq!(refusal(|target| target.doubts.server = doubt()), Some("target_stopped"));
+        assert_eq!(refusal(|target| target.doubts.identity = doubt()), Some("target_identity"));
+        assert_eq!(refusal(|target| target.doubts.wal = doubt()), Some("target_wal"));
+        let mut empty = Target { content: Content::Empty, ..target() };
+        empty.doubts.identity = doubt();
+        assert!(first_refusal(&empty, true).is_some(), "any_cluster is no answer");
+    }
+
+    #[test]
+    fn a_linked_pg_wal_holds_the_targets_own_wal() {
+        let leads_to = |wal: LinkedWal, control: Option<u64>, any_cluster: bool| {
+            let control = control.map(|identifier| ControlFile::parse(&sample(identifier)).expect("valid"));
+            let wal_directory = Some("/elsewhere/wal".into());
+            let target = Target { wal_directory, linked_wal: Some(wal), control, ..target() };
+            let refusal = first_refusal(&target, any_cluster);
+            assert!(refusal.as_ref().is_none_or(|(step, _)| *step == "target_wal"), "{refusal:?}");
+            refusal.is_none()
+        };
+        assert!(leads_to(LinkedWal::Of(7), Some(7), false));
+        assert!(!leads_to(LinkedWal::Of(8), Some(7), false), "another server's");
+        assert!(!leads_to(LinkedWal::Of(8), Some(7), true), "nor may that be destroyed");
+        assert!(leads_to(LinkedWal::Of(8), Some(8), true));
+        assert!(!leads_to(LinkedWal::Of(7), None, false), "it may be another standby's");
+        assert!(leads_to(LinkedWal::Of(7), None, true));
+        assert!(leads_to(LinkedWal::Empty, None, false) && leads_to(LinkedWal::Unknown, Some(7), false));
+        assert!(!leads_to(LinkedWal::Unknown, None, false));
     }
 
     #[test]
@@ -397,9 +485,7 @@ mod tests {
 
     #[test]
     fn a_broken_off_recovery_is_completed_by_its_own_primary_only() {
-        let marker = |system_identifier| {
-            Some(Marker { note: String::new(), system_identifier, timeline: 1, started: 0 })
-        };
+        let marker = |system_identifier| Some(Marker { system_identifier, timeline: 1, ..Marker::default() });
         let ours = Target { marker: marker(7), system_identifier: None, control: None, ..target() };
         assert!(first_refusal(&ours, false).is_none());
         assert_eq!(strategy(&primary(), &ours), Strategy::Resume);

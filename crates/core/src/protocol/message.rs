@@ -1,5 +1,6 @@
 //! Control messages, as JSON: rare, small, and readable in a trace.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -213,6 +214,12 @@ pub struct Target {
     pub listening: Option<Listening>,
     /// The recovery that another session is at, of a directory that was opened to look.
     pub recovery: Option<Run>,
+    /// What a pg_wal that is a link leads to.
+    #[serde(default)]
+    pub linked_wal: Option<LinkedWal>,
+    /// What could not be told.
+    #[serde(default)]
+    pub doubts: Doubts,
 }
 
 /// Where a server listens.
@@ -247,8 +254,32 @@ pub struct Standby {
     pub slot_name: Option<String>,
 }
 
+/// What could not be told about a directory. Each forbids what its answer might have permitted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Doubts {
+    /// Whether a server is running there.
+    pub server: Option<Error>,
+    /// Whose cluster it is, or what it holds.
+    pub identity: Option<Error>,
+    /// Whether the directory that its pg_wal leads to is its own.
+    pub wal: Option<Error>,
+}
+
+/// What a pg_wal that is a link leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkedWal {
+    /// No WAL.
+    Empty,
+    /// WAL of the cluster with this system identifier, as its newest segment says.
+    Of(u64),
+    /// WAL that does not say whose it is.
+    Unknown,
+}
+
 /// The content of the marker file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marker {
     /// Says in plain words what the file means.
     pub note: String,
@@ -258,6 +289,9 @@ pub struct Marker {
     pub timeline: u32,
     /// When the recovery began, seconds since 1970.
     pub started: u64,
+    /// Where it put the tablespaces, by OID: a power cut may have taken their links. The keys are text, as JSON has them.
+    #[serde(default)]
+    pub tablespaces: BTreeMap<String, String>,
 }
 
 /// Parses a message, refusing what is not one.

@@ -21,31 +21,49 @@ const CONFIGURATION: u64 = 1 << 20;
 ///
 /// A server that started since somebody looked is not replaced, nor a directory that was renamed: it gets its pg_control
 /// back. No server can be missed, because one first makes the data directory its current one and reads pg_control after
-/// that.
+/// that. Whatever fails, what is refused is left without a marker.
 pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
     let text = serde_json::to_string_pretty(marker)
         .map_err(|error| Error::new(Kind::Internal, format!("could not encode the marker: {error}")))?;
     run.target.keep()?;
     let (control, aside) = (RelPath::parse(PG_CONTROL)?, RelPath::parse(CONTROL_ASIDE)?);
     let marker = RelPath::parse(MARKER)?;
-    let was_marked = run.target.stat(&marker)?.is_some();
-    run.target.install(&marker, format!("{text}\n").as_bytes(), 0o600)?;
-    let was_there = run.target.rename(&control, &aside)?;
-    let untouched = match running::find(run.target.path()) {
-        Some(process) => Err(running::refusal(run.target.path(), process)),
-        // the search went by the path
-        None => run.target.demand_in_place(),
-    };
-    if let Err(refusal) = untouched {
-        if was_there {
-            run.target.rename(&aside, &control)?;
+    let (was_marked, was_aside) = (run.target.stat(&marker)?.is_some(), run.target.stat(&aside)?.is_some());
+    let mut is_moved = false;
+    let invalidated = run
+        .target
+        .install(&marker, format!("{text}\n").as_bytes(), 0o600)
+        .and_then(|()| run.target.rename(&control, &aside))
+        .and_then(|moved| {
+            is_moved = moved;
+            demand_stopped(run)
+        });
+    invalidated.map_err(|refusal| {
+        let mut undone = Ok(true);
+        // a rename whose sync failed has happened, too
+        if (is_moved || !was_aside) && run.target.stat(&control).is_ok_and(|found| found.is_none()) {
+            undone = run.target.rename(&aside, &control);
         }
         if !was_marked {
-            run.target.remove(&marker)?;
+            undone = undone.and(run.target.remove(&marker));
         }
-        return Err(refusal);
+        match undone.and_then(|_| run.target.sync_directories()) {
+            Ok(()) => refusal,
+            Err(error) => {
+                let detail = refusal.detail.clone().map_or_else(String::new, |detail| detail + " ");
+                refusal.detail(format!("{detail}The directory is left with its marker: {}.", error.message))
+            }
+        }
+    })
+}
+
+/// Fails if a server runs, or may run, in the directory, or if its path leads elsewhere by now.
+fn demand_stopped(run: &Run) -> Result<()> {
+    let opened = run.target.look().ok_or_else(|| Error::new(Kind::Internal, "the target is missing"))?;
+    match running::find_at(&opened, run.target.path())? {
+        Some(process) => Err(running::refusal(run.target.path(), process)),
+        None => run.target.demand_in_place(),
     }
-    Ok(())
 }
 
 /// Installs the standby's own files, makes everything durable, and only then places pg_control.
@@ -130,7 +148,7 @@ mod tests {
     use crate::target::Target;
 
     fn marker() -> Marker {
-        Marker { note: String::new(), system_identifier: 7, timeline: 1, started: 0 }
+        Marker { system_identifier: 7, timeline: 1, ..Marker::default() }
     }
 
     fn begun(directory: &Path) -> Result<Run> {
@@ -158,6 +176,35 @@ mod tests {
 
         invalidated(data.path()).expect("it has ended");
         assert!(path(MARKER).exists() && path(CONTROL_ASIDE).exists() && !path(PG_CONTROL).exists());
+    }
+
+    #[test]
+    fn a_refusal_leaves_no_marker_whatever_fails() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let path = |name: &str| data.path().join(name);
+        let elsewhere = tempfile::tempdir().expect("temporary directory");
+        std::fs::write(elsewhere.path().join("pg_control"), "control").expect("write");
+        std::os::unix::fs::symlink(elsewhere.path(), path("global")).expect("link");
+        assert_eq!(invalidated(data.path()).expect_err("nothing is moved through a link").kind, Kind::Io);
+        assert_eq!(std::fs::read_dir(data.path()).expect("list").count(), 1, "as it was");
+        assert_eq!(std::fs::read(elsewhere.path().join("pg_control")).expect("in place"), b"control");
+
+        std::fs::write(path(MARKER), "of an earlier run").expect("write");
+        invalidated(data.path()).expect_err("again");
+        assert!(path(MARKER).exists(), "an earlier run's marker stays");
+    }
+
+    #[test]
+    fn a_server_that_may_be_running_gets_its_pg_control_back() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let path = |name: &str| data.path().join(name);
+        std::fs::create_dir(path("global")).expect("make");
+        std::fs::write(path(PG_CONTROL), "control").expect("write");
+        // what cannot be read
+        std::os::unix::fs::symlink("postmaster.pid", path("postmaster.pid")).expect("link");
+        let refusal = invalidated(data.path()).expect_err("cannot tell");
+        assert!(refusal.message.contains("cannot tell"), "{refusal}");
+        assert!(path(PG_CONTROL).exists() && !path(CONTROL_ASIDE).exists() && !path(MARKER).exists());
     }
 
     #[test]

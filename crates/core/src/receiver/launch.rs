@@ -67,13 +67,20 @@ pub fn test_replication(
 /// Starts the server and waits until it accepts connections. False if it ran already.
 pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bool> {
     let directory = &cluster.data_directory;
-    if directory.join(MARKER).exists() {
+    // what cannot be told forbids the start
+    let is_incomplete = directory
+        .join(MARKER)
+        .symlink_metadata()
+        .map(|_| true)
+        .or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(false) } else { Err(error) })
+        .map_err(Error::on(format_args!("look at \"{}\"", directory.join(MARKER).display())))?;
+    if is_incomplete {
         return Err(Error::new(Kind::StartFailed, format!("\"{}\" is not complete", directory.display()))
             .detail("A recovery of this directory was broken off.")
             .hint("Run the recovery again; it sends only what is missing."));
     }
     let deadline = Instant::now() + timeout;
-    let launched = running::server(directory).is_none();
+    let launched = running::server(directory)?.is_none();
     // a server keeps the file until it is promoted
     if !directory.join(STANDBY_SIGNAL).exists() {
         return Err(Error::new(Kind::StartFailed, format!("\"{}\" is no standby", directory.display()))
@@ -102,7 +109,7 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
         };
         match running::postmaster_status(directory).as_deref() {
             Some("ready") => return Ok(launched),
-            None if running::server(directory).is_none() => {
+            None if running::server(directory).is_ok_and(|found| found.is_none()) => {
                 let (lines, why) = last_words();
                 return Err(Error::new(Kind::StartFailed, format!("standby stopped while starting{why}"))
                     .detail(lines)

@@ -26,6 +26,11 @@ mod digest;
 mod durable;
 mod finish;
 mod ledger;
+mod neighbours;
+mod obstacles;
+mod places;
+mod procfs;
+mod prune;
 mod read;
 mod readiness;
 mod room;
@@ -86,10 +91,13 @@ impl Receiver {
     pub fn status(&self) -> Status {
         let look = |cluster: &policy::Cluster| {
             let directory = resolve(&cluster.data_directory);
-            let (incomplete, marker) = inspect::marker(&directory);
+            // one that cannot be looked at cannot be started either
+            let (incomplete, marker) = inspect::marker(&directory).unwrap_or((true, None));
+            let server = running::find(&directory);
             Directory {
                 data_directory: cluster.data_directory.clone(),
-                server: running::find(&directory),
+                server: server.as_ref().ok().copied().flatten(),
+                server_unknown: server.err().map(|error| error.detail.unwrap_or(error.message)),
                 incomplete,
                 marker,
                 account: self.ledger.account(&directory),

@@ -80,6 +80,12 @@ impl Policy {
         }
     }
 
+    /// The data directories of the other clusters that are listed.
+    pub(super) fn beside(&self, cluster: &Cluster) -> Vec<PathBuf> {
+        let others = self.listed().iter().map(|other| resolve(&other.data_directory));
+        others.filter(|other| *other != cluster.data_directory).collect()
+    }
+
     /// Where the primary's files may be cloned from.
     pub(super) fn origin(&self) -> Result<&Path> {
         match self {

@@ -1,16 +1,20 @@
 //! A control link: the steps of one run, in their order.
 
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::info;
 
-use super::policy::{Cluster, resolve};
+use super::neighbours::{Neighbours, Wanted};
+use super::policy::{Cluster, Policy, resolve};
 use super::run::Run;
 use super::settle::settle;
-use super::{Receiver, clone, finish, inspect, launch, readiness, room, running, unexpected};
+use super::{
+    Receiver, clone, finish, inspect, launch, obstacles, places, readiness, room, running, unexpected,
+};
 
 use crate::cancel::Cancel;
 use crate::digest::{DigestKey, random_bytes};
@@ -154,7 +158,13 @@ impl Session<'_> {
             Purpose::Look => None,
             Purpose::Recover => Some(self.target(&cluster, Target::open)?),
         };
-        let mut found = inspect::inspect(&cluster, &self.keep, &self.token, peer, &self.cancel)?;
+        let mut found =
+            inspect::inspect_opened(&cluster, target.as_ref(), &self.keep, &self.token, peer, &self.cancel)?;
+        if let (Some(path), Some(identity)) = (found.wal_directory.clone(), found.wal_identity) {
+            let listed = self.receiver.policy.beside(&cluster);
+            let unused = Neighbours::new(found.identity, &listed).demand_unused(&[Wanted { path, identity }]);
+            found.doubts.wal = found.doubts.wal.take().or(unused.err());
+        }
         if let Some(target) = target {
             if target.was_made() {
                 found.content = message::Content::Missing;
@@ -169,13 +179,9 @@ impl Session<'_> {
 
     /// The directory, opened by `open`, and its pg_wal, where that is a link.
     fn target(&self, cluster: &Cluster, open: impl FnOnce(&Path) -> Result<Target>) -> Result<Target> {
-        let wal = inspect::linked_wal(&cluster.data_directory);
-        if let Some(wal) = &wal {
-            self.receiver.policy.check_outside(cluster, wal)?;
-        }
         let mut target = open(&cluster.data_directory)?;
-        if let Some(wal) = &wal {
-            target.add_root(&RelPath::parse("pg_wal")?, wal)?;
+        if let Some(wal) = target.follow_wal()? {
+            self.receiver.policy.check_outside(cluster, &wal)?;
         }
         Ok(target)
     }
@@ -208,7 +214,7 @@ impl Session<'_> {
                     return Err(out_of_order("a locked directory"));
                 };
                 // the sender was told when it opened; whatever it made of that, a running server is safe
-                if let Some(process) = running::server(&cluster.data_directory) {
+                if let Some(process) = running::server(&cluster.data_directory)? {
                     return Err(running::refusal(&cluster.data_directory, process));
                 }
                 let digest_key = key(&digest_key)?;
@@ -320,7 +326,7 @@ impl Session<'_> {
             return Err(out_of_order("a directory where nothing has begun"));
         };
         let mut apart = vec![cluster.data_directory.clone()];
-        apart.extend(inspect::linked_wal(&cluster.data_directory));
+        apart.extend(target.others()?.into_iter().map(|(path, _)| path));
         for tablespace in &terms.tablespaces {
             let location = Path::new(&tablespace.target);
             let resolved = resolve(location);
@@ -334,12 +340,8 @@ impl Session<'_> {
             }
             apart.push(resolved);
             self.receiver.policy.check_outside(cluster, location)?;
-            let link = RelPath::parse(&format!("pg_tblspc/{}", tablespace.oid))?;
             let content = location.join(&terms.tablespace_version_directory);
-            let is_ours =
-                cluster.data_directory.join(&link).canonicalize().ok() == location.canonicalize().ok();
-            let in_use = std::fs::read_dir(&content).is_ok_and(|mut entries| entries.next().is_some());
-            if in_use && !is_ours {
+            if !places::is_ours(target, tablespace)? && places::is_used(&content)? {
                 return Err(Error::new(
                     Kind::TargetRefused,
                     format!("tablespace directory \"{}\" is in use", content.display()),
@@ -352,9 +354,14 @@ impl Session<'_> {
                     "Map the tablespace to another directory with tablespace_mapping, or empty this one.",
                 ));
             }
-            target.add_root(&link, location)?;
+            target.add_root(&places::link(tablespace)?, location)?;
         }
+        demand_own(&self.receiver.policy, cluster, target)?;
         room::check(target, &self.files, terms.reserve)?;
+        let found = obstacles::search(target, &self.directories, &self.files, &self.keep, &terms)?;
+        if let Some(obstacle) = found.obstacle {
+            return Err(obstacle);
+        }
         let locations = target.identities()?;
         self.terms = Some(terms);
         Ok(Reply::Planned { locations })
@@ -362,15 +369,24 @@ impl Session<'_> {
 
     fn begin(&self, run: &Run, marker: &message::Marker) -> Result<()> {
         let terms = self.terms.as_ref().ok_or_else(|| out_of_order("a plan"))?;
-        finish::invalidate(run, marker)?;
+        let tablespaces = terms
+            .tablespaces
+            .iter()
+            .map(|tablespace| (tablespace.oid.to_string(), tablespace.target.clone()));
+        finish::invalidate(run, &message::Marker { tablespaces: tablespaces.collect(), ..marker.clone() })?;
         rustix::fs::fchmod(run.target.root(), rustix::fs::Mode::from_raw_mode(terms.mode & 0o750))
             .map_err(Error::on("set the mode of the data directory"))?;
-        for directory in &self.directories {
+        // links first: what lies in a tablespace is known to be this target's by them
+        let (links, others): (Vec<&Directory>, Vec<&Directory>) =
+            self.directories.iter().partition(|directory| directory.path.as_str() == "pg_tblspc");
+        for directory in links {
             run.target.make_directory(&directory.path, directory.mode)?;
         }
         for tablespace in &terms.tablespaces {
-            let link = RelPath::parse(&format!("pg_tblspc/{}", tablespace.oid))?;
-            run.target.link(&link, &tablespace.target)?;
+            run.target.link(&places::link(tablespace)?, &tablespace.target)?;
+        }
+        for directory in others {
+            run.target.make_directory(&directory.path, directory.mode)?;
         }
         Ok(())
     }
@@ -417,6 +433,23 @@ impl Drop for Session<'_> {
             }
         }
     }
+}
+
+/// Refuses what the directories outside the data directory turned out to be once they were opened.
+fn demand_own(policy: &Policy, cluster: &Cluster, target: &Target) -> Result<()> {
+    let mut wanted = Vec::new();
+    for (path, identity) in target.others()? {
+        policy.check_outside(cluster, &path)?;
+        wanted.push(Wanted { path, identity });
+    }
+    // without it the target's own links are taken for another's
+    let own = target.look().and_then(|look| Some(identity(&std::fs::metadata(look).ok()?)));
+    let listed = policy.beside(cluster);
+    Neighbours::new(own, &listed).demand_unused(&wanted)
+}
+
+fn identity(found: &std::fs::Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
 }
 
 /// First and last position of each row of `true`.

@@ -1,14 +1,11 @@
 //! After the last page: every file gets its size and mode, and what the primary does not have goes.
 
-use std::collections::{HashMap, HashSet};
-
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
+use super::prune::{Fate, Pruning};
 use super::run::{Run, Slot};
-use crate::control_file::PG_CONTROL;
 use crate::error::{Error, Kind, Result};
-use crate::exclude::{CONTROL_ASIDE, MARKER, Rules};
 use crate::path::RelPath;
 use crate::plan::Directory;
 use crate::protocol::message::Terms;
@@ -49,29 +46,12 @@ pub(super) fn settle(
         }
     }
     run.set_settled(slots.len());
-    let rules = Rules { host_directories: terms.host_directories.clone(), private_files: Vec::new() };
-    let mut pruner = Pruner {
-        run,
-        planned: directories
-            .iter()
-            .map(|directory| (directory.path.as_str(), true))
-            .chain(slots.iter().filter(|slot| !slot.is_gone()).map(|slot| (slot.path.as_str(), false)))
-            .collect(),
-        tablespaces: terms
-            .tablespaces
-            .iter()
-            .map(|tablespace| {
-                let link = format!("pg_tblspc/{}", tablespace.oid);
-                (format!("{link}/{}", terms.tablespace_version_directory), link)
-            })
-            .unzip(),
-        keep,
-        rules,
-        settled,
-    };
+    let files = slots.iter().filter(|slot| !slot.is_gone()).map(|slot| slot.path.as_str());
+    let pruning = Pruning::new(&run.target, directories, files, keep, terms, run.is_survey());
+    let mut pruner = Pruner { run, pruning: &pruning, settled };
     pruner.prune(None)?;
-    for location in pruner.tablespaces.0.clone() {
-        pruner.prune(Some(&RelPath::parse(&location)?))?;
+    for location in pruning.tablespaces() {
+        pruner.prune(Some(&RelPath::parse(location)?))?;
     }
     Ok(pruner.settled)
 }
@@ -136,12 +116,7 @@ fn fit(run: &Run, slot: &Slot) -> Result<()> {
 
 struct Pruner<'a> {
     run: &'a Run,
-    /// Planned paths; true for directories.
-    planned: HashMap<&'a str, bool>,
-    /// The cluster's directory in each tablespace, and the link to the tablespace.
-    tablespaces: (Vec<String>, HashSet<String>),
-    keep: &'a [RelPath],
-    rules: Rules,
+    pruning: &'a Pruning<'a>,
     settled: Settled,
 }
 
@@ -161,15 +136,10 @@ impl Pruner<'_> {
                 Some(directory) => directory.join(&name)?,
                 None => RelPath::parse(&name)?,
             };
-            let is_root = self.run.target.roots().any(|(prefix, _)| prefix == path.as_str());
-            if self.is_protected(&path) || self.tablespaces.1.contains(path.as_str()) {
-                continue;
-            }
-            match self.planned.get(path.as_str()) {
-                Some(true) if kind == FileType::Directory || is_root => self.prune(Some(&path))?,
-                Some(false) if kind == FileType::RegularFile => {}
-                _ if kind == FileType::Directory && self.holds_kept(&path) => self.prune(Some(&path))?,
-                _ => self.remove(&path, kind)?,
+            match self.pruning.judge(&path, kind)? {
+                Fate::Stays => {}
+                Fate::Entered => self.prune(Some(&path))?,
+                Fate::Goes => self.remove(&path, kind)?,
             }
         }
         Ok(())
@@ -186,24 +156,5 @@ impl Pruner<'_> {
         }
         self.settled.removed += 1;
         Ok(())
-    }
-
-    fn is_protected(&self, path: &RelPath) -> bool {
-        self.keep.iter().any(|kept| path.is_at_or_below(kept.as_str()))
-            || self.rules.is_host_directory(path)
-            || matches!(path.as_str(), MARKER | CONTROL_ASIDE)
-            // a run has put it aside by now
-            || self.run.is_survey() && path.as_str() == PG_CONTROL
-            || self.is_of_a_file_system(path)
-    }
-
-    /// What mkfs puts at the root of a file system, which a tablespace or pg_wal may be.
-    fn is_of_a_file_system(&self, path: &RelPath) -> bool {
-        path.file_name() == "lost+found"
-            && path.parent().is_some_and(|parent| self.run.target.roots().any(|(prefix, _)| prefix == parent))
-    }
-
-    fn holds_kept(&self, directory: &RelPath) -> bool {
-        self.keep.iter().any(|kept| kept.is_at_or_below(directory.as_str()))
     }
 }

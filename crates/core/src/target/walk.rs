@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use super::{Root, Target, remove};
@@ -23,6 +24,23 @@ impl Target {
                 .walk_by(path.parent().unwrap_or_default(), |from, name| remove::enter(from, name))
                 .map(Arc::new),
             opened => opened,
+        }
+    }
+
+    /// Changes an entry of the directory that holds `path`. A directory of ours that may not be written is made
+    /// writable: no server could use it either.
+    pub(super) fn change<T>(
+        &self,
+        path: &RelPath,
+        change: impl Fn(&OwnedFd) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let parent = self.parent_to_change(path)?;
+        match change(&parent) {
+            Err(Errno::ACCESS) => {
+                rustix::fs::fchmod(&parent, Mode::RWXU).map_err(|_| Errno::ACCESS)?;
+                change(&parent)
+            }
+            changed => changed,
         }
     }
 

@@ -143,7 +143,7 @@ impl Hosts {
     }
 
     pub(crate) fn begin(session: &mut Session) -> Result<(), Error> {
-        session.begin(Marker { note: "test".to_owned(), system_identifier: 1, timeline: 1, started: 0 })
+        session.begin(Marker { note: "test".to_owned(), system_identifier: 1, ..Marker::default() })
     }
 
     pub(crate) fn manner(&self) -> Manner {
