@@ -62,6 +62,7 @@ fn every_step_is_there() {
         "target_reachable",
         "target_stopped",
         "target_version",
+        "target_wal",
         "wal_level",
         "wal_senders",
     ];
