@@ -32,7 +32,8 @@ fn stopped_standby(primary: &Cluster) -> Cluster {
 /// A copy of the server's programs whose `postgres` has a file capability: the kernel hides what it does from processes
 /// without it, those of its own user among them.
 fn capable_programs(scratch: &Scratch) -> PathBuf {
-    let programs = scratch.mkdir("bin");
+    // not "bin": the server would look for its libraries and data beside it
+    let programs = scratch.mkdir("programs");
     let copied = Command::new("cp").arg("-aL").arg(server::programs().join(".")).arg(&programs).status();
     assert!(copied.expect("cp").success());
     let set = Command::new("setcap").arg("cap_sys_nice+ep").arg(programs.join("postgres")).status();

@@ -80,7 +80,8 @@ impl<'a> Neighbours<'a> {
             cannot_tell(&wanted[0].path, why)
         };
         let processes = self.proc.processes().map_err(|error| cannot_tell(&wanted[0].path, error.message))?;
-        for process in processes {
+        // a recovery within a server has its own target open
+        for process in processes.into_iter().filter(|process| *process != std::process::id()) {
             let found = match self.proc.look(process) {
                 Ok(Some(found)) if found.is_server() => found,
                 Ok(_) => continue,
@@ -97,7 +98,10 @@ impl<'a> Neighbours<'a> {
                     if Some((place.dev(), place.ino())) == self.own {
                         continue;
                     }
-                    if seen.insert((place.dev(), place.ino())) {
+                    // one that is starting, or only asked for its version, is elsewhere
+                    let works =
+                        is_data_directory(&cwd).map_err(|error| unreadable(process, "cwd", &error))?;
+                    if works && seen.insert((place.dev(), place.ino())) {
                         self.compare(&cwd, wanted, &whose)?;
                     }
                     match self.open_below(process, wanted) {
@@ -122,18 +126,36 @@ impl<'a> Neighbours<'a> {
     /// Which of the directories a process has files open in.
     fn open_below<'w>(&self, process: u32, wanted: &'w [Wanted]) -> io::Result<Option<&'w Wanted>> {
         for entry in fs::read_dir(self.proc.of(process, "fd"))? {
-            let leads_to = match entry.and_then(|entry| fs::read_link(entry.path())) {
-                Ok(leads_to) => leads_to,
+            let read = entry.and_then(|entry| Ok((entry.path(), fs::read_link(entry.path())?)));
+            let (place, leads_to) = match read {
+                Ok(read) => read,
                 Err(error) if is_gone(&error) => continue,
                 Err(error) => return Err(error),
             };
-            let found = wanted.iter().find(|wanted| leads_to.starts_with(&wanted.path));
-            if found.is_some() {
-                return Ok(found);
+            let Some(found) = wanted.iter().find(|wanted| leads_to.starts_with(&wanted.path)) else {
+                continue;
+            };
+            // a server has files open; a recovery that just ends has the directory
+            match fs::metadata(&place) {
+                Ok(open) if open.is_dir() => {}
+                Err(error) if is_gone(&error) => {}
+                _ => return Ok(Some(found)),
             }
         }
         Ok(None)
     }
+}
+
+/// Whether a directory has anything of a data directory.
+fn is_data_directory(directory: &Path) -> io::Result<bool> {
+    for name in ["PG_VERSION", "global", "postmaster.pid"] {
+        match fs::symlink_metadata(directory.join(name)) {
+            Ok(_) => return Ok(true),
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
 }
 
 /// A data directory, and where its pg_wal and tablespaces are. What is missing is not used.
@@ -236,17 +258,21 @@ mod tests {
         let status = format!("Name:\tpostgres\nPPid:\t1\nUid:\t{user}\t{user}\t{user}\t{user}\n");
         fs::write(proc().of(7, "status"), status).expect("write");
         symlink(&one, proc().of(7, "cwd")).expect("link");
-        symlink(top.path().canonicalize().expect("real").join("free/segment"), proc().of(7, "fd/3"))
-            .expect("link");
+        let segment = top.path().canonicalize().expect("real").join("free/segment");
+        fs::write(&segment, "WAL").expect("write");
+        symlink(segment, proc().of(7, "fd/3")).expect("link");
         let identity = fs::metadata(&other).map(|found| (found.dev(), found.ino())).ok();
         let neighbours = Neighbours { proc: proc(), own: identity, listed: &[] };
         neighbours.demand_unused(&wanted(&top.path().join("wal"))).expect("nobody else uses it");
         let error = neighbours.demand_unused(&wanted(&top.path().join("free"))).expect_err("open");
         assert!(error.detail.as_deref().is_some_and(|detail| detail.contains("Process 7")), "{error}");
         // its links, although nothing there is open
+        fs::write(one.join("PG_VERSION"), "15").expect("write");
         symlink(top.path().join("wal"), one.join("pg_wal")).expect("link");
         neighbours.demand_unused(&wanted(&top.path().join("wal"))).expect_err("linked");
 
+        fs::remove_file(proc().of(7, "cwd")).and_then(|()| symlink("/", proc().of(7, "cwd"))).expect("link");
+        neighbours.demand_unused(&wanted(&top.path().join("wal"))).expect("it is only starting");
         fs::remove_file(proc().of(7, "cwd"))
             .and_then(|()| symlink("cwd", proc().of(7, "cwd")))
             .expect("hidden");

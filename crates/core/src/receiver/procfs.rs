@@ -81,7 +81,7 @@ impl Proc {
         Ok(found)
     }
 
-    /// `None`: there is no such process.
+    /// `None`: there is no such process, or it has ended and only waits to be reaped.
     pub(super) fn look(&self, process: u32) -> io::Result<Option<Process>> {
         let text = match fs::read(self.of(process, "status")) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -92,6 +92,10 @@ impl Proc {
             text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
         };
         let number = |text: Option<&str>| text.and_then(|text| text.parse().ok());
+        // what such a process was allowed to do hides its directory as if it still had one
+        if field("State").is_some_and(|state| state.starts_with(['Z', 'X'])) {
+            return Ok(None);
+        }
         let (name, user, parent) = (
             field("Name"),
             // real, effective, saved, file system
@@ -186,6 +190,18 @@ mod tests {
         for other in [file(own, Some(started - 3600)), file(own, None), file(1, Some(started))] {
             assert!(!proc.is_named_by(&other, own), "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_process_that_only_waits_to_be_reaped_is_gone() {
+        let mut child = std::process::Command::new("/bin/true").spawn().expect("spawn");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while Proc::here().look(child.id()).expect("read").is_some() {
+            assert!(std::time::Instant::now() < deadline, "it has ended");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert!(Path::new(&format!("/proc/{}", child.id())).exists(), "it was not reaped");
+        child.wait().expect("reap");
     }
 
     #[test]
