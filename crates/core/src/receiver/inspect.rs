@@ -278,9 +278,32 @@ fn content(look: &Path, shown: &Path, exists: bool) -> Result<Content> {
         return Ok(Content::Cluster);
     }
     let failed = |error| Error::io(format_args!("list directory \"{}\"", shown.display()), &error);
+    let mut has_wal = false;
     for entry in fs::read_dir(look).map_err(failed)? {
-        if entry.map_err(failed)?.file_name() != "lost+found" {
-            return Ok(Content::Other);
+        match entry.map_err(failed)?.file_name().to_str() {
+            Some("lost+found") => {}
+            Some("pg_wal") => has_wal = true,
+            _ => return Ok(Content::Other),
+        }
+    }
+    if has_wal { wal_volume(&look.join("pg_wal")).map_err(failed) } else { Ok(Content::Empty) }
+}
+
+/// What a directory is that holds only pg_wal, perhaps a volume for the WAL of a standby that is going to be made.
+fn wal_volume(wal: &Path) -> io::Result<Content> {
+    let entries = match fs::read_dir(wal) {
+        Ok(entries) => entries,
+        // a link that leads nowhere is told apart
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::Empty),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(Content::Other),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        if !matches!(name.to_str(), Some("lost+found" | "archive_status" | "summaries")) {
+            // WAL tells whose it is
+            let holds_wal = !segments(wal)?.is_empty();
+            return Ok(if holds_wal { Content::Cluster } else { Content::Other });
         }
     }
     Ok(Content::Empty)
@@ -369,6 +392,13 @@ mod tests {
         assert_eq!(content(&data, &data, false).expect("look"), Content::Missing);
         fs::create_dir_all(data.join("lost+found")).expect("make");
         assert_eq!(content(&data, &data, true).expect("look"), Content::Empty);
+        fs::create_dir_all(data.join("pg_wal/lost+found")).expect("make");
+        assert_eq!(content(&data, &data, true).expect("look"), Content::Empty, "a volume for WAL");
+        put(&data, "pg_wal/letter.txt", b"x");
+        assert_eq!(content(&data, &data, true).expect("look"), Content::Other);
+        put(&data, "pg_wal/000000010000000000000003", b"x");
+        assert_eq!(content(&data, &data, true).expect("look"), Content::Cluster, "its WAL is somebody's");
+        fs::remove_dir_all(data.join("pg_wal")).expect("remove");
         put(&data, "holiday.jpg", b"x");
         assert_eq!(content(&data, &data, true).expect("look"), Content::Other);
         put(&data, "PG_VERSION", b"15\n");

@@ -357,8 +357,8 @@ impl Session<'_> {
             target.add_root(&places::link(tablespace)?, location)?;
         }
         demand_own(&self.receiver.policy, cluster, target)?;
-        room::check(target, &self.files, terms.reserve)?;
         let found = obstacles::search(target, &self.directories, &self.files, &self.keep, &terms)?;
+        room::check(target, &self.files, terms.reserve, &found)?;
         if let Some(obstacle) = found.obstacle {
             return Err(obstacle);
         }

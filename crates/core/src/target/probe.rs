@@ -97,6 +97,11 @@ impl Target {
         found.map_err(Error::on(format_args!("look at \"{}\"", self.shown(path))))
     }
 
+    /// Opens a directory to ask about its file system.
+    pub fn enter(&self, path: &RelPath) -> Result<OwnedFd> {
+        self.walk(path.as_str()).map_err(Error::on(format_args!("open directory \"{}\"", self.shown(path))))
+    }
+
     /// What keeps a directory from being entered and changed, and its device.
     pub fn entrance(&self, path: &RelPath) -> Result<(Option<Obstacle>, u64)> {
         let failed =
