@@ -11,6 +11,7 @@ use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::clock::now;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::judge::{Finding, clocks};
+use pgpool_recovery_core::naming;
 use pgpool_recovery_core::progress::Progress;
 use pgpool_recovery_core::protocol::message::{Purpose, Target};
 use pgpool_recovery_core::sender::Session;
@@ -36,6 +37,7 @@ pub(crate) struct Demand {
 
 impl Audience for Demand {
     fn hear(&mut self, finding: Finding) -> Result<()> {
+        self.warnings.extend(finding.warnings);
         match finding.answer {
             Err(error) if finding.is_advice => {
                 self.warnings.push(error.to_string());
@@ -146,11 +148,25 @@ pub(crate) fn approach(
         }
     }
     let following = situation.following(&target);
-    let conninfo = following.conninfo();
-    let login = || session.test_replication(&conninfo, situation.primary.system_identifier);
-    let login = threads::wait(cancel, tick, login);
-    audience.hear(Finding::new("replication_login", login.map(|()| conninfo)))?;
+    let login = || session.test_replication(&following, situation.primary.system_identifier);
+    let (login, mut warnings) = match threads::wait(cancel, tick, login) {
+        Ok(warnings) => (Ok(following.conninfo()), warnings),
+        Err(error) => (Err(error), Vec::new()),
+    };
+    warnings.extend(shown_otherwise(&following.application_name, situation.primary.server_version_num));
+    audience.hear(Finding::new("replication_login", login).warned(warnings))?;
     Ok(Some(Approach { situation, session, target, following }))
+}
+
+/// Warns of a name that Pgpool-II would not find.
+fn shown_otherwise(application_name: &str, server_version_num: u32) -> Option<String> {
+    let shown = naming::shown_application_name(application_name, server_version_num / 10_000);
+    (shown != application_name).then(|| {
+        format!(
+            "pg_stat_replication will show application_name \"{application_name}\" as \"{shown}\"; Pgpool-II's \
+             backend_application_nameN must be that"
+        )
+    })
 }
 
 /// Whether nobody recovers the target now, as far as this server and the receiver know.

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::local::LocalConnector;
-use pgpool_recovery_core::protocol::message::{Purpose, Standby};
+use pgpool_recovery_core::naming;
+use pgpool_recovery_core::protocol::message::Purpose;
 use pgpool_recovery_core::sender::Session;
+use pgpool_recovery_core::streaming::{self, Expected};
 
 use crate::outcomes::{Entry, Memory, Outcome};
 use crate::pg::{catalog, log, threads};
@@ -38,13 +40,21 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
         || Session::open(connector, Path::new(directory), Purpose::Look, Vec::new(), Arc::default(), &cancel);
     let mut session = threads::wait(&cancel, tick, open)?;
     let standby = session.target().standby.clone().unwrap_or_default();
+    let expected = Expected {
+        slot_name: standby.slot_name.filter(|slot| !slot.is_empty()),
+        // the walreceiver's own default, where nothing else is set
+        application_name: naming::shown_application_name(
+            standby.application_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("walreceiver"),
+            catalog::major_version()?,
+        ),
+    };
     let timeout = u32::try_from(settings.start_timeout.as_secs()).unwrap_or(u32::MAX);
     let launched = threads::wait(&cancel, tick, || session.start(timeout))?;
     let deadline = started + settings.start_timeout;
-    while !streams(&standby)? {
+    while let Err(why) = streams(&mut session, &expected, &cancel)? {
         if Instant::now() >= deadline {
             let lines = threads::wait(&cancel, tick, || session.log_tail())?;
-            return Err(not_streaming(directory, &settings, &lines));
+            return Err(not_streaming(directory, &settings, &why, &lines));
         }
         threads::pause(LOOK);
     }
@@ -85,14 +95,22 @@ fn failure(last: &Entry) -> Option<Error> {
     }
 }
 
-fn streams(standby: &Standby) -> Result<bool> {
-    // the walreceiver's own default, where nothing else is set
-    let name = standby.application_name.as_deref().unwrap_or("walreceiver");
-    let status = catalog::replication_status(standby.slot_name.as_deref(), name)?;
-    Ok(status.is_some_and(|status| status.state == "streaming"))
+/// Whether this standby streams from this server, or why that is not proved.
+fn streams(
+    session: &mut Session,
+    expected: &Expected,
+    cancel: &Cancel,
+) -> Result<std::result::Result<(), String>> {
+    let walsenders = catalog::walsenders()?;
+    if !streaming::may_stream(&walsenders) {
+        return Ok(Err("No walsender of this primary streams.".to_owned()));
+    }
+    // Asked after the walsenders: a connection is then never older than the walreceiver that made it.
+    let walreceiver = threads::wait(cancel, &mut || Ok(()), || session.walreceiver())?;
+    Ok(streaming::find(&walsenders, expected, walreceiver.as_ref()).map(drop))
 }
 
-fn not_streaming(directory: &str, settings: &Settings, lines: &str) -> Error {
+fn not_streaming(directory: &str, settings: &Settings, why: &str, lines: &str) -> Error {
     Error::new(
         Kind::StartFailed,
         format!(
@@ -100,6 +118,6 @@ fn not_streaming(directory: &str, settings: &Settings, lines: &str) -> Error {
             settings.start_timeout.as_secs()
         ),
     )
-    .detail(format!("The last lines of the log in \"{directory}\" are:\n{lines}"))
+    .detail(format!("{why} The last lines of the log in \"{directory}\" are:\n{lines}"))
     .hint("Is it a standby of this primary? See its primary_conninfo, and pg_stat_replication here.")
 }

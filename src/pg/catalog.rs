@@ -3,7 +3,10 @@
 //! Every name is schema-qualified, every query read-only. Callers are elevated (see
 //! [`super::privileges`]), so nothing is hidden from a role that may merely execute our functions.
 
+use std::net::SocketAddr;
+
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::streaming::Walsender;
 use serde::Deserialize;
 
 use super::query;
@@ -167,40 +170,45 @@ pub(crate) fn check_free_slot() -> Result<()> {
         ))
 }
 
-/// A walsender that serves a standby.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ReplicationStatus {
-    pub(crate) pid: i32,
-    /// `startup`, `catchup`, `streaming`, ...
-    pub(crate) state: String,
-    pub(crate) application_name: String,
-    /// `None` for a unix socket.
-    pub(crate) client_addr: Option<String>,
-}
-
-/// The walsender that uses `slot`; without a slot, one whose application_name is `application_name`.
-/// A streaming one is preferred.
-pub(crate) fn replication_status(
-    slot: Option<&str>,
-    application_name: &str,
-) -> Result<Option<ReplicationStatus>> {
+/// This server's walsenders.
+pub(crate) fn walsenders() -> Result<Vec<Walsender>> {
     // Session data is cached until the end of the transaction: without this a loop never sees news.
     query::rows("SELECT pg_catalog.pg_stat_clear_snapshot()::text", &[])?;
-    let sql = "SELECT r.pid::text, r.state, r.application_name, pg_catalog.host(r.client_addr)
+    let sql = "SELECT r.pid::text, r.state, r.application_name, s.slot_name::text,
+                      pg_catalog.host(r.client_addr), r.client_port::text,
+                      pg_catalog.trunc(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - r.backend_start) * 1000)::bigint::text
                FROM pg_catalog.pg_stat_replication AS r
-               WHERE CASE WHEN $1::text IS NULL THEN r.application_name = $2::text
-                     ELSE r.pid IN (SELECT s.active_pid FROM pg_catalog.pg_get_replication_slots() AS s
-                                    WHERE s.slot_name = $1::text) END
-               ORDER BY r.state = 'streaming', r.pid";
-    let Some(mut row) = query::rows(sql, &[slot.into(), application_name.into()])?.pop() else {
-        return Ok(None);
+               LEFT JOIN pg_catalog.pg_get_replication_slots() AS s ON s.active_pid = r.pid";
+    query::rows(sql, &[])?.into_iter().map(walsender).collect()
+}
+
+fn walsender(mut row: query::Row) -> Result<Walsender> {
+    let pid = row.string("pid")?.and_then(|pid| pid.parse().ok()).unwrap_or(0);
+    let state = row.string("state")?.unwrap_or_default();
+    let application_name = row.string("application_name")?.unwrap_or_default();
+    let slot_name = row.string("slot_name")?;
+    let (host, port) = (row.string("client_addr")?, row.string("client_port")?);
+    let client = match (host, port) {
+        (Some(host), Some(port)) => {
+            let unknown = || Error::new(Kind::Internal, "could not read a walsender's client address");
+            // a link-local address may have its scope behind it
+            let address = host.split('%').next().unwrap_or_default().parse().map_err(|_| unknown())?;
+            Some(SocketAddr::new(address, port.parse().map_err(|_| unknown())?))
+        }
+        // a unix socket
+        _ => None,
     };
-    Ok(Some(ReplicationStatus {
-        pid: row.string("pid")?.and_then(|pid| pid.parse().ok()).unwrap_or(0),
-        state: row.string("state")?.unwrap_or_default(),
-        application_name: row.string("application_name")?.unwrap_or_default(),
-        client_addr: row.string("client_addr")?,
-    }))
+    // negative: the clock was set back
+    let age = row.string("backend_start")?.and_then(|age| age.parse::<i64>().ok()).unwrap_or(i64::MAX);
+    Ok(Walsender { pid, state, application_name, slot_name, client, age: age.max(0).cast_unsigned() })
+}
+
+/// The major version: `15`.
+pub(crate) fn major_version() -> Result<u32> {
+    let version = setting("server_version_num")?.and_then(|version| version.parse::<u32>().ok());
+    version
+        .map(|version| version / 10_000)
+        .ok_or_else(|| Error::new(Kind::Internal, "could not read server_version_num"))
 }
 
 /// Ends the current WAL segment and returns the name of its file.

@@ -41,5 +41,6 @@ pub mod secret;
 pub mod sender;
 pub mod size;
 pub mod standby;
+pub mod streaming;
 pub mod target;
 pub mod wal;

@@ -1,11 +1,16 @@
 //! The files that make a copy of a primary its standby: texts in, texts out.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Kind, Result};
 use crate::exclude::MYRECOVERY_CONF;
 use crate::protocol::message::{Listening, Standby};
 
 /// How the standby connects.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// A receiver is told these fields and writes the connection string itself ([`Following::conninfo`]), so that no
+/// value can bring another keyword (`service`, `sslkey`, ...) along.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Following {
     /// Host name, address or socket directory of the primary.
     pub host: String,
@@ -17,13 +22,47 @@ pub struct Following {
     pub application_name: String,
     /// `passfile`, or empty.
     pub passfile: String,
-    /// The slot on the primary, or empty.
+    /// The slot on the primary, or empty. No part of the connection: a trial login is not told.
+    #[serde(skip)]
     pub slot_name: String,
-    /// `restore_command`, or empty.
+    /// `restore_command`, or empty. A trial login is not told.
+    #[serde(skip)]
     pub restore_command: String,
 }
 
+/// Longest host, user or application name, bytes: what name resolution allows (NI_MAXHOST).
+const MAX_NAME: usize = 1024;
+
+/// Longest path of a password file, bytes (PATH_MAX).
+const MAX_PATH: usize = 4095;
+
 impl Following {
+    /// Refuses fields that no connection has.
+    pub fn validate_connection(&self) -> Result<()> {
+        let fields = [
+            ("host", &self.host, MAX_NAME),
+            ("user", &self.user, MAX_NAME),
+            ("application_name", &self.application_name, MAX_NAME),
+            ("passfile", &self.passfile, MAX_PATH),
+        ];
+        for (name, value, limit) in fields {
+            let problem = if value.len() > limit {
+                format!("It has {} bytes; {limit} is the most.", value.len())
+            } else if value.chars().any(char::is_control) {
+                "It contains a control character.".to_owned()
+            } else if value.is_empty() && matches!(name, "host" | "user") {
+                "It is empty.".to_owned()
+            } else if name == "passfile" && !value.is_empty() && !value.starts_with('/') {
+                format!("\"{value}\" is not an absolute path: it would depend on where a program is run.")
+            } else {
+                continue;
+            };
+            let message = format!("invalid {name} for the connection to the primary");
+            return Err(Error::new(Kind::InvalidArgument, message).detail(problem));
+        }
+        Ok(())
+    }
+
     /// `primary_conninfo`: libpq's keyword/value form.
     pub fn conninfo(&self) -> String {
         let port = self.port.to_string();
@@ -296,6 +335,44 @@ mod tests {
         );
         assert!(text.contains("recovery_target_timeline = 'latest'\nprimary_slot_name = 'node1'\n"));
         assert!(!text.contains("restore_command"));
+    }
+
+    #[test]
+    fn a_connection_has_only_values_that_can_be_written() {
+        assert_eq!(following().validate_connection(), Ok(()));
+        let absolute = Following { passfile: "/home/of a/'user'/.pgpass".to_owned(), ..following() };
+        assert_eq!(absolute.validate_connection(), Ok(()));
+        let refused = |change: &dyn Fn(&mut Following), word: &str| {
+            let mut following = following();
+            change(&mut following);
+            let error = following.validate_connection().expect_err(word);
+            assert_eq!(error.kind, Kind::InvalidArgument);
+            assert!(error.message.contains(word), "{error}");
+        };
+        refused(&|following| following.host = "a\nb".to_owned(), "host");
+        refused(&|following| following.host.clear(), "host");
+        refused(&|following| following.user.clear(), "user");
+        refused(&|following| following.user = "x".repeat(1025), "user");
+        refused(&|following| following.application_name = "\0".to_owned(), "application_name");
+        refused(&|following| following.passfile = ".pgpass".to_owned(), "passfile");
+        refused(&|following| following.passfile = format!("/{}", "x".repeat(4095)), "passfile");
+    }
+
+    #[test]
+    fn a_value_brings_no_keyword_along() {
+        let following = Following {
+            host: "h service=x".to_owned(),
+            application_name: "a' sslkey='engine:x".to_owned(),
+            passfile: "/x\\' passfile=/etc/shadow".to_owned(),
+            ..following()
+        };
+        let conninfo = following.conninfo();
+        for keyword in ["service", "sslkey"] {
+            assert_eq!(conninfo_value(&conninfo, keyword), None, "{conninfo}");
+        }
+        assert_eq!(conninfo_value(&conninfo, "host").as_deref(), Some("h service=x"));
+        assert_eq!(conninfo_value(&conninfo, "application_name").as_deref(), Some("a' sslkey='engine:x"));
+        assert_eq!(conninfo_value(&conninfo, "passfile").as_deref(), Some("/x\\' passfile=/etc/shadow"));
     }
 
     proptest! {

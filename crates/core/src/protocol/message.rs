@@ -1,6 +1,6 @@
 //! Control messages, as JSON: rare, small, and readable in a trace.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::path::RelPath;
 use crate::plan::{Directory, File, Tablespace};
 use crate::protocol::status::{Run, Status};
+use crate::standby::Following;
 
 /// What the sender asks of the receiver.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,10 +33,10 @@ pub enum Request {
     /// First and only message of a link: how are you, and what has been done here? Nothing changes.
     /// Answer: [`Reply::Status`].
     Status,
-    /// Log in to the primary for replication, as the standby will. Answer: [`Reply::Ok`].
+    /// Log in to the primary for replication, as the standby will. Answer: [`Reply::LoggedIn`].
     TestReplication {
-        /// `primary_conninfo`.
-        conninfo: String,
+        /// What the connection string is made of.
+        following: Following,
         /// The system identifier that the server there must have.
         system_identifier: u64,
     },
@@ -80,6 +81,9 @@ pub enum Request {
     Finish,
     /// The last lines of the server's log. Answer: [`Reply::Log`].
     Log,
+    /// Does the server in the opened directory receive WAL, and over which connection? Answer:
+    /// [`Reply::Walreceiver`].
+    Walreceiver,
     /// Start the server in the opened directory and wait until it accepts connections.
     /// Answer: [`Reply::Started`].
     Start {
@@ -119,6 +123,11 @@ pub struct Terms {
 pub enum Reply {
     /// Done.
     Ok,
+    /// The login worked, and the primary's server is there.
+    LoggedIn {
+        /// What psql and libpq said besides.
+        warnings: Vec<String>,
+    },
     /// What is in the directory.
     Target(Box<Target>),
     /// The plan fits.
@@ -155,6 +164,11 @@ pub enum Reply {
     Log {
         /// A few lines.
         lines: String,
+    },
+    /// The server's walreceiver; none if no server runs in the directory, or it receives nothing.
+    Walreceiver {
+        /// What was found.
+        found: Option<Walreceiver>,
     },
     /// How the receiver is.
     Status(Box<Status>),
@@ -245,6 +259,26 @@ pub struct Standby {
     pub application_name: Option<String>,
     /// `primary_slot_name`.
     pub slot_name: Option<String>,
+}
+
+/// The process that receives WAL for a standby, as its host's kernel shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Walreceiver {
+    /// Its process id on the standby's host.
+    pub pid: u32,
+    /// How long it has been running, milliseconds.
+    pub age: u64,
+    /// Its connections; `None` if the receiver may not look at them.
+    pub connections: Option<Connections>,
+}
+
+/// The established connections of one process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Its own ends of TCP connections.
+    pub tcp: Vec<SocketAddr>,
+    /// Whether it has a unix socket.
+    pub unix: bool,
 }
 
 /// The content of the marker file.

@@ -199,13 +199,15 @@ fn server_version(cluster: &Cluster, cancel: &Cancel) -> Result<Option<String>> 
     let postgres = cluster.bin_directory.join("postgres");
     let outcome = process::run(process::command(&postgres, ["--version"]), Duration::from_secs(10), cancel)
         .map_err(|error| error.hint("Check bin_directory: it must hold the server's programs."))?;
-    // "postgres (PostgreSQL) 15.18 (Debian ...)", "postgres (PostgreSQL) 18beta1"
-    let digits = outcome
-        .output
-        .split_whitespace()
-        .nth(2)
-        .map(|version| version.chars().take_while(char::is_ascii_digit).collect::<String>());
-    Ok(digits.filter(|digits| !digits.is_empty()))
+    Ok(major_version(&outcome.stdout))
+}
+
+/// The major version in what `postgres --version` says: "postgres (PostgreSQL) 15.18 (Debian ...)", "postgres
+/// (PostgreSQL) 18beta1".
+fn major_version(said: &str) -> Option<String> {
+    let version = said.lines().find_map(|line| line.split_once("(PostgreSQL)"))?.1.trim_start();
+    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
+    (!digits.is_empty()).then_some(digits)
 }
 
 #[cfg(test)]
@@ -265,6 +267,23 @@ mod tests {
         assert_eq!(identifier_from_wal(data.path()), Some(77));
         put(data.path(), CONTROL_ASIDE, &sample(78));
         assert_eq!(read_control(data.path()).map(|control| control.system_identifier), Some(78));
+    }
+
+    #[test]
+    fn a_servers_version_is_found_among_other_words() {
+        assert_eq!(major_version("postgres (PostgreSQL) 15.18 (Debian 15.18-1)").as_deref(), Some("15"));
+        assert_eq!(major_version("postgres (PostgreSQL) 18beta1").as_deref(), Some("18"));
+        assert_eq!(major_version("some words\npostgres (PostgreSQL) 13.1").as_deref(), Some("13"));
+        assert_eq!(major_version("libpq.so.5: no version information available"), None);
+    }
+
+    #[test]
+    fn the_loaders_warnings_are_no_version() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let program = "echo 'a b 99.9' >&2; echo 'postgres (PostgreSQL) 15.18'";
+        process::tests::script(&top.path().join("postgres"), program);
+        let cluster = Cluster { bin_directory: top.path().to_owned(), ..cluster(top.path()) };
+        assert_eq!(server_version(&cluster, &Cancel::new()).expect("ran").as_deref(), Some("15"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Programs the receiver runs beside the data directory: a trial login, and the standby itself.
+//! Starting the standby.
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
@@ -13,9 +13,6 @@ use crate::error::{Error, Kind, Result};
 use crate::exclude::MARKER;
 use crate::process;
 
-/// How long a trial login may take.
-const LOGIN_DEADLINE: Duration = Duration::from_secs(15);
-
 /// Most of the standby's log that an error carries, bytes.
 const LOG_TAIL: u64 = 4 << 10;
 
@@ -24,45 +21,6 @@ const STANDBY_SIGNAL: &str = "standby.signal";
 
 /// Where the standby's first words go, within its data directory.
 const START_LOG: &str = "log/pgpool_remote_start.log";
-
-/// Logs in to the primary for replication exactly as the standby's walreceiver will: same libpq, same
-/// OS user, same password file. Checks that the server there has the right system identifier.
-pub fn test_replication(
-    cluster: &Cluster,
-    conninfo: &str,
-    system_identifier: u64,
-    cancel: &Cancel,
-) -> Result<()> {
-    let conninfo = format!("{conninfo} replication=true dbname=replication connect_timeout=10");
-    let psql = cluster.bin_directory.join("psql");
-    let command = process::command(&psql, ["-X", "-A", "-t", "-w", "-d", &conninfo, "-c", "IDENTIFY_SYSTEM"]);
-    let outcome = process::run(command, LOGIN_DEADLINE, cancel)?;
-    let refused = || {
-        Error::new(
-            Kind::AuthenticationFailed,
-            "replication login from the target's host to the primary failed",
-        )
-    };
-    if !outcome.status.success() {
-        return Err(refused().detail(outcome.output).hint(
-            "The standby would fail in the same way. Allow its host and the replication user in the primary's \
-             pg_hba.conf (database \"replication\"), check listen_addresses, pgpool_recovery.primary_host, \
-             pgpool_recovery.replication_user and the password file on the target's host.",
-        ));
-    }
-    let found = outcome.output.split('|').next().and_then(|field| field.trim().parse::<u64>().ok());
-    if found == Some(system_identifier) {
-        return Ok(());
-    }
-    Err(refused()
-        .detail(format!(
-            "The server there has system identifier {}, this primary has {system_identifier}.",
-            found.map_or_else(|| "unknown".to_owned(), |found| found.to_string())
-        ))
-        .hint(
-            "The host and port given for the primary lead to another server as seen from the target's host.",
-        ))
-}
 
 /// Starts the server and waits until it accepts connections. False if it ran already.
 pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bool> {
@@ -165,8 +123,8 @@ fn launch(cluster: &Cluster, timeout: Duration, logs: &Logs, cancel: &Cancel) ->
     if outcome.status.success() {
         return Ok(());
     }
-    let said = if cluster.start_command.is_some() { outcome.output.as_str() } else { "" };
-    let lines = [said, &logs.tail()].join("\n");
+    let said = if cluster.start_command.is_some() { outcome.said() } else { String::new() };
+    let lines = [said, logs.tail()].join("\n");
     // Pgpool-II cuts what it shows of an error after some 200 characters: the cause comes first
     let cause = cause(&lines).unwrap_or_else(|| format!("the start command {}", outcome.describe()));
     Err(Error::new(Kind::StartFailed, format!("standby could not be started: {cause}"))

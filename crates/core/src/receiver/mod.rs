@@ -26,6 +26,7 @@ mod digest;
 mod durable;
 mod finish;
 mod ledger;
+mod login;
 mod read;
 mod readiness;
 mod room;
@@ -34,6 +35,7 @@ mod session;
 mod settle;
 mod small_file;
 mod stream;
+mod walreceiver;
 mod write;
 
 use ledger::Ledger;

@@ -10,7 +10,9 @@ use tracing::info;
 use super::policy::{Cluster, resolve};
 use super::run::Run;
 use super::settle::settle;
-use super::{Receiver, clone, finish, inspect, launch, readiness, room, running, unexpected};
+use super::{
+    Receiver, clone, finish, inspect, launch, login, readiness, room, running, unexpected, walreceiver,
+};
 
 use crate::cancel::Cancel;
 use crate::digest::{DigestKey, random_bytes};
@@ -194,8 +196,9 @@ impl Session<'_> {
     fn handle(&mut self, request: Request) -> Result<Reply> {
         let cluster = self.cluster.clone().ok_or_else(|| out_of_order("a directory"))?;
         match request {
-            Request::TestReplication { conninfo, system_identifier } => {
-                self.tell(launch::test_replication(&cluster, &conninfo, system_identifier, &self.cancel))
+            Request::TestReplication { following, system_identifier } => {
+                let login = login::test_replication(&cluster, &following, system_identifier, &self.cancel);
+                self.tell(login.map(|warnings| Reply::LoggedIn { warnings }))
             }
             Request::TestPort { port, addresses } => {
                 // worth knowing, but no reason for anybody to end here
@@ -295,6 +298,9 @@ impl Session<'_> {
                 info!(directory = %cluster.data_directory.display(), launched, "the server accepts connections");
                 Ok(Reply::Started { launched })
             }
+            Request::Walreceiver => {
+                Ok(Reply::Walreceiver { found: walreceiver::find(&cluster.data_directory) })
+            }
             Request::Log => Ok(Reply::Log { lines: launch::log_tail(&cluster) }),
             Request::Open { .. } | Request::Attach { .. } | Request::Status | Request::Plan { .. } => {
                 Err(out_of_order("another step"))
@@ -303,10 +309,10 @@ impl Session<'_> {
     }
 
     /// The answer to a question. A bad one ends a recovery, but not the conversation of who only looks.
-    fn tell(&self, answer: Result<()>) -> Result<Reply> {
+    fn tell(&self, answer: Result<Reply>) -> Result<Reply> {
         match answer {
             Err(error) if matches!(self.stage, Stage::Looked) => Ok(Reply::Error(error)),
-            answer => answer.map(|()| Reply::Ok),
+            answer => answer,
         }
     }
 
