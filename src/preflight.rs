@@ -19,8 +19,8 @@ use pgpool_recovery_core::naming::{self, Node};
 use pgpool_recovery_core::path::{RelPath, normalize_directory};
 use pgpool_recovery_core::plan::Tablespace;
 use pgpool_recovery_core::protocol::message::{Listening, Target};
-use pgpool_recovery_core::receiver::inspect;
 use pgpool_recovery_core::receiver::policy::resolve;
+use pgpool_recovery_core::receiver::{configured, inspect};
 use pgpool_recovery_core::scan::tablespace_links;
 use pgpool_recovery_core::secret::Secret;
 use pgpool_recovery_core::standby::Following;
@@ -202,6 +202,9 @@ impl Situation {
             Some(file) => Some(format!("\"{}\"", file.display())),
             None => own.then(|| "the standby's own postgresql.conf".to_owned()),
         };
+        if let Some(elsewhere) = &target.elsewhere {
+            return Err(configured::refusal(Kind::TargetRefused, &target.directory, elsewhere));
+        }
         if let Some(kept) = kept {
             if target.includes_myrecovery {
                 return Ok(format!("{kept} is kept and reads myrecovery.conf"));

@@ -1,5 +1,6 @@
 //! `pgpool_remote_start`: starts the standby and waits until it streams from this primary (S10).
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::naming;
 use pgpool_recovery_core::protocol::message::Purpose;
 use pgpool_recovery_core::sender::Session;
-use pgpool_recovery_core::streaming::{self, Expected};
+use pgpool_recovery_core::streaming::{self, Expected, Replay};
 
 use crate::outcomes::{Entry, Memory, Outcome};
 use crate::pg::{catalog, log, threads};
@@ -20,12 +21,14 @@ use crate::settings::Settings;
 /// How often replication is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How long replay may stand still before that is said: longer than wal_receiver_status_interval, 10 s.
+const REPLAY: Duration = Duration::from_secs(12);
+
 /// Starts the standby in `directory` on `host`. Succeeds if it runs and streams already.
 pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> Result<()> {
     if let Some(failure) = Memory::of_this_server()?.recall(host, directory).as_ref().and_then(failure) {
         return Err(failure);
     }
-    let started = Instant::now();
     let cancel = Cancel::new();
     let tick = &mut || Ok(());
     let is_local = || preflight::is_local(host, settings.transport, &cancel);
@@ -50,13 +53,27 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     };
     let timeout = u32::try_from(settings.start_timeout.as_secs()).unwrap_or(u32::MAX);
     let launched = threads::wait(&cancel, tick, || session.start(timeout))?;
-    let deadline = started + settings.start_timeout;
-    while let Err(why) = streams(&mut session, &expected, &cancel)? {
-        if Instant::now() >= deadline {
+    let mut wait = Wait::new(settings.start_timeout);
+    while let Err(why) = streams(&mut session, &expected, &mut wait, &cancel)? {
+        if wait.is_over() {
             let lines = threads::wait(&cancel, tick, || session.log_tail())?;
             return Err(not_streaming(directory, &settings, &why, &lines));
         }
         threads::pause(LOOK);
+    }
+    // Replay of a server that was just started has only asked for WAL because it had replayed all that was there.
+    if !launched && replay_stands(&mut session, &expected, &cancel)? {
+        log::notice_detail(
+            &format!("replay on the standby in \"{directory}\" stands still"),
+            Some(&format!(
+                "It streams from this primary, but has replayed nothing of the WAL it has received for {} s.",
+                REPLAY.as_secs()
+            )),
+            Some(
+                "If it was paused, call pg_wal_replay_resume() on the standby; a query there, or recovery_min_apply_delay, \
+                 can hold it up, too.",
+            ),
+        );
     }
     let how = if launched { "was started" } else { "ran already" };
     log::log(&format!(
@@ -95,19 +112,71 @@ fn failure(last: &Entry) -> Option<Error> {
     }
 }
 
+/// The time a standby has to stream, counted from its last progress.
+struct Wait {
+    timeout: Duration,
+    deadline: Instant,
+    /// Signs of progress that were seen: a segment that replay has come to, a position that was sent.
+    seen: HashSet<String>,
+}
+
+impl Wait {
+    fn new(timeout: Duration) -> Self {
+        Self { timeout, deadline: Instant::now() + timeout, seen: HashSet::new() }
+    }
+
+    fn progress(&mut self, sign: String) {
+        if self.seen.insert(sign) {
+            self.deadline = Instant::now() + self.timeout;
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+}
+
 /// Whether this standby streams from this server, or why that is not proved.
 fn streams(
     session: &mut Session,
     expected: &Expected,
+    wait: &mut Wait,
     cancel: &Cancel,
 ) -> Result<std::result::Result<(), String>> {
     let walsenders = catalog::walsenders()?;
-    if !streaming::may_stream(&walsenders) {
-        return Ok(Err("No walsender of this primary streams.".to_owned()));
-    }
     // Asked after the walsenders: a connection is then never older than the walreceiver that made it.
-    let walreceiver = threads::wait(cancel, &mut || Ok(()), || session.walreceiver())?;
-    Ok(streaming::find(&walsenders, expected, walreceiver.as_ref()).map(drop))
+    let (walreceiver, startup) = threads::wait(cancel, &mut || Ok(()), || session.walreceiver())?;
+    if walreceiver.is_none() {
+        // it replays what it has, or what restore_command brings
+        startup.into_iter().for_each(|sign| wait.progress(sign));
+    }
+    Ok(match streaming::find(&walsenders, expected, walreceiver.as_ref()) {
+        Ok(walsender) if walsender.is_streaming() => Ok(()),
+        Ok(walsender) => {
+            walsender.sent.into_iter().for_each(|sent| wait.progress(sent.to_string()));
+            Err(format!("Its walsender (process {}) is in state \"{}\".", walsender.pid, walsender.state))
+        }
+        Err(why) => Err(why),
+    })
+}
+
+/// Whether there is WAL to replay on the standby and nothing of it has been replayed for some time. A standby
+/// tells its position at least every wal_receiver_status_interval.
+fn replay_stands(session: &mut Session, expected: &Expected, cancel: &Cancel) -> Result<bool> {
+    let end = Instant::now() + REPLAY;
+    let mut replay = Replay::default();
+    loop {
+        let walsenders = catalog::walsenders()?;
+        let (walreceiver, _) = threads::wait(cancel, &mut || Ok(()), || session.walreceiver())?;
+        let found = streaming::find(&walsenders, expected, walreceiver.as_ref());
+        if !found.is_ok_and(|walsender| replay.stands(walsender)) {
+            return Ok(false);
+        }
+        if Instant::now() >= end {
+            return Ok(true);
+        }
+        threads::pause(LOOK);
+    }
 }
 
 fn not_streaming(directory: &str, settings: &Settings, why: &str, lines: &str) -> Error {

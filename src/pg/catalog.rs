@@ -176,7 +176,9 @@ pub(crate) fn walsenders() -> Result<Vec<Walsender>> {
     query::rows("SELECT pg_catalog.pg_stat_clear_snapshot()::text", &[])?;
     let sql = "SELECT r.pid::text, r.state, r.application_name, s.slot_name::text,
                       pg_catalog.host(r.client_addr), r.client_port::text,
-                      pg_catalog.trunc(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - r.backend_start) * 1000)::bigint::text
+                      pg_catalog.trunc(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - r.backend_start) * 1000)::bigint::text,
+                      (r.sent_lsn - '0/0'::pg_lsn)::text, (r.flush_lsn - '0/0'::pg_lsn)::text,
+                      (r.replay_lsn - '0/0'::pg_lsn)::text
                FROM pg_catalog.pg_stat_replication AS r
                LEFT JOIN pg_catalog.pg_get_replication_slots() AS s ON s.active_pid = r.pid";
     query::rows(sql, &[])?.into_iter().map(walsender).collect()
@@ -200,7 +202,11 @@ fn walsender(mut row: query::Row) -> Result<Walsender> {
     };
     // negative: the clock was set back
     let age = row.string("backend_start")?.and_then(|age| age.parse::<i64>().ok()).unwrap_or(i64::MAX);
-    Ok(Walsender { pid, state, application_name, slot_name, client, age: age.max(0).cast_unsigned() })
+    let age = age.max(0).cast_unsigned();
+    let mut lsn =
+        || -> Result<Option<u64>> { Ok(row.string("a position")?.and_then(|lsn| lsn.parse().ok())) };
+    let (sent, flushed, replayed) = (lsn()?, lsn()?, lsn()?);
+    Ok(Walsender { pid, state, application_name, slot_name, client, age, sent, flushed, replayed })
 }
 
 /// The major version: `15`.

@@ -313,6 +313,7 @@ mod tests {
             version: String::new(),
             clock: 0,
             starter: Ok(String::new()),
+            elsewhere: None,
             listening: None,
             recovery: None,
         }

@@ -22,7 +22,7 @@ const OUTPUT: u64 = 8 << 10;
 pub struct Outcome {
     /// Its exit status.
     pub status: ExitStatus,
-    /// The end of its standard output: the only place to look for an answer. With [`run_into`], where both
+    /// The end of its standard output: the only place to look for an answer. With [`run_while`], where both
     /// outputs are one file, the end of that.
     pub stdout: String,
     /// The end of its standard error: warnings of the program, of its libraries and of the loader may stand there
@@ -65,59 +65,52 @@ pub fn command<I: AsRef<OsStr>>(program: &Path, arguments: impl IntoIterator<Ite
 /// Output goes through a file, not a pipe: a server that the program leaves behind may hold its
 /// outputs open for years, and waiting for a pipe to close would hang.
 pub fn run(mut command: Command, deadline: Duration, cancel: &Cancel) -> Result<Outcome> {
-    let file = || anonymous_file().map_err(Error::on("make a temporary file"));
-    let (mut stdout, mut stderr) = (file()?, file()?);
-    let status = finish(&mut command, &stdout, &stderr, deadline, cancel).map_err(|error| {
-        let said = [tail(&mut stderr), tail(&mut stdout)].map(Result::unwrap_or_default).join("\n");
-        late(error, said.trim())
-    })?;
-    let failed = Error::on("read a program's output");
-    let (stdout, stderr) = tail(&mut stdout).and_then(|out| Ok((out, tail(&mut stderr)?))).map_err(failed)?;
+    let (mut stdout, mut stderr) = (anonymous_file()?, anonymous_file()?);
+    let end = Instant::now() + deadline;
+    let status = finish(&mut command, &stdout, &stderr, &mut || Instant::now() < end, cancel)?;
+    let (stdout, stderr) = (tail(&mut stdout)?, tail(&mut stderr)?);
+    let Some(status) = status else {
+        let program = command.get_program().to_string_lossy();
+        let error = Error::new(Kind::Io, format!("\"{program}\" did not end in {} s", deadline.as_secs()));
+        let said = [stderr, stdout].join("\n").trim().to_owned();
+        return Err(if said.is_empty() { error } else { error.detail(said) });
+    };
     Ok(Outcome { status, stdout, stderr })
 }
 
-/// Like [`run`], with both outputs going to a file of the caller's.
-pub fn run_into(
+/// Like [`run`], for as long as `goes_on` says so; it is asked many times a second. Both outputs go to `output`.
+/// `None`: the process group of the command was killed before its end.
+pub fn run_while(
     mut command: Command,
     mut output: File,
-    deadline: Duration,
+    goes_on: &mut dyn FnMut() -> bool,
     cancel: &Cancel,
-) -> Result<Outcome> {
-    let status = finish(&mut command, &output, &output, deadline, cancel)
-        .map_err(|error| late(error, &tail(&mut output).unwrap_or_default()))?;
-    let stdout = tail(&mut output).map_err(Error::on("read a program's output"))?;
-    Ok(Outcome { status, stdout, stderr: String::new() })
-}
-
-/// An error of [`finish`] with what the program had said until then, if it has no detail of its own.
-fn late(error: Error, said: &str) -> Error {
-    if error.detail.is_none() && !said.is_empty() { error.detail(said) } else { error }
+) -> Result<Option<Outcome>> {
+    let status = finish(&mut command, &output, &output, goes_on, cancel)?;
+    let stdout = tail(&mut output)?;
+    Ok(status.map(|status| Outcome { status, stdout, stderr: String::new() }))
 }
 
 fn finish(
     command: &mut Command,
     stdout: &File,
     stderr: &File,
-    deadline: Duration,
+    goes_on: &mut dyn FnMut() -> bool,
     cancel: &Cancel,
-) -> Result<ExitStatus> {
+) -> Result<Option<ExitStatus>> {
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |error: std::io::Error| Error::io(format_args!("run \"{program}\""), &error);
     command.stdout(stdout.try_clone().map_err(failed)?).stderr(stderr.try_clone().map_err(failed)?);
     close_fds::set_fds_cloexec(3, &[]);
     let mut child = command.spawn().map_err(failed)?;
-    let end = Instant::now() + deadline;
     loop {
         if let Some(status) = child.try_wait().map_err(failed)? {
-            return Ok(status);
+            return Ok(Some(status));
         }
-        if cancel.is_tripped() || Instant::now() >= end {
+        if cancel.is_tripped() || !goes_on() {
             kill_group(&mut child);
             cancel.check()?;
-            return Err(Error::new(
-                Kind::Io,
-                format!("\"{program}\" did not end in {} s", deadline.as_secs()),
-            ));
+            return Ok(None);
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -130,17 +123,22 @@ fn kill_group(child: &mut Child) {
     let _ = child.wait();
 }
 
-fn anonymous_file() -> std::io::Result<File> {
+/// A file in memory, for what a program writes.
+pub fn anonymous_file() -> Result<File> {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    Ok(rustix::fs::memfd_create("pgpool_recovery_output", flags)?.into())
+    let file = rustix::fs::memfd_create("pgpool_recovery_output", flags);
+    Ok(file.map_err(Error::on("make a temporary file"))?.into())
 }
 
-fn tail(output: &mut File) -> std::io::Result<String> {
-    let length = output.metadata()?.len();
-    output.seek(SeekFrom::Start(length.saturating_sub(OUTPUT)))?;
-    let mut bytes = Vec::new();
-    output.take(OUTPUT).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+fn tail(output: &mut File) -> Result<String> {
+    let mut read = || -> std::io::Result<String> {
+        let length = output.metadata()?.len();
+        output.seek(SeekFrom::Start(length.saturating_sub(OUTPUT)))?;
+        let mut bytes = Vec::new();
+        output.by_ref().take(OUTPUT).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+    };
+    read().map_err(Error::on("read a program's output"))
 }
 
 #[cfg(test)]
@@ -179,8 +177,11 @@ pub(crate) mod tests {
     #[test]
     fn a_file_of_the_callers_gets_both_outputs() {
         let file = anonymous_file().expect("made");
-        let outcome = run_into(sh("echo out; echo err >&2"), file, Duration::from_secs(10), &Cancel::new());
-        assert_eq!(outcome.expect("ran").said(), "out\nerr");
+        let outcome = run_while(sh("echo out; echo err >&2"), file, &mut || true, &Cancel::new());
+        assert_eq!(outcome.expect("ran").expect("ended").said(), "out\nerr");
+        let file = anonymous_file().expect("made");
+        let ended = run_while(sh("sleep 30"), file, &mut || false, &Cancel::new()).expect("ran");
+        assert!(ended.is_none(), "it was killed");
     }
 
     #[test]

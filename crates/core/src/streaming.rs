@@ -26,7 +26,23 @@ pub struct Walsender {
     pub client: Option<SocketAddr>,
     /// How long ago its connection was made, milliseconds.
     pub age: u64,
+    /// What it has sent.
+    pub sent: Option<Lsn>,
+    /// What the standby has synced, by its last word.
+    pub flushed: Option<Lsn>,
+    /// What the standby has replayed, by its last word.
+    pub replayed: Option<Lsn>,
 }
+
+impl Walsender {
+    /// Whether it has sent all that there is: else it is catching up.
+    pub fn is_streaming(&self) -> bool {
+        self.state == "streaming"
+    }
+}
+
+/// A position in the WAL, as the server shows it.
+pub type Lsn = u64;
 
 /// What the standby's walsender is known by, besides its connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,12 +69,7 @@ impl Expected {
     }
 }
 
-/// Whether it is worth asking for the standby's walreceiver: something may be its walsender.
-pub fn may_stream(walsenders: &[Walsender]) -> bool {
-    walsenders.iter().any(|walsender| walsender.state == "streaming")
-}
-
-/// The walsender that streams to `walreceiver`, or a sentence that says why none can be told to.
+/// The walsender that serves `walreceiver`, or a sentence that says why none can be told to.
 ///
 /// 1. The walsender whose client is the walreceiver's own end of a TCP connection. If the standby has a slot, that
 ///    walsender must use it.
@@ -88,7 +99,7 @@ pub fn find<'a>(
             let pid = own.pid;
             return Err(format!("Process {pid} serves it with {slot} instead of {}.", expected.shown()));
         }
-        return streaming(own);
+        return Ok(own);
     }
     let named: Vec<&Walsender> = walsenders.iter().filter(|walsender| expected.is(walsender)).collect();
     match named.as_slice() {
@@ -100,7 +111,7 @@ pub fn find<'a>(
                 expected.shown(),
                 walreceiver.pid
             )),
-            None => streaming(one),
+            None => Ok(one),
         },
         several => Err(format!(
             "{} walsenders serve {}, and none is known to serve this standby. Standbys need names of their own.",
@@ -108,13 +119,6 @@ pub fn find<'a>(
             expected.shown()
         )),
     }
-}
-
-fn streaming(walsender: &Walsender) -> Result<&Walsender, String> {
-    if walsender.state == "streaming" {
-        return Ok(walsender);
-    }
-    Err(format!("Its walsender (process {}) is in state \"{}\".", walsender.pid, walsender.state))
 }
 
 /// What speaks against a walsender's being the other end of a connection that it was not recognised by.
@@ -142,6 +146,23 @@ fn is_older(walsender: &Walsender, walreceiver: &Walreceiver) -> Option<&'static
     (walsender.age > limit).then_some("its connection is older than the standby's walreceiver")
 }
 
+/// What is known of a standby's replay since it was first looked at.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Replay {
+    first: Option<Lsn>,
+}
+
+impl Replay {
+    /// Whether there is WAL to replay and none has been replayed since the first look.
+    pub fn stands(&mut self, walsender: &Walsender) -> bool {
+        let (Some(flushed), Some(replayed)) = (walsender.flushed, walsender.replayed) else {
+            return false;
+        };
+        let first = *self.first.get_or_insert(replayed);
+        replayed <= first && replayed < flushed
+    }
+}
+
 /// IPv4 in IPv6's notation is IPv4, and PostgreSQL shows no scope of a link-local address.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
@@ -159,6 +180,9 @@ mod tests {
             slot_name: None,
             client: (!client.is_empty()).then(|| client.parse().expect("an address")),
             age,
+            sent: None,
+            flushed: None,
+            replayed: None,
         }
     }
 
@@ -251,7 +275,23 @@ mod tests {
     fn catching_up_is_not_streaming_yet() {
         let sender = Walsender { state: "catchup".to_owned(), ..sender(1, "n", "10.0.0.2:40000", 10) };
         let own = receiver(10, &["10.0.0.2:40000"], false);
-        assert!(!may_stream(std::slice::from_ref(&sender)));
-        is_not_proved(&[sender], &named("n"), Some(&own), "in state \"catchup\"");
+        let senders = [sender];
+        let found = find(&senders, &named("n"), Some(&own)).expect("it serves the standby");
+        assert!(!found.is_streaming());
+    }
+
+    #[test]
+    fn replay_moves_or_has_nothing_to_do() {
+        let at = |flushed, replayed| Walsender {
+            flushed: Some(flushed),
+            replayed: Some(replayed),
+            ..sender(1, "n", "", 10)
+        };
+        let mut replay = Replay::default();
+        assert!(!replay.stands(&at(10, 10)), "nothing to do");
+        assert!(replay.stands(&at(20, 10)));
+        assert!(replay.stands(&at(30, 10)), "WAL comes, replay stays");
+        assert!(!replay.stands(&at(30, 11)), "it moves");
+        assert!(!replay.stands(&Walsender { flushed: None, ..at(30, 11) }), "it has not said");
     }
 }

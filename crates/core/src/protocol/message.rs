@@ -169,6 +169,8 @@ pub enum Reply {
     Walreceiver {
         /// What was found.
         found: Option<Walreceiver>,
+        /// What the server's startup process says of itself: `startup recovering 000000010000000000000003`.
+        startup: Option<String>,
     },
     /// How the receiver is.
     Status(Box<Status>),
@@ -223,6 +225,8 @@ pub struct Target {
     pub clock: u64,
     /// What starts the server, or why that cannot work.
     pub starter: Result<String>,
+    /// The directory that the configuration it keeps leads to, if that is another one.
+    pub elsewhere: Option<PathBuf>,
     /// What the configuration it keeps says about listening, if it keeps one.
     pub listening: Option<Listening>,
     /// The recovery that another session is at, of a directory that was opened to look.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::policy::Cluster;
-use super::{readiness, running, small_file};
+use super::{configured, readiness, running, small_file};
 use crate::cancel::Cancel;
 use crate::clock;
 use crate::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE, State, wal_system_identifier};
@@ -58,6 +58,17 @@ pub fn inspect(
     let keeps_settings =
         cluster.config_file.is_some() || keep.iter().any(|path| path.as_str() == "postgresql.conf");
     let kept_settings = settings.as_deref().filter(|_| keeps_settings);
+    let mut starter = readiness::starter(cluster);
+    let elsewhere = if keeps_settings && configuration.exists() {
+        // A configuration that cannot be read now may be complete after the copy: worth knowing, no refusal. The
+        // start asks again.
+        configured::elsewhere(cluster, cancel).unwrap_or_else(|error| {
+            starter = starter.clone().and(Err(error));
+            None
+        })
+    } else {
+        None
+    };
     Ok(Target {
         session: session.to_owned(),
         content: content(directory, metadata.is_some())?,
@@ -95,7 +106,8 @@ pub fn inspect(
         peer,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         clock: clock::now(),
-        starter: readiness::starter(cluster),
+        starter,
+        elsewhere,
         listening: kept_settings.map(standby::listening),
         recovery: None,
         directory: directory.clone(),

@@ -15,6 +15,7 @@ use crate::protocol::message::{self, Reply, Request};
 use crate::protocol::status::{Directory, Status};
 use crate::protocol::{REPLY, REQUEST};
 
+pub mod configured;
 pub mod inspect;
 pub mod launch;
 pub mod policy;
@@ -27,6 +28,7 @@ mod durable;
 mod finish;
 mod ledger;
 mod login;
+mod patience;
 mod read;
 mod readiness;
 mod room;

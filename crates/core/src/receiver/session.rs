@@ -299,7 +299,9 @@ impl Session<'_> {
                 Ok(Reply::Started { launched })
             }
             Request::Walreceiver => {
-                Ok(Reply::Walreceiver { found: walreceiver::find(&cluster.data_directory) })
+                let directory = &cluster.data_directory;
+                let (found, startup) = (walreceiver::find(directory), walreceiver::startup(directory));
+                Ok(Reply::Walreceiver { found, startup })
             }
             Request::Log => Ok(Reply::Log { lines: launch::log_tail(&cluster) }),
             Request::Open { .. } | Request::Attach { .. } | Request::Status | Request::Plan { .. } => {

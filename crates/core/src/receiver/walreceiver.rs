@@ -1,4 +1,4 @@
-//! The walreceiver of a standby, as the kernel shows it: no login to the standby is needed.
+//! The walreceiver of a standby and its startup process, as the kernel shows them: no login to the standby is needed.
 
 use std::collections::HashSet;
 use std::fs;
@@ -20,26 +20,30 @@ const UNIX_CONNECTED: &str = "03";
 
 /// The process that receives WAL for the server in `directory`.
 pub(super) fn find(directory: &Path) -> Option<Walreceiver> {
+    children(directory)?.find(|(_, _, title)| is_walreceiver(title)).map(|(pid, stat, _)| Walreceiver {
+        pid,
+        age: stat.age(),
+        connections: connections(pid).ok(),
+    })
+}
+
+/// What the process that replays WAL says of itself: "startup recovering 000000010000000000000003".
+pub(super) fn startup(directory: &Path) -> Option<String> {
+    children(directory)?.find_map(|(_, _, title)| startup_words(&title))
+}
+
+/// The processes of the server in `directory`, with their titles.
+fn children(directory: &Path) -> Option<impl Iterator<Item = (u32, Stat, String)>> {
     let postmaster = running::find(directory)?;
     if running::postmaster_pid(directory) != Some(postmaster) {
         return None;
     }
     let processes = fs::read_dir("/proc").ok()?;
-    let (pid, stat) = processes
+    let children = processes
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter_map(|process: u32| Some((process, Stat::of(process)?)))
-        .filter(|(_, stat)| stat.parent == postmaster)
-        .find(|(process, _)| title(*process).is_some_and(|title| is_walreceiver(&title)))?;
-    let connections = match connections(pid) {
-        Ok(connections) => Some(connections),
-        // Hidden. One that has ended meanwhile, as it does when it is refused, has no title any more.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            title(pid).filter(|title| is_walreceiver(title))?;
-            None
-        }
-        Err(_) => return None,
-    };
-    Some(Walreceiver { pid, age: stat.age(), connections })
+        .filter(move |(_, stat)| stat.parent == postmaster);
+    Some(children.filter_map(|(process, stat)| Some((process, stat, title(process)?))))
 }
 
 /// What is needed of /proc/PID/stat (proc_pid_stat(5)).
@@ -85,6 +89,14 @@ fn is_walreceiver(title: &str) -> bool {
     };
     let mut words = words.split_whitespace().skip_while(|word| *word != "walreceiver");
     words.next().is_some() && matches!(words.next(), None | Some("streaming" | "idle" | "restarting"))
+}
+
+/// "postgres: startup recovering 000000010000000000000003", cluster_name and all.
+fn startup_words(title: &str) -> Option<String> {
+    let words = title.strip_prefix("postgres: ")?.split_whitespace().skip_while(|word| *word != "startup");
+    let words: Vec<&str> = words.collect();
+    let is_own = matches!(words.as_slice(), ["startup"] | ["startup", "recovering" | "waiting", ..]);
+    is_own.then(|| words.join(" "))
 }
 
 /// The established connections of a process, in its own network namespace.
@@ -166,6 +178,19 @@ mod tests {
         {
             assert!(!is_walreceiver(other), "{other}");
         }
+    }
+
+    #[test]
+    fn a_startup_process_says_where_it_is() {
+        let said = |title| startup_words(title);
+        assert_eq!(
+            said("postgres: 15/main: startup recovering 0A ").as_deref(),
+            Some("startup recovering 0A")
+        );
+        assert_eq!(said("postgres: startup waiting for 0A").as_deref(), Some("startup waiting for 0A"));
+        assert_eq!(said("postgres: startup ").as_deref(), Some("startup"));
+        assert_eq!(said("postgres: startup postgres [local] idle"), None);
+        assert_eq!(said("postgres: walwriter"), None);
     }
 
     #[test]

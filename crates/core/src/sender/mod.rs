@@ -225,10 +225,10 @@ impl Session {
         }
     }
 
-    /// The process that receives WAL for the standby.
-    pub fn walreceiver(&mut self) -> Result<Option<Walreceiver>> {
+    /// The process that receives WAL for the standby, and what its startup process says of itself.
+    pub fn walreceiver(&mut self) -> Result<(Option<Walreceiver>, Option<String>)> {
         match request(&self.control, &Request::Walreceiver)? {
-            Reply::Walreceiver { found } => Ok(found),
+            Reply::Walreceiver { found, startup } => Ok((found, startup)),
             other => Err(unexpected(&other)),
         }
     }
