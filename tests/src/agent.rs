@@ -78,6 +78,11 @@ impl Agent {
         process::anonymous_memory(self.pid()).expect("the agent runs")
     }
 
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the agent runs").count()
+    }
+
     /// SIGTERM, and its exit status.
     pub fn stop(&mut self) -> ExitStatus {
         self.daemon.stop()

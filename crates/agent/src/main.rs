@@ -13,6 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 mod check;
 mod config;
+mod door;
 mod endpoint;
 mod manual;
 mod metrics;

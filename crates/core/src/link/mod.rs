@@ -10,6 +10,7 @@ use crate::buffer::Buffer;
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 
+pub mod admission;
 pub mod control;
 pub mod dial;
 pub mod pipe;

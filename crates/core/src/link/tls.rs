@@ -6,6 +6,9 @@
 //! two TLS sessions with two exporter values and cannot make either proof without the secret. The
 //! primary proves first: a stranger who connects to an agent learns nothing but that it is there.
 //!
+//! Before any of this the agent looks for a ticket in the server name of the primary's first message
+//! ([`super::admission`]), and answers only those who show one.
+//!
 //! The protocol version is agreed by ALPN, so peers of different versions part before any proof.
 
 use std::io::{self, IoSlice, Read, Write};
@@ -17,12 +20,13 @@ use std::time::{Duration, Instant};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::Accepted;
 use rustls::{
     AlertDescription, ClientConfig, ClientConnection, Connection, DigitallySignedStruct, ServerConfig,
     ServerConnection, SignatureScheme,
 };
 
-use super::{Link, MAX_BODY, Sink, Source, check_length, closed, lost};
+use super::{Link, MAX_BODY, Sink, Source, admission, check_length, closed, lost};
 use crate::buffer::Buffer;
 use crate::cancel::Cancel;
 use crate::digest::{Proof, Role, proof};
@@ -89,26 +93,23 @@ pub fn connect(
     cancel: &Cancel,
     place: &str,
 ) -> Result<Link> {
-    let name = ServerName::try_from("pgpool-recovery-agent")
+    let connection = ClientConnection::new(Arc::clone(config), admission::ticket(secret)?)
         .map_err(|error| Error::new(Kind::Internal, format!("could not set up TLS: {error}")))?;
-    let connection = ClientConnection::new(Arc::clone(config), name)
-        .map_err(|error| Error::new(Kind::Internal, format!("could not set up TLS: {error}")))?;
-    let mut ends = Ends::open(socket, connection.into(), wire, cancel, place)?;
+    let deadline = Instant::now() + HANDSHAKE_DEADLINE;
+    let mut ends = Ends::open(socket, connection.into(), wire, cancel, place, deadline)?;
     let binding = ends.binding()?;
     ends.sink.send(PROOF, &[proof(secret.bytes(), Role::Client, &binding).as_bytes()])?;
     ends.sink.flush()?;
     match ends.proof()? {
         Some(theirs) if theirs == proof(secret.bytes(), Role::Server, &binding) => ends.finish(),
-        None => Err(Error::new(Kind::AuthenticationFailed, format!("{place} refused this server's secret"))
-            .detail("The secret of this server and the secret of the agent differ.")
-            .hint("Copy the same secret file to every host of the cluster.")),
+        None => Err(refused(place)),
         Some(_) => Err(Error::new(Kind::AuthenticationFailed, format!("{place} could not prove the secret"))
             .detail("Something that does not know the cluster's secret listens there.")
             .hint("Check the address and that every host has the same secret file.")),
     }
 }
 
-/// Accepts a primary on `socket`: TLS, then the proofs.
+/// Accepts a primary on `socket`: TLS, then the proofs. Its ticket is not looked at.
 pub fn accept(
     socket: TcpStream,
     config: &Arc<ServerConfig>,
@@ -118,7 +119,38 @@ pub fn accept(
 ) -> Result<Link> {
     let connection = ServerConnection::new(Arc::clone(config))
         .map_err(|error| Error::new(Kind::Internal, format!("could not set up TLS: {error}")))?;
-    let mut ends = Ends::open(socket, connection.into(), Arc::default(), cancel, place)?;
+    let deadline = Instant::now() + HANDSHAKE_DEADLINE;
+    answer(socket, connection, secret, cancel, place, deadline)
+}
+
+/// Goes on with a primary whose first message has been read and found good ([`admission::Door`]). The socket must
+/// block; all of the handshake ends at `deadline`.
+pub fn accept_admitted(
+    mut socket: TcpStream,
+    hello: Accepted,
+    config: &Arc<ServerConfig>,
+    secret: &Secret,
+    cancel: &Cancel,
+    place: &str,
+    deadline: Instant,
+) -> Result<Link> {
+    let connection = hello.into_connection(Arc::clone(config)).map_err(|(error, mut alert)| {
+        // some 7 bytes into an empty buffer: this does not block
+        let _ = alert.write_all(&mut socket);
+        refine(&io::Error::new(io::ErrorKind::InvalidData, error), place, cancel)
+    })?;
+    answer(socket, connection, secret, cancel, place, deadline)
+}
+
+fn answer(
+    socket: TcpStream,
+    connection: ServerConnection,
+    secret: &Secret,
+    cancel: &Cancel,
+    place: &str,
+    deadline: Instant,
+) -> Result<Link> {
+    let mut ends = Ends::open(socket, connection.into(), Arc::default(), cancel, place, deadline)?;
     let binding = ends.binding()?;
     if ends.proof()? != Some(proof(secret.bytes(), Role::Client, &binding)) {
         ends.sink.send(REFUSED, &[])?;
@@ -148,8 +180,8 @@ impl Ends {
         wire: Arc<AtomicU64>,
         cancel: &Cancel,
         place: &str,
+        deadline: Instant,
     ) -> Result<Self> {
-        let deadline = Instant::now() + HANDSHAKE_DEADLINE;
         let prepare = |error: io::Error| Error::io(format_args!("set up the connection to {place}"), &error);
         let peer = socket.peer_addr().map_err(prepare)?;
         socket.set_nodelay(true).map_err(prepare)?;
@@ -469,6 +501,7 @@ fn refine(error: &io::Error, place: &str, cancel: &Cancel) -> Error {
             version_mismatch(place)
         }
         Some(rustls::Error::NoApplicationProtocol) => version_mismatch(place),
+        Some(rustls::Error::AlertReceived(AlertDescription::AccessDenied)) => refused(place),
         Some(rustls::Error::DecryptError) => {
             Error::new(Kind::ConnectionLost, format!("data from {place} was altered on the way"))
                 .hint("Try again; if it happens again, look for a faulty network card, switch or proxy.")
@@ -485,6 +518,12 @@ fn refine(error: &io::Error, place: &str, cancel: &Cancel) -> Error {
         }
         None => lost(format!("connection to {place} broke: {error}")),
     }
+}
+
+fn refused(place: &str) -> Error {
+    Error::new(Kind::AuthenticationFailed, format!("{place} refused this server's secret"))
+        .detail("The secret of this server and the secret of the agent differ.")
+        .hint("Copy the same secret file to every host of the cluster.")
 }
 
 fn version_mismatch(place: &str) -> Error {
