@@ -11,6 +11,7 @@ use pgpool_recovery_core::secret::Secret;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
+mod agent;
 mod check;
 mod config;
 mod door;
@@ -36,7 +37,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Listen for primaries until SIGTERM.
+    /// Listen for primaries until SIGTERM. SIGHUP reads configuration and secret again.
     Serve {
         /// The configuration file.
         #[arg(long, default_value = "/etc/pgpool-recovery/agent.toml")]
@@ -101,7 +102,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Serve { config } => serve::serve(Config::read(&config)?),
+        Command::Serve { config } => serve::serve(&config),
         Command::Status { config, host, json } => status::print(&Config::read(&config)?, host, json),
         Command::Secret { output } => Secret::random()?.write(&output),
         Command::Completion { shell } => {

@@ -116,11 +116,11 @@ pub struct Greeting {
 }
 
 /// How far a greeting came.
-pub enum Greeted {
+pub enum Greeted<A> {
     /// There is nothing more to read for now.
     Waits,
-    /// Shows a good ticket.
-    Admitted(Box<Accepted>),
+    /// Shows a good ticket: the message, and what is known of those who show such a ticket.
+    Admitted(Box<Accepted>, A),
     /// Does not, and has been told so.
     Refused(&'static str),
     /// Closed the connection, after so many bytes.
@@ -128,12 +128,17 @@ pub enum Greeted {
 }
 
 impl Greeting {
-    /// Reads what there is on the socket, which must not block, and judges what was read.
-    pub fn advance(&mut self, mut socket: &TcpStream, door: &Door) -> Greeted {
+    /// Reads what there is on the socket, which must not block, and judges what was read. `admit` judges the
+    /// ticket ([`Door::admits`]).
+    pub fn advance<A>(
+        &mut self,
+        mut socket: &TcpStream,
+        admit: impl FnOnce(&str) -> Option<A>,
+    ) -> Greeted<A> {
         // some bytes into an empty buffer; a peer that cannot take them has gone
         let refuse = |alert: &[u8], why| {
             let _ = (&*socket).write(alert);
-            Greeted::Refused(why)
+            Greeted::<A>::Refused(why)
         };
         loop {
             let room = HELLO - self.taken;
@@ -154,10 +159,10 @@ impl Greeting {
                     if !client.alpn().is_some_and(|mut names| names.any(|name| name == ALPN)) {
                         return refuse(&NO_APPLICATION_PROTOCOL, "it speaks another version of the protocol");
                     }
-                    if !client.server_name().is_some_and(|name| door.admits(name)) {
-                        return refuse(&ACCESS_DENIED, "it does not know the secret");
-                    }
-                    return Greeted::Admitted(Box::new(hello));
+                    return match client.server_name().and_then(admit) {
+                        Some(admitted) => Greeted::Admitted(Box::new(hello), admitted),
+                        None => refuse(&ACCESS_DENIED, "it does not know the secret"),
+                    };
                 }
                 Err((_, mut alert)) => {
                     let _ = alert.write(&mut socket);
@@ -268,13 +273,13 @@ mod tests {
     }
 
     /// What becomes of a greeting of these bytes, and what the peer reads.
-    fn greet(door: &Door, said: &[u8]) -> (Greeted, Vec<u8>) {
+    fn greet(door: &Door, said: &[u8]) -> (Greeted<()>, Vec<u8>) {
         let (mut near, far) = sockets();
         near.write_all(said).expect("sent");
         near.shutdown(std::net::Shutdown::Write).expect("a socket");
         let mut greeting = Greeting::default();
         let greeted = loop {
-            match greeting.advance(&far, door) {
+            match greeting.advance(&far, |name| door.admits(name).then_some(())) {
                 Greeted::Waits => std::thread::yield_now(),
                 other => break other,
             }
@@ -294,7 +299,8 @@ mod tests {
         assert!(said.len() < HELLO / 2, "{} bytes", said.len());
         let (mut near, far) = sockets();
         let mut greeting = Greeting::default();
-        assert!(matches!(greeting.advance(&far, &door), Greeted::Waits));
+        let admit = |name: &str| door.admits(name).then_some(());
+        assert!(matches!(greeting.advance(&far, admit), Greeted::Waits));
         for (number, byte) in said.iter().enumerate() {
             near.write_all(&[*byte]).expect("sent");
             let (mut peeked, mut greeted) = (0, Greeted::Waits);
@@ -303,10 +309,10 @@ mod tests {
                 peeked = far.peek(&mut [0]).unwrap_or(0);
             }
             while matches!(greeted, Greeted::Waits) && greeting.taken <= number {
-                greeted = greeting.advance(&far, &door);
+                greeted = greeting.advance(&far, admit);
             }
             let is_last = number + 1 == said.len();
-            assert_eq!(matches!(greeted, Greeted::Admitted(_)), is_last, "after {number} bytes");
+            assert_eq!(matches!(greeted, Greeted::Admitted(..)), is_last, "after {number} bytes");
         }
         // the same bytes again: somebody has listened
         let (greeted, answer) = greet(&door, &said);

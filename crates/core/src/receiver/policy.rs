@@ -65,7 +65,7 @@ impl Policy {
                 let cluster = listed.ok_or_else(|| {
                     Error::new(Kind::TargetRefused, format!("the agent does not serve directory \"{shown}\""))
                         .detail("An agent writes only the data directories that its configuration lists.")
-                        .hint("List the directory as data_directory of a [[cluster]] in agent.toml and restart the agent.")
+                        .hint("List the directory as data_directory of a [[cluster]] in agent.toml and reload the agent.")
                 })?;
                 Ok(Cluster { data_directory: resolve(&cluster.data_directory), ..cluster.clone() })
             }

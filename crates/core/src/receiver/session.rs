@@ -149,7 +149,7 @@ impl Session<'_> {
     }
 
     fn open(&mut self, directory: &Path, purpose: Purpose, peer: Option<IpAddr>) -> Result<Reply> {
-        let cluster = self.receiver.policy.cluster(directory)?;
+        let cluster = self.receiver.policy().cluster(directory)?;
         let target = match purpose {
             Purpose::Look => None,
             Purpose::Recover => Some(self.target(&cluster, Target::open)?),
@@ -171,7 +171,7 @@ impl Session<'_> {
     fn target(&self, cluster: &Cluster, open: impl FnOnce(&Path) -> Result<Target>) -> Result<Target> {
         let wal = inspect::linked_wal(&cluster.data_directory);
         if let Some(wal) = &wal {
-            self.receiver.policy.check_outside(cluster, wal)?;
+            self.receiver.policy().check_outside(cluster, wal)?;
         }
         let mut target = open(&cluster.data_directory)?;
         if let Some(wal) = &wal {
@@ -240,7 +240,7 @@ impl Session<'_> {
                 let Stage::Begun(run) = &self.stage else {
                     return Err(out_of_order("a run that has begun"));
                 };
-                let cloned = clone::clone(run, self.receiver.policy.origin()?)?;
+                let cloned = clone::clone(run, self.receiver.policy().origin()?)?;
                 Ok(Reply::Cloned { files: rows(&cloned) })
             }
             Request::Settle => {
@@ -333,7 +333,7 @@ impl Session<'_> {
                 .hint("Correct tablespace_mapping."));
             }
             apart.push(resolved);
-            self.receiver.policy.check_outside(cluster, location)?;
+            self.receiver.policy().check_outside(cluster, location)?;
             let link = RelPath::parse(&format!("pg_tblspc/{}", tablespace.oid))?;
             let content = location.join(&terms.tablespace_version_directory);
             let is_ours =
