@@ -16,6 +16,7 @@ mod check;
 mod config;
 mod door;
 mod endpoint;
+mod init;
 mod manual;
 mod metrics;
 mod serve;
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
+        Command::Serve { .. } if init::is_process_1() => init::run(),
         Command::Serve { config } => serve::serve(&config),
         Command::Status { config, host, json } => status::print(&Config::read(&config)?, host, json),
         Command::Secret { output } => Secret::random()?.write(&output),
