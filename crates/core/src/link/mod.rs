@@ -16,6 +16,8 @@ pub mod dial;
 pub mod pipe;
 pub mod tls;
 
+mod certificate;
+
 /// Longest frame body, bytes. Checked before anything is allocated.
 pub const MAX_BODY: usize = 2 << 20;
 
