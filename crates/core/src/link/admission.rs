@@ -1,9 +1,9 @@
-//! The ticket: what a primary shows in its first message, so that an agent answers nobody else.
+//! The ticket: what a primary shows in its first message, so that an agent answers no one else.
 //!
 //! An agent's port can be reached by anyone on the network and on its own host. A TLS handshake costs a
 //! thread, a key exchange and a signature, and it takes some round trips in which a connection of a
 //! primary looks like any other. The ticket is a keyed hash of a nonce, sent as the server name of the
-//! ClientHello. Verifying it costs a hash, and whoever shows none is refused with an alert.
+//! ClientHello. Verifying it costs a hash, and a connection without one is refused with an alert.
 //!
 //! A ticket proves less than the proofs that follow: it is not bound to the session, so someone who listens
 //! on the network can show it again once the agent has forgotten its nonce. That buys a handshake, no more.
@@ -314,13 +314,13 @@ mod tests {
             let is_last = number + 1 == said.len();
             assert_eq!(matches!(greeted, Greeted::Admitted(..)), is_last, "after {number} bytes");
         }
-        // the same bytes again: somebody has listened
+        // the same bytes again, as from someone who has listened
         let (greeted, answer) = greet(&door, &said);
         assert!(matches!(greeted, Greeted::Refused(_)) && answer == ACCESS_DENIED, "{answer:?}");
     }
 
     #[test]
-    fn nobody_else_costs_more_than_an_alert() {
+    fn a_stranger_costs_no_more_than_an_alert() {
         let door = Door::new(secret());
         let own = hello(&secret(), ALPN);
         let (greeted, answer) = greet(&door, &own);

@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(error.kind, Kind::Unreachable);
     }
 
-    /// A listener whose queue is full answers nobody, until there is room again.
+    /// A listener whose queue is full does not answer until there is room again.
     #[test]
     fn a_request_that_was_dropped_is_repeated_soon() {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
