@@ -16,7 +16,7 @@ use pgrx::{JsonB, default, extension_sql, name, pg_extern};
 use crate::check::{self, CheckRow};
 use crate::outcomes::{Figures, Memory};
 use crate::pg::json::{JsonText, to_jsonb};
-use crate::pg::log;
+use crate::pg::log::{self, WithoutContext};
 use crate::pg::privileges::{self, Elevated};
 use crate::pg::text::{Text, server_text};
 use crate::recovery;
@@ -384,6 +384,7 @@ impl Caller {
 /// Runs the body of a function elevated.
 fn call<T>(body: impl FnOnce(&Caller) -> Result<T>) -> Result<T, ErrorReport> {
     let run = || {
+        let _without_context = WithoutContext::enter();
         let caller =
             Caller { name: privileges::caller_name()?, is_superuser: privileges::caller_is_superuser() };
         let _elevated = Elevated::enter();

@@ -17,7 +17,7 @@ use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::standby::Following;
 
 use crate::outcomes::Memory;
-use crate::pg::threads;
+use crate::pg::threads::{self, DropAside};
 use crate::preflight::{self, Situation};
 use crate::request::Request;
 use crate::settings::Settings;
@@ -49,7 +49,7 @@ impl Audience for Demand {
 /// What is there when every question has been asked.
 pub(crate) struct Approach {
     pub(crate) situation: Situation,
-    pub(crate) session: Session,
+    pub(crate) session: DropAside<Session>,
     pub(crate) target: Target,
     pub(crate) following: Following,
 }
@@ -107,7 +107,7 @@ pub(crate) fn approach(
         threads::wait(cancel, tick, open)
     });
     let mut session = match opened {
-        Ok(session) => session,
+        Ok(session) => DropAside::new(session),
         Err(error) => {
             audience.hear(Finding::new(unreachable_by(&error), Err(error)))?;
             return Ok(None);
