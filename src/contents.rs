@@ -20,6 +20,7 @@ use pgpool_recovery_core::sender::{Checksums, Manner};
 use pgpool_recovery_core::standby::{self, Following};
 use pgpool_recovery_core::wal;
 
+use crate::one_host;
 use crate::pg::backup::BackupStop;
 use crate::preflight::Situation;
 use crate::settings::Compression;
@@ -41,6 +42,7 @@ pub(crate) fn terms(situation: &Situation) -> Result<Terms> {
         // the segments the backup starts and ends in
         reserve: 2 * u64::from(situation.primary.wal_segment_size),
         mode: metadata.permissions().mode() & 0o7777,
+        primary_space: Some(one_host::primary_space(situation)?),
     })
 }
 

@@ -293,6 +293,11 @@ impl Situation {
         }
     }
 
+    /// The primary, as it is compared with a target.
+    pub(crate) const fn facts(&self) -> &judge::Primary {
+        &self.facts
+    }
+
     /// Whether this process writes the target itself.
     pub(crate) const fn is_local(&self) -> bool {
         self.is_local

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::approach::{Approach, Demand, Way, approach, unheard};
 use crate::contents;
+use crate::one_host::{self, Tablespaces};
 use crate::outcomes::{Attempt, Memory};
 use crate::pg::backup::Backup;
 use crate::pg::slot::Slot;
@@ -83,6 +84,9 @@ fn rebuild(
         situation.strategy(&target).name(),
     ));
 
+    // what is created from here on is in the WAL that the standby replays
+    let tablespaces = Tablespaces::now(&situation, &target)?;
+
     // WAL is reserved before the backup starts, so that the standby finds all of it (S8).
     let slot = (!situation.slot_name.is_empty()).then(|| Slot::reserve(&situation.slot_name)).transpose()?;
     watch.enter(Phase::WaitCheckpoint);
@@ -107,9 +111,12 @@ fn rebuild(
     let begin = || {
         let locations = session.plan(plan, terms.clone())?;
         situation.demand_other_locations(&target, &locations)?;
-        session.begin(marker)
+        let shared = one_host::shared_space(&situation, &target, &locations)?;
+        session.begin(marker)?;
+        Ok(shared)
     };
-    threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), begin)?;
+    let shared = threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), begin)?;
+    watch.guard(shared);
     summary.lap("scan");
 
     // Data: compared and sent by parallel streams; then sizes are set and what is surplus goes.
@@ -146,6 +153,7 @@ fn rebuild(
     let finish = || {
         session.send_wal(&situation.data_directory, &directories, files.clone())?;
         contents::demand_wal_kept(&situation, &files, &identities)?;
+        tablespaces.demand_unchanged()?;
         session.finish(&puts)
     };
     summary.warn(threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), finish)?);

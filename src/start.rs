@@ -10,7 +10,9 @@ use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::protocol::message::{Purpose, Standby};
 use pgpool_recovery_core::sender::Session;
 
+use crate::one_host;
 use crate::outcomes::{Entry, Memory, Outcome};
+use crate::pg::threads::DropAside;
 use crate::pg::{catalog, log, threads};
 use crate::preflight;
 use crate::settings::Settings;
@@ -36,7 +38,8 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     let connector = preflight::connector(host, &settings, local, Arc::default())?;
     let open =
         || Session::open(connector, Path::new(directory), Purpose::Look, Vec::new(), Arc::default(), &cancel);
-    let mut session = threads::wait(&cancel, tick, open)?;
+    let mut session = DropAside::new(threads::wait(&cancel, tick, open)?);
+    one_host::demand_own_tablespaces(Path::new(&catalog::data_directory()?), session.target())?;
     let standby = session.target().standby.clone().unwrap_or_default();
     let timeout = u32::try_from(settings.start_timeout.as_secs()).unwrap_or(u32::MAX);
     let launched = threads::wait(&cancel, tick, || session.start(timeout))?;

@@ -39,6 +39,8 @@ pub(crate) struct Primary {
     pub(crate) unix_socket_directories: String,
     pub(crate) in_recovery: bool,
     pub(crate) wal_level: String,
+    /// Bytes.
+    pub(crate) max_wal_size: u64,
     pub(crate) max_wal_senders: u32,
     pub(crate) used_wal_senders: u32,
     pub(crate) max_replication_slots: u32,
@@ -64,6 +66,7 @@ SELECT pg_catalog.jsonb_build_object(
     'unix_socket_directories', pg_catalog.current_setting('unix_socket_directories'),
     'in_recovery', pg_catalog.pg_is_in_recovery(),
     'wal_level', pg_catalog.current_setting('wal_level'),
+    'max_wal_size', pg_catalog.pg_size_bytes(pg_catalog.current_setting('max_wal_size')),
     'max_wal_senders', pg_catalog.current_setting('max_wal_senders')::int4,
     'used_wal_senders', (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_get_wal_senders()),
     'max_replication_slots', pg_catalog.current_setting('max_replication_slots')::int4

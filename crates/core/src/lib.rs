@@ -11,6 +11,8 @@
 //! PostgreSQL's server code, and nothing here is `unsafe`.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+// a backend runs this, and they panic where its stderr is a closed pipe or a full disk
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod buffer;
 pub mod cancel;
@@ -40,6 +42,7 @@ pub mod scan;
 pub mod secret;
 pub mod sender;
 pub mod size;
+pub mod space;
 pub mod standby;
 pub mod target;
 pub mod wal;

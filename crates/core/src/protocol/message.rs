@@ -111,6 +111,20 @@ pub struct Terms {
     pub reserve: u64,
     /// Permission bits of the data directory.
     pub mode: u32,
+    /// What a receiver on the primary's own host leaves the primary.
+    #[serde(default)]
+    pub primary_space: Option<PrimarySpace>,
+}
+
+/// Where a primary writes, and how much room it may want there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrimarySpace {
+    /// The kernel's identifier of the boot of the primary's host.
+    pub boot_id: Option<String>,
+    /// Devices of the file systems it lies on.
+    pub devices: Vec<u64>,
+    /// `max_wal_size`, bytes.
+    pub max_wal_size: u64,
 }
 
 /// What the receiver answers.

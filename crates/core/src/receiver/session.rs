@@ -354,7 +354,7 @@ impl Session<'_> {
             }
             target.add_root(&link, location)?;
         }
-        room::check(target, &self.files, terms.reserve)?;
+        room::check(target, &self.files, &terms)?;
         let locations = target.identities()?;
         self.terms = Some(terms);
         Ok(Reply::Planned { locations })

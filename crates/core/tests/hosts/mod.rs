@@ -138,6 +138,7 @@ impl Hosts {
             host_directories: Vec::new(),
             reserve: 0,
             mode: 0o700,
+            primary_space: None,
         };
         session.plan(plan, terms).map(drop)
     }
