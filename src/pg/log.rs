@@ -66,7 +66,11 @@ pub(crate) struct WithoutContext(*mut pg_sys::ErrorContextCallback);
 impl WithoutContext {
     pub(crate) fn enter() -> Self {
         // SAFETY: a variable of this process; NULL is an empty stack (elog.c).
-        unsafe { Self(std::mem::replace(&mut *(&raw mut pg_sys::error_context_stack), ptr::null_mut())) }
+        unsafe {
+            let before = pg_sys::error_context_stack;
+            pg_sys::error_context_stack = ptr::null_mut();
+            Self(before)
+        }
     }
 }
 

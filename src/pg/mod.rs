@@ -6,7 +6,8 @@
 //! PostgreSQL itself (backup, ephemeral slot, progress) or ahead of time (see [`threads`]).
 //!
 //! A PostgreSQL function is called through pgrx's generated wrapper, which turns an ERROR (a longjmp) into a panic that
-//! unwinds; so do SPI and `direct_function_call`. The lint `ffi_unwind_calls` finds what is not. What is called or touched without one, and why it may be:
+//! unwinds; so do SPI and `direct_function_call`. The lint `ffi_unwind_calls` finds functions that have none. What is
+//! called or touched without one, and why it may be:
 //!
 //! | where | what | why no ERROR can jump over a frame of ours |
 //! |---|---|---|
