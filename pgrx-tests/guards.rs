@@ -55,7 +55,7 @@ mod tests {
     #[pg_extern]
     fn hold_slot(name: &str, how: &str) -> Result<String, ErrorReport> {
         let run = || {
-            let slot = Slot::reserve(name)?;
+            let slot = Slot::reserve(name, u64::MAX)?;
             slot.check_wal_reserved()?;
             if how == "keep" {
                 let text = (slot.restart_lsn() > 0).to_string();
@@ -87,7 +87,7 @@ mod tests {
         let run = || {
             let _elevated = Elevated::enter();
             let _progress = ProgressReport::start();
-            let _slot = Slot::reserve(name)?;
+            let _slot = Slot::reserve(name, u64::MAX)?;
             let _backup = Backup::start("guard test", true)?;
             let cancel = Cancel::new();
             let flag = cancel.clone();

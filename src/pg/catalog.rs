@@ -4,6 +4,7 @@
 //! [`super::privileges`]), so nothing is hidden from a role that may merely execute our functions.
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::wal;
 use serde::Deserialize;
 
 use super::query;
@@ -150,6 +151,23 @@ pub(crate) fn slot(name: &str) -> Result<Option<SlotState>> {
         active_pid: row.string("active_pid")?.and_then(|pid| pid.parse().ok()),
         wal_status: row.string("wal_status")?,
     }))
+}
+
+/// Moves an inactive physical slot forward: the WAL before `lsn` is not kept for it any more.
+pub(super) fn advance_slot(name: &str, lsn: u64) -> Result<()> {
+    let sql = "SELECT a.end_lsn::text FROM pg_catalog.pg_replication_slot_advance($1::name, $2::pg_lsn) AS a";
+    let lsn = wal::lsn(lsn);
+    query::row(sql, &[name.into(), lsn.as_str().into()]).map(drop)
+}
+
+/// Bytes of WAL that an inactive physical slot retains; `None` if there is no such slot.
+pub(crate) fn retained_by_idle_slot(name: &str) -> Result<Option<u64>> {
+    let sql = "SELECT (pg_catalog.pg_current_wal_lsn() - s.restart_lsn)::int8::text
+               FROM pg_catalog.pg_get_replication_slots() AS s
+               WHERE s.slot_name = $1::text AND s.slot_type = 'physical' AND NOT s.active";
+    let Some(mut row) = query::rows(sql, &[name.into()])?.pop() else { return Ok(None) };
+    // one that reserved nothing, or lost it, retains nothing
+    Ok(Some(row.string("the WAL a slot retains")?.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)))
 }
 
 /// Fails if no further replication slot can be made.
