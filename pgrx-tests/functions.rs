@@ -198,8 +198,8 @@ mod tests {
     }
 
     #[pg_test]
-    fn a_role_needs_the_execute_right_and_no_other() {
-        Spi::run("CREATE ROLE function_user; SET LOCAL ROLE function_user").expect("role");
+    fn a_role_needs_execute_and_replication_and_no_other_right() {
+        Spi::run("CREATE ROLE function_user REPLICATION; SET LOCAL ROLE function_user").expect("role");
         let error = fails("42501", "SELECT pgpool_recovery_1st_stage('h', '/d', 5432)");
         assert_eq!(error.message, "permission denied for function pgpool_recovery_1st_stage");
         Spi::run(
@@ -212,13 +212,88 @@ mod tests {
         )
         .expect("grants");
         fails("22023", "SELECT pgpool_recovery_1st_stage('h', 'd', 5432)");
-        fails("58P01", "SELECT pgpool_switch_xlog('/nonexistent')");
+        let error = fails("42501", "SELECT pgpool_switch_xlog('/nonexistent')");
+        assert_eq!(error.message, "must be superuser to use pgpool_switch_xlog function", "nothing is told");
         let error = fails("42501", "SELECT pgpool_pgctl('status', '')");
         assert_eq!(error.message, "must be superuser to use pgpool_pgctl function");
         let error = fails("42501", "SELECT pgpool_recovery('some_script', 'h', '/d')");
         assert_eq!(error.message, "must be superuser to use pgpool_recovery function");
         assert!(holds("current_user = 'function_user'"), "the caller's identity is restored");
         assert!(holds("current_setting('search_path') <> 'pg_catalog, pg_temp'"));
+    }
+
+    #[pg_test]
+    fn execute_without_replication_is_not_enough() {
+        Spi::run(
+            "CREATE ROLE bare_user; CREATE ROLE copying_user REPLICATION; GRANT copying_user TO bare_user;
+             GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO bare_user;
+             SET LOCAL ROLE bare_user",
+        )
+        .expect("roles");
+        for call in [
+            "pgpool_recovery_1st_stage('h', '/d', '5432'::text)",
+            "pgpool_recovery_1st_stage('h', '/d', 5432)",
+            "pgpool_recovery_1st_stage('h', '/d', 5432, '{}')",
+            "pgpool_recovery_check('h', '/d', 5432)",
+            "pgpool_recovery('pgpool_recovery_1st_stage', 'h', '/d')",
+            "pgpool_recovery('pgpool_recovery_1st_stage', 'h', '/d', '5432')",
+            "pgpool_recovery('pgpool_recovery_1st_stage', 'h', '/d', '5432', 1)",
+            "pgpool_recovery('pgpool_recovery_1st_stage', 'h', '/d', '5432', 1, '5433')",
+            "pgpool_recovery('pgpool_recovery_1st_stage', 'h', '/d', '5432', 1, '5433', 'p')",
+            "pgpool_remote_start('h', '/d')",
+        ] {
+            let error = fails("42501", &format!("SELECT {call}"));
+            assert_eq!(error.message, "permission denied to recover standbys", "{call}");
+            assert!(
+                error.detail.contains("\"bare_user\"") && error.hint.contains("REPLICATION"),
+                "{error:?}"
+            );
+        }
+        assert!(holds("(SELECT count(*) >= 0 FROM pgpool_recovery_status())"), "that only tells");
+        Spi::run("RESET ROLE; ALTER ROLE bare_user REPLICATION; SET LOCAL ROLE bare_user")
+            .expect("attribute");
+        fails("22023", "SELECT pgpool_recovery_1st_stage('h', 'd', 5432)");
+    }
+
+    #[pg_test]
+    fn a_role_that_is_no_superuser_names_only_this_server_as_the_primary() {
+        let port = value("SELECT current_setting('port')").expect("a port");
+        Spi::run(
+            "CREATE ROLE naming_user REPLICATION;
+             GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO naming_user;
+             SET LOCAL pgpool_recovery.local_directories = '/nonexistent/standbys';
+             SET LOCAL ROLE naming_user",
+        )
+        .expect("role");
+        let other_port = port.parse::<u16>().map_or(1, |port| port - 1);
+        let target = "'', '/nonexistent/standbys/one'";
+        for call in [
+            format!("pgpool_recovery('pgpool_recovery_1st_stage', {target}, '{port}', 1, '1', '192.0.2.1')"),
+            format!("pgpool_recovery('pgpool_recovery_1st_stage', {target}, '{port}', 1, '1', '/tmp/mine')"),
+            format!("pgpool_recovery('pgpool_recovery_1st_stage', {target}, '{other_port}')"),
+            format!("pgpool_recovery_1st_stage({target}, {other_port})"),
+            format!("pgpool_recovery_1st_stage({target}, '{other_port}'::text)"),
+            format!("pgpool_recovery_1st_stage({target}, {other_port}, '{{}}')"),
+            format!("pgpool_recovery_1st_stage({target}, {other_port}, '{{\"dry_run\": true}}')"),
+            format!("pgpool_recovery_check({target}, {other_port})"),
+        ] {
+            let error = fails("42501", &format!("SELECT {call}"));
+            assert!(
+                error.message.starts_with("permission denied to let a standby follow"),
+                "{call}: {error:?}"
+            );
+            assert!(!error.detail.is_empty() && !error.hint.is_empty(), "{call}: {error:?}");
+        }
+        let unlisted = [
+            format!("pgpool_recovery_1st_stage('', '/nonexistent/other', {port})"),
+            format!("pgpool_recovery_check('', '/etc', {port})"),
+            "pgpool_remote_start('', '/etc')".to_owned(),
+        ];
+        for call in unlisted {
+            let error = fails("42501", &format!("SELECT {call}"));
+            assert!(error.message.starts_with("permission denied to write local directory"), "{error:?}");
+        }
+        Spi::run("RESET ROLE").expect("reset");
     }
 
     #[pg_test]

@@ -9,7 +9,7 @@ mod tests {
     use crate::settings::Settings;
 
     /// name, default as shown by pg_settings, unit, minimum, maximum, choices
-    const SETTINGS: [(&str, &str, &str, &str, &str, &str); 19] = [
+    const SETTINGS: [(&str, &str, &str, &str, &str, &str); 20] = [
         ("agent_port", "9897", "", "1", "65535", ""),
         ("secret_file", "/etc/pgpool-recovery/secret", "", "", "", ""),
         ("transport", "auto", "", "", "", "auto,agent,local"),
@@ -29,6 +29,7 @@ mod tests {
         ("verify_checksums", "on", "", "", "", ""),
         ("scripts", "run", "", "", "", "run,ignore,refuse"),
         ("start_timeout", "60", "s", "1", "86400", ""),
+        ("local_directories", "", "", "", "", ""),
     ];
 
     #[pg_test]
@@ -74,6 +75,8 @@ mod tests {
         fails("42501", "SET LOCAL pgpool_recovery.jobs = 2");
         fails("42501", "SHOW pgpool_recovery.secret_file");
         fails("42501", "SHOW pgpool_recovery.restore_command");
+        fails("42501", "SHOW pgpool_recovery.local_directories");
+        fails("42501", "SET LOCAL pgpool_recovery.local_directories = '/'");
         succeeds("SHOW pgpool_recovery.jobs");
     }
 
@@ -108,14 +111,15 @@ mod tests {
     #[pg_test]
     fn private_options_are_for_superusers() {
         Spi::run(
-            "CREATE ROLE options_user;
+            "CREATE ROLE options_user REPLICATION;
              GRANT EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer, jsonb) TO options_user;
              GRANT EXECUTE ON FUNCTION pgpool_recovery_check(text, text, integer, jsonb) TO options_user;
              SET LOCAL ROLE options_user",
         )
         .expect("role");
         for function in ["pgpool_recovery_1st_stage", "pgpool_recovery_check"] {
-            for option in ["secret_file", "restore_command", "keep_files"] {
+            for option in ["secret_file", "restore_command", "keep_files", "primary_host", "replication_user"]
+            {
                 let error =
                     fails("42501", &format!("SELECT {function}('h', '/d', 5432, '{{\"{option}\": \"x\"}}')"));
                 assert_eq!(error.message, format!("permission denied to pass option \"{option}\""));

@@ -101,19 +101,29 @@ mod tests {
         assert_eq!(fresh.len(), 13, "{fresh:?}");
         let fresh_view = view(&home);
         assert!(fresh_view.as_ref().is_some_and(|view| view.ends_with("|t|t")), "{fresh_view:?}");
-        Spi::run("CREATE ROLE upgrade_user").expect("role");
+        Spi::run("CREATE ROLE upgrade_user REPLICATION; CREATE ROLE upgrade_admin SUPERUSER").expect("roles");
         for (version, script, overloads) in VERSIONS {
             Spi::run(&format!("CREATE SCHEMA {SCHEMA}; SET LOCAL search_path = {SCHEMA}, pg_temp"))
                 .expect("schema");
             install_old(overloads);
-            Spi::run("GRANT EXECUTE ON FUNCTION pgpool_recovery(text, text, text) TO upgrade_user")
-                .expect("grant");
+            Spi::run(
+                "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA \"Upgrade Test\" TO upgrade_user;
+                 GRANT EXECUTE ON FUNCTION pgpool_recovery(text, text, text) TO upgrade_admin WITH GRANT OPTION",
+            )
+            .expect("grants");
             upgrade(script);
             assert_eq!(functions(SCHEMA), fresh, "{version}");
+            // the functions in C asked for a superuser: what was void stays void
             assert!(holds(
-                "has_function_privilege('upgrade_user', 'pgpool_recovery(text, text, text)', 'EXECUTE')"
+                "NOT EXISTS (SELECT FROM pg_proc AS p
+                     WHERE p.pronamespace = '\"Upgrade Test\"'::regnamespace
+                         AND has_function_privilege('upgrade_user', p.oid, 'EXECUTE'))"
             ));
-            assert!(!holds("has_function_privilege('upgrade_user', 'pgpool_pgctl(text, text)', 'EXECUTE')"));
+            assert!(holds(
+                "EXISTS (SELECT FROM aclexplode((SELECT proacl FROM pg_proc
+                         WHERE oid = 'pgpool_recovery(text, text, text)'::regprocedure)) AS a
+                     WHERE a.grantee = 'upgrade_admin'::regrole AND a.is_grantable)"
+            ));
             assert!(holds(&format!("current_setting('search_path') = '{SCHEMA}, pg_temp'")));
             assert_eq!(view(SCHEMA), fresh_view, "{version}");
             Spi::run(&format!("DROP SCHEMA {SCHEMA} CASCADE")).expect("dropped");

@@ -207,19 +207,22 @@ REVOKE EXECUTE ON FUNCTION pgpool_remote_start(text, text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_pgctl(text, text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_switch_xlog(text) FROM PUBLIC;
 
--- Gives back what was granted to roles, and says what was not given back to everybody.
+-- Gives back what was granted to superusers, and says who else had the right. To them it was of no use: the
+-- functions in C asked for a superuser themselves. Those of this version do not, so a right that meant nothing must
+-- not come to mean the right to replace data directories.
 DO $restore$
 DECLARE
     path text := pg_catalog.current_setting('search_path');
     old record;
     lost text;
-    entitled text;
+    dropped text;
 BEGIN
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     FOR old IN
         SELECT g.* FROM jsonb_to_recordset(current_setting('pgpool_upgrade.grants')::jsonb)
             AS g(function text, public boolean, grantee text, grantable boolean)
-        WHERE NOT g.public
+            JOIN pg_roles AS r ON quote_ident(r.rolname) = g.grantee
+        WHERE NOT g.public AND r.rolsuper
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s%s', old.function, old.grantee,
             CASE WHEN old.grantable THEN ' WITH GRANT OPTION' ELSE '' END);
@@ -232,17 +235,17 @@ BEGIN
         -- A NOTICE from an extension's script does not reach the client.
         RAISE WARNING 'the functions of pgpool_recovery can no longer be executed by PUBLIC'
             USING DETAIL = format('The right was not kept for: %s.', lost),
-                HINT = 'Superusers are not affected. Use GRANT EXECUTE ON FUNCTION if another role calls them.';
+                HINT = 'Superusers are not affected. Use GRANT EXECUTE ON FUNCTION if another role calls them; that role also needs the REPLICATION attribute.';
     END IF;
-    SELECT string_agg(DISTINCT g.grantee, ', ' ORDER BY g.grantee) INTO entitled
+    SELECT string_agg(DISTINCT g.grantee, ', ' ORDER BY g.grantee) INTO dropped
         FROM jsonb_to_recordset(current_setting('pgpool_upgrade.grants')::jsonb)
             AS g(function text, public boolean, grantee text)
-            JOIN pg_roles AS r ON quote_ident(r.rolname) = g.grantee
-        WHERE NOT g.public AND NOT r.rolsuper AND g.function ~ 'pgpool_re(covery|mote_start)[(]';
-    IF entitled IS NOT NULL THEN
-        RAISE WARNING 'roles that are not superusers can now rebuild standbys: %', entitled
-            USING DETAIL = 'They had the EXECUTE right, which was of no use to them: the extension in C asked for a superuser, this one does not.',
-                HINT = 'Use REVOKE EXECUTE ON FUNCTION where that is not wanted.';
+        WHERE NOT g.public
+            AND NOT EXISTS (SELECT FROM pg_roles AS r WHERE quote_ident(r.rolname) = g.grantee AND r.rolsuper);
+    IF dropped IS NOT NULL THEN
+        RAISE WARNING 'roles that are not superusers can no longer execute the functions of pgpool_recovery: %', dropped
+            USING DETAIL = 'The extension in C asked for a superuser, so the right was of no use to them; only pgpool_switch_xlog did not, and is for superusers now.',
+                HINT = 'To let a role rebuild standbys, use GRANT EXECUTE ON FUNCTION, and ALTER ROLE ... REPLICATION.';
     END IF;
     PERFORM pg_catalog.set_config('pgpool_upgrade.grants', '', true);
     PERFORM pg_catalog.set_config('search_path', path, true);

@@ -2,8 +2,8 @@
 //!
 //! Names and types of the C extension's functions are those of its version 1.4, parameter names
 //! included. None is STRICT (a NULL would silently do nothing, which Pgpool-II takes for success) and
-//! none is executable by PUBLIC. A role with the EXECUTE right needs no other, so the bodies run
-//! elevated; what only a superuser may do is checked before.
+//! none is executable by PUBLIC. Besides the EXECUTE right a role needs the REPLICATION attribute and no other
+//! right, so the bodies run elevated; what only a superuser may do is checked before.
 #![expect(clippy::result_large_err, reason = "ErrorReport is what pgrx raises with SQLSTATE and HINT")]
 
 use std::sync::Arc;
@@ -13,14 +13,13 @@ use pgrx::iter::TableIterator;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{JsonB, default, extension_sql, name, pg_extern};
 
+use crate::caller::{Caller, act, call};
 use crate::check::{self, CheckRow};
 use crate::outcomes::{Figures, Memory};
 use crate::pg::json::{JsonText, to_jsonb};
 use crate::pg::log;
-use crate::pg::privileges::{self, Elevated};
 use crate::pg::text::{Text, server_text};
 use crate::recovery;
-use crate::report::report;
 use crate::request::{self, Request, required, shown};
 use crate::settings::{Scripts, Settings};
 use crate::status::Status;
@@ -38,7 +37,7 @@ fn pgpool_recovery_1st_stage_text(
     dest_dir: Option<Text>,
     port: Option<Text>,
 ) -> Result<JsonB, ErrorReport> {
-    call(|caller| {
+    act(|caller| {
         let (host, dir) = (string("dest_host", dest_host)?, string("dest_dir", dest_dir)?);
         let port = request::port("port", &string("port", port)?)?;
         first_stage(&host, &dir, port, caller.settings()?)
@@ -51,7 +50,7 @@ fn pgpool_recovery_1st_stage_integer(
     dest_dir: Option<Text>,
     port: Option<i32>,
 ) -> Result<JsonB, ErrorReport> {
-    call(|caller| {
+    act(|caller| {
         let (host, dir) = (string("dest_host", dest_host)?, string("dest_dir", dest_dir)?);
         let port = request::port_number("port", required("port", port)?)?;
         first_stage(&host, &dir, port, caller.settings()?)
@@ -65,11 +64,11 @@ fn pgpool_recovery_1st_stage_options(
     port: Option<i32>,
     options: Option<JsonText>,
 ) -> Result<JsonB, ErrorReport> {
-    call(|caller| {
+    act(|caller| {
         let (host, dir) = (string("dest_host", dest_host)?, string("dest_dir", dest_dir)?);
         let port = request::port_number("port", required("port", port)?)?;
         let options = required("options", options)?.parse("options")?;
-        let settings = caller.settings()?.overlay(&options, caller.is_superuser)?;
+        let settings = caller.settings()?.overlay(&options)?;
         first_stage(&host, &dir, port, settings)
     })
 }
@@ -88,7 +87,7 @@ fn pgpool_recovery_check(
     >,
     ErrorReport,
 > {
-    call(|caller| {
+    act(|caller| {
         let (host, dir) = (required("dest_host", dest_host)?, required("dest_dir", dest_dir)?);
         let (port, options) = (required("port", port)?, required("options", options)?);
         let mut rows = Vec::new();
@@ -101,7 +100,7 @@ fn pgpool_recovery_check(
             argument => argument,
         };
         let (mut settings, mut request) = (Settings::default(), Request::default());
-        let overlay = |settings: Settings| settings.overlay(&options.parse("options")?, caller.is_superuser);
+        let overlay = |settings: Settings| settings.overlay(&options.parse("options")?);
         good(caller.settings().and_then(overlay).map(|found| settings = found))?;
         good(request::port_number("port", port).map(|port| request.port = Some(port)))?;
         let host = host.into_string("dest_host").and_then(|host| request::host("dest_host", &host));
@@ -125,7 +124,7 @@ fn pgpool_recovery_3(
     remote_host: Option<Text>,
     remote_data_directory: Option<Text>,
 ) -> Result<bool, ErrorReport> {
-    call(|caller| Classic::new(script_name, remote_host, remote_data_directory)?.run(caller))
+    act(|caller| Classic::new(script_name, remote_host, remote_data_directory)?.run(caller))
 }
 
 #[pg_extern(name = "pgpool_recovery", volatile, parallel_unsafe)]
@@ -135,7 +134,7 @@ fn pgpool_recovery_4(
     remote_data_directory: Option<Text>,
     primary_port: Option<Text>,
 ) -> Result<bool, ErrorReport> {
-    call(|caller| {
+    act(|caller| {
         Classic::new(script_name, remote_host, remote_data_directory)?.primary_port(primary_port)?.run(caller)
     })
 }
@@ -148,7 +147,7 @@ fn pgpool_recovery_5(
     primary_port: Option<Text>,
     remote_node: Option<i32>,
 ) -> Result<bool, ErrorReport> {
-    call(|caller| {
+    act(|caller| {
         Classic::new(script_name, remote_host, remote_data_directory)?
             .primary_port(primary_port)?
             .remote_node(remote_node)?
@@ -165,7 +164,7 @@ fn pgpool_recovery_6(
     remote_node: Option<i32>,
     remote_port: Option<Text>,
 ) -> Result<bool, ErrorReport> {
-    call(|caller| {
+    act(|caller| {
         Classic::new(script_name, remote_host, remote_data_directory)?
             .primary_port(primary_port)?
             .remote_node(remote_node)?
@@ -184,7 +183,7 @@ fn pgpool_recovery_7(
     remote_port: Option<Text>,
     primary_host: Option<Text>,
 ) -> Result<bool, ErrorReport> {
-    call(|caller| {
+    act(|caller| {
         Classic::new(script_name, remote_host, remote_data_directory)?
             .primary_port(primary_port)?
             .remote_node(remote_node)?
@@ -199,7 +198,7 @@ fn pgpool_remote_start(
     remote_host: Option<Text>,
     remote_data_directory: Option<Text>,
 ) -> Result<bool, ErrorReport> {
-    call(|caller| {
+    act(|caller| {
         let host = string("remote_host", remote_host)?;
         let dir = string("remote_data_directory", remote_data_directory)?;
         let settings = caller.settings()?;
@@ -224,7 +223,11 @@ fn pgpool_pgctl(action: Option<Text>, stop_mode: Option<Text>) -> Result<bool, E
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn pgpool_switch_xlog(archive_dir: Option<Text>) -> Result<String, ErrorReport> {
-    call(|_| pgctl::switch_xlog(&string("archive_dir", archive_dir)?))
+    call(|caller| {
+        // it tells what is at any path, and ends WAL segments
+        caller.must_be_superuser("pgpool_switch_xlog")?;
+        pgctl::switch_xlog(&string("archive_dir", archive_dir)?)
+    })
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
@@ -341,57 +344,6 @@ REVOKE EXECUTE ON FUNCTION pgpool_switch_xlog(text) FROM PUBLIC;
     finalize,
 );
 
-/// Who called, as he was before the elevation.
-struct Caller {
-    name: String,
-    is_superuser: bool,
-}
-
-impl Caller {
-    fn settings(&self) -> Result<Settings> {
-        let mut settings = Settings::current()?;
-        if settings.replication_user.is_empty() {
-            settings.replication_user.clone_from(&self.name);
-        }
-        Ok(settings)
-    }
-
-    /// The first row of a check: who comes here has the right to.
-    fn row(&self) -> CheckRow {
-        let why = if self.is_superuser {
-            "a superuser"
-        } else {
-            "has the EXECUTE right; options that name a file, a command or a policy need a superuser"
-        };
-        CheckRow {
-            step: "caller".to_owned(),
-            ok: true,
-            detail: format!("\"{}\": {why}", self.name),
-            hint: None,
-        }
-    }
-
-    /// The C extension's words, so that what greps for them goes on working.
-    fn must_be_superuser(&self, function: &str) -> Result<()> {
-        if self.is_superuser {
-            return Ok(());
-        }
-        Err(Error::new(Kind::InsufficientPrivilege, format!("must be superuser to use {function} function"))
-            .hint("Connect as a superuser; the EXECUTE right is not enough here."))
-    }
-}
-
-/// Runs the body of a function elevated.
-fn call<T>(body: impl FnOnce(&Caller) -> Result<T>) -> Result<T, ErrorReport> {
-    let run = || {
-        let caller =
-            Caller { name: privileges::caller_name()?, is_superuser: privileges::caller_is_superuser() };
-        let _elevated = Elevated::enter();
-        body(&caller)
-    };
-    run().map_err(report)
-}
-
 fn string(argument: &str, value: Option<Text>) -> Result<String> {
     required(argument, value)?.into_string(&format!("argument \"{argument}\""))
 }
@@ -499,6 +451,7 @@ impl Classic {
             node_id: self.remote_node,
             dest_port: port("remote_port", self.remote_port)?,
             primary_host: primary_host.filter(|host| !host.is_empty()),
+            primary_address: None,
         };
         script::forget(&self.host, &self.dir);
         recovery::first_stage(request, settings).map(drop)

@@ -11,13 +11,16 @@ use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::clock::now;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::judge::{Finding, clocks};
+use pgpool_recovery_core::naming;
 use pgpool_recovery_core::progress::Progress;
 use pgpool_recovery_core::protocol::message::{Purpose, Target};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::standby::Following;
 
+use crate::authority;
 use crate::outcomes::Memory;
-use crate::pg::threads;
+use crate::pg::catalog;
+use crate::pg::threads::{self, DropAside};
 use crate::preflight::{self, Situation};
 use crate::request::Request;
 use crate::settings::Settings;
@@ -36,6 +39,7 @@ pub(crate) struct Demand {
 
 impl Audience for Demand {
     fn hear(&mut self, finding: Finding) -> Result<()> {
+        self.warnings.extend(finding.warnings);
         match finding.answer {
             Err(error) if finding.is_advice => {
                 self.warnings.push(error.to_string());
@@ -49,7 +53,7 @@ impl Audience for Demand {
 /// What is there when every question has been asked.
 pub(crate) struct Approach {
     pub(crate) situation: Situation,
-    pub(crate) session: Session,
+    pub(crate) session: DropAside<Session>,
     pub(crate) target: Target,
     pub(crate) following: Following,
 }
@@ -72,17 +76,33 @@ pub(crate) fn approach(
     audience: &mut dyn Audience,
 ) -> Result<Option<Approach>> {
     let Way { purpose, progress, wire, cancel, tick } = way;
-    let (host, transport) = (request.dest_host.clone(), settings.transport);
-    let is_local = threads::wait(cancel, tick, || preflight::is_local(&host, transport, cancel));
+    let own = catalog::own_address()?;
+    authority::demand_own_port(&request, &settings, &own)?;
+    let (host, directory) = (request.dest_host.clone(), request.dest_dir.clone());
+    let (transport, reach) = (settings.transport, settings.reach());
+    let is_local =
+        threads::wait(cancel, tick, || preflight::is_local(&host, transport, &reach, &directory, cancel));
     let is_found = is_local.is_ok();
     let is_local = match is_local {
         Ok(is_local) => is_local,
+        // a missing right is no answer to a question
+        Err(error) if error.kind == Kind::InsufficientPrivilege => return Err(error),
         Err(error) => {
             audience.hear(Finding::new("target_host", Err(error)))?;
             // this server can still be asked about
             false
         }
     };
+    let mut request = request;
+    let named = || authority::demand_own_host(&mut request, &settings, &own, is_local, cancel);
+    match threads::wait(cancel, tick, named) {
+        Ok(()) => {}
+        Err(error) if error.kind == Kind::InsufficientPrivilege => return Err(error),
+        Err(error) => {
+            audience.hear(Finding::new("primary_host", Err(error)))?;
+            return Ok(None);
+        }
+    }
     let situation = match Situation::gather(request, settings, is_local) {
         Ok(situation) => situation,
         Err(error) => {
@@ -107,7 +127,7 @@ pub(crate) fn approach(
         threads::wait(cancel, tick, open)
     });
     let mut session = match opened {
-        Ok(session) => session,
+        Ok(session) => DropAside::new(session),
         Err(error) => {
             audience.hear(Finding::new(unreachable_by(&error), Err(error)))?;
             return Ok(None);
@@ -146,11 +166,25 @@ pub(crate) fn approach(
         }
     }
     let following = situation.following(&target);
-    let conninfo = following.conninfo();
-    let login = || session.test_replication(&conninfo, situation.primary.system_identifier);
-    let login = threads::wait(cancel, tick, login);
-    audience.hear(Finding::new("replication_login", login.map(|()| conninfo)))?;
+    let login = || session.test_replication(&following, situation.primary.system_identifier);
+    let (login, mut warnings) = match threads::wait(cancel, tick, login) {
+        Ok(warnings) => (Ok(following.conninfo()), warnings),
+        Err(error) => (Err(error), Vec::new()),
+    };
+    warnings.extend(shown_otherwise(&following.application_name, situation.primary.server_version_num));
+    audience.hear(Finding::new("replication_login", login).warned(warnings))?;
     Ok(Some(Approach { situation, session, target, following }))
+}
+
+/// Warns of a name that Pgpool-II would not find.
+fn shown_otherwise(application_name: &str, server_version_num: u32) -> Option<String> {
+    let shown = naming::shown_application_name(application_name, server_version_num / 10_000);
+    (shown != application_name).then(|| {
+        format!(
+            "pg_stat_replication will show application_name \"{application_name}\" as \"{shown}\"; Pgpool-II's \
+             backend_application_nameN must be that"
+        )
+    })
 }
 
 /// Whether nobody recovers the target now, as far as this server and the receiver know.

@@ -23,9 +23,14 @@ pub(crate) struct CheckRow {
 }
 
 impl From<Finding> for CheckRow {
-    fn from(Finding { step, answer, .. }: Finding) -> Self {
+    fn from(Finding { step, answer, warnings, .. }: Finding) -> Self {
         match answer {
-            Ok(detail) => Self { step: step.to_owned(), ok: true, detail, hint: None },
+            Ok(detail) => {
+                let lines: Vec<String> = std::iter::once(detail)
+                    .chain(warnings.into_iter().map(|warning| format!("WARNING: {warning}")))
+                    .collect();
+                Self { step: step.to_owned(), ok: true, detail: lines.join("\n"), hint: None }
+            }
             Err(error) => Self::failed(step, error),
         }
     }

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pgpool_recovery_core::cancel::Cancel;
+use pgpool_recovery_core::configuration;
 use pgpool_recovery_core::control_file::PG_CONTROL;
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::exclude::{MYRECOVERY_CONF, Rules};
+use pgpool_recovery_core::exclude::{AUTO_CONF, MYRECOVERY_CONF, POSTGRESQL_CONF, Rules};
 use pgpool_recovery_core::path::RelPath;
 use pgpool_recovery_core::plan::{Directory, File, Plan};
 use pgpool_recovery_core::protocol::data::Put;
@@ -20,15 +21,11 @@ use pgpool_recovery_core::sender::{Checksums, Manner};
 use pgpool_recovery_core::standby::{self, Following};
 use pgpool_recovery_core::wal;
 
+use crate::configuration::keeps;
+use crate::one_host;
 use crate::pg::backup::BackupStop;
 use crate::preflight::Situation;
 use crate::settings::Compression;
-
-const POSTGRESQL_CONF: &str = "postgresql.conf";
-const AUTO_CONF: &str = "postgresql.auto.conf";
-
-/// Largest configuration file read, bytes.
-const CONFIGURATION: u64 = 1 << 20;
 
 /// On which terms the plan is received.
 pub(crate) fn terms(situation: &Situation) -> Result<Terms> {
@@ -41,6 +38,7 @@ pub(crate) fn terms(situation: &Situation) -> Result<Terms> {
         // the segments the backup starts and ends in
         reserve: 2 * u64::from(situation.primary.wal_segment_size),
         mode: metadata.permissions().mode() & 0o7777,
+        primary_space: Some(one_host::primary_space(situation)?),
     })
 }
 
@@ -75,6 +73,8 @@ pub(crate) fn marker(situation: &Situation) -> Marker {
         system_identifier: situation.primary.system_identifier,
         timeline: situation.primary.timeline,
         started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        // the receiver adds what else belongs there
+        ..Marker::default()
     }
 }
 
@@ -153,7 +153,7 @@ pub(crate) fn identities(data_directory: &Path, files: &[File]) -> Vec<u64> {
     files.iter().map(inode).collect()
 }
 
-/// The files made for the standby, pg_control among them; and what an operator should know.
+/// The files made for the standby, pg_control among them.
 pub(crate) fn puts(
     situation: &Situation,
     target: &Target,
@@ -162,9 +162,8 @@ pub(crate) fn puts(
     wal: &[File],
     stop: &BackupStop,
     control: Vec<u8>,
-) -> Result<(Vec<Put>, Vec<String>)> {
+) -> Result<Vec<Put>> {
     let mode = file_mode(situation);
-    let mut warnings = Vec::new();
     let mut puts = Vec::new();
     let mut put = |path: &str, content: Vec<u8>| -> Result<()> {
         puts.push(Put { path: RelPath::parse(path)?, mode, content });
@@ -179,42 +178,35 @@ pub(crate) fn puts(
         put("tablespace_map", standby::mapped_tablespace_map(&terms.tablespaces).into_bytes())?;
     }
     let port = situation.request.dest_port;
-    let keeps = |name: &str| target.kept.iter().any(|kept| kept.as_str() == name);
-    if keeps(POSTGRESQL_CONF) || target.external_configuration.is_some() {
-        // the standby's own is extended, not replaced
-    } else if let Some(text) = configuration(situation)? {
+    if !situation.keeps_main_configuration(target)
+        && situation.config_is_inside()
+        && let Some(text) = read(Path::new(&situation.primary.config_file))?
+    {
         let include = myrecovery_path(&target.directory);
-        put(POSTGRESQL_CONF, standby::adopted_configuration(&text, port, &include).into_bytes())?;
+        put(POSTGRESQL_CONF, standby::adopted_configuration(&text, port, &include))?;
     }
-    if keeps(AUTO_CONF) {
-        warnings.push(
-            "the target keeps its postgresql.auto.conf, whose settings override myrecovery.conf".to_owned(),
-        );
-    } else if let Some(text) = read(&situation.data_directory.join(AUTO_CONF))? {
-        put(AUTO_CONF, standby::without_recovery_settings(&text, port.is_some()).into_bytes())?;
+    if !keeps(target, AUTO_CONF)
+        && let Some(text) = read(&situation.data_directory.join(AUTO_CONF))?
+    {
+        let mut own = target.own_settings.clone();
+        own.extend(port.map(|_| "port".to_owned()));
+        put(AUTO_CONF, standby::without_recovery_settings(&text, &own))?;
     }
     put("standby.signal", Vec::new())?;
-    put(MYRECOVERY_CONF, following.myrecovery_conf()?.into_bytes())?;
+    put(
+        MYRECOVERY_CONF,
+        following.myrecovery_conf(situation.primary.server_version_num / 10_000)?.into_bytes(),
+    )?;
     put(PG_CONTROL, control)?;
-    Ok((puts, warnings))
+    Ok(puts)
 }
 
-/// The primary's postgresql.conf, where it lies in the data directory.
-fn configuration(situation: &Situation) -> Result<Option<String>> {
-    if situation.config_is_inside() { read(Path::new(&situation.primary.config_file)) } else { Ok(None) }
-}
-
-fn read(path: &Path) -> Result<Option<String>> {
-    let failed = |error| Error::io(format_args!("read file \"{}\"", path.display()), &error);
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.len() <= CONFIGURATION => fs::read_to_string(path).map(Some).map_err(failed),
-        Ok(metadata) => Err(Error::new(
-            Kind::Unsupported,
-            format!("file \"{}\" is too large for a configuration", path.display()),
-        )
-        .detail(format!("It has {} bytes, {CONFIGURATION} are allowed.", metadata.len()))),
+/// A configuration file of the primary, if it is there.
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match configuration::content(path, configuration::MAX_BYTES) {
+        Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(error)),
+        Err(error) => Err(Error::io(format_args!("read file \"{}\"", path.display()), &error)),
     }
 }
 

@@ -5,8 +5,11 @@
 //! ```text
 //!  api        SQL functions: arguments in, one call, result or ERROR out
 //!  request    what is to be recovered          settings, options   how
+//!  caller     who asks for it                  authority           what the caller decides
 //!  preflight  may it be done?                  approach            asked in order
 //!  check      the answers shown                survey              what would be sent
+//!  configuration  which one the standby has
+//!  one_host   what a target beside the primary must not do to it
 //!  recovery   a first stage, step by step      contents            what it sends besides data files
 //!  start      the standby starts and streams   outcomes            why it did not
 //!  watch      progress while it goes on        summary             the report after it
@@ -17,14 +20,20 @@
 //!
 //! What needs no server lives in `crates/core`.
 #![deny(ffi_unwind_calls)]
+// they panic where the server's stderr is a closed pipe or a full disk
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 #[cfg(not(panic = "unwind"))]
 compile_error!("pgrx turns panics into PostgreSQL errors: build with panic = \"unwind\"");
 
 mod api;
 mod approach;
+mod authority;
+mod caller;
 mod check;
+mod configuration;
 mod contents;
+mod one_host;
 mod options;
 mod outcomes;
 mod pg;

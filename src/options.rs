@@ -39,8 +39,14 @@ pub(crate) const KEYS: [&str; 24] = [
     "dry_run",
 ];
 
-/// Keys that name files, commands or policies of the server's OS user: for superusers.
-pub(crate) const RESTRICTED: [&str; 7] = [
+/// Keys for superusers: they name files, commands or policies of the server's OS user, or decide where a credential
+/// and the data go, or how much of this server a recovery takes.
+pub(crate) const RESTRICTED: [&str; 12] = [
+    "agent_port",
+    "transport",
+    "replication_user",
+    "primary_host",
+    "jobs",
     "secret_file",
     "passfile",
     "restore_command",
@@ -55,7 +61,7 @@ const MAX_TEXT: usize = 8192;
 
 impl Settings {
     /// These settings with the options of one call laid over them.
-    pub(crate) fn overlay(mut self, options: &Value, caller_is_superuser: bool) -> Result<Self> {
+    pub(crate) fn overlay(mut self, options: &Value) -> Result<Self> {
         let Value::Object(fields) = options else {
             return Err(Error::new(Kind::InvalidArgument, "options are not a JSON object")
                 .detail(format!("Found {}.", found(options)))
@@ -66,12 +72,15 @@ impl Settings {
                 return Err(Error::new(Kind::InvalidArgument, format!("unrecognized option {}", shown(key)))
                     .hint(format!("Options are: {}.", KEYS.join(", "))));
             }
-            if !caller_is_superuser && RESTRICTED.contains(&key.as_str()) {
+            if !self.caller_is_superuser && RESTRICTED.contains(&key.as_str()) {
                 return Err(Error::new(
                     Kind::InsufficientPrivilege,
                     format!("permission denied to pass option \"{key}\""),
                 )
-                .detail("Only superusers may pass options that name a file, a command or a policy.")
+                .detail(
+                    "Only superusers may pass options that name a file, a command or a policy, decide where data or a \
+                     password goes, or set the number of streams.",
+                )
                 .hint(format!("Ask an administrator to set pgpool_recovery.{key}.")));
             }
             self.set(key, value)?;
@@ -209,7 +218,7 @@ mod tests {
     use super::*;
 
     fn overlay(options: Value) -> Result<Settings> {
-        Settings::default().overlay(&options, true)
+        Settings { caller_is_superuser: true, ..Settings::default() }.overlay(&options)
     }
 
     #[test]
@@ -243,6 +252,8 @@ mod tests {
             verify_checksums: false,
             scripts: Scripts::Refuse,
             start_timeout: Duration::from_secs(5),
+            local_directories: Vec::new(),
+            caller_is_superuser: true,
             node_id: Some(2),
             dest_port: Some(65535),
             wait_for_checkpoint: true,
@@ -298,12 +309,29 @@ mod tests {
     }
 
     #[test]
-    fn who_is_no_superuser_may_not_name_files_commands_and_policies() {
-        for key in RESTRICTED {
-            let error = Settings::default().overlay(&json!({ key: 1 }), false).expect_err(key);
-            assert_eq!(error.kind, Kind::InsufficientPrivilege, "{key}");
+    fn who_is_no_superuser_decides_about_the_target_and_the_pace_alone() {
+        let free = [
+            "application_name",
+            "slot_name",
+            "compression",
+            "max_rate",
+            "clone",
+            "verify_checksums",
+            "start_timeout",
+            "node_id",
+            "dest_port",
+            "wait_for_checkpoint",
+            "start",
+            "dry_run",
+        ];
+        for key in KEYS {
+            let refused = Settings::default().overlay(&json!({ key: null })).expect_err("no key takes null");
+            let expected =
+                if free.contains(&key) { Kind::InvalidArgument } else { Kind::InsufficientPrivilege };
+            assert_eq!(refused.kind, expected, "{key}");
+            assert!(refused.detail.is_some() && refused.hint.is_some(), "{refused:?}");
         }
-        assert!(Settings::default().overlay(&json!({ "jobs": 1, "start": true }), false).is_ok());
+        assert!(Settings::default().overlay(&json!({ "max_rate": 1, "start": true })).is_ok());
     }
 
     #[test]

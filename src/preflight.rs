@@ -16,16 +16,18 @@ use pgpool_recovery_core::link::Connector;
 use pgpool_recovery_core::link::dial::{AgentConnector, is_this_host};
 use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::naming::{self, Node};
+use pgpool_recovery_core::own_address::is_of_this_host_only;
 use pgpool_recovery_core::path::{RelPath, normalize_directory};
 use pgpool_recovery_core::plan::Tablespace;
 use pgpool_recovery_core::protocol::message::{Listening, Target};
 use pgpool_recovery_core::receiver::inspect;
-use pgpool_recovery_core::receiver::policy::resolve;
+use pgpool_recovery_core::receiver::policy::{Reach, resolve};
 use pgpool_recovery_core::scan::tablespace_links;
 use pgpool_recovery_core::secret::Secret;
 use pgpool_recovery_core::standby::Following;
 
 use crate::pg::catalog;
+use crate::pg::compat::LIBPQ_HAS_REQUIRE_AUTH;
 use crate::pg::slot;
 use crate::request::Request;
 use crate::settings::{Overwrite, Settings, Transport};
@@ -43,6 +45,7 @@ pub(crate) struct Situation {
     facts: judge::Primary,
     is_local: bool,
     application_name: String,
+    forbids_cleartext_password: bool,
     /// Empty: no slot.
     pub(crate) slot_name: String,
 }
@@ -55,7 +58,7 @@ impl Situation {
         let failed = |error| Error::io(format_args!("look at the data directory \"{shown}\""), &error);
         let data_directory = Path::new(&primary.data_directory).canonicalize().map_err(failed)?;
         let metadata = fs::metadata(&data_directory).map_err(failed)?;
-        let wal = fs::metadata(data_directory.join("pg_wal")).ok();
+        let wal = fs::metadata(data_directory.join("pg_wal")).map_err(failed)?;
         let (control, _) = read_control(&data_directory)?;
         let links = tablespace_links(&data_directory)?;
         let own = links.iter().map(|(_, source)| Path::new(source).to_owned());
@@ -66,9 +69,10 @@ impl Situation {
         let facts = judge::Primary {
             identity: (metadata.dev(), metadata.ino()),
             own,
-            wal_identity: wal.map(|wal| (wal.dev(), wal.ino())),
+            wal_identity: Some((wal.dev(), wal.ino())),
             boot_id: inspect::boot_id(),
             system_identifier: primary.system_identifier,
+            timeline: primary.timeline,
             major_version: (primary.server_version_num / 10_000).to_string(),
             block_size: primary.block_size,
             wal_segment_size: primary.wal_segment_size,
@@ -86,6 +90,7 @@ impl Situation {
             facts,
             is_local,
             application_name,
+            forbids_cleartext_password: LIBPQ_HAS_REQUIRE_AUTH && !catalog::asks_standbys_for_cleartext()?,
             slot_name,
         })
     }
@@ -117,7 +122,7 @@ impl Situation {
     pub(crate) fn target_findings(&self, target: &Target) -> Vec<Finding> {
         let any_cluster = self.settings.overwrite == Overwrite::AnyCluster;
         let mut findings = judge::judge(&self.facts, target, self.is_local, any_cluster);
-        findings.push(Finding::new("configuration", self.configuration(target)));
+        findings.extend(self.configuration_findings(target));
         findings
     }
 
@@ -160,7 +165,7 @@ impl Situation {
 
     /// Refuses directories of the target that are the primary's: an agent may run on the primary's host.
     pub(crate) fn demand_other_locations(&self, target: &Target, locations: &[(u64, u64)]) -> Result<()> {
-        if self.facts.boot_id.is_none() || self.facts.boot_id != target.boot_id {
+        if !judge::may_be_one_machine(self.facts.boot_id.as_deref(), target.boot_id.as_deref()) {
             return Ok(());
         }
         let links = tablespace_links(&self.data_directory)?;
@@ -194,49 +199,6 @@ impl Situation {
         Ok(Tablespace { oid, source: source.to_owned(), target })
     }
 
-    /// A configuration for the standby: its own, or one that can be made of the primary's.
-    fn configuration(&self, target: &Target) -> Result<String> {
-        let own = target.kept.iter().any(|kept| kept.as_str() == "postgresql.conf");
-        let include = inspect::myrecovery_path(&target.directory);
-        let kept = match &target.external_configuration {
-            Some(file) => Some(format!("\"{}\"", file.display())),
-            None => own.then(|| "the standby's own postgresql.conf".to_owned()),
-        };
-        if let Some(kept) = kept {
-            if target.includes_myrecovery {
-                return Ok(format!("{kept} is kept and reads myrecovery.conf"));
-            }
-            if target.configuration_can_be_extended {
-                return Ok(format!("{kept} is kept; a line that reads myrecovery.conf will be added"));
-            }
-            return Err(Error::new(Kind::TargetRefused, format!("{kept} cannot be extended"))
-                .detail("It does not include myrecovery.conf, and is a link, not UTF-8, missing, or not writable for the receiver.")
-                .hint(format!("Add the line: include_if_exists = '{include}'")));
-        }
-        if self.config_is_inside() {
-            for name in ["postgresql.conf", "postgresql.auto.conf"] {
-                let path = self.data_directory.join(name);
-                match fs::read_to_string(&path) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(Error::io(
-                            format_args!("read configuration \"{}\"", path.display()),
-                            &error,
-                        )
-                        .hint("Configuration files must be UTF-8."));
-                    }
-                    _ => {}
-                }
-            }
-            return Ok("the primary's postgresql.conf is copied".to_owned());
-        }
-        Err(Error::new(Kind::TargetRefused, "the standby would have no postgresql.conf")
-            .detail(format!(
-                "The target has none, and the primary's (\"{}\") lies outside its data directory.",
-                self.primary.config_file
-            ))
-            .hint("Put a postgresql.conf into the target directory, or use an agent whose configuration names config_file."))
-    }
-
     /// Whether the primary's postgresql.conf lies in its data directory.
     pub(crate) fn config_is_inside(&self) -> bool {
         let directory =
@@ -255,12 +217,16 @@ impl Situation {
 
     /// How the standby will connect, given what its host sees.
     pub(crate) fn following(&self, target: &Target) -> Following {
+        // the host's own name may be a loopback address here; its standby's host knows better
+        let seen = |address| target.peer.filter(|_| is_of_this_host_only(address)).unwrap_or(address);
         Following {
             host: self.primary_host(target),
+            host_address: self.request.primary_address.map(seen).map(|address| address.to_canonical()),
             port: self.request.port.unwrap_or(self.primary.port),
             user: self.settings.replication_user.clone(),
             application_name: self.application_name.clone(),
             passfile: self.settings.passfile.clone(),
+            forbids_cleartext_password: self.forbids_cleartext_password,
             slot_name: self.slot_name.clone(),
             restore_command: self.settings.restore_command.clone(),
         }
@@ -293,6 +259,11 @@ impl Situation {
         }
     }
 
+    /// The primary, as it is compared with a target.
+    pub(crate) const fn facts(&self) -> &judge::Primary {
+        &self.facts
+    }
+
     /// Whether this process writes the target itself.
     pub(crate) const fn is_local(&self) -> bool {
         self.is_local
@@ -311,7 +282,9 @@ impl Situation {
     /// What reaches the target, for one session with it. `wire` counts what its links carry.
     pub(crate) fn connector(&self, wire: Arc<AtomicU64>) -> Result<Arc<dyn Connector>> {
         let bin_directory = PathBuf::from(&self.primary.bin_directory);
-        let local = self.is_local.then(|| LocalConnector::new(bin_directory, self.data_directory.clone()));
+        let local = self
+            .is_local
+            .then(|| LocalConnector::new(bin_directory, self.data_directory.clone(), self.settings.reach()));
         connector(&self.request.dest_host, &self.settings, local, wire)
     }
 
@@ -377,13 +350,24 @@ pub(crate) fn connector(
     Ok(Arc::new(AgentConnector::new(host, settings.agent_port, secret, wire)?))
 }
 
-/// Whether the target is written by this process. May ask the name service: not for the main thread.
-pub(crate) fn is_local(host: &str, transport: Transport, cancel: &Cancel) -> Result<bool> {
-    match transport {
-        Transport::Local => Ok(true),
-        Transport::Agent => Ok(false),
-        Transport::Auto => is_this_host(host, cancel),
+/// Whether the target is written by this process; refused at once if it would be and the caller may not have that
+/// directory. May ask the name service: not for the main thread.
+pub(crate) fn is_local(
+    host: &str,
+    transport: Transport,
+    reach: &Reach,
+    directory: &str,
+    cancel: &Cancel,
+) -> Result<bool> {
+    let is_local = match transport {
+        Transport::Local => true,
+        Transport::Agent => false,
+        Transport::Auto => is_this_host(host, cancel)?,
+    };
+    if is_local {
+        reach.check(Path::new(directory))?;
     }
+    Ok(is_local)
 }
 
 /// Reads pg_control: parsed, and as bytes. The server writes it in place, so a read may catch it

@@ -1,30 +1,29 @@
-//! A first stage, step by step (safety.md S1 to S10 give the order its reasons).
+//! A first stage, step by step (docs/safety.md, S1 to S10, gives the order its reasons).
 
 use std::sync::Arc;
 
 use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::Result;
+use pgpool_recovery_core::judge::BACKUP_LABEL;
 use pgpool_recovery_core::progress::{Phase, Progress};
-use pgpool_recovery_core::protocol::message::Purpose;
+use pgpool_recovery_core::protocol::message::{Purpose, Target};
 use pgpool_recovery_core::size::pretty;
 use pgpool_recovery_core::wal;
 use serde_json::Value;
 
 use crate::approach::{Approach, Demand, Way, approach, unheard};
 use crate::contents;
+use crate::one_host::{self, Tablespaces};
 use crate::outcomes::{Attempt, Memory};
 use crate::pg::backup::Backup;
 use crate::pg::slot::Slot;
-use crate::pg::{cleanup, log, threads};
-use crate::preflight;
+use crate::pg::{catalog, cleanup, log, threads};
+use crate::preflight::{self, Situation};
 use crate::request::Request;
 use crate::settings::Settings;
 use crate::start;
 use crate::summary::Summary;
 use crate::watch::Watch;
-
-/// What Pgpool-II's scripts have always called their backup.
-const LABEL: &str = "Streaming Replication";
 
 /// Rebuilds the target as this primary's standby; returns the report.
 pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value> {
@@ -49,6 +48,40 @@ pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value>
         start::remote_start(&host, &directory, settings)?;
     }
     done
+}
+
+/// Starts the backup and reserves its WAL, so that the standby finds all of it (S8). The slot comes second: an older
+/// one, or one reserved from an earlier checkpoint, could be beyond max_slot_wal_keep_size when the backup's own
+/// checkpoint looks at it, which would terminate this session.
+fn start_backup(situation: &Situation) -> Result<(Option<Slot>, Backup)> {
+    let start = || Backup::start(BACKUP_LABEL, !situation.settings.wait_for_checkpoint);
+    let backup = start()?;
+    if situation.slot_name.is_empty() {
+        return Ok((None, backup));
+    }
+    let mut slot = Slot::reserve(&situation.slot_name, backup.start_lsn)?;
+    if slot.reserves_from_start() {
+        return Ok((Some(slot), backup));
+    }
+    // another checkpoint came in between: the slot reserves from there, and the next backup starts after it
+    drop(backup);
+    let backup = start()?;
+    slot.begin_at(backup.start_lsn);
+    Ok((Some(slot), backup))
+}
+
+/// What to say of the slot that the target was set to use before, where that is another one. It may be a slot of
+/// another node, so it is left alone.
+fn former_slot(situation: &Situation, target: &Target) -> Result<Option<String>> {
+    let former = target.standby.as_ref().and_then(|standby| standby.slot_name.as_deref());
+    let Some(former) = former.filter(|former| *former != situation.slot_name) else { return Ok(None) };
+    Ok(catalog::retained_by_idle_slot(former)?.map(|retained| {
+        format!(
+            "replication slot \"{former}\", which the target used before, is inactive and retains {} of WAL: unless another \
+             standby uses it, drop it with SELECT pg_drop_replication_slot('{former}')",
+            pretty(retained)
+        )
+    }))
 }
 
 fn rebuild(
@@ -83,10 +116,11 @@ fn rebuild(
         situation.strategy(&target).name(),
     ));
 
-    // WAL is reserved before the backup starts, so that the standby finds all of it (S8).
-    let slot = (!situation.slot_name.is_empty()).then(|| Slot::reserve(&situation.slot_name)).transpose()?;
+    // what is created from here on is in the WAL that the standby replays
+    let tablespaces = Tablespaces::now(&situation, &target)?;
+
     watch.enter(Phase::WaitCheckpoint);
-    let backup = Backup::start(LABEL, !situation.settings.wait_for_checkpoint)?;
+    let (slot, backup) = start_backup(&situation)?;
     let start_lsn = backup.start_lsn;
     summary.lap("backup_start");
 
@@ -107,9 +141,13 @@ fn rebuild(
     let begin = || {
         let locations = session.plan(plan, terms.clone())?;
         situation.demand_other_locations(&target, &locations)?;
-        session.begin(marker)
+        let shared = one_host::shared_space(&situation, &target, &locations)?;
+        session.begin(marker)?;
+        Ok(shared)
     };
-    threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), begin)?;
+    let shared = threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), begin)?;
+    watch.guard(shared);
+    slot.as_ref().map(Slot::forget_older).transpose()?;
     summary.lap("scan");
 
     // Data: compared and sent by parallel streams; then sizes are set and what is surplus goes.
@@ -140,16 +178,20 @@ fn rebuild(
     // WAL, the standby's own files, durability, and pg_control last of all (S2, S10).
     watch.enter(Phase::TransferWal);
     let (directories, files) = contents::wal(&situation, start_lsn, stop.stop_lsn)?;
-    let (puts, warnings) = contents::puts(&situation, &target, &following, &terms, &files, &stop, control)?;
-    summary.warn(warnings);
+    let puts = contents::puts(&situation, &target, &following, &terms, &files, &stop, control)?;
     let identities = contents::identities(&situation.data_directory, &files);
     let finish = || {
         session.send_wal(&situation.data_directory, &directories, files.clone())?;
         contents::demand_wal_kept(&situation, &files, &identities)?;
+        tablespaces.demand_unchanged()?;
         session.finish(&puts)
     };
     summary.warn(threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), finish)?);
     slot.map(Slot::keep).transpose()?;
+    if let Some(warning) = former_slot(&situation, &target)? {
+        log::log(&format!("pgpool_recovery: {warning}"));
+        summary.warn(vec![warning]);
+    }
     summary.lap("finish");
     let report = summary.report(&situation, &target, start_lsn, stop.stop_lsn);
     log::log(&format!(

@@ -1,5 +1,7 @@
 //! What a caller asks for: the arguments of the SQL functions, checked.
 
+use std::net::IpAddr;
+
 use pgpool_recovery_core::error::{Error, Kind, Result};
 
 use crate::settings::Settings;
@@ -28,6 +30,8 @@ pub(crate) struct Request {
     pub(crate) dest_port: Option<u16>,
     /// The primary's host for `primary_conninfo`, as Pgpool-II knows it.
     pub(crate) primary_host: Option<String>,
+    /// Where that leads, if it must not be looked up again.
+    pub(crate) primary_address: Option<IpAddr>,
 }
 
 impl Request {

@@ -5,11 +5,14 @@
 //! it could name files and commands for the server's OS user to read and run.
 
 use std::ffi::{CStr, CString};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::exclude::is_of_the_copy;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
+use crate::authority::local_directories;
 use crate::pg::compat;
 
 /// How a target is reached.
@@ -102,6 +105,7 @@ static CLONE: GucSetting<bool> = GucSetting::<bool>::new(true);
 static VERIFY_CHECKSUMS: GucSetting<bool> = GucSetting::<bool>::new(true);
 static SCRIPTS: GucSetting<Scripts> = GucSetting::<Scripts>::new(Scripts::Run);
 static START_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(START_TIMEOUT_DEFAULT as i32);
+static LOCAL_DIRECTORIES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static PG_CTL: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 
 /// The settings that apply to one call, options included.
@@ -141,6 +145,10 @@ pub(crate) struct Settings {
     pub(crate) scripts: Scripts,
     /// How long to wait for the standby to stream.
     pub(crate) start_timeout: Duration,
+    /// Setting only: beneath which directories a caller who is no superuser may have local targets.
+    pub(crate) local_directories: Vec<PathBuf>,
+    /// Neither setting nor option: whether these two bind the caller at all.
+    pub(crate) caller_is_superuser: bool,
     /// Option only: Pgpool-II's number of the node.
     pub(crate) node_id: Option<i32>,
     /// Option only: the target's own port.
@@ -176,6 +184,8 @@ impl Default for Settings {
             verify_checksums: true,
             scripts: Scripts::Run,
             start_timeout: Duration::from_secs(u64::from(START_TIMEOUT_DEFAULT)),
+            local_directories: Vec::new(),
+            caller_is_superuser: false,
             node_id: None,
             dest_port: None,
             wait_for_checkpoint: false,
@@ -208,6 +218,7 @@ impl Settings {
             verify_checksums: VERIFY_CHECKSUMS.get(),
             scripts: SCRIPTS.get(),
             start_timeout: Duration::from_secs(u64::try_from(START_TIMEOUT.get()).unwrap_or_default()),
+            local_directories: local_directories(&text("local_directories", &LOCAL_DIRECTORIES)?)?,
             ..Self::default()
         })
     }
@@ -245,16 +256,6 @@ pub(crate) fn keep_files(text: &str) -> Result<Vec<String>> {
             .hint("Separate names by commas, as in: postgresql.conf, pg_hba.conf"))
         })
         .collect()
-}
-
-/// Whether a name is, or lies in, what must be the primary's copy, or what makes a standby of it.
-fn is_of_the_copy(name: &str) -> bool {
-    let top = name.split('/').next().unwrap_or(name);
-    matches!(top, "base" | "global" | "PG_VERSION" | "backup_label" | "tablespace_map" | "myrecovery.conf")
-        || top.starts_with("postmaster.")
-        || top.starts_with("pgpool_recovery.")
-        || top.ends_with(".signal")
-        || top.starts_with("pg_") && !matches!(name, "pg_hba.conf" | "pg_ident.conf" | "pg_log")
 }
 
 /// Reads `tablespace_mapping`: `old=new, ...`, absolute directories; `\` before a comma, an equals sign
@@ -418,6 +419,12 @@ pub(crate) fn define() {
         1,
         MAX_START_TIMEOUT,
         GucFlags::UNIT_S,
+    );
+    string(
+        c"pgpool_recovery.local_directories",
+        c"Directories beneath which callers who are not superusers may have local targets, separated by commas.",
+        &LOCAL_DIRECTORIES,
+        private,
     );
     // The C extension read this as an undefined placeholder, which anyone could set and whose value the
     // server then ran. From the configuration file or command line only.

@@ -1,4 +1,5 @@
-//! Showing a run while it goes on: the progress view, NOTICEs, and whether the slot still holds.
+//! Showing a run while it goes on: the progress view, NOTICEs, and whether the slot still holds and the
+//! primary has room.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,6 +7,7 @@ use std::time::{Duration, Instant};
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::progress::{Phase, Progress};
 use pgpool_recovery_core::size::pretty;
+use pgpool_recovery_core::space::SharedSpace;
 
 use crate::outcomes::Attempt;
 use crate::pg::log;
@@ -18,6 +20,9 @@ const NOTICE: Duration = Duration::from_secs(5);
 /// How often the slot is looked at: the checkpointer, which would terminate us, must not be faster.
 const SLOT: Duration = Duration::from_millis(100);
 
+/// How often the file systems are asked that the primary and the target share.
+const SPACE: Duration = Duration::from_millis(100);
+
 /// The watch over one run; its `tick` is called many times a second.
 pub(crate) struct Watch<'a> {
     progress: Arc<Progress>,
@@ -26,12 +31,27 @@ pub(crate) struct Watch<'a> {
     report: ProgressReport,
     last_notice: Instant,
     last_slot: Instant,
+    space: SharedSpace,
+    last_space: Instant,
 }
 
 impl<'a> Watch<'a> {
     pub(crate) fn start(progress: Arc<Progress>, attempt: Option<&'a Attempt<'a>>) -> Self {
         let now = Instant::now();
-        Self { progress, attempt, report: ProgressReport::start(), last_notice: now, last_slot: now }
+        Self {
+            progress,
+            attempt,
+            report: ProgressReport::start(),
+            last_notice: now,
+            last_slot: now,
+            space: SharedSpace::default(),
+            last_space: now,
+        }
+    }
+
+    /// From now on a run that leaves the primary too little room fails.
+    pub(crate) fn guard(&mut self, space: SharedSpace) {
+        self.space = space;
     }
 
     /// Enters a phase and shows it at once.
@@ -53,7 +73,7 @@ impl<'a> Watch<'a> {
         self.report.tablespaces_streamed(streamed);
     }
 
-    /// Shows what changed; fails if the slot lost WAL.
+    /// Shows what changed; fails if the slot lost WAL or the primary's file system runs full.
     pub(crate) fn tick(&mut self, slot: Option<&Slot>) -> Result<()> {
         self.report.show(&self.progress);
         if let Some(attempt) = self.attempt {
@@ -66,6 +86,10 @@ impl<'a> Watch<'a> {
         if let Some(slot) = slot.filter(|_| self.last_slot.elapsed() >= SLOT) {
             self.last_slot = Instant::now();
             slot.check_wal_reserved()?;
+        }
+        if self.last_space.elapsed() >= SPACE {
+            self.last_space = Instant::now();
+            self.space.check()?;
         }
         Ok(())
     }

@@ -9,15 +9,14 @@ use pgpool_recovery_core::standby;
 fuzz_target!(|data: &[u8]| {
     let _ = ControlFile::parse(data);
     let _ = wal_system_identifier(data);
+    let _ = standby::parse_myrecovery(data);
+    let own = ["port".to_owned()];
+    let left = standby::without_recovery_settings(data, &own);
+    assert_eq!(standby::without_recovery_settings(&left, &own), left, "nothing is left to drop");
+    let include = "/srv/pg/myrecovery.conf";
+    let adopted = standby::adopted_configuration(data, Some(5433), include);
+    assert_eq!(standby::adopted_configuration(&adopted, None, include), adopted, "adopted once");
     let Ok(text) = std::str::from_utf8(data) else { return };
     let _ = RelPath::parse(text);
     let _ = normalize_directory(text);
-    let _ = standby::parse_myrecovery(text);
-    let _ = standby::without_recovery_settings(text, true);
-    let include = "/srv/pg/myrecovery.conf";
-    let _ = standby::reads_myrecovery(text, include);
-    if let Some(extended) = standby::with_include(text, include) {
-        assert!(extended.starts_with(text), "what was there stays");
-        assert_eq!(standby::with_include(&extended, include), None, "added once");
-    }
 });

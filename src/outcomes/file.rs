@@ -41,10 +41,11 @@ impl OutcomesFile {
         Some(serde_json::from_str(&text).unwrap_or_default())
     }
 
-    /// Changes it, waiting at most so long for other sessions that do.
+    /// Changes it, waiting at most so long for other sessions that do, and not at all once `is_ending`.
     pub(super) fn change(
         &self,
         patience: Duration,
+        is_ending: fn() -> bool,
         unwritten: Unwritten,
         change: impl FnOnce(&mut Outcomes),
     ) -> Result<()> {
@@ -52,7 +53,7 @@ impl OutcomesFile {
         let lock = open_ours(&self.path.with_extension("lock"), &writing())?;
         let deadline = Instant::now() + patience;
         while let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            if Instant::now() >= deadline {
+            if Instant::now() >= deadline || is_ending() {
                 return Err(error.into());
             }
             std::thread::sleep(TRY);
@@ -110,13 +111,14 @@ mod tests {
         std::fs::create_dir_all(&directory).expect("make");
         let file =
             OutcomesFile::beside_socket(&format!("relative, {}", directory.display()), 7).expect("a place");
-        file.change(Duration::ZERO, Unwritten::Keeps, |_| ()).expect("nobody has it");
+        file.change(Duration::ZERO, || false, Unwritten::Keeps, |_| ()).expect("nobody has it");
         let holder = File::open(directory.join(".s.PGSQL.7.recovery.lock")).expect("the lock");
         flock(&holder, FlockOperation::LockExclusive).expect("nobody has it");
         let start = Instant::now();
-        assert!(file.change(Duration::from_millis(50), Unwritten::Removes, |_| ()).is_err());
+        assert!(file.change(Duration::from_millis(50), || false, Unwritten::Removes, |_| ()).is_err());
+        assert!(file.change(Duration::from_secs(60), || true, Unwritten::Removes, |_| ()).is_err());
         assert!(file.read().is_some(), "it needs no lock to be read, but to be removed");
-        assert!(start.elapsed() < Duration::from_secs(1));
+        assert!(start.elapsed() < Duration::from_secs(30));
         std::fs::remove_dir_all(&directory).expect("clean");
     }
 

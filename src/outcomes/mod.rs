@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use self::file::{OutcomesFile, Unwritten};
 pub(crate) use self::worker::Worker;
-use crate::pg::catalog;
+use crate::pg::{catalog, interrupts};
 
 /// Most targets remembered; the oldest go first.
 const MOST: usize = 100;
@@ -141,6 +141,8 @@ impl Outcomes {
 /// The memory of one server.
 pub(crate) struct Memory {
     file: Option<OutcomesFile>,
+    /// Whether this session is being terminated: then it waits for nobody.
+    is_ending: fn() -> bool,
 }
 
 impl Memory {
@@ -148,12 +150,12 @@ impl Memory {
     pub(crate) fn of_this_server() -> Result<Self, Error> {
         let directories = catalog::setting("unix_socket_directories")?.unwrap_or_default();
         let port = catalog::setting("port")?.and_then(|port| port.parse().ok()).unwrap_or(0);
-        Ok(Self::of(&directories, port))
+        Ok(Self { is_ending: interrupts::terminating, ..Self::of(&directories, port) })
     }
 
     /// The memory of the server with these socket directories and this port.
     fn of(unix_socket_directories: &str, port: u16) -> Self {
-        Self { file: OutcomesFile::beside_socket(unix_socket_directories, port) }
+        Self { file: OutcomesFile::beside_socket(unix_socket_directories, port), is_ending: || false }
     }
 
     /// Everything that is remembered.
@@ -203,7 +205,7 @@ impl Memory {
     fn change(&self, patience: Duration, if_unwritten: Unwritten, mut change: impl FnMut(&mut Outcomes)) {
         let mut unwritten = SESSION.take();
         let written = self.file.as_ref().map(|file| {
-            file.change(patience, if_unwritten, |outcomes| {
+            file.change(patience, self.is_ending, if_unwritten, |outcomes| {
                 outcomes.merge(unwritten.clone());
                 change(outcomes);
             })

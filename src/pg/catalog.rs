@@ -3,10 +3,16 @@
 //! Every name is schema-qualified, every query read-only. Callers are elevated (see
 //! [`super::privileges`]), so nothing is hidden from a role that may merely execute our functions.
 
+use std::net::SocketAddr;
+
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::own_address::Server;
+use pgpool_recovery_core::streaming::Walsender;
+use pgpool_recovery_core::wal;
 use serde::Deserialize;
 
 use super::query;
+use crate::authority::Own;
 
 /// What a recovery must know about this server.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -39,6 +45,8 @@ pub(crate) struct Primary {
     pub(crate) unix_socket_directories: String,
     pub(crate) in_recovery: bool,
     pub(crate) wal_level: String,
+    /// Bytes.
+    pub(crate) max_wal_size: u64,
     pub(crate) max_wal_senders: u32,
     pub(crate) used_wal_senders: u32,
     pub(crate) max_replication_slots: u32,
@@ -64,6 +72,7 @@ SELECT pg_catalog.jsonb_build_object(
     'unix_socket_directories', pg_catalog.current_setting('unix_socket_directories'),
     'in_recovery', pg_catalog.pg_is_in_recovery(),
     'wal_level', pg_catalog.current_setting('wal_level'),
+    'max_wal_size', pg_catalog.pg_size_bytes(pg_catalog.current_setting('max_wal_size')),
     'max_wal_senders', pg_catalog.current_setting('max_wal_senders')::int4,
     'used_wal_senders', (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_get_wal_senders()),
     'max_replication_slots', pg_catalog.current_setting('max_replication_slots')::int4
@@ -88,6 +97,21 @@ pub(crate) fn primary() -> Result<Primary> {
     Ok(primary)
 }
 
+/// Where this server can be reached.
+pub(crate) fn own_address() -> Result<Own> {
+    let setting = |name| setting(name).map(Option::unwrap_or_default);
+    let port = setting("port")?;
+    Ok(Own {
+        port: port.parse().map_err(|_| {
+            Error::new(Kind::Internal, format!("could not read this server's port \"{port}\""))
+        })?,
+        server: Server {
+            listen_addresses: setting("listen_addresses")?,
+            socket_directories: setting("unix_socket_directories")?,
+        },
+    })
+}
+
 /// The data directory.
 pub(crate) fn data_directory() -> Result<String> {
     setting("data_directory").map(Option::unwrap_or_default)
@@ -110,6 +134,14 @@ pub(crate) struct Role {
     pub(crate) can_login: bool,
     /// REPLICATION, or superuser.
     pub(crate) can_replicate: bool,
+}
+
+/// Whether a line of pg_hba.conf for replication has a method by which the password is sent in clear.
+pub(crate) fn asks_standbys_for_cleartext() -> Result<bool> {
+    let sql = "SELECT pg_catalog.count(*)::text FROM pg_catalog.pg_hba_file_rules AS r
+               WHERE 'replication' OPERATOR(pg_catalog.=) ANY (r.database)
+                   AND r.auth_method OPERATOR(pg_catalog.=) ANY ('{password,ldap,radius,pam,bsd}'::pg_catalog.text[])";
+    Ok(query::row(sql, &[])?.string("the number of lines of pg_hba.conf")?.is_none_or(|count| count != "0"))
 }
 
 /// A role by its name; `None` if there is none.
@@ -149,6 +181,23 @@ pub(crate) fn slot(name: &str) -> Result<Option<SlotState>> {
     }))
 }
 
+/// Moves an inactive physical slot forward: the WAL before `lsn` is not kept for it any more.
+pub(super) fn advance_slot(name: &str, lsn: u64) -> Result<()> {
+    let sql = "SELECT a.end_lsn::text FROM pg_catalog.pg_replication_slot_advance($1::name, $2::pg_lsn) AS a";
+    let lsn = wal::lsn(lsn);
+    query::row(sql, &[name.into(), lsn.as_str().into()]).map(drop)
+}
+
+/// Bytes of WAL that an inactive physical slot retains; `None` if there is no such slot.
+pub(crate) fn retained_by_idle_slot(name: &str) -> Result<Option<u64>> {
+    let sql = "SELECT (pg_catalog.pg_current_wal_lsn() - s.restart_lsn)::int8::text
+               FROM pg_catalog.pg_get_replication_slots() AS s
+               WHERE s.slot_name = $1::text AND s.slot_type = 'physical' AND NOT s.active";
+    let Some(mut row) = query::rows(sql, &[name.into()])?.pop() else { return Ok(None) };
+    // one that reserved nothing, or lost it, retains nothing
+    Ok(Some(row.string("the WAL a slot retains")?.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)))
+}
+
 /// Fails if no further replication slot can be made.
 pub(crate) fn check_free_slot() -> Result<()> {
     let sql = "SELECT pg_catalog.current_setting('max_replication_slots'),
@@ -167,40 +216,51 @@ pub(crate) fn check_free_slot() -> Result<()> {
         ))
 }
 
-/// A walsender that serves a standby.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ReplicationStatus {
-    pub(crate) pid: i32,
-    /// `startup`, `catchup`, `streaming`, ...
-    pub(crate) state: String,
-    pub(crate) application_name: String,
-    /// `None` for a unix socket.
-    pub(crate) client_addr: Option<String>,
-}
-
-/// The walsender that uses `slot`; without a slot, one whose application_name is `application_name`.
-/// A streaming one is preferred.
-pub(crate) fn replication_status(
-    slot: Option<&str>,
-    application_name: &str,
-) -> Result<Option<ReplicationStatus>> {
+/// This server's walsenders.
+pub(crate) fn walsenders() -> Result<Vec<Walsender>> {
     // Session data is cached until the end of the transaction: without this a loop never sees news.
     query::rows("SELECT pg_catalog.pg_stat_clear_snapshot()::text", &[])?;
-    let sql = "SELECT r.pid::text, r.state, r.application_name, pg_catalog.host(r.client_addr)
+    let sql = "SELECT r.pid::text, r.state, r.application_name, s.slot_name::text,
+                      pg_catalog.host(r.client_addr), r.client_port::text,
+                      pg_catalog.trunc(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - r.backend_start) * 1000)::bigint::text,
+                      (r.sent_lsn - '0/0'::pg_lsn)::text, (r.flush_lsn - '0/0'::pg_lsn)::text,
+                      (r.replay_lsn - '0/0'::pg_lsn)::text
                FROM pg_catalog.pg_stat_replication AS r
-               WHERE CASE WHEN $1::text IS NULL THEN r.application_name = $2::text
-                     ELSE r.pid IN (SELECT s.active_pid FROM pg_catalog.pg_get_replication_slots() AS s
-                                    WHERE s.slot_name = $1::text) END
-               ORDER BY r.state = 'streaming', r.pid";
-    let Some(mut row) = query::rows(sql, &[slot.into(), application_name.into()])?.pop() else {
-        return Ok(None);
+               LEFT JOIN pg_catalog.pg_get_replication_slots() AS s ON s.active_pid = r.pid";
+    query::rows(sql, &[])?.into_iter().map(walsender).collect()
+}
+
+fn walsender(mut row: query::Row) -> Result<Walsender> {
+    let pid = row.string("pid")?.and_then(|pid| pid.parse().ok()).unwrap_or(0);
+    let state = row.string("state")?.unwrap_or_default();
+    let application_name = row.string("application_name")?.unwrap_or_default();
+    let slot_name = row.string("slot_name")?;
+    let (host, port) = (row.string("client_addr")?, row.string("client_port")?);
+    let client = match (host, port) {
+        (Some(host), Some(port)) => {
+            let unknown = || Error::new(Kind::Internal, "could not read a walsender's client address");
+            // a link-local address may have its scope behind it
+            let address = host.split('%').next().unwrap_or_default().parse().map_err(|_| unknown())?;
+            Some(SocketAddr::new(address, port.parse().map_err(|_| unknown())?))
+        }
+        // a unix socket
+        _ => None,
     };
-    Ok(Some(ReplicationStatus {
-        pid: row.string("pid")?.and_then(|pid| pid.parse().ok()).unwrap_or(0),
-        state: row.string("state")?.unwrap_or_default(),
-        application_name: row.string("application_name")?.unwrap_or_default(),
-        client_addr: row.string("client_addr")?,
-    }))
+    // negative: the clock was set back
+    let age = row.string("backend_start")?.and_then(|age| age.parse::<i64>().ok()).unwrap_or(i64::MAX);
+    let age = age.max(0).cast_unsigned();
+    let mut lsn =
+        || -> Result<Option<u64>> { Ok(row.string("a position")?.and_then(|lsn| lsn.parse().ok())) };
+    let (sent, flushed, replayed) = (lsn()?, lsn()?, lsn()?);
+    Ok(Walsender { pid, state, application_name, slot_name, client, age, sent, flushed, replayed })
+}
+
+/// The major version: `15`.
+pub(crate) fn major_version() -> Result<u32> {
+    let version = setting("server_version_num")?.and_then(|version| version.parse::<u32>().ok());
+    version
+        .map(|version| version / 10_000)
+        .ok_or_else(|| Error::new(Kind::Internal, "could not read server_version_num"))
 }
 
 /// Ends the current WAL segment and returns the name of its file.

@@ -1,5 +1,6 @@
 //! Running clean-up code from `Drop`, whatever state the server is in.
 
+use std::io::Write;
 use std::panic::AssertUnwindSafe;
 
 use pgrx::{PgTryBuilder, pg_sys};
@@ -41,6 +42,7 @@ pub(super) fn quietly(what: &str, undo: impl FnOnce()) {
     .catch_rust_panic(|error| Some(format!("{error:?}")))
     .execute();
     if let Some(failure) = failure {
-        eprintln!("pgpool_recovery: could not {what}: {failure}");
+        // not eprintln!, which panics if the log's pipe is closed or its disk is full
+        let _ = writeln!(std::io::stderr(), "pgpool_recovery: could not {what}: {failure}");
     }
 }

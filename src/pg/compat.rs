@@ -38,6 +38,10 @@ pub(crate) fn reserve_setting_prefix(prefix: &'static CStr) {
     }
 }
 
+/// Whether libpq knows `require_auth`: the standby's, whose major version is this server's.
+pub(crate) const LIBPQ_HAS_REQUIRE_AUTH: bool =
+    !cfg!(any(feature = "pg13", feature = "pg14", feature = "pg15"));
+
 /// Creates a physical slot and makes it this session's: `ReplicationSlotCreate`.
 ///
 /// # Safety

@@ -4,6 +4,20 @@
 //! dropped, also while a PostgreSQL ERROR unwinds through Rust frames; see [`cleanup`].
 //! A FATAL error (a terminated backend) unwinds nothing: what must be undone then is undone by
 //! PostgreSQL itself (backup, ephemeral slot, progress) or ahead of time (see [`threads`]).
+//!
+//! A PostgreSQL function is called through pgrx's generated wrapper, which turns an ERROR (a longjmp) into a panic that
+//! unwinds; so do SPI and `direct_function_call`. The lint `ffi_unwind_calls` finds functions that have none. What is
+//! called or touched without one, and why it may be:
+//!
+//! | where | what | why no ERROR can jump over a frame of ours |
+//! |---|---|---|
+//! | [`log`] | `errstart`, `errmsg_internal`, `errdetail_internal`, `errhint`, `errhidestmt`, `errfinish` | called inside `pg_guard_ffi_boundary`, which is what the wrappers use, by a closure that owns nothing |
+//! | [`threads`] | `sigfillset`, `pthread_sigmask` | libc's; they raise nothing |
+//! | [`log`] | `error_context_stack` | a variable of this process, read and set |
+//! | [`interrupts`] | `ProcDiePending`, and `InterruptPending` in `check_for_interrupts!` | variables of this process, read |
+//! | [`slot`] | `MyReplicationSlot` and the slot it points to | the owner may read its slot (slot.h) |
+//! | [`compat`] | `MyProcPort` and the first field of the `Port` it points to | set once, when the session begins |
+//! | [`text`] | `varlena_to_byte_slice` | pgrx's, in Rust: reads memory that was detoasted before |
 #![allow(unsafe_code, reason = "this is the one place for calls into the server")]
 
 pub(crate) mod backup;

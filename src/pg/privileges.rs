@@ -13,6 +13,12 @@ pub(crate) fn caller_is_superuser() -> bool {
     unsafe { pg_sys::superuser() }
 }
 
+/// Whether the current user has the REPLICATION attribute, or is a superuser. Ask before [`Elevated::enter`].
+pub(crate) fn caller_may_replicate() -> bool {
+    // SAFETY: reads the session's user and the role catalogs.
+    unsafe { pg_sys::has_rolreplication(pg_sys::GetUserId()) }
+}
+
 /// The current user's name. Ask before [`Elevated::enter`].
 pub(crate) fn caller_name() -> Result<String> {
     // SAFETY: the name is a palloc'd C string, copied at once; an unknown role raises an ERROR.

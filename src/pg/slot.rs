@@ -14,18 +14,23 @@ use super::{catalog, cleanup, compat};
 /// Longest slot name in bytes: NAMEDATALEN with its NUL.
 const MAX_NAME: usize = 63;
 
-/// A physical slot held by this session, with WAL reserved. Dropping it lets go of the slot: one that
-/// [`Slot::reserve`] made disappears, one that it found stays as it was.
+/// A physical slot held by this session, with WAL reserved. Dropping it releases the slot: one that
+/// [`Slot::reserve`] made disappears, one that it found stays.
 #[derive(Debug)]
 pub(crate) struct Slot {
     name: String,
     created: bool,
+    /// Where the new standby's WAL begins. Older WAL is kept for the standby that is there, as long as that lasts.
+    start_lsn: u64,
 }
 
 impl Slot {
     /// Makes the slot, or takes over an inactive physical one of that name. One that has lost WAL, or
-    /// never reserved any, is of no use to its standby and is replaced.
-    pub(crate) fn reserve(name: &str) -> Result<Self> {
+    /// never reserved any, is of no use to its standby and is replaced. A slot that was made reserves from the last
+    /// checkpoint on, which may be later than `start_lsn`: ask [`Slot::reserves_from_start`].
+    ///
+    /// Called after the backup has started, whose checkpoint finds no session to terminate over an old slot.
+    pub(crate) fn reserve(name: &str, start_lsn: u64) -> Result<Self> {
         validate(name)?;
         let c_name = CString::new(name).expect("a valid slot name has no NUL byte");
         // SAFETY: reads a pointer of this process.
@@ -43,7 +48,7 @@ impl Slot {
             if found.is_usable() {
                 // SAFETY: the session holds no slot, as checked above.
                 unsafe { compat::acquire_slot(&c_name) };
-                return Ok(Self { name: name.to_owned(), created: false });
+                return Ok(Self { name: name.to_owned(), created: false, start_lsn });
             }
             // SAFETY: as above; the server takes and drops the slot, or raises an ERROR if another session
             // was faster.
@@ -55,7 +60,7 @@ impl Slot {
         unsafe { pg_sys::CheckSlotRequirements() };
         // SAFETY: the session holds no slot and the name is valid.
         unsafe { compat::create_ephemeral_slot(&c_name) };
-        let slot = Self { name: name.to_owned(), created: true };
+        let slot = Self { name: name.to_owned(), created: true, start_lsn };
         // SAFETY: MyReplicationSlot is the slot just made; the order is that of
         // create_physical_replication_slot() in slotfuncs.c.
         unsafe {
@@ -64,6 +69,31 @@ impl Slot {
             pg_sys::ReplicationSlotSave();
         }
         Ok(slot)
+    }
+
+    /// Whether all WAL of the backup is kept.
+    pub(crate) fn reserves_from_start(&self) -> bool {
+        self.restart_lsn() <= self.start_lsn
+    }
+
+    /// Another backup begins, later.
+    pub(crate) fn begin_at(&mut self, start_lsn: u64) {
+        self.start_lsn = start_lsn;
+    }
+
+    /// Gives up the WAL from before the backup: what was on the target is not going to follow any more.
+    pub(crate) fn forget_older(&self) -> Result<()> {
+        let older = self.restart_lsn();
+        if older == 0 || older >= self.start_lsn {
+            return Ok(());
+        }
+        // SAFETY: this session holds the slot, which is persistent; pg_replication_slot_advance() takes it itself.
+        unsafe { pg_sys::ReplicationSlotRelease() };
+        catalog::advance_slot(&self.name, self.start_lsn)?;
+        let c_name = CString::new(self.name.as_str()).expect("a valid slot name has no NUL byte");
+        // SAFETY: the session holds no slot now. Another one may have taken it meanwhile: an ERROR.
+        unsafe { compat::acquire_slot(&c_name) };
+        Ok(())
     }
 
     /// The oldest WAL position the slot keeps; 0 if the server invalidated the slot.
@@ -79,10 +109,12 @@ impl Slot {
     /// Fails if the server removed WAL that the slot should keep, or will at the next checkpoint.
     /// Cheap enough for several calls a second; outruns the checkpointer, which would terminate us.
     pub(crate) fn check_wal_reserved(&self) -> Result<()> {
-        use pg_sys::WALAvailability as Availability;
-        // SAFETY: reads shared memory under the server's own locks.
-        let availability = unsafe { pg_sys::GetWALAvailability(self.restart_lsn()) };
-        if matches!(availability, Availability::WALAVAIL_RESERVED | Availability::WALAVAIL_EXTENDED) {
+        if self.is_reserved() {
+            return Ok(());
+        }
+        // what only the standby that is there would need is not kept for it any more
+        self.forget_older()?;
+        if self.is_reserved() {
             return Ok(());
         }
         Err(Error::new(
@@ -95,6 +127,13 @@ impl Slot {
         .hint(
             "Increase max_slot_wal_keep_size, then run the recovery again: it sends only what still differs.",
         ))
+    }
+
+    fn is_reserved(&self) -> bool {
+        use pg_sys::WALAvailability as Availability;
+        // SAFETY: reads shared memory under the server's own locks.
+        let availability = unsafe { pg_sys::GetWALAvailability(self.restart_lsn()) };
+        matches!(availability, Availability::WALAVAIL_RESERVED | Availability::WALAVAIL_EXTENDED)
     }
 
     /// Makes the slot outlive this run and lets go of it, for the standby to use.

@@ -101,8 +101,23 @@ pub(crate) fn server_text(text: &str) -> String {
     plain.replace('\0', "?")
 }
 
+/// [`server_text`] that the client's encoding has, too: where that is another than UTF-8, characters outside ASCII
+/// are written as escapes. Converting them might raise an ERROR, and ASCII is the same in every encoding.
+pub(super) fn client_text(text: &str) -> String {
+    let text = server_text(text);
+    // SAFETY: reads a setting of the session.
+    if text.is_ascii() || holds_utf8(unsafe { pg_sys::pg_get_client_encoding() }) {
+        return text;
+    }
+    let escape = |c: char| if c.is_ascii() { c.to_string() } else { c.escape_unicode().to_string() };
+    text.chars().map(escape).collect()
+}
+
 fn takes_utf8() -> bool {
     // SAFETY: reads a setting of the session's database.
-    let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
+    holds_utf8(unsafe { pg_sys::GetDatabaseEncoding() })
+}
+
+fn holds_utf8(encoding: i32) -> bool {
     encoding == pg_sys::pg_enc::PG_UTF8 as i32 || encoding == pg_sys::pg_enc::PG_SQL_ASCII as i32
 }

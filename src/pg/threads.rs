@@ -5,14 +5,16 @@
 
 use std::any::Any;
 use std::mem::MaybeUninit;
+use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{Builder, scope};
 use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 
+use super::cleanup;
 use super::interrupts::{self, ClientWatch};
 
 /// How long the main thread sleeps at most between two looks at interrupts.
@@ -26,17 +28,18 @@ const LAST_WAIT: Duration = Duration::from_secs(3);
 /// Meanwhile this thread calls `tick` at least every 100 ms, acts on interrupts and notices a client
 /// that went away. If any of these fails, or an interrupt raises an ERROR, `cancel` is tripped and the
 /// thread is joined before the failure goes on its way: `job` must return soon after that, and may
-/// borrow from the caller. All signals are blocked in the thread and in those it makes.
+/// borrow from the caller. Should it not return (a disk that answers no more), the session can still be
+/// terminated. All signals are blocked in the thread and in those it makes.
 pub(crate) fn wait<T: Send>(
     cancel: &Cancel,
     tick: &mut dyn FnMut() -> Result<()>,
     job: impl FnOnce() -> Result<T> + Send,
 ) -> Result<T> {
     scope(|scope| {
-        // Declared inside the scope: tripped when this closure unwinds, before the scope joins.
-        let _trip = TripOnDrop(cancel);
         // Never sent to: the receiver wakes when the thread drops its end.
         let (running, finished) = channel::<()>();
+        // Declared inside the scope: acts when this closure unwinds, before the scope joins.
+        let finished = StopOnUnwind { cancel, finished };
         let thread = {
             let _blocked = BlockedSignals::all();
             Builder::new()
@@ -50,10 +53,10 @@ pub(crate) fn wait<T: Send>(
 
         let mut client = ClientWatch::new();
         let mut failure = None;
-        while finished.recv_timeout(TURN) == Err(RecvTimeoutError::Timeout) {
+        while runs(&finished.finished, TURN) {
             if interrupts::terminating() {
                 cancel.trip();
-                let _ = finished.recv_timeout(LAST_WAIT);
+                runs(&finished.finished, LAST_WAIT);
             }
             interrupts::check();
             if failure.is_none()
@@ -89,14 +92,75 @@ pub(crate) fn pause(duration: Duration) {
     }
 }
 
-struct TripOnDrop<'a>(&'a Cancel);
+/// Owns something whose drop joins threads, and drops it on a thread of its own: the session stays
+/// terminable should they not end.
+pub(crate) struct DropAside<T: Send + 'static>(Option<T>);
 
-impl Drop for TripOnDrop<'_> {
+impl<T: Send> DropAside<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(Some(value))
+    }
+}
+
+impl<T: Send> Deref for DropAside<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("taken by drop only")
+    }
+}
+
+impl<T: Send> DerefMut for DropAside<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_mut().expect("taken by drop only")
+    }
+}
+
+impl<T: Send + 'static> Drop for DropAside<T> {
+    fn drop(&mut self) {
+        let Some(value) = self.0.take() else { return };
+        let (running, finished) = channel::<()>();
+        let blocked = BlockedSignals::all();
+        // where no thread can be made, the value is dropped here
+        let thread = Builder::new().name("pgpool_recovery".to_owned()).spawn(move || {
+            let _running = running;
+            drop(value);
+        });
+        drop(blocked);
+        wait_terminably(&finished);
+        let _ = thread.map(std::thread::JoinHandle::join);
+    }
+}
+
+/// Stops the thread that holds the channel's other end, and waits for it, if it is dropped by an ERROR
+/// that unwinds.
+struct StopOnUnwind<'a> {
+    cancel: &'a Cancel,
+    finished: Receiver<()>,
+}
+
+impl Drop for StopOnUnwind<'_> {
     fn drop(&mut self) {
         // On the way out of a normal return the thread is joined and tripping would spoil a switch
         // that the caller goes on using.
         if std::thread::panicking() {
-            self.0.trip();
+            self.cancel.trip();
+            wait_terminably(&self.finished);
+        }
+    }
+}
+
+/// Whether the thread that holds the channel's other end still runs after this time.
+fn runs(finished: &Receiver<()>, time: Duration) -> bool {
+    finished.recv_timeout(time) == Err(RecvTimeoutError::Timeout)
+}
+
+/// Waits for a thread where no ERROR may be raised. A session that is terminated meanwhile exits under it.
+fn wait_terminably(finished: &Receiver<()>) {
+    while runs(finished, TURN) {
+        if interrupts::terminating() && runs(finished, LAST_WAIT) {
+            // a pending termination goes before a cancel: this does not return
+            cleanup::quietly("end the session", interrupts::check);
         }
     }
 }

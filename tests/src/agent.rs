@@ -1,7 +1,7 @@
 //! An agent, as the operator runs it.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 
 use rustix::process::Signal;
 
@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::ports::Port;
 use crate::process::{self, Daemon, Finished};
 use crate::scratch::Scratch;
-use crate::{server, wait};
+use crate::{account, server, wait};
 
 /// A running `pgpool-recovery-agent serve`.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub struct Agent {
     config: PathBuf,
     log: PathBuf,
     host: Host,
+    /// Whether it is process 1 of a namespace.
+    contained: bool,
     port: u16,
     /// None: a port of a namespace, which nobody else can take.
     _claim: Option<Port>,
@@ -34,7 +36,18 @@ impl Agent {
 
     /// An agent on a port of the caller's choice.
     pub fn start_at(scratch: &Scratch, host: &Host, port: u16, secret: &Path, directories: &[&Path]) -> Self {
-        Self::start_on(scratch, host, port, &config(&format!("0.0.0.0:{port}"), secret, directories))
+        let text = config(&format!("0.0.0.0:{port}"), secret, directories);
+        Self::start_on(scratch, host, port, &text, false)
+    }
+
+    /// An agent that is process 1 of a pid namespace of its own, as in a container. End it with [`Self::kill`].
+    pub fn start_as_process_1(scratch: &Scratch, secret: &Path, directories: &[&Path]) -> Self {
+        let claim = Port::claim();
+        let port = claim.number();
+        let text = config(&format!("0.0.0.0:{port}"), secret, directories);
+        let mut agent = Self::start_on(scratch, &Host::here(), port, &text, true);
+        agent._claim = Some(claim);
+        agent
     }
 
     /// An agent with these settings and `[[cluster]]` sections.
@@ -42,17 +55,17 @@ impl Agent {
         let claim = Port::claim();
         let port = claim.number();
         let text = config(&format!("0.0.0.0:{port}"), secret, &[]) + clusters;
-        let mut agent = Self::start_on(scratch, host, port, &text);
+        let mut agent = Self::start_on(scratch, host, port, &text, false);
         agent._claim = Some(claim);
         agent
     }
 
-    fn start_on(scratch: &Scratch, host: &Host, port: u16, text: &str) -> Self {
+    fn start_on(scratch: &Scratch, host: &Host, port: u16, text: &str, contained: bool) -> Self {
         let name = format!("agent-{}-{port}", host.address());
         let config = scratch.write(format!("{name}.toml"), text, 0o600);
         let log = scratch.join(format!("{name}.log"));
-        let daemon = Daemon::spawn(serve(host, &config), &log, Signal::TERM);
-        let mut agent = Self { daemon, config, log, host: host.clone(), port, _claim: None };
+        let daemon = Daemon::spawn(serve(host, &config, contained), &log, Signal::TERM);
+        let mut agent = Self { daemon, config, log, host: host.clone(), contained, port, _claim: None };
         agent.wait_until_listening();
         agent
     }
@@ -78,6 +91,21 @@ impl Agent {
         process::anonymous_memory(self.pid()).expect("the agent runs")
     }
 
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the agent runs").count()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&mut self, signal: Signal) {
+        self.daemon.signal(signal);
+    }
+
+    /// Its exit status, once it has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.daemon.ended()
+    }
+
     /// SIGTERM, and its exit status.
     pub fn stop(&mut self) -> ExitStatus {
         self.daemon.stop()
@@ -90,7 +118,7 @@ impl Agent {
 
     /// Starts it again on the same port with the same configuration.
     pub fn restart(&mut self) {
-        self.daemon = Daemon::spawn(serve(&self.host, &self.config), &self.log, Signal::TERM);
+        self.daemon = Daemon::spawn(serve(&self.host, &self.config, self.contained), &self.log, Signal::TERM);
         self.wait_until_listening();
     }
 
@@ -114,10 +142,20 @@ impl Agent {
     }
 }
 
-fn serve(host: &Host, config: &Path) -> std::process::Command {
+fn serve(host: &Host, config: &Path, contained: bool) -> Command {
     let mut command = host.agent();
     command.args(["serve", "--config"]).arg(config);
-    command
+    if !contained {
+        return command;
+    }
+    // entering a namespace takes root, so setpriv gives it up inside
+    let account = account::postgres();
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc", "setpriv", "--clear-groups"]);
+    unshare.args(["--reuid", &account.uid.to_string(), "--regid", &account.gid.to_string()]);
+    unshare.arg(command.get_program()).args(command.get_args()).env_clear().current_dir("/");
+    unshare.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    unshare
 }
 
 /// The text of an agent.toml.

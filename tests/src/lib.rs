@@ -19,6 +19,7 @@ pub mod document;
 pub mod dump;
 pub mod error_table;
 pub mod fake_agent;
+pub mod fake_server;
 pub mod host;
 pub mod mount;
 pub mod netns;

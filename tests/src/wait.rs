@@ -22,3 +22,15 @@ pub fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T
 pub fn until_true(what: &str, limit: Duration, mut probe: impl FnMut() -> bool) {
     until(what, limit, || probe().then_some(()));
 }
+
+/// Whether `probe` says yes within `limit`, for a test that must tidy up before it fails.
+pub fn try_until(limit: Duration, mut probe: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while !probe() {
+        if start.elapsed() >= limit {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    true
+}

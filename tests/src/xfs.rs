@@ -57,6 +57,18 @@ impl Xfs {
         self.mount().expect("the disk");
     }
 
+    /// From now on whoever writes waits.
+    #[track_caller]
+    pub fn freeze(&self) {
+        must(Command::new("xfs_freeze").arg("-f").arg(&self.path).output(), "xfs_freeze -f").expect("frozen");
+    }
+
+    /// Writes go on.
+    #[track_caller]
+    pub fn thaw(&self) {
+        must(Command::new("xfs_freeze").arg("-u").arg(&self.path).output(), "xfs_freeze -u").expect("thawed");
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -77,6 +89,8 @@ fn must(output: std::io::Result<Output>, what: &str) -> Result<(), String> {
 
 impl Drop for Xfs {
     fn drop(&mut self) {
+        // a test that failed may have left it frozen
+        let _ = Command::new("xfs_freeze").arg("-u").arg(&self.path).output();
         // The loop device goes with the mount. Lazily, should something still stand in it.
         let unmounted = Command::new("umount").arg(&self.path).output();
         if !unmounted.is_ok_and(|output| output.status.success()) {

@@ -49,6 +49,7 @@ fn every_step_is_there() {
         "configuration",
         "port",
         "primary_is_primary",
+        "recovery_settings",
         "replication_login",
         "replication_slot",
         "replication_user",
@@ -62,6 +63,8 @@ fn every_step_is_there() {
         "target_reachable",
         "target_stopped",
         "target_version",
+        "target_wal",
+        "unarchived_wal",
         "wal_level",
         "wal_senders",
     ];
@@ -143,8 +146,10 @@ fn a_port_that_is_taken_does_not_stop_a_recovery() {
     let scratch = Scratch::new();
     let primary = Cluster::primary(&scratch);
     let target = Cluster::place(&scratch, &Host::here(), "target");
-    let other = TcpListener::bind("127.0.0.1:0").expect("listen");
-    let port = other.local_addr().expect("address").port();
+    // not one that the kernel gives to connections, which would be in use again at once
+    let claim = ports::Port::claim();
+    let port = claim.number();
+    let other = TcpListener::bind(("127.0.0.1", port)).expect("listen");
     let recovery = Recovery::of(&target, &primary).option("dest_port", port);
     let report = recovery.run(&primary);
     assert!(report.at("/warnings").to_string().contains(&format!("port {port} is in use")), "{}", report.0);

@@ -316,7 +316,7 @@ fn closed_directories_and_strange_names_are_no_obstacle() {
     std::fs::write(unchangeable.join("file"), "x").expect("made");
     account::give(&unchangeable);
     std::fs::set_permissions(&unchangeable, std::fs::Permissions::from_mode(0o500)).expect("closed");
-    let own = ["base/1", "pg_xact", "global"].map(|name| standby.directory().join(name));
+    let own = ["base/1", "pg_xact"].map(|name| standby.directory().join(name));
     for closed in own.into_iter().chain([surplus]) {
         std::fs::set_permissions(closed, std::fs::Permissions::from_mode(0o000)).expect("closed");
     }

@@ -401,6 +401,16 @@ fn a_disk_that_dies(way: Way) {
         eprintln!("{way:?}, {moment:?}");
         stage.break_off(moment, |stage, _| stage.xfs.as_ref().expect("a disk").pull_the_plug());
         stage.xfs.as_ref().expect("a disk").plug_in();
+        if moment == Moment::End && !stage.target.has("pgpool_recovery.incomplete") {
+            // The WAL had come before the plug was out, and the disk died in the last sync: the marker's removal lasts,
+            // its success was never told. Everything else was synced before, so next to nothing is missing.
+            assert!(stage.target.has("global/pg_control"), "neither marker nor pg_control");
+            stage.witness.assert_served();
+            probe::assert_nothing_left(&stage.primary);
+            stage.assert_own_files();
+            stage.assert_next_run_completes(stage.left_at(moment));
+            continue;
+        }
         stage.assert_broken_off();
         stage.assert_next_run_completes(u64::MAX);
     }
@@ -478,7 +488,7 @@ fn an_unreadable_file(way: Way) {
     error.says("unreadable").says("permission denied");
     stage.witness.assert_served();
     probe::assert_nothing_left(&stage.primary);
-    assert!(!stage.target.try_start().status.success(), "an incomplete target started");
+    assert!(!stage.target.has("pgpool_recovery.incomplete"), "it was refused before anything changed");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("chmod");
     stage.assert_next_run_completes(u64::MAX);
 }

@@ -115,3 +115,24 @@ fn a_pgpool_that_dies_in_the_middle_leaves_no_run_behind() {
     remote_start(&primary, "localhost", second.dir());
     compare::stop_and_compare(&primary, &second).assert_none();
 }
+
+#[test]
+fn a_role_with_replication_and_execute_recovers_a_node() {
+    let scratch = Scratch::new();
+    let directories = scratch.path().display();
+    let primary =
+        node(&scratch, "node0").with("pgpool_recovery.local_directories", directories).into_primary();
+    primary.execute("CREATE ROLE recovery LOGIN REPLICATION");
+    for database in ["template1", "postgres"] {
+        let grant = "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO recovery";
+        primary.connect_to(database).batch_execute(grant).expect(grant);
+    }
+    let second = node(&scratch, "node1");
+    let pgpool =
+        Setup::new(&scratch, &Host::here(), &[&primary, &second]).with("recovery_user", "recovery").start();
+    pgpool.wait_for_node(1, "down", "standby", "");
+    pgpool.recover(1).unwrap_or_else(|error| panic!("{error}\n{}\n{}", primary.log(), pgpool.log()));
+    pgpool.wait_for_node(1, "up", "standby", "streaming");
+    let conf = second.read("myrecovery.conf");
+    assert!(conf.contains("user=recovery"), "{conf}");
+}

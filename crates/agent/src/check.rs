@@ -2,6 +2,7 @@
 
 use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::receiver::configured;
 use pgpool_recovery_core::receiver::inspect::inspect;
 use pgpool_recovery_core::receiver::policy::{Cluster, Policy};
 use pgpool_recovery_core::secret::Secret;
@@ -40,11 +41,27 @@ fn problems(policy: &Policy, cluster: &Cluster) -> Vec<Error> {
         let message = format!("config_file \"{}\" does not read myrecovery.conf", file.display());
         Error::new(Kind::TargetRefused, message)
             .detail(
-                "Recoveries add the line, but the file is missing, not UTF-8, or not writable for this user.",
+                "Recoveries add the line, but the file is missing, too large, or not writable for this user.",
             )
             .hint("Run the check as the agent's user; correct config_file, or the file's owner and mode.")
     });
-    configuration.into_iter().chain(found.starter.err()).collect()
+    let elsewhere = found
+        .elsewhere
+        .as_ref()
+        .map(|elsewhere| configured::refusal(Kind::TargetRefused, &cluster.data_directory, elsewhere));
+    let settings = &found.recovery_settings;
+    let whose = "The configuration of the standby";
+    let settings = [
+        settings.demand_no_conflict(whose).err(),
+        settings.demand_readable(whose, |path| path.starts_with(&cluster.data_directory)).err(),
+        settings.advice().err(),
+    ];
+    configuration
+        .into_iter()
+        .chain(elsewhere)
+        .chain(settings.into_iter().flatten())
+        .chain(found.starter.err())
+        .collect()
 }
 
 #[cfg(test)]
@@ -52,6 +69,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    fn programs_of(cluster: &Cluster) -> std::path::PathBuf {
+        cluster.bin_directory.join("postgres")
+    }
 
     fn said(cluster: &Cluster) -> Vec<String> {
         let policy = Policy::Listed(vec![cluster.clone()]);
@@ -64,7 +85,10 @@ mod tests {
         let file = |name: &str| directory.path().join(name);
         let programs = file("bin");
         std::fs::create_dir(&programs).expect("make");
-        std::os::unix::fs::symlink("/bin/true", programs.join("postgres")).expect("link");
+        // what "postgres -C data_directory -D DIRECTORY" says where none is configured
+        std::fs::write(programs.join("postgres"), "#!/bin/sh\necho \"$4\"\n").expect("write");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(programs.join("postgres"), mode).expect("set mode");
         let mut cluster = Cluster {
             data_directory: file("data"),
             bin_directory: programs,
@@ -81,6 +105,17 @@ mod tests {
         std::fs::write(file("postgresql.conf"), "port = 1\n").expect("write");
         cluster.start_command = Some(vec!["true".to_owned()]);
         assert_eq!(said(&cluster), [""; 0]);
+        std::fs::write(file("postgresql.conf"), "include 'none.conf'\nrestore_command = 'x'\n")
+            .expect("write");
+        let told = said(&cluster);
+        assert!(
+            told.len() == 2 && told[0].contains("none.conf") && told[1].contains("restore_command"),
+            "{told:?}"
+        );
+        std::fs::write(file("postgresql.conf"), "port = 1\n").expect("write");
+        std::fs::write(programs_of(&cluster), "#!/bin/sh\necho /another/place\n").expect("write");
+        let told = said(&cluster);
+        assert!(told.len() == 1 && told[0].contains("belongs to another directory"), "{told:?}");
         std::fs::write(file("data"), "").expect("write");
         let told = said(&cluster);
         assert!(told.len() == 1 && told[0].contains("is not a directory"), "{told:?}");

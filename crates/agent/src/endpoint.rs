@@ -1,19 +1,19 @@
 //! The endpoint that Prometheus asks: HTTP, one resource, one request a connection.
 //!
-//! A fixed number of threads accept and answer, and each connection has a deadline: clients that are slow
-//! or many wait for each other, and for nothing else do they make the agent wait or grow.
+//! One thread serves all connections, none of which it waits for ([`crate::door`]): clients that are slow or many
+//! make the agent neither wait nor grow, and keep no other client out.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::{Error, Result};
 use tracing::{error, warn};
 
-/// Connections served at a time; more wait in the kernel's queue, which is bounded.
-const THREADS: usize = 8;
+use crate::door::{Door, End, Reception, Step, Visit};
+
+/// Connections served at a time. Another one displaces the oldest.
+const CONNECTIONS: usize = 256;
 
 /// Most bytes of a request.
 const REQUEST: usize = 8 << 10;
@@ -24,70 +24,134 @@ const HEADERS: usize = 64;
 /// How long a connection may last.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// How long its request may take to come. Every local user can connect: a full queue of those who say nothing is
-/// through before Prometheus loses patience (10 s).
-const REQUEST_DEADLINE: Duration = Duration::from_millis(250);
+/// How long a page is good for: making one takes a look at every data directory.
+const GOOD: Duration = Duration::from_millis(100);
 
 /// Starts to listen on `address`; `/metrics` is what `page` makes. Returns the address, for one with port 0.
 pub(crate) fn start(
     address: SocketAddr,
-    page: impl Fn() -> Result<String> + Send + Sync + 'static,
+    page: impl Fn() -> Result<String> + Send + 'static,
 ) -> Result<SocketAddr> {
-    let listener = TcpListener::bind(address).map_err(|error| {
-        Error::io(format_args!("listen on {address} for metrics"), &error)
-            .hint("Choose another port with \"metrics\" in agent.toml.")
-    })?;
-    let address = listener.local_addr().map_err(Error::on("ask for the listening address"))?;
-    let shared = Arc::new((listener, page));
-    for _ in 0..THREADS {
-        let shared = Arc::clone(&shared);
-        let serve = move || {
-            let (listener, page) = &*shared;
-            loop {
-                match listener.accept() {
-                    // a client that left or was too slow is nothing to report
-                    Ok((socket, _)) => {
-                        let conversation = AssertUnwindSafe(|| converse(&socket, page));
-                        if catch_unwind(conversation).is_err() {
-                            error!("could not answer Prometheus: an internal error");
-                        }
-                    }
-                    // out of file descriptors, most likely: let some connections end
-                    Err(_) => std::thread::sleep(Duration::from_millis(100)),
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("metrics".to_owned()).spawn(serve);
-        thread.map_err(Error::on("start a thread"))?;
-    }
+    let (door, closer) =
+        Door::open(address, CONNECTIONS, DEADLINE, Endpoint { page, made: None }).map_err(|error| {
+            Error::io(format_args!("listen on {address} for metrics"), &error)
+                .hint("Choose another port with \"metrics\" in agent.toml.")
+        })?;
+    let address = door.address();
+    let serve = move || {
+        let _open = closer;
+        if let Err(error) = door.run() {
+            error!("no more metrics: {error}");
+        }
+    };
+    let thread = std::thread::Builder::new().name("metrics".to_owned()).spawn(serve);
+    thread.map_err(Error::on("start a thread"))?;
     Ok(address)
 }
 
-fn converse(socket: &TcpStream, page: &impl Fn() -> Result<String>) -> io::Result<()> {
-    let begun = Instant::now();
-    let mut timed = Timed { socket, deadline: begun + REQUEST_DEADLINE };
-    let mut bytes = Vec::new();
-    let (asked, has_body) = read(&mut timed, &mut bytes)?;
-    timed.deadline = begun + DEADLINE;
-    let answer = match asked {
-        Asked::Page => match page() {
-            Ok(text) => {
-                Answer { status: "200 OK", content: "text/plain; version=0.0.4; charset=utf-8", text }
+struct Endpoint<F> {
+    page: F,
+    /// The last page.
+    made: Option<(Instant, String)>,
+}
+
+impl<F: Fn() -> Result<String>> Endpoint<F> {
+    fn answer(&mut self, asked: &Asked) -> Answer {
+        match asked {
+            Asked::Page => match self.page() {
+                Ok(text) => {
+                    Answer { status: "200 OK", content: "text/plain; version=0.0.4; charset=utf-8", text }
+                }
+                Err(error) => {
+                    warn!("could not answer Prometheus: {error}");
+                    Answer::refusal("500 Internal Server Error")
+                }
+            },
+            Asked::Other => Answer::refusal("404 Not Found"),
+            Asked::Method => Answer::refusal("405 Method Not Allowed\r\nAllow: GET, HEAD"),
+            Asked::Nonsense => Answer::refusal("400 Bad Request"),
+        }
+    }
+
+    fn page(&mut self) -> Result<String> {
+        if let Some((made, text)) = &self.made
+            && made.elapsed() < GOOD
+        {
+            return Ok(text.clone());
+        }
+        let text = (self.page)()?;
+        self.made = Some((Instant::now(), text.clone()));
+        Ok(text)
+    }
+}
+
+/// How far the conversation with a client has come.
+enum Exchange {
+    /// What there is of the request.
+    Asking(Vec<u8>),
+    /// The rest of the answer.
+    Answering(io::Cursor<Vec<u8>>),
+    /// Bytes that may still come. What is left unread would make the kernel reset the connection, and the answer
+    /// would be lost.
+    Closing(usize),
+}
+
+impl<F: Fn() -> Result<String>> Reception for Endpoint<F> {
+    type Guest = Exchange;
+
+    fn welcome(&mut self) -> Exchange {
+        Exchange::Asking(Vec::new())
+    }
+
+    fn advance(&mut self, visit: &mut Visit<Exchange>) -> Step {
+        loop {
+            let step = match &mut visit.guest {
+                Exchange::Asking(bytes) => read(&visit.socket, bytes).map(|(asked, has_body)| {
+                    Exchange::Answering(io::Cursor::new(self.answer(&asked).encode(has_body)))
+                }),
+                Exchange::Answering(rest) => write(&visit.socket, rest).map(|()| Exchange::Closing(REQUEST)),
+                Exchange::Closing(rest) => match drain(&visit.socket, rest) {
+                    Ok(()) => return Step::Ended,
+                    Err(error) => Err(error),
+                },
+            };
+            match step {
+                Ok(next) => visit.guest = next,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let is_writing = matches!(visit.guest, Exchange::Answering(_));
+                    return if is_writing { Step::Write } else { Step::Read };
+                }
+                // a client that left or was too slow is nothing to report
+                Err(_) => return Step::Ended,
             }
-            Err(error) => {
-                warn!("could not answer Prometheus: {error}");
-                Answer::refusal("500 Internal Server Error")
-            }
-        },
-        Asked::Other => Answer::refusal("404 Not Found"),
-        Asked::Method => Answer::refusal("405 Method Not Allowed\r\nAllow: GET, HEAD"),
-        Asked::Nonsense => Answer::refusal("400 Bad Request"),
-    };
-    answer.write(&mut timed, has_body)?;
-    // what is left unread would make the kernel reset the connection, and the answer would be lost
-    socket.shutdown(Shutdown::Write)?;
-    timed.deadline = Instant::now() + REQUEST_DEADLINE;
-    io::copy(&mut timed.take(REQUEST as u64), &mut io::sink())?;
+        }
+    }
+
+    fn leave(&mut self, _visit: Visit<Exchange>, _end: End) {}
+}
+
+fn write(mut socket: &TcpStream, rest: &mut io::Cursor<Vec<u8>>) -> io::Result<()> {
+    loop {
+        let at = usize::try_from(rest.position()).unwrap_or(usize::MAX);
+        let left = rest.get_ref().get(at..).unwrap_or_default();
+        if left.is_empty() {
+            return socket.shutdown(Shutdown::Write);
+        }
+        let count = socket.write(left)?;
+        rest.set_position(rest.position() + count as u64);
+    }
+}
+
+fn drain(mut socket: &TcpStream, rest: &mut usize) -> io::Result<()> {
+    let mut part = [0; 1024];
+    while *rest > 0 {
+        let count = socket.read(&mut part)?;
+        if count == 0 {
+            break;
+        }
+        *rest = rest.saturating_sub(count);
+    }
     Ok(())
 }
 
@@ -99,10 +163,10 @@ enum Asked {
 }
 
 /// What is asked for, and whether the answer has a body.
-fn read(timed: &mut Timed<'_>, bytes: &mut Vec<u8>) -> io::Result<(Asked, bool)> {
+fn read(mut socket: &TcpStream, bytes: &mut Vec<u8>) -> io::Result<(Asked, bool)> {
     let mut part = [0; 1024];
     loop {
-        let count = timed.read(&mut part)?;
+        let count = socket.read(&mut part)?;
         bytes.extend_from_slice(&part[..count]);
         let mut headers = [httparse::EMPTY_HEADER; HEADERS];
         let mut request = httparse::Request::new(&mut headers);
@@ -139,50 +203,21 @@ impl Answer {
         Self { status, content: "text/plain; charset=utf-8", text }
     }
 
-    fn write(&self, timed: &mut Timed<'_>, has_body: bool) -> io::Result<()> {
+    fn encode(&self, has_body: bool) -> Vec<u8> {
         let Self { status, content, text } = self;
         let head = format!(
             "HTTP/1.1 {status}\r\nContent-Type: {content}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
             text.len()
         );
-        timed.write_all(head.as_bytes())?;
-        if has_body { timed.write_all(text.as_bytes()) } else { Ok(()) }
-    }
-}
-
-/// A socket of which every use ends at one moment.
-struct Timed<'a> {
-    socket: &'a TcpStream,
-    deadline: Instant,
-}
-
-impl Timed<'_> {
-    fn left(&self) -> io::Result<Option<Duration>> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
-    }
-}
-
-impl Read for Timed<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.socket.set_read_timeout(self.left()?)?;
-        self.socket.read(buffer)
-    }
-}
-
-impl Write for Timed<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.set_write_timeout(self.left()?)?;
-        self.socket.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        [head.as_bytes(), if has_body { text.as_bytes() } else { b"" }].concat()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     fn endpoint() -> SocketAddr {
@@ -226,17 +261,58 @@ mod tests {
         }
     }
 
+    /// Ends the floods of a test, also if it fails.
+    struct Stop<'a>(&'a AtomicBool);
+
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Connections without an end, of which each says `said`.
+    fn flood(address: SocketAddr, said: &[u8], stop: &AtomicBool) {
+        let mut crowd = VecDeque::new();
+        while !stop.load(Ordering::Relaxed) {
+            if let Ok(mut socket) = TcpStream::connect_timeout(&address, Duration::from_millis(100)) {
+                let _ = socket.write_all(said);
+                crowd.push_back(socket);
+            }
+            if crowd.len() > CONNECTIONS {
+                crowd.pop_front();
+            }
+        }
+    }
+
+    /// Prometheus asks again after a while if it gets no answer.
+    fn scrape(address: SocketAddr) -> io::Result<String> {
+        let mut socket = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
+        socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+        socket.write_all(b"GET /metrics HTTP/1.1\r\n\r\n")?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
     #[test]
-    fn those_who_say_nothing_do_not_keep_others_out() {
+    fn a_flood_keeps_nobody_out() {
         let address = endpoint();
-        let start = Instant::now();
-        // as many as fit into the kernel's queue
-        let silent: Vec<TcpStream> =
-            (0..100 + THREADS).map(|_| TcpStream::connect(address).expect("connect")).collect();
-        let answer = ask(address, b"GET /metrics HTTP/1.1\r\n\r\n");
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
-        drop(silent);
+        for said in [&b""[..], b"GET /metrics HTTP/1.1\r\nX: ", b"GET /metrics HTTP/1.1\r\n\r\n", b"\x16\x03"]
+        {
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let guard = Stop(&stop);
+                for _ in 0..2 {
+                    scope.spawn(|| flood(address, said, &stop));
+                }
+                let answers: Vec<_> = (0..10)
+                    .filter_map(|_| scrape(address).ok())
+                    .filter(|answer| answer.starts_with("HTTP/1.1 200 "))
+                    .collect();
+                drop(guard);
+                assert!(answers.len() >= 7, "{} of 10 are answered", answers.len());
+            });
+        }
     }
 
     #[test]
@@ -244,14 +320,23 @@ mod tests {
         let calls = std::sync::atomic::AtomicUsize::new(0);
         let page = move || {
             let call = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            assert!(call >= 2 * THREADS, "a bug");
+            assert!(call >= 3, "a bug");
             Ok(String::new())
         };
         let address = start(SocketAddr::from(([127, 0, 0, 1], 0)), page).expect("listen");
-        for _ in 0..2 * THREADS {
+        for _ in 0..3 {
             assert_eq!(ask(address, b"GET /metrics HTTP/1.1\r\n\r\n"), "");
         }
         let answer = ask(address, b"GET /metrics HTTP/1.1\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+
+    #[test]
+    fn a_client_that_reads_late_gets_all_of_a_long_page() {
+        let long = "up 1\n".repeat(2 << 20);
+        let page = long.clone();
+        let address = start(SocketAddr::from(([127, 0, 0, 1], 0)), move || Ok(page.clone())).expect("listen");
+        let answer = ask(address, b"GET /metrics HTTP/1.1\r\n\r\n");
+        assert!(answer.ends_with(&long), "{} bytes", answer.len());
     }
 }

@@ -11,9 +11,12 @@ use pgpool_recovery_core::secret::Secret;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
+mod agent;
 mod check;
 mod config;
+mod door;
 mod endpoint;
+mod init;
 mod manual;
 mod metrics;
 mod serve;
@@ -35,7 +38,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Listen for primaries until SIGTERM.
+    /// Listen for primaries until SIGTERM. SIGHUP reads configuration and secret again.
     Serve {
         /// The configuration file.
         #[arg(long, default_value = "/etc/pgpool-recovery/agent.toml")]
@@ -100,7 +103,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Serve { config } => serve::serve(Config::read(&config)?),
+        Command::Serve { .. } if init::is_process_1() => init::run(),
+        Command::Serve { config } => serve::serve(&config),
         Command::Status { config, host, json } => status::print(&Config::read(&config)?, host, json),
         Command::Secret { output } => Secret::random()?.write(&output),
         Command::Completion { shell } => {

@@ -59,7 +59,11 @@ fn render(status: &Status, connections: u64, refused: u64) -> prometheus::Result
         "Whether the directory cannot be started: a recovery is in progress or broke off.",
         &[DIRECTORY],
     )?;
-    let server = page.gauge("server_running", "Whether a server runs on the directory.", &[DIRECTORY])?;
+    let server = page.gauge(
+        "server_running",
+        "Whether a server runs on the directory; absent if that cannot be told.",
+        &[DIRECTORY],
+    )?;
     let success = page.gauge(
         "last_success_timestamp_seconds",
         "When the last recovery succeeded, since 1970; absent if none has since the agent's start.",
@@ -85,7 +89,10 @@ fn render(status: &Status, connections: u64, refused: u64) -> prometheus::Result
         planned.with_label_values(name).set(of_run(|run| run.bytes));
         done.with_label_values(name).set(of_run(|run| run.moved.compared));
         incomplete.with_label_values(name).set(directory.incomplete.into());
-        server.with_label_values(name).set(directory.server.is_some().into());
+        // no sample rather than a wrong one
+        if directory.server_unknown.is_none() {
+            server.with_label_values(name).set(directory.server.is_some().into());
+        }
         if let Some(moment) = account.last_success {
             success.with_label_values(name).set(moment);
         }
@@ -188,5 +195,9 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
         }
         assert!(!text.contains("last_success"), "{text}");
+        let mut status = running();
+        status.directories[0].server_unknown = Some("why".to_owned());
+        let text = page(&status, 0, 0).expect("a page");
+        assert!(!text.contains("server_running{"), "it may run: {text}");
     }
 }

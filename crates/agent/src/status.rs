@@ -53,11 +53,12 @@ fn describe(status: &Status, place: &str) -> String {
 }
 
 fn describe_directory(directory: &Directory, text: &mut String) -> std::fmt::Result {
-    let Directory { data_directory, server, incomplete, marker, account } = directory;
+    let Directory { data_directory, server, server_unknown, incomplete, marker, account } = directory;
     writeln!(text, "\n{}", data_directory.display())?;
-    match server {
-        Some(process) => writeln!(text, "  server    running, process {process}")?,
-        None => writeln!(text, "  server    not running")?,
+    match (server, server_unknown) {
+        (Some(process), _) => writeln!(text, "  server    running, process {process}")?,
+        (None, Some(why)) => writeln!(text, "  server    unknown: {why}")?,
+        (None, None) => writeln!(text, "  server    not running")?,
     }
     match (&account.running, incomplete) {
         (Some(run), _) => writeln!(text, "  recovery  in progress: {}", progress(run))?,
@@ -186,6 +187,7 @@ pub(crate) mod tests {
         status(Directory {
             data_directory: "/srv/\"a\"".into(),
             server: Some(4711),
+            server_unknown: None,
             incomplete: false,
             marker: None,
             account: Account {
@@ -205,12 +207,13 @@ pub(crate) mod tests {
         status(Directory {
             data_directory: "/srv/b".into(),
             server: None,
+            server_unknown: None,
             incomplete: true,
             marker: Some(Marker {
-                note: String::new(),
                 system_identifier: 7,
                 timeline: 1,
                 started: u64::MAX,
+                ..Marker::default()
             }),
             account: Account { running: Some(run(State::Data)), ..Account::default() },
         })
@@ -246,6 +249,14 @@ pub(crate) mod tests {
             Some(Run { bytes: 0, milliseconds: 0, ..run(State::Durable) });
         let text = describe(&status, "x");
         assert!(text.contains("100 %") && text.contains("now being made durable"), "{text}");
+    }
+
+    #[test]
+    fn a_server_that_cannot_be_told_is_unknown() {
+        let mut status = running();
+        status.directories[0].server_unknown = Some("\"/proc/7/cwd\" could not be read".to_owned());
+        let text = describe(&status, "x");
+        assert!(text.contains("  server    unknown: \"/proc/7/cwd\" could not be read\n"), "{text}");
     }
 
     #[test]

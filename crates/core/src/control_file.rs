@@ -46,6 +46,9 @@ pub struct ControlFile {
     pub state: State,
     /// Timeline of the latest checkpoint.
     pub timeline: u32,
+    /// Of a server that replays: the timeline up to which it must replay again before it is consistent
+    /// (minRecoveryPointTLI). It may be later than that of the checkpoint; 0 if the server was none.
+    pub min_recovery_timeline: u32,
     /// Size of a data page, bytes.
     pub block_size: u32,
     /// Pages in one segment file of a relation.
@@ -92,6 +95,7 @@ impl ControlFile {
             catalog_version: field(12)?,
             state,
             timeline: field(48)?,
+            min_recovery_timeline: field(144)?,
             block_size: field(216)?,
             relation_segment_blocks: field(220)?,
             wal_segment_size: field(228)?,
@@ -130,6 +134,7 @@ pub(crate) mod tests {
         put(12, 202_209_061);
         put(16, 1);
         put(48, 3);
+        put(144, 4);
         put(216, 8192);
         put(220, 131_072);
         put(228, 16 << 20);
@@ -145,6 +150,7 @@ pub(crate) mod tests {
         let control = ControlFile::parse(&sample(0x1122_3344_5566_7788)).expect("valid");
         assert_eq!(control.system_identifier, 0x1122_3344_5566_7788);
         assert_eq!((control.timeline, control.state), (3, State::ShutDown));
+        assert_eq!(control.min_recovery_timeline, 4);
         assert_eq!((control.block_size, control.wal_segment_size), (8192, 16 << 20));
         assert_eq!(control.checksum_version, 1);
     }

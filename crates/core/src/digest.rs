@@ -195,6 +195,12 @@ pub fn proof(secret: &[u8; 32], role: Role, binding: &[u8; 32]) -> Proof {
     Proof(blake3::keyed_hash(&blake3::derive_key(context, secret), binding))
 }
 
+/// What a client shows with `nonce` in its first message, before there is a session to bind a proof to.
+pub fn ticket(secret: &[u8; 32], nonce: &[u8; 16]) -> Proof {
+    let context = "pgpool_recovery 2026-11-28 ticket for admission to an agent";
+    Proof(blake3::keyed_hash(&blake3::derive_key(context, secret), nonce))
+}
+
 /// A proof of the shared secret. Comparison takes constant time.
 #[derive(PartialEq, Eq)]
 pub struct Proof(blake3::Hash);

@@ -3,6 +3,7 @@
 //! The first list follows pg_basebackup (src/backend/backup/basebackup.c, `excludeDirContents`,
 //! `excludeFiles`), with what an online recovery adds; each entry says why.
 
+use crate::control_file::PG_CONTROL;
 use crate::path::RelPath;
 
 /// The marker of a target that is not complete. While it exists the directory must not be started.
@@ -13,6 +14,12 @@ pub const CONTROL_ASIDE: &str = "global/pg_control.pgpool_recovery";
 
 /// Written for the standby, see [`crate::standby`].
 pub const MYRECOVERY_CONF: &str = "myrecovery.conf";
+
+/// The main configuration file, where it lies in the data directory.
+pub const POSTGRESQL_CONF: &str = "postgresql.conf";
+
+/// What ALTER SYSTEM sets; a server reads it after all other files.
+pub const AUTO_CONF: &str = "postgresql.auto.conf";
 
 /// Directories whose content belongs to one running server only; the directory itself is needed.
 const EMPTIED: &[&str] = &[
@@ -63,6 +70,16 @@ const OWN_FILES: &[&str] = &[
 
 /// Directories nobody but their host touches: log files, and what a file system keeps at its root.
 const HOST_DIRECTORIES: &[&str] = &["log", "pg_log", "lost+found"];
+
+/// Whether a path is, or lies in, what must be the primary's copy, or what makes a standby of it: that is never kept.
+pub fn is_of_the_copy(path: &str) -> bool {
+    let top = path.split('/').next().unwrap_or(path);
+    matches!(top, "base" | "global" | "PG_VERSION" | "backup_label" | "tablespace_map" | MYRECOVERY_CONF)
+        || top.starts_with("postmaster.")
+        || top.starts_with("pgpool_recovery.")
+        || top.ends_with(".signal")
+        || top.starts_with("pg_") && !matches!(path, "pg_hba.conf" | "pg_ident.conf" | "pg_log")
+}
 
 /// What to do with an entry of the primary's data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +161,24 @@ impl RelationFile {
         known.then_some(())?;
         Some(Self { number: number(digits)?, is_init: fork == Some("init"), segment })
     }
+}
+
+/// A relation's file: the path of its fork's first segment, and the number of its segment.
+pub fn relation_segment(path: &RelPath) -> Option<(&str, u32)> {
+    let file =
+        RelationFile::parse(path.file_name()).filter(|_| path.parent().is_some_and(holds_relations))?;
+    let suffix = path.file_name().split_once('.').map_or(0, |(_, segment)| ".".len() + segment.len());
+    Some((&path.as_str()[..path.as_str().len() - suffix], file.segment))
+}
+
+/// What decides whether and how a server starts in a directory, what is made for the standby, and what belongs to its
+/// host: a recovery writes such a file in a step of its own or not at all, never as a part of the plan.
+pub fn is_never_planned(path: &RelPath) -> bool {
+    let first = path.components().next().unwrap_or_default();
+    let made = ["postgresql.conf", "postgresql.auto.conf"];
+    // what stands for pg_control while it is aside or being written has a longer name
+    path.as_str().starts_with(PG_CONTROL)
+        || OWN_FILES.iter().chain(&made).chain(HOST_DIRECTORIES).any(|name| *name == first)
 }
 
 /// Whether a directory (relative path) holds relation files: `global`, `base/N`, and the
@@ -243,6 +278,17 @@ mod tests {
         for other in ["PG_VERSION", "16384_x", "", "_vm", "1.x", "pg_filenode.map", "99999999999"] {
             assert_eq!(parse(other), None, "{other}");
         }
+        let segment = |path: &str| {
+            let path = RelPath::parse(path).expect("valid");
+            relation_segment(&path).map(|(fork, segment)| (fork.to_owned(), segment))
+        };
+        assert_eq!(segment("base/5/16384"), Some(("base/5/16384".to_owned(), 0)));
+        assert_eq!(segment("base/5/16384_fsm.12"), Some(("base/5/16384_fsm".to_owned(), 12)));
+        assert_eq!(
+            segment("pg_tblspc/1.2/PG_15_202209061/5/16384"),
+            Some(("pg_tblspc/1.2/PG_15_202209061/5/16384".to_owned(), 0))
+        );
+        assert_eq!(segment("pg_xact/0000").or(segment("base/5/PG_VERSION")).or(segment("16384.1")), None);
         assert!(holds_relations("base/5") && holds_relations("pg_tblspc/16390/PG_15_202209061/5"));
         assert!(!holds_relations("base") && !holds_relations("pg_xact"));
     }

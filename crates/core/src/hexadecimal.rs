@@ -1,14 +1,14 @@
-//! 32-byte keys as 64 hexadecimal digits.
+//! Keys and nonces as hexadecimal digits.
 
 /// The digits of some bytes.
 pub fn encode(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The bytes of exactly 64 digits.
-pub fn decode(text: &[u8]) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 2 * bytes.len() {
+/// The `N` bytes of exactly `2 * N` digits.
+pub fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    if text.len() != 2 * N {
         return None;
     }
     for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
@@ -28,7 +28,7 @@ mod tests {
         let key: [u8; 32] = std::array::from_fn(|i| i as u8 * 8);
         assert_eq!(decode(encode(&key).as_bytes()), Some(key));
         for bad in ["", "0", &"0".repeat(63), &"0".repeat(65), &"g".repeat(64), &"+f".repeat(32)] {
-            assert_eq!(decode(bad.as_bytes()), None, "{bad}");
+            assert_eq!(decode::<32>(bad.as_bytes()), None, "{bad}");
         }
     }
 }

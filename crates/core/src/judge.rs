@@ -9,6 +9,11 @@ use crate::error::{Error, Kind};
 use crate::protocol::message::{Content, Target};
 use crate::receiver::running;
 
+mod archive;
+mod backup;
+mod timeline;
+mod wal;
+
 /// The primary, as far as it matters.
 #[derive(Debug, Clone)]
 pub struct Primary {
@@ -24,6 +29,8 @@ pub struct Primary {
     pub boot_id: Option<String>,
     /// From pg_control.
     pub system_identifier: u64,
+    /// The timeline that it writes.
+    pub timeline: u32,
     /// `15`
     pub major_version: String,
     /// Bytes.
@@ -62,19 +69,31 @@ pub struct Finding {
     pub answer: Result<String, Error>,
     /// A bad answer is worth knowing, but a recovery succeeds without a better one.
     pub is_advice: bool,
+    /// What an operator should know although the answer is good.
+    pub warnings: Vec<String>,
 }
 
 impl Finding {
     /// A question whose answer must be good.
     pub const fn new(step: &'static str, answer: Result<String, Error>) -> Self {
-        Self { step, answer, is_advice: false }
+        Self { step, answer, is_advice: false, warnings: Vec::new() }
     }
 
     /// A question that an operator wants to know the answer of.
     pub const fn advice(step: &'static str, answer: Result<String, Error>) -> Self {
-        Self { step, answer, is_advice: true }
+        Self { step, answer, is_advice: true, warnings: Vec::new() }
+    }
+
+    /// The same with warnings.
+    #[must_use]
+    pub fn warned(mut self, warnings: Vec<String>) -> Self {
+        self.warnings.extend(warnings);
+        self
     }
 }
+
+/// The label of our backups: what Pgpool-II's scripts have always called theirs.
+pub const BACKUP_LABEL: &str = "Streaming Replication";
 
 /// How far two clocks may be apart, milliseconds.
 const CLOCKS: u64 = 2_000;
@@ -96,7 +115,9 @@ pub fn judge(primary: &Primary, target: &Target, same_paths: bool, any_cluster: 
         Finding::new("target_stopped", stopped(target)),
         Finding::new("target_identity", identity(primary, target, any_cluster)),
         Finding::new("target_version", version(primary, target, any_cluster)),
+        Finding::new("target_wal", wal::is_its_own(primary, target, any_cluster)),
         Finding::advice("start_command", target.starter.clone()),
+        Finding::advice("unarchived_wal", archive::complete(target)),
     ]
 }
 
@@ -126,7 +147,7 @@ fn refused(message: String) -> Error {
 
 fn not_the_primary(primary: &Primary, target: &Target, same_paths: bool) -> Result<String, Error> {
     let shown = target.directory.display();
-    let one_machine = primary.boot_id.is_some() && primary.boot_id == target.boot_id;
+    let one_machine = may_be_one_machine(primary.boot_id.as_deref(), target.boot_id.as_deref());
     let same_directory = one_machine && target.identity == Some(primary.identity);
     if same_directory {
         return Err(is_itself(&target.directory));
@@ -153,6 +174,12 @@ fn not_the_primary(primary: &Primary, target: &Target, same_paths: bool) -> Resu
             .hint("Remove the link, or let it point to a directory of the standby's own."));
     }
     Ok(format!("\"{shown}\" is not the primary's data directory"))
+}
+
+/// Whether two hosts are one machine, as their kernels' identifiers of the boot tell. Where one of them cannot be read
+/// they may be: what then looks like the primary's own is refused.
+pub fn may_be_one_machine(one: Option<&str>, other: Option<&str>) -> bool {
+    one.zip(other).is_none_or(|(one, other)| one == other)
 }
 
 /// Refuses a target that is the primary's data directory, lies inside it, or around it. Both paths are
@@ -185,18 +212,27 @@ fn is_itself(directory: &Path) -> Error {
 }
 
 fn stopped(target: &Target) -> Result<String, Error> {
-    match target.running {
-        Some(process) => Err(running::refusal(&target.directory, process)),
-        None => Ok("no server is running there".to_owned()),
+    match (target.running, &target.doubts.server) {
+        (Some(process), _) => Err(running::refusal(&target.directory, process)),
+        (None, Some(doubt)) => Err(doubt.clone()),
+        (None, None) => Ok("no server is running there".to_owned()),
     }
 }
 
+/// Whether a marker tells of a recovery from this primary. A pg_control in place says more: something else made the
+/// directory a cluster since, and a recovery has its own out of the way.
 fn resumes(primary: &Primary, target: &Target) -> bool {
-    target.marker.as_ref().is_some_and(|marker| marker.system_identifier == primary.system_identifier)
+    let ours = |identifier| identifier == primary.system_identifier;
+    let is_foreign = target.control_in_place
+        && target.control.as_ref().is_some_and(|control| !ours(control.system_identifier));
+    target.marker.as_ref().is_some_and(|marker| ours(marker.system_identifier)) && !is_foreign
 }
 
 fn identity(primary: &Primary, target: &Target, any_cluster: bool) -> Result<String, Error> {
     let shown = target.directory.display();
+    if let Some(doubt) = &target.doubts.identity {
+        return Err(doubt.clone());
+    }
     match target.content {
         Content::Missing => return Ok("the directory does not exist yet".to_owned()),
         Content::Empty => return Ok("the directory is empty".to_owned()),
@@ -207,24 +243,51 @@ fn identity(primary: &Primary, target: &Target, any_cluster: bool) -> Result<Str
         }
         Content::Cluster => {}
     }
-    if resumes(primary, target) {
+    let resumes = resumes(primary, target);
+    let is_ours = match target.system_identifier {
+        Some(found) => found == primary.system_identifier && target.marker.is_none(),
+        None => false,
+    };
+    if (resumes || is_ours)
+        && let Some(answer) = timeline::ahead(primary, target, resumes, any_cluster)
+    {
+        return answer;
+    }
+    if resumes {
         return Ok("a recovery from this primary was broken off there; it will be completed".to_owned());
     }
     match target.system_identifier {
-        Some(found) if found == primary.system_identifier && target.marker.is_none() => {
-            Ok(format!("a cluster of this system ({found})"))
-        }
+        Some(found) if is_ours => match backup::unused(&target.backup, target.standby.is_some()) {
+            Some(why) if !any_cluster => Err(refused(format!("directory \"{shown}\" is a base backup that no server has used"))
+                .detail(why)
+                .hint("If it may be destroyed, empty the directory, or set pgpool_recovery.overwrite = any_cluster, or pass it as an option. A standby that was made by other means and has never been started is refused as well.")),
+            _ => Ok(format!("a cluster of this system ({found})")),
+        },
         _ if any_cluster => Ok("another cluster; overwrite is any_cluster".to_owned()),
         Some(found) => Err(refused(format!("directory \"{shown}\" belongs to another cluster"))
-            .detail(format!(
-                "Its system identifier is {}, this primary's is {}.",
-                target.marker.as_ref().map_or(found, |marker| marker.system_identifier),
-                primary.system_identifier
-            ))
+            .detail(belongs_to(primary, target, found))
             .hint("If it may be destroyed, set pgpool_recovery.overwrite = any_cluster, or pass it as an option.")),
         None => Err(refused(format!("cannot tell to which cluster directory \"{shown}\" belongs"))
             .detail("Its pg_control cannot be read, and its WAL does not tell either.")
             .hint("If it may be destroyed, set pgpool_recovery.overwrite = any_cluster, or pass it as an option.")),
+    }
+}
+
+fn belongs_to(primary: &Primary, target: &Target, found: u64) -> String {
+    let ours = primary.system_identifier;
+    match &target.marker {
+        Some(marker) if marker.system_identifier != ours => {
+            format!(
+                "The marker of a recovery there has system identifier {}, this primary has {ours}.",
+                marker.system_identifier
+            )
+        }
+        Some(_) => format!(
+            "A recovery from this primary was interrupted there, but its pg_control is in place again and has system \
+             identifier {found}; this primary has {ours}. Something else made a cluster there since, or the recovery was \
+             interrupted before it changed anything."
+        ),
+        None => format!("Its system identifier is {found}, this primary's is {ours}."),
     }
 }
 
@@ -264,9 +327,9 @@ mod tests {
     use super::*;
     use crate::control_file::ControlFile;
     use crate::control_file::tests::sample;
-    use crate::protocol::message::Marker;
+    use crate::protocol::message::{BackupTraces, Doubts, Marker, RecoverySettings};
 
-    fn primary() -> Primary {
+    pub(super) fn primary() -> Primary {
         Primary {
             directory: "/srv/primary".into(),
             identity: (1, 2),
@@ -274,18 +337,22 @@ mod tests {
             wal_identity: Some((1, 3)),
             boot_id: Some("boot".to_owned()),
             system_identifier: 7,
+            timeline: 4,
             major_version: "15".to_owned(),
             block_size: 8192,
             wal_segment_size: 16 << 20,
         }
     }
 
-    fn target() -> Target {
+    pub(super) fn target() -> Target {
         Target {
             session: String::new(),
             directory: "/srv/standby".into(),
             content: Content::Cluster,
             control: Some(ControlFile::parse(&sample(7)).expect("valid")),
+            control_in_place: true,
+            timeline: Some(4),
+            unarchived: Ok(0),
             system_identifier: Some(7),
             marker: None,
             running: None,
@@ -297,25 +364,31 @@ mod tests {
             configuration_can_be_extended: true,
             boot_id: Some("boot".to_owned()),
             kept: Vec::new(),
+            own_settings: Vec::new(),
             external_configuration: None,
             includes_myrecovery: false,
+            recovery_settings: RecoverySettings::default(),
             standby: None,
+            backup: BackupTraces::default(),
             peer: None,
             version: String::new(),
             clock: 0,
             starter: Ok(String::new()),
+            elsewhere: None,
             listening: None,
             recovery: None,
+            linked_wal: None,
+            doubts: Doubts::default(),
         }
     }
 
-    fn first_refusal(target: &Target, any_cluster: bool) -> Option<(&'static str, Error)> {
+    pub(super) fn first_refusal(target: &Target, any_cluster: bool) -> Option<(&'static str, Error)> {
         judge(&primary(), target, true, any_cluster)
             .into_iter()
             .find_map(|finding| Some((finding.step, finding.answer.err()?)))
     }
 
-    fn refusal(change: impl FnOnce(&mut Target)) -> Option<&'static str> {
+    pub(super) fn refusal(change: impl FnOnce(&mut Target)) -> Option<&'static str> {
         let mut target = target();
         change(&mut target);
         first_refusal(&target, false).map(|(step, error)| {
@@ -353,6 +426,20 @@ mod tests {
         // on another machine equal inodes mean nothing
         let elsewhere = Target { identity: Some((1, 2)), boot_id: Some("other".to_owned()), ..target() };
         assert!(judge(&primary(), &elsewhere, false, false).iter().all(|finding| finding.answer.is_ok()));
+        // where it cannot be told whether it is another machine, they mean that
+        let unknown = Target { boot_id: None, ..elsewhere };
+        assert!(judge(&primary(), &unknown, false, false).iter().any(|finding| finding.answer.is_err()));
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_refused() {
+        let doubt = || Some(Error::new(Kind::Io, "cannot tell").detail("Why.").hint("What to do."));
+        assert_eq!(refusal(|target| target.doubts.server = doubt()), Some("target_stopped"));
+        assert_eq!(refusal(|target| target.doubts.identity = doubt()), Some("target_identity"));
+        assert_eq!(refusal(|target| target.doubts.wal = doubt()), Some("target_wal"));
+        let mut empty = Target { content: Content::Empty, ..target() };
+        empty.doubts.identity = doubt();
+        assert!(first_refusal(&empty, true).is_some(), "any_cluster is no answer");
     }
 
     #[test]
@@ -397,9 +484,7 @@ mod tests {
 
     #[test]
     fn a_broken_off_recovery_is_completed_by_its_own_primary_only() {
-        let marker = |system_identifier| {
-            Some(Marker { note: String::new(), system_identifier, timeline: 1, started: 0 })
-        };
+        let marker = |system_identifier| Some(Marker { system_identifier, timeline: 1, ..Marker::default() });
         let ours = Target { marker: marker(7), system_identifier: None, control: None, ..target() };
         assert!(first_refusal(&ours, false).is_none());
         assert_eq!(strategy(&primary(), &ours), Strategy::Resume);

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::link::{Connector, Link, pipe};
 use crate::lock::lock;
 use crate::receiver::Receiver;
-use crate::receiver::policy::Policy;
+use crate::receiver::policy::{Policy, Reach};
 
 /// Connects to a receiver in this process. Dropping it waits for the receiver's threads.
 pub struct LocalConnector {
@@ -20,10 +20,10 @@ pub struct LocalConnector {
 }
 
 impl LocalConnector {
-    /// A receiver that starts servers with the programs in `bin_directory`, and clones files of the
-    /// primary's data directory `origin` where it can.
-    pub fn new(bin_directory: PathBuf, origin: PathBuf) -> Self {
-        let receiver = Arc::new(Receiver::new(Policy::Anywhere { bin_directory, origin }));
+    /// A receiver that starts servers with the programs in `bin_directory`, clones files of the primary's data
+    /// directory `origin` where it can, and writes within `reach`.
+    pub fn new(bin_directory: PathBuf, origin: PathBuf, reach: Reach) -> Self {
+        let receiver = Arc::new(Receiver::new(Policy::Local { bin_directory, origin, reach }));
         Self { receiver, end: Cancel::new(), threads: Mutex::default() }
     }
 }

@@ -62,6 +62,27 @@ pub fn slot_name(text: &str) -> String {
         .collect()
 }
 
+/// Most bytes of a name in PostgreSQL: NAMEDATALEN - 1.
+const MAX_SHOWN: usize = 63;
+
+/// An application_name as a walsender of PostgreSQL `major` shows it in `pg_stat_replication`.
+///
+/// The server first cuts it after 63 bytes (truncate_identifier; a walsender has no database and so counts bytes,
+/// not characters) and then replaces what is not printable ASCII (pg_clean_ascii): each byte by `?` up to PostgreSQL
+/// 15, by `\xNN` from 16 on, of which again the first 63 bytes are shown (pgstat_report_appname).
+pub fn shown_application_name(name: &str, major: u32) -> String {
+    let mut shown = String::new();
+    for &byte in name.as_bytes().iter().take(MAX_SHOWN) {
+        match byte {
+            b' '..=b'~' => shown.push(char::from(byte)),
+            _ if major < 16 => shown.push('?'),
+            _ => shown.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    shown.truncate(MAX_SHOWN);
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,5 +111,33 @@ mod tests {
     fn slot_names_follow_the_sample_scripts() {
         assert_eq!(slot_name("DB-1.example"), "db_1_example");
         assert_eq!(slot_name("fe80::1%eth0"), "fe80__1_eth0");
+    }
+
+    #[test]
+    fn a_plain_application_name_is_shown_as_it_is() {
+        for major in 13..=18 {
+            assert_eq!(shown_application_name("node 1's", major), "node 1's");
+            let long = "n".repeat(90);
+            assert_eq!(shown_application_name(&long, major), "n".repeat(63));
+        }
+    }
+
+    #[test]
+    fn up_to_15_other_bytes_are_question_marks() {
+        for major in 13..=15 {
+            assert_eq!(shown_application_name("knoten-s\u{fc}d\t", major), "knoten-s??d?");
+            // the character's second byte is the 64th
+            let name = format!("{}\u{fc}x", "n".repeat(62));
+            assert_eq!(shown_application_name(&name, major), format!("{}?", "n".repeat(62)));
+        }
+    }
+
+    #[test]
+    fn from_16_on_other_bytes_are_escaped() {
+        for major in 16..=18 {
+            assert_eq!(shown_application_name("knoten-s\u{fc}d\t", major), r"knoten-s\xc3\xbcd\x09");
+            let name = format!("{}\u{fc}x", "n".repeat(61));
+            assert_eq!(shown_application_name(&name, major), format!(r"{}\x", "n".repeat(61)));
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::exclude::relation_segment;
 use crate::path::RelPath;
 
 /// A directory of the plan.
@@ -84,7 +85,7 @@ pub struct Range {
 ///
 /// A stream keeps a large file to itself and goes through it in order: so both ends read it sequentially,
 /// and no two streams write one file, for which they would wait on each other. When all files are dealt
-/// out, a stream without work takes the second half of the longest rest: none is left working alone.
+/// out, a stream without work takes the second half of the longest rest of a relation: none is left working alone.
 #[derive(Debug)]
 pub struct Work {
     next_file: usize,
@@ -172,14 +173,17 @@ impl Work {
         }
     }
 
-    /// The next file, a large one; or half of what another stream has before it.
+    /// The next file, a large one; or half of what another stream has before it, if it is a relation's: PostgreSQL never
+    /// replaces such a file. Other files, an extension's, may be replaced by rename at any time. Only what is read
+    /// through one open file, by one stream from start to end, is then one of the two and no mixture.
     fn claim(&mut self, files: &[File]) -> Option<Rest> {
         if self.next_file < self.end_file {
             let file = self.next_file;
             self.advance();
             return Some(Rest { file, offset: 0, end: files[file].size });
         }
-        let longest = self.rests.iter_mut().flatten().max_by_key(|rest| rest.bytes())?;
+        let shared = |rest: &&mut Rest| relation_segment(&files[rest.file].path).is_some();
+        let longest = self.rests.iter_mut().flatten().filter(shared).max_by_key(|rest| rest.bytes())?;
         let kept = (longest.bytes() / 2).next_multiple_of(RANGE);
         if kept >= longest.bytes() {
             return None;
@@ -265,7 +269,7 @@ mod tests {
     fn a_stream_keeps_its_file_and_the_last_one_is_shared() {
         let file =
             |name: &str| File { path: RelPath::parse(name).expect("valid"), size: 8 * RANGE, mode: 0o600 };
-        let files = [file("a"), file("b")];
+        let files = [file("base/5/16384"), file("pg_tblspc/16390/PG_15_202209061/5/16385_fsm.1")];
         let mut work = Work::new(0, 2, 2);
         let mut batch = Vec::new();
         let mut next =
@@ -279,5 +283,21 @@ mod tests {
         }
         // six ranges of the other file are left: three for each
         assert_eq!((next(0), next(1)), (Some((1, 5)), Some((1, 2))));
+    }
+
+    #[test]
+    fn a_file_that_may_be_replaced_stays_with_one_stream() {
+        for name in ["base/5/extension.dat", "pg_stat/16384", "16384", "base/5/pg_internal.16384"] {
+            let files = [File { path: RelPath::parse(name).expect("valid"), size: 8 * RANGE, mode: 0o600 }];
+            let mut work = Work::new(0, 1, 2);
+            let mut batch = Vec::new();
+            assert!(work.next(0, &files, &mut batch), "{name}");
+            assert!(!work.next(1, &files, &mut batch), "{name}: two streams may open two files of this name");
+            for number in 1..8 {
+                assert!(work.next(0, &files, &mut batch), "{name}");
+                assert_eq!(batch[0].offset, number * RANGE, "{name}");
+            }
+            assert!(!work.next(0, &files, &mut batch), "{name}");
+        }
     }
 }

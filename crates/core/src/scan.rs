@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use walkdir::{DirEntry, WalkDir};
@@ -73,6 +73,8 @@ fn walk(
     cancel: &Cancel,
     plan: &mut Plan,
 ) -> Result<()> {
+    let inside: HashSet<RelPath> =
+        source.tablespaces.iter().filter_map(|space| inside(source, space)).collect();
     let mut entries = WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter();
     let mut seen = 0_u32;
     while let Some(entry) = entries.next() {
@@ -90,7 +92,12 @@ fn walk(
         let Some(path) = relative(root, prefix, entry.path())? else {
             continue;
         };
-        let verdict = source.rules.judge(&path);
+        // a tablespace within the data directory is walked as a tablespace
+        let verdict = if prefix.is_none() && inside.contains(&path) {
+            Verdict::Skip
+        } else {
+            source.rules.judge(&path)
+        };
         // tablespaces are walked on their own; one made since they were listed is made by replay
         let is_tablespace = path.parent() == Some("pg_tblspc") && entry.path_is_symlink();
         if verdict == Verdict::Skip || is_tablespace {
@@ -110,6 +117,15 @@ fn walk(
     Ok(())
 }
 
+/// Where a tablespace lies within the data directory, if it does.
+fn inside(source: &Source<'_>, tablespace: &Tablespace) -> Option<RelPath> {
+    let location = Path::new(&tablespace.source);
+    // without an answer it is copied twice, as what it looks like
+    let resolved = location.canonicalize().unwrap_or_else(|_| location.to_owned());
+    let directory = source.data_directory.canonicalize().unwrap_or_else(|_| source.data_directory.to_owned());
+    RelPath::parse(resolved.strip_prefix(directory).ok()?.to_str()?).ok()
+}
+
 fn add(entry: &DirEntry, path: RelPath, plan: &mut Plan) -> Result<()> {
     let metadata = match entry.metadata() {
         Ok(metadata) => metadata,
@@ -121,11 +137,26 @@ fn add(entry: &DirEntry, path: RelPath, plan: &mut Plan) -> Result<()> {
     if kind.is_dir() {
         plan.directories.push(Directory { path, mode });
     } else if kind.is_file() {
+        demand_readable(entry.path(), &metadata)?;
         plan.files.push(File { path, size: metadata.len(), mode });
     } else if kind.is_socket() || kind.is_fifo() || kind.is_block_device() || kind.is_char_device() {
         plan.warnings.push(format!("special file \"{path}\" is not copied"));
     }
     Ok(())
+}
+
+/// Fails for a file that could not be read when its turn comes, in the middle of a run.
+fn demand_readable(place: &Path, metadata: &fs::Metadata) -> Result<()> {
+    const OWNER_MAY_READ: u32 = 0o400;
+    let is_own = metadata.uid() == rustix::process::geteuid().as_raw();
+    // true of nearly all, and costs no system call
+    if is_own && metadata.mode() & OWNER_MAY_READ != 0 {
+        return Ok(());
+    }
+    match rustix::fs::access(place, rustix::fs::Access::READ_OK) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(unreadable(place, &error.into())),
+    }
 }
 
 /// An entry the walk could not look at: gone meanwhile, or a link that leads nowhere.
@@ -268,6 +299,18 @@ mod tests {
         assert_eq!(names(&plan), ["pg_tblspc/17/PG_15_202209061/5/3", "pg_tblspc/16/PG_15_202209061/5/9"]);
         let directories: Vec<_> = plan.directories.iter().map(|entry| entry.path.as_str()).collect();
         assert!(directories.contains(&"pg_tblspc/16/PG_15_202209061/5"));
+    }
+
+    #[test]
+    fn a_tablespace_within_the_data_directory_travels_once() {
+        let data = build(&["base/5/1", "spaces/t/PG_15_202209061/5/9", "spaces/other", "pg_tblspc/x"]);
+        fs::remove_file(data.path().join("pg_tblspc/x")).expect("remove");
+        let source = data.path().join("spaces/t").display().to_string();
+        symlink(&source, data.path().join("pg_tblspc/16")).expect("link");
+        let tablespace = Tablespace { oid: 16, source, target: "/elsewhere".to_owned() };
+        let plan = scan_plain(data.path(), &[tablespace]);
+        assert_eq!(names(&plan), ["base/5/1", "spaces/other", "pg_tblspc/16/PG_15_202209061/5/9"]);
+        assert!(plan.directories.iter().all(|directory| !directory.path.is_at_or_below("spaces/t")));
     }
 
     #[test]

@@ -1,14 +1,27 @@
 //! The files that make a copy of a primary its standby: texts in, texts out.
 
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::configuration::line::{self, Line};
+use crate::configuration::{self, Reading, is_named};
 use crate::error::{Error, Kind, Result};
 use crate::exclude::MYRECOVERY_CONF;
 use crate::protocol::message::{Listening, Standby};
+use crate::recovery_settings;
 
 /// How the standby connects.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// A receiver is told these fields and writes the connection string itself ([`Following::conninfo`]), so that no
+/// value can bring another keyword (`service`, `sslkey`, ...) along.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Following {
     /// Host name, address or socket directory of the primary.
     pub host: String,
+    /// Where `host` leads, if its name must not be looked up again: whoever answers for the name could lead the
+    /// standby, and its password, to another server.
+    pub host_address: Option<IpAddr>,
     /// Its port.
     pub port: u16,
     /// Replication user.
@@ -17,141 +30,148 @@ pub struct Following {
     pub application_name: String,
     /// `passfile`, or empty.
     pub passfile: String,
-    /// The slot on the primary, or empty.
+    /// Whether libpq (16 and later) must not send the password in clear.
+    pub forbids_cleartext_password: bool,
+    /// The slot on the primary, or empty. No part of the connection: a trial login is not told.
+    #[serde(skip)]
     pub slot_name: String,
-    /// `restore_command`, or empty.
+    /// `restore_command`, or empty. A trial login is not told.
+    #[serde(skip)]
     pub restore_command: String,
 }
 
+/// Longest host, user or application name, bytes: what name resolution allows (NI_MAXHOST).
+const MAX_NAME: usize = 1024;
+
+/// Longest path of a password file, bytes (PATH_MAX).
+const MAX_PATH: usize = 4095;
+
 impl Following {
+    /// Refuses fields that no connection has.
+    pub fn validate_connection(&self) -> Result<()> {
+        let fields = [
+            ("host", &self.host, MAX_NAME),
+            ("user", &self.user, MAX_NAME),
+            ("application_name", &self.application_name, MAX_NAME),
+            ("passfile", &self.passfile, MAX_PATH),
+        ];
+        for (name, value, limit) in fields {
+            let problem = if value.len() > limit {
+                format!("It has {} bytes; {limit} is the most.", value.len())
+            } else if value.chars().any(char::is_control) {
+                "It contains a control character.".to_owned()
+            } else if value.is_empty() && matches!(name, "host" | "user") {
+                "It is empty.".to_owned()
+            } else if name == "passfile" && !value.is_empty() && !value.starts_with('/') {
+                format!("\"{value}\" is not an absolute path: it would depend on where a program is run.")
+            } else {
+                continue;
+            };
+            let message = format!("invalid {name} for the connection to the primary");
+            return Err(Error::new(Kind::InvalidArgument, message).detail(problem));
+        }
+        Ok(())
+    }
+
     /// `primary_conninfo`: libpq's keyword/value form.
     pub fn conninfo(&self) -> String {
         let port = self.port.to_string();
-        let mut pairs = vec![
-            ("host", self.host.as_str()),
-            ("port", &port),
+        let address = self.host_address.map(|address| address.to_string());
+        let mut pairs = vec![("host", self.host.as_str())];
+        pairs.extend(address.as_ref().map(|address| ("hostaddr", address.as_str())));
+        pairs.extend([
+            ("port", port.as_str()),
             ("user", &self.user),
             ("application_name", &self.application_name),
-        ];
+        ]);
         if !self.passfile.is_empty() {
             pairs.push(("passfile", &self.passfile));
+        }
+        if self.forbids_cleartext_password {
+            pairs.push(("require_auth", "!password"));
         }
         let words: Vec<String> =
             pairs.into_iter().map(|(key, value)| format!("{key}={}", quote_conninfo(value))).collect();
         words.join(" ")
     }
 
-    /// The content of myrecovery.conf.
-    pub fn myrecovery_conf(&self) -> Result<String> {
+    /// The content of myrecovery.conf for a server of this major version: every parameter that could keep a standby from
+    /// following, whatever is said about it in files that are read before.
+    pub fn myrecovery_conf(&self, major: u32) -> Result<String> {
         let mut text = String::from("# written by pgpool_recovery; the next recovery replaces it\n");
-        let mut set = |name: &str, value: &str| -> Result<()> {
-            text.push_str(&format!("{name} = {}\n", quote_setting(name, value)?));
-            Ok(())
-        };
-        set("primary_conninfo", &self.conninfo())?;
-        set("recovery_target_timeline", "latest")?;
-        if !self.slot_name.is_empty() {
-            set("primary_slot_name", &self.slot_name)?;
-        }
-        if !self.restore_command.is_empty() {
-            set("restore_command", &self.restore_command)?;
+        for parameter in recovery_settings::of_version(major) {
+            let name = parameter.name;
+            let value = match name {
+                "primary_conninfo" => self.conninfo(),
+                "primary_slot_name" => self.slot_name.clone(),
+                "restore_command" => self.restore_command.clone(),
+                _ => parameter.neutral.to_owned(),
+            };
+            text.push_str(&format!("{name} = {}\n", quote_setting(name, &value)?));
         }
         Ok(text)
     }
 }
 
-/// The settings in postgresql.auto.conf and postgresql.conf that would override myrecovery.conf, or
-/// end recovery where it must not end.
-pub fn is_recovery_setting(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    matches!(name.as_str(), "primary_conninfo" | "primary_slot_name" | "restore_command")
-        || name.starts_with("recovery_target")
-}
-
 /// Settings that say where files of one server are: a standby has its own places.
-fn is_place(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    matches!(
-        name.as_str(),
-        "data_directory" | "config_file" | "hba_file" | "ident_file" | "external_pid_file"
-    )
+fn is_place(name: &[u8]) -> bool {
+    ["data_directory", "config_file", "hba_file", "ident_file", "external_pid_file"]
+        .iter()
+        .any(|place| is_named(name, place))
 }
 
-/// postgresql.auto.conf without the settings of a standby: it is read last and would win. `own_port`: the
-/// standby has a port of its own, so the primary's goes, too.
-pub fn without_recovery_settings(text: &str, own_port: bool) -> String {
-    lines_except(text, |line| {
-        setting_name(line)
-            .is_some_and(|name| is_recovery_setting(name) || own_port && name.eq_ignore_ascii_case("port"))
+/// The primary's postgresql.auto.conf without the settings of a standby: it is read last and would win. `own`: settings
+/// that the standby has of its own, and that the primary's must not override.
+pub fn without_recovery_settings(text: &[u8], own: &[String]) -> Vec<u8> {
+    configuration::without(text, |name, _| {
+        recovery_settings::named(name).is_some() || own.iter().any(|own| is_named(name, own))
     })
 }
 
 /// A primary's postgresql.conf made the standby's own: its port, and myrecovery.conf read last.
 /// `include` is what the `include_if_exists` line names.
-pub fn adopted_configuration(text: &str, port: Option<u16>, include: &str) -> String {
-    // an absolute path here would point into the primary's own directory
-    let mut adopted =
-        lines_except(text, |line| includes_some_myrecovery(line) || setting_name(line).is_some_and(is_place));
-    end_line(&mut adopted);
+pub fn adopted_configuration(text: &[u8], port: Option<u16>, include: &str) -> Vec<u8> {
+    let mut adopted = configuration::without(text, |name, value| {
+        // an absolute path here would point into the primary's own directory
+        is_place(name) || recovery_settings::named(name).is_some() || includes_some_myrecovery(name, value)
+    });
     if let Some(port) = port {
-        adopted.push_str(&format!("port = {port}\n"));
+        let line = at_end(&adopted, &format!("port = {port}\n"));
+        adopted.extend(line);
     }
-    adopted.push_str(&include_line(include));
+    let line = include_at_end(&adopted, include);
+    adopted.extend(line);
     adopted
 }
 
-/// The configuration with the line that reads myrecovery.conf at its end; `None` if it reads it
-/// already and nothing behind that overrides it.
-pub fn with_include(text: &str, include: &str) -> Option<String> {
-    if reads_myrecovery(text, include) {
-        return None;
-    }
-    let mut extended = text.to_owned();
-    end_line(&mut extended);
-    extended.push_str(&include_line(include));
-    Some(extended)
+/// What makes a configuration read myrecovery.conf when it is appended to it.
+pub fn include_at_end(text: &[u8], include: &str) -> Vec<u8> {
+    let quoted = include.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n");
+    at_end(text, &format!("include_if_exists = '{quoted}'\n"))
 }
 
-/// Whether a configuration reads the myrecovery.conf at `include` (absolute), or `myrecovery.conf`
-/// beside itself, with no setting behind it that overrides it.
-pub fn reads_myrecovery(text: &str, include: &str) -> bool {
-    let mut reads = false;
-    for line in text.lines() {
-        match setting_name(line) {
-            Some("include" | "include_if_exists") => {
-                let value = setting_value(line);
-                reads |= value == include || (value == MYRECOVERY_CONF && !include.is_empty());
-            }
-            Some(name) if is_recovery_setting(name) => reads = false,
-            _ => {}
-        }
+/// Where a server with this configuration listens.
+pub fn listening(configuration: &Reading) -> Listening {
+    let text = |name| configuration.value(name).map(|value| String::from_utf8_lossy(value).into_owned());
+    Listening {
+        port: text("port").and_then(|port| port.parse().ok()).unwrap_or(5432),
+        addresses: text("listen_addresses").unwrap_or_else(|| "localhost".to_owned()),
     }
-    reads
-}
-
-/// Where a server with this configuration listens, files that it includes not counted.
-pub fn listening(text: &str) -> Listening {
-    let mut listening = Listening { port: 5432, addresses: "localhost".to_owned() };
-    for line in text.lines() {
-        match setting_name(line) {
-            Some("port") => listening.port = setting_value(line).parse().unwrap_or(listening.port),
-            Some("listen_addresses") => listening.addresses = setting_value(line),
-            _ => {}
-        }
-    }
-    listening
 }
 
 /// What a myrecovery.conf (ours, or one of Pgpool-II's sample scripts) says about its standby.
-pub fn parse_myrecovery(text: &str) -> Standby {
+pub fn parse_myrecovery(text: &[u8]) -> Standby {
     let mut standby = Standby::default();
-    for line in text.lines() {
-        match setting_name(line) {
-            Some("primary_slot_name") => standby.slot_name = Some(setting_value(line)),
-            Some("primary_conninfo") => {
-                standby.application_name = conninfo_value(&setting_value(line), "application_name");
-            }
-            _ => {}
+    for line in text.split(|byte| *byte == b'\n') {
+        let Line::Setting { name, value } = line::parse(line) else {
+            continue;
+        };
+        let value = String::from_utf8_lossy(&value).into_owned();
+        if is_named(&name, "primary_slot_name") {
+            // empty: none is used
+            standby.slot_name = Some(value).filter(|name| !name.is_empty());
+        } else if is_named(&name, "primary_conninfo") {
+            standby.application_name = conninfo_value(&value, "application_name");
         }
     }
     standby
@@ -183,54 +203,15 @@ fn quote_setting(name: &str, value: &str) -> Result<String> {
     Ok(format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''")))
 }
 
-fn include_line(include: &str) -> String {
-    format!("include_if_exists = '{}'\n", include.replace('\\', "\\\\").replace('\'', "''"))
+fn includes_some_myrecovery(name: &[u8], value: &[u8]) -> bool {
+    (is_named(name, "include") || is_named(name, "include_if_exists"))
+        && configuration::path(value).file_name().is_some_and(|name| name == MYRECOVERY_CONF)
 }
 
-fn includes_some_myrecovery(line: &str) -> bool {
-    matches!(setting_name(line), Some("include" | "include_if_exists"))
-        && setting_value(line).rsplit('/').next() == Some(MYRECOVERY_CONF)
-}
-
-fn lines_except(text: &str, drop: impl Fn(&str) -> bool) -> String {
-    text.split_inclusive('\n').filter(|line| !drop(line)).collect()
-}
-
-fn end_line(text: &mut String) {
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
-    }
-}
-
-/// The name a line of postgresql.conf sets.
-fn setting_name(line: &str) -> Option<&str> {
-    let line = line.trim_start();
-    let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.')).unwrap_or(line.len());
-    (end > 0).then(|| &line[..end])
-}
-
-/// The value a line of postgresql.conf sets, unquoted.
-fn setting_value(line: &str) -> String {
-    let line = line.trim_start();
-    let rest = line.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.');
-    let rest = rest.trim_start().trim_start_matches('=').trim_start();
-    let Some(quoted) = rest.strip_prefix('\'') else {
-        return rest.split(['#', ' ', '\t', '\r', '\n']).next().unwrap_or_default().to_owned();
-    };
-    let mut value = String::new();
-    let mut chars = quoted.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\'' if chars.peek() == Some(&'\'') => {
-                value.push('\'');
-                chars.next();
-            }
-            '\'' => break,
-            '\\' => value.extend(chars.next()),
-            _ => value.push(c),
-        }
-    }
-    value
+/// A line as it is appended to a text whose last line may lack its end.
+fn at_end(text: &[u8], line: &str) -> Vec<u8> {
+    let unfinished = !text.is_empty() && !text.ends_with(b"\n");
+    [if unfinished { "\n" } else { "" }, line].concat().into_bytes()
 }
 
 /// One keyword's value in a libpq keyword/value string.
@@ -276,10 +257,12 @@ mod tests {
     fn following() -> Following {
         Following {
             host: "10.0.0.1".to_owned(),
+            host_address: None,
             port: 5432,
             user: "repl".to_owned(),
             application_name: "node 1's".to_owned(),
             passfile: String::new(),
+            forbids_cleartext_password: false,
             slot_name: "node1".to_owned(),
             restore_command: String::new(),
         }
@@ -287,31 +270,121 @@ mod tests {
 
     #[test]
     fn myrecovery_conf_is_quoted_twice() {
-        let text = following().myrecovery_conf().expect("valid");
+        let text = following().myrecovery_conf(15).expect("valid");
         assert!(
             text.contains(
                 r"primary_conninfo = 'host=10.0.0.1 port=5432 user=repl application_name=''node 1\\''s'''"
             ),
             "{text}"
         );
-        assert!(text.contains("recovery_target_timeline = 'latest'\nprimary_slot_name = 'node1'\n"));
-        assert!(!text.contains("restore_command"));
+        assert!(text.contains("\nprimary_slot_name = 'node1'\nrestore_command = ''\n"), "{text}");
+    }
+
+    #[test]
+    fn myrecovery_conf_leaves_nothing_to_other_files() {
+        let own = Following { restore_command: "cp /a/%f %p".to_owned(), ..following() };
+        for major in 13..=19 {
+            let text = own.myrecovery_conf(major).expect("valid");
+            assert_eq!(text.contains("promote_trigger_file = ''\n"), major <= 15, "{major}: {text}");
+            for line in [
+                "restore_command = 'cp /a/%f %p'",
+                "archive_cleanup_command = ''",
+                "recovery_end_command = ''",
+                "recovery_min_apply_delay = '0'",
+                "recovery_target = ''",
+                "recovery_target_name = ''",
+                "recovery_target_time = ''",
+                "recovery_target_xid = ''",
+                "recovery_target_lsn = ''",
+                "recovery_target_inclusive = 'on'",
+                "recovery_target_action = 'pause'",
+                "recovery_target_timeline = 'latest'",
+            ] {
+                assert!(text.contains(&format!("\n{line}\n")), "{major}: no {line} in {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_slot_is_written_and_read_as_none() {
+        let text = Following { slot_name: String::new(), ..following() }.myrecovery_conf(15).expect("valid");
+        assert!(text.contains("primary_slot_name = ''\n"), "{text}");
+        assert_eq!(parse_myrecovery(text.as_bytes()).slot_name, None);
+        assert_eq!(parse_myrecovery(b"primary_slot_name = 'a'\nPRIMARY_SLOT_NAME ''\n").slot_name, None);
+    }
+
+    #[test]
+    fn the_connection_is_pinned_and_guarded_where_that_is_asked() {
+        let following = Following {
+            host: "node1".to_owned(),
+            host_address: Some("10.0.0.1".parse().expect("an address")),
+            application_name: "a".to_owned(),
+            forbids_cleartext_password: true,
+            ..following()
+        };
+        assert_eq!(
+            following.conninfo(),
+            "host=node1 hostaddr=10.0.0.1 port=5432 user=repl application_name=a require_auth='!password'"
+        );
+    }
+
+    #[test]
+    fn a_connection_has_only_values_that_can_be_written() {
+        assert_eq!(following().validate_connection(), Ok(()));
+        let absolute = Following { passfile: "/home/of a/'user'/.pgpass".to_owned(), ..following() };
+        assert_eq!(absolute.validate_connection(), Ok(()));
+        let refused = |change: &dyn Fn(&mut Following), word: &str| {
+            let mut following = following();
+            change(&mut following);
+            let error = following.validate_connection().expect_err(word);
+            assert_eq!(error.kind, Kind::InvalidArgument);
+            assert!(error.message.contains(word), "{error}");
+        };
+        refused(&|following| following.host = "a\nb".to_owned(), "host");
+        refused(&|following| following.host.clear(), "host");
+        refused(&|following| following.user.clear(), "user");
+        refused(&|following| following.user = "x".repeat(1025), "user");
+        refused(&|following| following.application_name = "\0".to_owned(), "application_name");
+        refused(&|following| following.passfile = ".pgpass".to_owned(), "passfile");
+        refused(&|following| following.passfile = format!("/{}", "x".repeat(4095)), "passfile");
+    }
+
+    #[test]
+    fn a_value_brings_no_keyword_along() {
+        let following = Following {
+            host: "h service=x".to_owned(),
+            application_name: "a' sslkey='engine:x".to_owned(),
+            passfile: "/x\\' passfile=/etc/shadow".to_owned(),
+            ..following()
+        };
+        let conninfo = following.conninfo();
+        for keyword in ["service", "sslkey"] {
+            assert_eq!(conninfo_value(&conninfo, keyword), None, "{conninfo}");
+        }
+        assert_eq!(conninfo_value(&conninfo, "host").as_deref(), Some("h service=x"));
+        assert_eq!(conninfo_value(&conninfo, "application_name").as_deref(), Some("a' sslkey='engine:x"));
+        assert_eq!(conninfo_value(&conninfo, "passfile").as_deref(), Some("/x\\' passfile=/etc/shadow"));
     }
 
     proptest! {
         #[test]
         fn what_is_written_is_read_back(name in "[ -~é]{1,20}", slot in "[a-z0-9_]{1,10}") {
             let following = Following { application_name: name.clone(), slot_name: slot.clone(), ..following() };
-            let standby = parse_myrecovery(&following.myrecovery_conf().expect("valid"));
+            let standby = parse_myrecovery(following.myrecovery_conf(15).expect("valid").as_bytes());
             prop_assert_eq!(standby.application_name, Some(name));
             prop_assert_eq!(standby.slot_name, Some(slot));
         }
 
         #[test]
-        fn parsers_never_panic(text in "[ -~\n\\\\'=é]{0,60}") {
+        fn parsers_never_panic(text in prop::collection::vec(any::<u8>(), 0..80)) {
             let _ = parse_myrecovery(&text);
-            let _ = with_include(&text, "/x/myrecovery.conf");
-            let _ = without_recovery_settings(&text, true);
+            let _ = adopted_configuration(&text, Some(1), "/x/myrecovery.conf");
+            let _ = without_recovery_settings(&text, &[]);
+        }
+
+        #[test]
+        fn the_conninfo_parser_never_panics(text in "[ -~\n\\\\'=é]{0,60}") {
+            let _ = conninfo_value(&text, "application_name");
         }
     }
 
@@ -319,36 +392,41 @@ mod tests {
     fn line_breaks_cannot_smuggle_a_setting() {
         let mut following = following();
         following.restore_command = "x'\narchive_command = 'y".to_owned();
-        assert!(following.myrecovery_conf().is_err());
+        assert!(following.myrecovery_conf(15).is_err());
     }
 
     #[test]
     fn settings_that_would_override_are_dropped() {
-        let text = "# c\nport = 5\nprimary_conninfo = 'x'\n Recovery_target_xid='7'\nrestore_command='cp'\nfoo.x = 1";
-        assert_eq!(without_recovery_settings(text, false), "# c\nport = 5\nfoo.x = 1");
-        assert_eq!(without_recovery_settings(text, true), "# c\nfoo.x = 1");
+        let text = b"# gr\xfcn\nport = 5\nprimary_conninfo = 'x'\n Recovery_target_xid='7'\nrestore_command='cp'\n\
+            recovery_min_apply_delay = 5min\npromote_trigger_file 'p'\nrecovery_end_command = 'x'\nfoo.x = '\xfc'";
+        assert_eq!(without_recovery_settings(text, &[]), b"# gr\xfcn\nport = 5\nfoo.x = '\xfc'");
+        assert_eq!(without_recovery_settings(text, &["port".to_owned()]), b"# gr\xfcn\nfoo.x = '\xfc'");
     }
 
     #[test]
-    fn a_kept_configuration_gets_the_include_once() {
-        let include = "/data/myrecovery.conf";
-        let once = with_include("port = 1", include).expect("added");
-        assert_eq!(once, "port = 1\ninclude_if_exists = '/data/myrecovery.conf'\n");
-        assert_eq!(with_include(&once, include), None);
-        assert_eq!(with_include("include_if_exists 'myrecovery.conf'\n", include), None);
-        let overridden = format!("{once}primary_conninfo = 'host=old'\n");
-        assert!(with_include(&overridden, include).is_some());
-        assert!(with_include("#include_if_exists = '/data/myrecovery.conf'\n", include).is_some());
-        assert!(with_include("include_if_exists = '/other/myrecovery.conf'\n", include).is_some());
+    fn the_line_is_added_at_the_end() {
+        let include = "/da'ta/myrecovery.conf";
+        assert_eq!(
+            include_at_end(b"port = 1", include),
+            b"\ninclude_if_exists = '/da''ta/myrecovery.conf'\n"
+        );
+        assert_eq!(
+            include_at_end(b"port = 1\n", include),
+            b"include_if_exists = '/da''ta/myrecovery.conf'\n"
+        );
+        assert_eq!(include_at_end(b"", "/m.conf"), b"include_if_exists = '/m.conf'\n");
     }
 
     #[test]
     fn a_copied_configuration_forgets_where_it_came_from() {
-        let text = "port = 1\ndata_directory = '/primary'\ninclude_if_exists = '/primary/myrecovery.conf'\nwork_mem = '1MB'";
+        let text = b"port = 1\ndata_directory = '/primary'\ninclude_if_exists = '/primary/myrecovery.conf'\n\
+            recovery_target = 'immediate'\nRecovery_Target_Action = promote\n# recovery_target = ''\n\
+            work_mem = '1MB' # gr\xfcn";
         let adopted = adopted_configuration(text, Some(7), "/standby/myrecovery.conf");
         assert_eq!(
             adopted,
-            "port = 1\nwork_mem = '1MB'\nport = 7\ninclude_if_exists = '/standby/myrecovery.conf'\n"
+            b"port = 1\n# recovery_target = ''\nwork_mem = '1MB' # gr\xfcn\nport = 7\n\
+              include_if_exists = '/standby/myrecovery.conf'\n"
         );
     }
 }

@@ -18,6 +18,13 @@ pub fn lsn(position: u64) -> String {
     format!("{:X}/{:X}", position >> 32, position & 0xFFFF_FFFF)
 }
 
+/// The timeline of a WAL segment file, as its name tells; `None` if it is none.
+pub fn segment_timeline(name: &str) -> Option<u32> {
+    let is_segment =
+        name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_digit() || (b'A'..=b'F').contains(&byte));
+    is_segment.then(|| u32::from_str_radix(&name[..8], 16).ok()).flatten()
+}
+
 /// Whether a file in pg_wal is a timeline history file: `0000000A.history`.
 pub fn is_history(name: &str) -> bool {
     name.strip_suffix(".history").is_some_and(|timeline| {
@@ -47,6 +54,19 @@ mod tests {
         assert_eq!(list(0x200_0028, 0x300_0000), [2]);
         assert_eq!(list(0x200_0028, 0x300_0001), [2, 3]);
         assert_eq!(list(0x2FF_FFFF, 0x500_0000), [2, 3, 4]);
+    }
+
+    #[test]
+    fn segments_tell_their_timeline() {
+        assert_eq!(segment_timeline("0000000A0000000000000003"), Some(10));
+        for other in [
+            "0000000a0000000000000003",
+            "0000000A",
+            "0000000A0000000000000003.partial",
+            "ä000000A000000000000000",
+        ] {
+            assert_eq!(segment_timeline(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -97,6 +97,14 @@ impl Host {
         (peer, target)
     }
 
+    /// A session whose data is settled: WAL and the small files are awaited.
+    fn settled(&self) -> Peer {
+        let (mut peer, _) = self.begin();
+        peer.request(&json!({ "request": "settle" }));
+        assert!(matches!(peer.answer(), Ok(Reply::Settled { .. })));
+        peer
+    }
+
     fn attach(&self, target: &Target) -> Peer {
         let mut stream = self.dial();
         stream.request(&json!({ "request": "attach", "session": target.session }));
@@ -172,6 +180,12 @@ impl Peer {
     }
 }
 
+/// A small file of so many bytes.
+fn put(path: &str, size: usize) -> Vec<u8> {
+    let length = u16::try_from(path.len()).expect("short enough").to_le_bytes();
+    [&[0x80, 1, 0, 0][..], &length, path.as_bytes(), &vec![0; size]].concat()
+}
+
 fn terms(tablespaces: &[Value]) -> Value {
     json!({
         "request": "plan_end", "tablespaces": tablespaces, "tablespace_version_directory": "PG_15_1",
@@ -205,7 +219,7 @@ fn paths_that_lead_elsewhere() {
         peer.assert_refused(path);
         let length = u16::try_from(path.len()).expect("short enough").to_le_bytes();
         let put = [&[0; 4][..], &length, path.as_bytes()].concat();
-        let (mut peer, _) = host.begin();
+        let mut peer = host.settled();
         peer.send(PUT, &put);
         peer.assert_refused(path);
         let mut peer = host.dial();
@@ -317,10 +331,12 @@ fn frames_that_are_none() {
     peer.answer().expect_err("no such run");
     peer.assert_refused("a token that nobody was told");
     // more of small files than any recovery has
-    let (mut peer, _) = host.begin();
-    let put = [&[0, 0, 0, 0, 1, 0, b'x'][..], &vec![0; 1 << 20]].concat();
-    for _ in 0..40 {
-        peer.send(PUT, &put);
+    let mut peer = host.settled();
+    for number in 0..40 {
+        peer.send(
+            PUT,
+            &put(&format!("pg_wal/archive_status/0000000100000000000000{number:02X}.done"), 1 << 20),
+        );
     }
     peer.assert_refused("40 MB of small files");
     host.assert_unharmed();
@@ -399,5 +415,113 @@ fn a_plan_of_astronomic_size() {
     assert_eq!(error.kind, Kind::DiskFull);
     let _ = peer.end();
     assert!(Path::new(&host.path("standby/PG_VERSION")).exists());
+    host.assert_unharmed();
+}
+
+/// Files that make a server start, and those that are the standby's own, come in one way or not at all.
+#[test]
+fn files_that_no_plan_has() {
+    let host = Host::new();
+    fs::write(host.path("standby/pg_hba.conf"), "own").expect("write");
+    let open = |host: &Host| {
+        let mut peer = host.dial();
+        peer.request(&json!({
+            "request": "open", "directory": host.path("standby"), "purpose": "recover", "keep": ["pg_hba.conf", "certs"]
+        }));
+        assert!(matches!(peer.answer(), Ok(Reply::Target(_))));
+        peer
+    };
+    for path in [
+        "global/pg_control",
+        "global/pg_control.pgpool_recovery",
+        "pgpool_recovery.incomplete",
+        "standby.signal",
+        "myrecovery.conf",
+        "postmaster.pid",
+        "recovery.signal/x",
+        "pg_hba.conf",
+    ] {
+        for is_directory in [false, true] {
+            let mut peer = open(&host);
+            let (directories, files) =
+                if is_directory { (vec![path], Vec::new()) } else { (Vec::new(), vec![(path, 1)]) };
+            peer.plan(&directories, &files);
+            peer.answer().expect_err(path);
+            peer.assert_refused(path);
+        }
+    }
+    let mut peer = open(&host);
+    peer.plan(&[], &[("global", 1)]);
+    peer.answer().expect_err("a file in the place of a directory");
+    peer.assert_refused("global");
+    // what it keeps but does not have yet may come
+    let mut peer = open(&host);
+    peer.plan(&["certs"], &[("certs/server.key", 1)]);
+    peer.request(&terms(&[]));
+    assert!(matches!(peer.answer(), Ok(Reply::Planned { .. })));
+    peer.end().expect("nothing was begun");
+    assert_eq!(fs::read(host.path("standby/pg_hba.conf")).expect("read"), b"own");
+    host.assert_unharmed();
+}
+
+#[test]
+fn small_files_that_no_recovery_has() {
+    let host = Host::new();
+    for path in [
+        "pg_hba.conf",
+        "base/5/1",
+        "recovery.signal",
+        "pgpool_recovery.incomplete",
+        "pg_wal/archive_status/x",
+    ] {
+        let mut peer = host.settled();
+        peer.send(PUT, &put(path, 1));
+        peer.answer().expect_err(path);
+        peer.assert_refused(path);
+    }
+    let mut peer = host.settled();
+    peer.send(PUT, &put("global/pg_control", 1));
+    peer.send(PUT, &put("global/pg_control", 1));
+    peer.answer().expect_err("twice");
+    peer.assert_refused("twice");
+    // before anything is settled
+    let (mut peer, _) = host.begin();
+    peer.send(PUT, &put("backup_label", 1));
+    peer.answer().expect_err("too early");
+    peer.assert_refused("too early");
+    assert!(!host.path("standby/global/pg_control").exists());
+    host.assert_unharmed();
+}
+
+/// What was settled is compared with nothing any more: only WAL may follow.
+#[test]
+fn data_after_it_was_settled() {
+    let host = Host::new();
+    let mut page = vec![7; 8192];
+    let mut tail = Vec::new();
+    PagesTail::encode(0, Codec::Plain, &[Run { offset: 0, length: 8192 }], &mut tail);
+    page.extend_from_slice(&tail);
+    for (kind, body) in [(PAGES, page), (END_OF_FILE, [0; 12].to_vec()), (GONE, vec![0; 4])] {
+        let (mut control, target) = host.begin();
+        let mut stream = host.attach(&target);
+        control.request(&json!({ "request": "settle" }));
+        assert!(matches!(control.answer(), Ok(Reply::Settled { .. })));
+        let before = fs::read(host.path("standby/base/5/1")).expect("read");
+        stream.send(kind, &body);
+        stream.send(BARRIER, &[]);
+        stream.assert_refused("settled");
+        let _ = control.end();
+        assert!(before == fs::read(host.path("standby/base/5/1")).expect("read"));
+    }
+    for (directories, files) in [(vec![], vec![("base/5/2", 1)]), (vec!["base/6"], vec![])] {
+        let mut peer = host.settled();
+        peer.plan(&directories, &files);
+        peer.answer().expect_err("not WAL");
+        peer.assert_refused("not WAL");
+    }
+    let (mut peer, _) = host.begin();
+    peer.plan(&[], &[("base/5/2", 1)]);
+    peer.answer().expect_err("more of the plan");
+    peer.assert_refused("more of the plan");
     host.assert_unharmed();
 }

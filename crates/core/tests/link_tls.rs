@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use pgpool_recovery_core::buffer::Buffer;
 use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::{Error, Kind};
-use pgpool_recovery_core::link::{Link, tls};
+use pgpool_recovery_core::link::dial::AgentConnector;
+use pgpool_recovery_core::link::{Connector, Link, tls};
 use pgpool_recovery_core::secret::Secret;
 
 fn listener() -> (TcpListener, std::net::SocketAddr) {
@@ -272,4 +273,59 @@ fn a_byte_altered_on_the_wire_is_noticed() {
     drop(far);
     writer.join().expect("writer");
     proxy.join().expect("proxy");
+}
+
+/// An agent that is flooded closes connections that have said too little; a primary's may be one of them.
+#[test]
+fn a_connection_that_is_closed_in_the_handshake_is_made_again() {
+    let secret = Secret::random().expect("secret");
+    let (listener, address) = listener();
+    let agent = thread::spawn({
+        let secret = secret.clone();
+        move || {
+            // one is reset before it says anything, the next one after its first message
+            drop(listener.accept().expect("accept"));
+            let (mut socket, _) = listener.accept().expect("accept");
+            let _ = socket.read(&mut [0; 4096]);
+            drop(socket);
+            let config = tls::server_config().expect("server configuration");
+            let (socket, _) = listener.accept().expect("accept");
+            tls::accept(socket, &config, &secret, &Cancel::new(), "primary").map(drop)
+        }
+    });
+    let connector = |secret: &Secret| {
+        AgentConnector::new("127.0.0.1", address.port(), secret.clone(), Arc::default()).expect("set up")
+    };
+    connector(&secret).connect(&Cancel::new()).expect("the third attempt");
+    agent.join().expect("agent").expect("accept");
+
+    let listener = TcpListener::bind(address).expect("the same port");
+    let count = thread::spawn(move || {
+        let closed = listener.incoming().take(3).filter(|socket| socket.is_ok()).count();
+        listener.set_nonblocking(true).expect("a listener");
+        thread::sleep(Duration::from_millis(500));
+        closed + usize::from(listener.accept().is_ok())
+    });
+    let error = connector(&secret).connect(&Cancel::new()).err().expect("closed");
+    assert_eq!(error.kind, Kind::ConnectionLost, "{error}");
+    assert_eq!(count.join().expect("count"), 3);
+}
+
+/// The alert by which an agent refuses those without a ticket.
+#[test]
+fn a_refusal_by_alert_names_the_secret_and_is_final() {
+    let (listener, address) = listener();
+    let agent = thread::spawn(move || {
+        let (mut socket, _) = listener.accept().expect("accept");
+        let _ = socket.read(&mut [0; 4096]);
+        socket.write_all(&[21, 3, 3, 0, 2, 2, 49]).expect("sent");
+        listener.set_nonblocking(true).expect("a listener");
+        listener
+    });
+    let secret = Secret::random().expect("secret");
+    let connector = AgentConnector::new("127.0.0.1", address.port(), secret, Arc::default()).expect("set up");
+    let error = connector.connect(&Cancel::new()).err().expect("refused");
+    assert_eq!(error.kind, Kind::AuthenticationFailed);
+    assert!(error.message.contains("refused this server's secret"), "{error}");
+    assert!(agent.join().expect("agent").accept().is_err(), "it does not try again");
 }

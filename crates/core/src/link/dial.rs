@@ -23,6 +23,14 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// How often a wait looks at the cancel switch.
 const TURN: Duration = Duration::from_millis(50);
 
+/// After how long a connection that is not there yet is requested once more, and how often in all.
+const REPEAT: Duration = Duration::from_millis(250);
+const REQUESTS: usize = 6;
+
+/// How often a connection is tried that the agent closes before both ends have proved the secret: under a flood
+/// it makes room for newer connections.
+const ATTEMPTS: u32 = 3;
+
 /// Connects to one agent.
 pub struct AgentConnector {
     host: String,
@@ -39,23 +47,36 @@ impl AgentConnector {
     }
 }
 
+impl AgentConnector {
+    /// A link to this address; an error of the inner kind if something answers there.
+    fn link(&self, address: SocketAddr, cancel: &Cancel) -> io::Result<Result<Link>> {
+        let place = self.place();
+        let started = Instant::now();
+        let mut attempt = 1;
+        loop {
+            let socket = connect(address, cancel)?;
+            let linked =
+                tls::connect(socket, &self.config, &self.secret, Arc::clone(&self.wire), cancel, &place);
+            let is_final = attempt == ATTEMPTS || started.elapsed() >= DEADLINE || cancel.is_tripped();
+            match linked {
+                Err(error) if error.kind == Kind::ConnectionLost && !is_final => {
+                    std::thread::sleep(TURN * attempt);
+                    attempt += 1;
+                }
+                linked => return Ok(linked),
+            }
+        }
+    }
+}
+
 impl Connector for AgentConnector {
     fn connect(&self, cancel: &Cancel) -> Result<Link> {
         let place = self.place();
         let addresses = resolve(&self.host, self.port, cancel)?;
         let mut last = None;
         for address in addresses {
-            match connect(address, cancel) {
-                Ok(socket) => {
-                    return tls::connect(
-                        socket,
-                        &self.config,
-                        &self.secret,
-                        Arc::clone(&self.wire),
-                        cancel,
-                        &place,
-                    );
-                }
+            match self.link(address, cancel) {
+                Ok(linked) => return linked,
                 Err(error) => last = Some((address, error)),
             }
             cancel.check()?;
@@ -90,13 +111,15 @@ pub fn is_this_host(host: &str, cancel: &Cancel) -> Result<bool> {
     {
         return Ok(true);
     }
-    let interfaces = if_addrs::get_if_addrs().map_err(Error::on("list the network interfaces"))?;
-    let is_local = |address: IpAddr| {
-        address.is_loopback()
-            || address.is_unspecified()
-            || interfaces.iter().any(|interface| interface.ip() == address)
-    };
+    let own = own_addresses().map_err(Error::on("list the network interfaces"))?;
+    let is_local =
+        |address: IpAddr| address.is_loopback() || address.is_unspecified() || own.contains(&address);
     Ok(resolve(host, 0, cancel)?.iter().any(|address| is_local(address.ip())))
+}
+
+/// The addresses of this host's interfaces.
+pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    Ok(if_addrs::get_if_addrs()?.iter().map(if_addrs::Interface::ip).collect())
 }
 
 /// The addresses of a name. The system's resolver cannot be interrupted, so it runs in a thread of its
@@ -132,31 +155,38 @@ pub(crate) fn resolve(host: &str, port: u16, cancel: &Cancel) -> Result<Vec<Sock
     }
 }
 
+/// Connects, by several attempts that overlap: the kernel of a flooded host drops some requests, and repeats its own
+/// only after one second, three, and seven. The first one that succeeds is used.
 fn connect(address: SocketAddr, cancel: &Cancel) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
-    match socket.connect(&address.into()) {
-        Ok(()) => {}
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
-            wait_connected(&socket, cancel)?;
-        }
-        Err(error) => return Err(error),
-    }
-    socket.set_nonblocking(false)?;
-    Ok(socket.into())
-}
-
-fn wait_connected(socket: &Socket, cancel: &Cancel) -> io::Result<()> {
     let deadline = Instant::now() + DEADLINE;
     let turn = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(TURN.subsec_nanos()) };
+    let mut sockets = Vec::new();
+    let mut next = Instant::now();
     loop {
-        let mut waiting = [PollFd::new(socket, PollFlags::OUT)];
-        let ready = match poll(&mut waiting, Some(&turn)) {
-            Err(rustix::io::Errno::INTR) => 0,
-            other => other?,
-        };
-        if ready > 0 {
-            return socket.take_error()?.map_or(Ok(()), Err);
+        if sockets.len() < REQUESTS && Instant::now() >= next {
+            next = Instant::now() + REPEAT;
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_nonblocking(true)?;
+            match socket.connect(&address.into()) {
+                Ok(()) => return blocking(socket),
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
+                    sockets.push(socket);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut waiting: Vec<_> = sockets.iter().map(|socket| PollFd::new(socket, PollFlags::OUT)).collect();
+        match poll(&mut waiting, Some(&turn)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready = waiting.iter().position(|waiting| !waiting.revents().is_empty());
+        if let Some(ready) = ready {
+            let socket = sockets.swap_remove(ready);
+            return match socket.take_error()? {
+                None => blocking(socket),
+                Some(error) => Err(error),
+            };
         }
         if cancel.is_tripped() {
             return Err(io::ErrorKind::Interrupted.into());
@@ -165,6 +195,11 @@ fn wait_connected(socket: &Socket, cancel: &Cancel) -> io::Result<()> {
             return Err(io::ErrorKind::TimedOut.into());
         }
     }
+}
+
+fn blocking(socket: Socket) -> io::Result<TcpStream> {
+    socket.set_nonblocking(false)?;
+    Ok(socket.into())
 }
 
 #[cfg(test)]
@@ -181,6 +216,25 @@ mod tests {
         assert!(!is_this_host("192.0.2.1", &cancel).expect("an address"));
         let error = is_this_host("no-such-host.invalid", &cancel).expect_err("no such name");
         assert_eq!(error.kind, Kind::Unreachable);
+    }
+
+    /// A listener whose queue is full does not answer until there is room again.
+    #[test]
+    fn a_request_that_was_dropped_is_repeated_soon() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bind");
+        socket.listen(0).expect("listen");
+        let listener = std::net::TcpListener::from(socket);
+        let address = listener.local_addr().expect("address");
+        // with a backlog of 0 there is room for one
+        let _first = TcpStream::connect(address).expect("connect");
+        let started = Instant::now();
+        let connected = std::thread::spawn(move || connect(address, &Cancel::new()));
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(!connected.is_finished(), "there is no room yet");
+        drop(listener.accept().expect("accept"));
+        connected.join().expect("no panic").expect("connected");
+        assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
     }
 
     #[test]

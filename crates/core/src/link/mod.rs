@@ -10,10 +10,13 @@ use crate::buffer::Buffer;
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 
+pub mod admission;
 pub mod control;
 pub mod dial;
 pub mod pipe;
 pub mod tls;
+
+mod certificate;
 
 /// Longest frame body, bytes. Checked before anything is allocated.
 pub const MAX_BODY: usize = 2 << 20;

@@ -6,6 +6,9 @@
 //! two TLS sessions with two exporter values and cannot make either proof without the secret. The
 //! primary proves first: a stranger who connects to an agent learns nothing but that it is there.
 //!
+//! Before any of this the agent looks for a ticket in the server name of the primary's first message
+//! ([`super::admission`]), and answers only those who show one.
+//!
 //! The protocol version is agreed by ALPN, so peers of different versions part before any proof.
 
 use std::io::{self, IoSlice, Read, Write};
@@ -14,15 +17,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{
-    AlertDescription, ClientConfig, ClientConnection, Connection, DigitallySignedStruct, ServerConfig,
-    ServerConnection, SignatureScheme,
-};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::server::Accepted;
+use rustls::{AlertDescription, ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 
-use super::{Link, MAX_BODY, Sink, Source, check_length, closed, lost};
+use super::certificate::SecretInsteadOfCertificate;
+use super::{Link, MAX_BODY, Sink, Source, admission, check_length, closed, lost};
 use crate::buffer::Buffer;
 use crate::cancel::Cancel;
 use crate::digest::{Proof, Role, proof};
@@ -31,7 +32,7 @@ use crate::lock::lock;
 use crate::secret::Secret;
 
 /// The protocol and its version, as ALPN carries it.
-pub const ALPN: &[u8] = b"pgpool-recovery/1";
+pub const ALPN: &[u8] = b"pgpool-recovery/2";
 
 /// How long a peer may take over the whole handshake.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -89,26 +90,23 @@ pub fn connect(
     cancel: &Cancel,
     place: &str,
 ) -> Result<Link> {
-    let name = ServerName::try_from("pgpool-recovery-agent")
+    let connection = ClientConnection::new(Arc::clone(config), admission::ticket(secret)?)
         .map_err(|error| Error::new(Kind::Internal, format!("could not set up TLS: {error}")))?;
-    let connection = ClientConnection::new(Arc::clone(config), name)
-        .map_err(|error| Error::new(Kind::Internal, format!("could not set up TLS: {error}")))?;
-    let mut ends = Ends::open(socket, connection.into(), wire, cancel, place)?;
+    let deadline = Instant::now() + HANDSHAKE_DEADLINE;
+    let mut ends = Ends::open(socket, connection.into(), wire, cancel, place, deadline)?;
     let binding = ends.binding()?;
     ends.sink.send(PROOF, &[proof(secret.bytes(), Role::Client, &binding).as_bytes()])?;
     ends.sink.flush()?;
     match ends.proof()? {
         Some(theirs) if theirs == proof(secret.bytes(), Role::Server, &binding) => ends.finish(),
-        None => Err(Error::new(Kind::AuthenticationFailed, format!("{place} refused this server's secret"))
-            .detail("The secret of this server and the secret of the agent differ.")
-            .hint("Copy the same secret file to every host of the cluster.")),
+        None => Err(refused(place)),
         Some(_) => Err(Error::new(Kind::AuthenticationFailed, format!("{place} could not prove the secret"))
             .detail("Something that does not know the cluster's secret listens there.")
             .hint("Check the address and that every host has the same secret file.")),
     }
 }
 
-/// Accepts a primary on `socket`: TLS, then the proofs.
+/// Accepts a primary on `socket`: TLS, then the proofs. Its ticket is not looked at.
 pub fn accept(
     socket: TcpStream,
     config: &Arc<ServerConfig>,
@@ -118,7 +116,38 @@ pub fn accept(
 ) -> Result<Link> {
     let connection = ServerConnection::new(Arc::clone(config))
         .map_err(|error| Error::new(Kind::Internal, format!("could not set up TLS: {error}")))?;
-    let mut ends = Ends::open(socket, connection.into(), Arc::default(), cancel, place)?;
+    let deadline = Instant::now() + HANDSHAKE_DEADLINE;
+    answer(socket, connection, secret, cancel, place, deadline)
+}
+
+/// Goes on with a primary whose first message has been read and found good ([`admission::Door`]). The socket must
+/// block; all of the handshake ends at `deadline`.
+pub fn accept_admitted(
+    mut socket: TcpStream,
+    hello: Accepted,
+    config: &Arc<ServerConfig>,
+    secret: &Secret,
+    cancel: &Cancel,
+    place: &str,
+    deadline: Instant,
+) -> Result<Link> {
+    let connection = hello.into_connection(Arc::clone(config)).map_err(|(error, mut alert)| {
+        // some 7 bytes into an empty buffer: this does not block
+        let _ = alert.write_all(&mut socket);
+        refine(&io::Error::new(io::ErrorKind::InvalidData, error), place, cancel)
+    })?;
+    answer(socket, connection, secret, cancel, place, deadline)
+}
+
+fn answer(
+    socket: TcpStream,
+    connection: ServerConnection,
+    secret: &Secret,
+    cancel: &Cancel,
+    place: &str,
+    deadline: Instant,
+) -> Result<Link> {
+    let mut ends = Ends::open(socket, connection.into(), Arc::default(), cancel, place, deadline)?;
     let binding = ends.binding()?;
     if ends.proof()? != Some(proof(secret.bytes(), Role::Client, &binding)) {
         ends.sink.send(REFUSED, &[])?;
@@ -148,8 +177,8 @@ impl Ends {
         wire: Arc<AtomicU64>,
         cancel: &Cancel,
         place: &str,
+        deadline: Instant,
     ) -> Result<Self> {
-        let deadline = Instant::now() + HANDSHAKE_DEADLINE;
         let prepare = |error: io::Error| Error::io(format_args!("set up the connection to {place}"), &error);
         let peer = socket.peer_addr().map_err(prepare)?;
         socket.set_nodelay(true).map_err(prepare)?;
@@ -469,6 +498,7 @@ fn refine(error: &io::Error, place: &str, cancel: &Cancel) -> Error {
             version_mismatch(place)
         }
         Some(rustls::Error::NoApplicationProtocol) => version_mismatch(place),
+        Some(rustls::Error::AlertReceived(AlertDescription::AccessDenied)) => refused(place),
         Some(rustls::Error::DecryptError) => {
             Error::new(Kind::ConnectionLost, format!("data from {place} was altered on the way"))
                 .hint("Try again; if it happens again, look for a faulty network card, switch or proxy.")
@@ -487,6 +517,12 @@ fn refine(error: &io::Error, place: &str, cancel: &Cancel) -> Error {
     }
 }
 
+fn refused(place: &str) -> Error {
+    Error::new(Kind::AuthenticationFailed, format!("{place} refused this server's secret"))
+        .detail("The secret of this server and the secret of the agent differ.")
+        .hint("Copy the same secret file to every host of the cluster.")
+}
+
 fn version_mismatch(place: &str) -> Error {
     Error::new(Kind::ProtocolVersion, format!("{place} speaks another version of the protocol"))
         .detail(format!("This end speaks \"{}\".", String::from_utf8_lossy(ALPN)))
@@ -499,43 +535,4 @@ fn not_an_agent(place: &str) -> Error {
         format!("{place} does not speak the protocol of pgpool-recovery-agent"),
     )
     .hint("Check that a pgpool-recovery-agent, and nothing else, listens on pgpool_recovery.agent_port.")
-}
-
-/// Accepts any certificate: the secret, bound to the session, authenticates the agent.
-#[derive(Debug)]
-struct SecretInsteadOfCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for SecretInsteadOfCertificate {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not offered".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

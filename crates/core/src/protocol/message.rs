@@ -1,6 +1,7 @@
 //! Control messages, as JSON: rare, small, and readable in a trace.
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::path::RelPath;
 use crate::plan::{Directory, File, Tablespace};
 use crate::protocol::status::{Run, Status};
+use crate::standby::Following;
 
 /// What the sender asks of the receiver.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,10 +34,10 @@ pub enum Request {
     /// First and only message of a link: how are you, and what has been done here? Nothing changes.
     /// Answer: [`Reply::Status`].
     Status,
-    /// Log in to the primary for replication, as the standby will. Answer: [`Reply::Ok`].
+    /// Log in to the primary for replication, as the standby will. Answer: [`Reply::LoggedIn`].
     TestReplication {
-        /// `primary_conninfo`.
-        conninfo: String,
+        /// What the connection string is made of.
+        following: Following,
         /// The system identifier that the server there must have.
         system_identifier: u64,
     },
@@ -80,6 +82,9 @@ pub enum Request {
     Finish,
     /// The last lines of the server's log. Answer: [`Reply::Log`].
     Log,
+    /// Does the server in the opened directory receive WAL, and over which connection? Answer:
+    /// [`Reply::Walreceiver`].
+    Walreceiver,
     /// Start the server in the opened directory and wait until it accepts connections.
     /// Answer: [`Reply::Started`].
     Start {
@@ -99,7 +104,7 @@ pub enum Purpose {
 }
 
 /// What is needed to receive a plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
     /// Tablespaces and where they go.
     pub tablespaces: Vec<Tablespace>,
@@ -111,6 +116,20 @@ pub struct Terms {
     pub reserve: u64,
     /// Permission bits of the data directory.
     pub mode: u32,
+    /// What a receiver on the primary's own host leaves the primary.
+    #[serde(default)]
+    pub primary_space: Option<PrimarySpace>,
+}
+
+/// Where a primary writes, and how much room it may want there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrimarySpace {
+    /// The kernel's identifier of the boot of the primary's host.
+    pub boot_id: Option<String>,
+    /// Devices of the file systems it lies on.
+    pub devices: Vec<u64>,
+    /// `max_wal_size`, bytes.
+    pub max_wal_size: u64,
 }
 
 /// What the receiver answers.
@@ -119,6 +138,11 @@ pub struct Terms {
 pub enum Reply {
     /// Done.
     Ok,
+    /// The login worked, and the primary's server is there.
+    LoggedIn {
+        /// What psql and libpq said besides.
+        warnings: Vec<String>,
+    },
     /// What is in the directory.
     Target(Box<Target>),
     /// The plan fits.
@@ -156,6 +180,13 @@ pub enum Reply {
         /// A few lines.
         lines: String,
     },
+    /// The server's walreceiver; none if no server runs in the directory, or it receives nothing.
+    Walreceiver {
+        /// What was found.
+        found: Option<Walreceiver>,
+        /// What the server's startup process says of itself: `startup recovering 000000010000000000000003`.
+        startup: Option<String>,
+    },
     /// How the receiver is.
     Status(Box<Status>),
     /// It did not work.
@@ -173,6 +204,12 @@ pub struct Target {
     pub content: Content,
     /// pg_control, if it can be read (in place, or set aside by a broken-off recovery).
     pub control: Option<ControlFile>,
+    /// Whether that is in its place: then it is the directory's own, whatever a marker says.
+    pub control_in_place: bool,
+    /// The latest timeline of which there is WAL, or which pg_control tells.
+    pub timeline: Option<u32>,
+    /// How many of its WAL and history files wait to be archived, or why that cannot be told.
+    pub unarchived: Result<u32>,
     /// The system identifier in pg_control, or failing that in the target's WAL.
     pub system_identifier: Option<u64>,
     /// The marker of a broken-off recovery.
@@ -193,14 +230,22 @@ pub struct Target {
     pub wal_identity: Option<(u64, u64)>,
     /// The kernel's identifier of this boot: equal on one machine only.
     pub boot_id: Option<String>,
-    /// Which of the files to keep are there.
+    /// Which of the files to keep are there, and what else the configuration that it keeps needs of its directory.
     pub kept: Vec<RelPath>,
+    /// Settings of one host (port, addresses, certificates) that the configuration it keeps makes.
+    #[serde(default)]
+    pub own_settings: Vec<String>,
     /// Whether the configuration lives outside the data directory.
     pub external_configuration: Option<PathBuf>,
     /// Whether the configuration in use reads myrecovery.conf already.
     pub includes_myrecovery: bool,
+    /// What the configuration that it keeps says about recovery.
+    #[serde(default)]
+    pub recovery_settings: RecoverySettings,
     /// What the standby's myrecovery.conf says, if there is one.
     pub standby: Option<Standby>,
+    /// What tells a base backup from a cluster in use.
+    pub backup: BackupTraces,
     /// The sender's address as seen from here.
     pub peer: Option<IpAddr>,
     /// Version of the receiver's software.
@@ -209,10 +254,44 @@ pub struct Target {
     pub clock: u64,
     /// What starts the server, or why that cannot work.
     pub starter: Result<String>,
+    /// The directory that the configuration it keeps leads to, if that is another one.
+    pub elsewhere: Option<PathBuf>,
     /// What the configuration it keeps says about listening, if it keeps one.
     pub listening: Option<Listening>,
     /// The recovery that another session is at, of a directory that was opened to look.
     pub recovery: Option<Run>,
+    /// What a pg_wal that is a link leads to.
+    #[serde(default)]
+    pub linked_wal: Option<LinkedWal>,
+    /// What could not be told.
+    #[serde(default)]
+    pub doubts: Doubts,
+}
+
+/// What a configuration says about recovery, besides myrecovery.conf (see [`crate::recovery_settings`]).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoverySettings {
+    /// Settings that would keep the standby from following, and that myrecovery.conf cannot override.
+    pub conflicts: Vec<Place>,
+    /// Settings that myrecovery.conf overrides.
+    pub overridden: Vec<Place>,
+    /// Settings that count although myrecovery.conf has others, and with which the standby follows.
+    pub chosen: Vec<Place>,
+    /// Why the configuration cannot be read.
+    pub problems: Vec<Place>,
+    /// The files and directories among the problems that do not exist, absolute.
+    pub missing: Vec<String>,
+}
+
+/// A line of a configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The parameter that it sets, or what is wrong with it.
+    pub what: String,
+    /// The file.
+    pub file: String,
+    /// The line, counted from 1; 0: the whole file.
+    pub line: u32,
 }
 
 /// Where a server listens.
@@ -238,6 +317,19 @@ pub enum Content {
     Other,
 }
 
+/// What a data directory has of a base backup, and of a server that ran in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupTraces {
+    /// `backup_label`, which a server renames when it starts from the backup; empty if it cannot be read.
+    pub label: Option<String>,
+    /// Whether there is a `backup_manifest`. A server leaves it where it is.
+    pub has_manifest: bool,
+    /// Whether there is a `standby.signal`.
+    pub has_standby_signal: bool,
+    /// Whether there is a `postmaster.opts`, which a server writes when it starts and no backup has.
+    pub has_postmaster_opts: bool,
+}
+
 /// How the standby is set to follow its primary.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standby {
@@ -247,8 +339,52 @@ pub struct Standby {
     pub slot_name: Option<String>,
 }
 
-/// The content of the marker file.
+/// What could not be told about a directory. Each forbids what its answer might have permitted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Doubts {
+    /// Whether a server is running there.
+    pub server: Option<Error>,
+    /// Whose cluster it is, or what it holds.
+    pub identity: Option<Error>,
+    /// Whether the directory that its pg_wal leads to is its own.
+    pub wal: Option<Error>,
+}
+
+/// What a pg_wal that is a link leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkedWal {
+    /// No WAL.
+    Empty,
+    /// WAL of the cluster with this system identifier, as its newest segment says.
+    Of(u64),
+    /// WAL that does not say whose it is.
+    Unknown,
+}
+
+/// The process that receives WAL for a standby, as its host's kernel shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Walreceiver {
+    /// Its process id on the standby's host.
+    pub pid: u32,
+    /// How long it has been running, milliseconds.
+    pub age: u64,
+    /// Its connections; `None` if the receiver may not look at them.
+    pub connections: Option<Connections>,
+}
+
+/// The established connections of one process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Its own ends of TCP connections.
+    pub tcp: Vec<SocketAddr>,
+    /// Whether it has a unix socket.
+    pub unix: bool,
+}
+
+/// The content of the marker file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marker {
     /// Says in plain words what the file means.
     pub note: String,
@@ -258,6 +394,9 @@ pub struct Marker {
     pub timeline: u32,
     /// When the recovery began, seconds since 1970.
     pub started: u64,
+    /// Where it put the tablespaces, by OID: a power cut may have taken their links. The keys are text, as JSON has them.
+    #[serde(default)]
+    pub tablespaces: BTreeMap<String, String>,
 }
 
 /// Parses a message, refusing what is not one.

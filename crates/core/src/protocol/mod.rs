@@ -1,4 +1,4 @@
-//! The protocol, version 1.
+//! The protocol, version 2.
 //!
 //! # Participants
 //!
@@ -26,7 +26,7 @@
 //! ```text
 //! control link                                    data links (several)
 //! -> Open            <- Target
-//! -> TestReplication <- Ok
+//! -> TestReplication <- LoggedIn
 //!    (pg_backup_start, scan)
 //! -> Plan*, PlanEnd  <- Planned
 //! -> Begin           <- Ok       (marker written, pg_control moved aside)

@@ -28,6 +28,9 @@ pub struct Directory {
     pub data_directory: PathBuf,
     /// The process that runs on the directory.
     pub server: Option<u32>,
+    /// Why it cannot be told whether one does.
+    #[serde(default)]
+    pub server_unknown: Option<String>,
     /// Whether the marker of a recovery is there: one is running, or has broken off.
     pub incomplete: bool,
     /// What that marker says, if it can be read.

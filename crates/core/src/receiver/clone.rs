@@ -47,9 +47,9 @@ impl Cloner<'_> {
         let Ok(before) = fstat(&source) else {
             return Ok(false);
         };
-        let file = self.run.open_to_write(slot)?;
+        let file = self.run.open_to_clone(slot)?;
         match ioctl_ficlone(&file, &source) {
-            Ok(()) => slot.set_changed(),
+            Ok(()) => self.changed(slot, &file)?,
             Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS) => {
                 cannot.store(true, Ordering::Relaxed);
                 return Ok(false);
@@ -60,7 +60,7 @@ impl Cloner<'_> {
             }
             // this file only, and maybe in part: it is sent
             Err(_) => {
-                slot.set_changed();
+                self.changed(slot, &file)?;
                 return Ok(false);
             }
         }
@@ -69,5 +69,10 @@ impl Cloner<'_> {
         let after = fstat(&source).map_or(before.st_size, |after| after.st_size);
         slot.ends_at(u64::try_from(before.st_size.min(after)).unwrap_or(0));
         Ok(true)
+    }
+
+    fn changed(&self, slot: &Slot, file: &File) -> Result<()> {
+        slot.set_changed();
+        self.run.note(slot, file)
     }
 }

@@ -6,10 +6,9 @@ use std::sync::Mutex;
 use std::thread::JoinHandle;
 
 use super::crew;
-use super::run::Run;
+use super::run::{Run, Slot};
 use crate::error::{Error, Kind, Result};
 use crate::lock::lock;
-use crate::path::RelPath;
 use crate::target::Target;
 
 /// From so many files on the whole file system is synced at once: each sync of a file makes the disk empty its
@@ -69,19 +68,29 @@ pub(super) fn sync_files(run: &Run) -> Result<()> {
     let before = run.is_synced()?;
     let slots = run.slots();
     let files = || slots.iter().filter(|slot| !slot.is_gone());
-    let mut wanted: Vec<&RelPath> =
-        files().filter(|slot| slot.is_changed() || !before).map(|slot| &slot.path).collect();
+    let mut wanted: Vec<&Slot> = files().filter(|slot| slot.is_changed() || !before).collect();
     if before {
         if wanted.len() >= MANY {
             run.target.file_systems()?.iter().try_for_each(sync_file_system)?;
-            wanted.clear();
+            wanted.retain(|slot| needs_own_sync(slot));
         }
         // XFS leaves the disk's own cache as it is in a syncfs that finds its journal written, but not in a sync
         // of a file: one on each disk.
-        let mut disks: BTreeSet<u64> = wanted.iter().map(|path| run.target.device_of(path)).collect();
-        wanted.extend(files().map(|slot| &slot.path).filter(|path| disks.insert(run.target.device_of(path))));
+        let device = |slot: &Slot| run.target.device_of(&slot.path);
+        let mut disks: BTreeSet<u64> = wanted.iter().map(|slot| device(slot)).collect();
+        wanted.extend(files().filter(|slot| disks.insert(device(slot))));
     }
-    crew::each(run, &wanted, |_, path| run.target.sync_file(path))
+    crew::each(run, &wanted, |_, slot| run.target.sync_file(&slot.path))
+}
+
+/// Whether the sync of its file system does not tell of everything that went wrong with a file.
+///
+/// Where something else has the page cache hold a part of a file that is being written past it, the kernel may not be able
+/// to drop that page, and what was written is lost behind it. It notes that (dio_warn_stale_pagecache in mm/filemap.c) as
+/// an error of the file alone: fsync tells, syncfs asks the file system. Only long writes go past the page cache, so the
+/// many small files of a cluster need none of this.
+fn needs_own_sync(slot: &Slot) -> bool {
+    slot.is_direct()
 }
 
 fn sync_file_system(fd: &OwnedFd) -> Result<()> {
@@ -104,6 +113,18 @@ fn is_at_least_5_17(release: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::path::RelPath;
+    use crate::plan::File;
+
+    #[test]
+    fn what_went_past_the_page_cache_is_synced_by_itself() {
+        let file = File { path: RelPath::parse("base/5/1").expect("valid"), size: 8192, mode: 0o600 };
+        let slot = Slot::new(file);
+        slot.set_changed();
+        assert!(!needs_own_sync(&slot));
+        slot.set_direct();
+        assert!(needs_own_sync(&slot));
+    }
 
     #[test]
     fn kernel_releases_are_compared_as_numbers() {

@@ -1,51 +1,69 @@
 //! The last steps, in the order that keeps the target unstartable until it is complete (S2).
 
 use super::durable::sync_files;
-use super::inspect::myrecovery_path;
+use super::identity;
+use super::inspect::{auto_configuration, configuration, main_configuration, myrecovery_path};
 use super::policy::Cluster;
 use super::run::Run;
+use super::running;
 use super::settle::settle_wal;
-use super::{running, small_file};
+use crate::configuration::{MAX_BYTES, content};
 use crate::control_file::PG_CONTROL;
 use crate::error::{Error, Kind, Result};
-use crate::exclude::{CONTROL_ASIDE, MARKER};
+use crate::exclude::{CONTROL_ASIDE, MARKER, MYRECOVERY_CONF, POSTGRESQL_CONF};
 use crate::path::RelPath;
 use crate::protocol::data::Put;
 use crate::protocol::message::Marker;
+use crate::recovery_settings;
 use crate::standby;
-
-/// Largest configuration file that is edited, bytes.
-const CONFIGURATION: u64 = 1 << 20;
 
 /// From here on the target cannot be started: the marker is written, pg_control is out of the way.
 ///
 /// A server that started since somebody looked is not replaced, nor a directory that was renamed: it gets its pg_control
 /// back. No server can be missed, because one first makes the data directory its current one and reads pg_control after
-/// that.
+/// that. Whatever fails, what is refused is left without a marker.
 pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
-    let text = serde_json::to_string_pretty(marker)
-        .map_err(|error| Error::new(Kind::Internal, format!("could not encode the marker: {error}")))?;
+    let text = identity::marker_text(marker)?;
     run.target.keep()?;
     let (control, aside) = (RelPath::parse(PG_CONTROL)?, RelPath::parse(CONTROL_ASIDE)?);
     let marker = RelPath::parse(MARKER)?;
-    let was_marked = run.target.stat(&marker)?.is_some();
-    run.target.install(&marker, format!("{text}\n").as_bytes(), 0o600)?;
-    let was_there = run.target.rename(&control, &aside)?;
-    let untouched = match running::find(run.target.path()) {
-        Some(process) => Err(running::refusal(run.target.path(), process)),
-        // the search went by the path
-        None => run.target.demand_in_place(),
-    };
-    if let Err(refusal) = untouched {
-        if was_there {
-            run.target.rename(&aside, &control)?;
+    run.set_marker(text.clone());
+    let (was_marked, was_aside) = (run.target.stat(&marker)?.is_some(), run.target.stat(&aside)?.is_some());
+    let mut is_moved = false;
+    let invalidated = run
+        .target
+        .install(&marker, text.as_bytes(), 0o600)
+        .and_then(|()| run.target.rename(&control, &aside))
+        .and_then(|moved| {
+            is_moved = moved;
+            demand_stopped(run)
+        });
+    invalidated.map_err(|refusal| {
+        let mut undone = Ok(true);
+        // a rename whose sync failed has happened, too
+        if (is_moved || !was_aside) && run.target.stat(&control).is_ok_and(|found| found.is_none()) {
+            undone = run.target.rename(&aside, &control);
         }
         if !was_marked {
-            run.target.remove(&marker)?;
+            undone = undone.and(run.target.remove(&marker));
         }
-        return Err(refusal);
+        match undone.and_then(|_| run.target.sync_directories()) {
+            Ok(()) => refusal,
+            Err(error) => {
+                let detail = refusal.detail.clone().map_or_else(String::new, |detail| detail + " ");
+                refusal.detail(format!("{detail}The directory is left with its marker: {}.", error.message))
+            }
+        }
+    })
+}
+
+/// Fails if a server runs, or may run, in the directory, or if its path leads elsewhere by now.
+fn demand_stopped(run: &Run) -> Result<()> {
+    let opened = run.target.look().ok_or_else(|| Error::new(Kind::Internal, "the target is missing"))?;
+    match running::find_at(&opened, run.target.path())? {
+        Some(process) => Err(running::refusal(run.target.path(), process)),
+        None => run.target.demand_in_place(),
     }
-    Ok(())
 }
 
 /// Installs the standby's own files, makes everything durable, and only then places pg_control.
@@ -61,11 +79,13 @@ pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>) -> Result<Vec
         run.target.install(&put.path, &put.content, put.mode)?;
     }
     include_myrecovery(run, cluster, &mut warnings)?;
+    demand_following(cluster, &mut warnings)?;
+    let installed = identity::installed(run, others.into_iter().map(|put| put.path))?;
     sync_files(run)?;
     run.target.sync_directories()?;
     run.cancel.check()?;
 
-    run.target.demand_in_place()?;
+    identity::demand_own(run, &installed)?;
     run.target.install(&control.path, &control.content, control.mode)?;
     run.target.remove(&RelPath::parse(CONTROL_ASIDE)?)?;
     run.target.remove(&RelPath::parse(MARKER)?)?;
@@ -73,49 +93,65 @@ pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>) -> Result<Vec
     Ok(warnings)
 }
 
-/// Makes a configuration that the standby keeps read myrecovery.conf.
+/// Makes a configuration that the standby keeps read myrecovery.conf last.
 fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) -> Result<()> {
+    if recovery_settings::reads_last(&configuration(cluster)) {
+        return Ok(());
+    }
     let include = myrecovery_path(&cluster.data_directory);
     if let Some(file) = &cluster.config_file {
         // outside the data directory, named by the agent's own configuration: edited in place, because
         // its directory (/etc/postgresql/...) need not be writable
-        let text = std::fs::read_to_string(file)
+        let text = content(file, MAX_BYTES)
             .map_err(Error::on(format_args!("read configuration \"{}\"", file.display())))?;
-        if let Some(extended) = standby::with_include(&text, &include) {
-            let write = || {
-                use std::io::Write;
-                let mut opened = std::fs::OpenOptions::new().append(true).open(file)?;
-                opened.write_all(&extended.as_bytes()[text.len()..])?;
-                opened.sync_all()
-            };
-            write().map_err(|error| {
-                Error::io(format_args!("extend configuration \"{}\"", file.display()), &error)
-                    .hint(format!("Add the line: include_if_exists = '{include}'"))
-            })?;
-            warnings.push(format!("\"{}\" now includes \"{include}\"", file.display()));
-        }
+        let write = || {
+            use std::io::Write;
+            let mut opened = std::fs::OpenOptions::new().append(true).open(file)?;
+            opened.write_all(&standby::include_at_end(&text, &include))?;
+            opened.sync_all()
+        };
+        write().map_err(|error| {
+            Error::io(format_args!("extend configuration \"{}\"", file.display()), &error)
+                .hint(format!("Add the line: include_if_exists = '{include}'"))
+        })?;
+        warnings.push(format!("\"{}\" now includes \"{include}\"", file.display()));
         return Ok(());
     }
-    let configuration = cluster.data_directory.join("postgresql.conf");
-    if small_file::text(&configuration).is_some_and(|text| standby::reads_myrecovery(&text, &include)) {
-        return Ok(());
-    }
-    let path = RelPath::parse("postgresql.conf")?;
+    let path = RelPath::parse(POSTGRESQL_CONF)?;
     let Some(stat) = run.target.stat(&path)? else {
         return Ok(());
     };
-    let Some(content) = run.target.read(&path, CONFIGURATION)? else {
+    let Some(mut text) = run.target.read(&path, MAX_BYTES)? else {
         return Err(Error::new(Kind::TargetRefused, "the target's postgresql.conf is not a regular file")
             .hint(format!("Add the line: include_if_exists = '{include}', or make it a regular file.")));
     };
-    let text = String::from_utf8(content).map_err(|_| {
-        Error::new(Kind::TargetRefused, "the target's postgresql.conf is not UTF-8")
-            .hint(format!("Add the line: include_if_exists = '{include}'"))
-    })?;
-    if let Some(extended) = standby::with_include(&text, &include) {
-        run.target.install(&path, extended.as_bytes(), stat.mode)?;
-        warnings.push(format!("the target's postgresql.conf now includes \"{include}\""));
+    let line = standby::include_at_end(&text, &include);
+    text.extend(line);
+    run.target.install(&path, &text, stat.mode)?;
+    warnings.push(format!("the target's postgresql.conf now includes \"{include}\""));
+    Ok(())
+}
+
+/// Reads all files as the server will. They were judged before the run began; other programs, and what the primary sent,
+/// may have changed them since.
+fn demand_following(cluster: &Cluster, warnings: &mut Vec<String>) -> Result<()> {
+    let (main, auto) = (configuration(cluster), auto_configuration(&cluster.data_directory));
+    if main.files.is_empty() && main.items.is_empty() {
+        // there is none yet: the server cannot start
+        return Ok(());
     }
+    let said = recovery_settings::judge(Some(&main), Some(&auto));
+    said.demand_no_conflict("The standby's configuration")?;
+    if !recovery_settings::reads_last(&main) {
+        let file = main_configuration(cluster);
+        return Err(Error::new(
+            Kind::TargetRefused,
+            format!("\"{}\" does not read {MYRECOVERY_CONF} last", file.display()),
+        )
+        .detail("Another program changed it during the recovery, or a setting of recovery stands behind that line.")
+        .hint("Correct the file, then run the recovery again; it sends only what is missing."));
+    }
+    warnings.extend(said.problems.iter().map(|problem| format!("the standby may not start: {problem}")));
     Ok(())
 }
 
@@ -130,7 +166,7 @@ mod tests {
     use crate::target::Target;
 
     fn marker() -> Marker {
-        Marker { note: String::new(), system_identifier: 7, timeline: 1, started: 0 }
+        Marker { system_identifier: 7, timeline: 1, ..Marker::default() }
     }
 
     fn begun(directory: &Path) -> Result<Run> {
@@ -158,6 +194,35 @@ mod tests {
 
         invalidated(data.path()).expect("it has ended");
         assert!(path(MARKER).exists() && path(CONTROL_ASIDE).exists() && !path(PG_CONTROL).exists());
+    }
+
+    #[test]
+    fn a_refusal_leaves_no_marker_whatever_fails() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let path = |name: &str| data.path().join(name);
+        let elsewhere = tempfile::tempdir().expect("temporary directory");
+        std::fs::write(elsewhere.path().join("pg_control"), "control").expect("write");
+        std::os::unix::fs::symlink(elsewhere.path(), path("global")).expect("link");
+        assert_eq!(invalidated(data.path()).expect_err("nothing is moved through a link").kind, Kind::Io);
+        assert_eq!(std::fs::read_dir(data.path()).expect("list").count(), 1, "as it was");
+        assert_eq!(std::fs::read(elsewhere.path().join("pg_control")).expect("in place"), b"control");
+
+        std::fs::write(path(MARKER), "of an earlier run").expect("write");
+        invalidated(data.path()).expect_err("again");
+        assert!(path(MARKER).exists(), "an earlier run's marker stays");
+    }
+
+    #[test]
+    fn a_server_that_may_be_running_gets_its_pg_control_back() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let path = |name: &str| data.path().join(name);
+        std::fs::create_dir(path("global")).expect("make");
+        std::fs::write(path(PG_CONTROL), "control").expect("write");
+        // what cannot be read
+        std::os::unix::fs::symlink("postmaster.pid", path("postmaster.pid")).expect("link");
+        let refusal = invalidated(data.path()).expect_err("cannot tell");
+        assert!(refusal.message.contains("cannot tell"), "{refusal}");
+        assert!(path(PG_CONTROL).exists() && !path(CONTROL_ASIDE).exists() && !path(MARKER).exists());
     }
 
     #[test]

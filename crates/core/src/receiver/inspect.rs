@@ -4,20 +4,31 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::policy::Cluster;
-use super::{readiness, running, small_file};
+use super::{configured, readiness, references, running, small_file};
 use crate::cancel::Cancel;
 use crate::clock;
-use crate::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE, State, wal_system_identifier};
+use crate::configuration::{MAX_BYTES, content as configuration_content};
+use crate::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE, State};
 use crate::error::{Error, Kind, Result};
-use crate::exclude::{CONTROL_ASIDE, MARKER, MYRECOVERY_CONF};
+use crate::exclude::{AUTO_CONF, CONTROL_ASIDE, MARKER, POSTGRESQL_CONF};
 use crate::path::RelPath;
 use crate::process;
-use crate::protocol::message::{Content, Marker, Standby, Target};
-use crate::standby;
+use crate::protocol::message::{Content, Doubts, Marker, Target};
+use crate::{recovery_settings, standby, target};
+
+mod backup;
+mod configuration;
+mod wal;
+
+#[cfg(test)]
+mod tests;
+
+pub(super) use configuration::{auto_configuration, configuration, log_directory, main_configuration};
+pub use configuration::{myrecovery_path, standby_of};
 
 /// What is in the cluster's directory.
 pub fn inspect(
@@ -27,8 +38,23 @@ pub fn inspect(
     peer: Option<IpAddr>,
     cancel: &Cancel,
 ) -> Result<Target> {
+    inspect_opened(cluster, None, keep, session, peer, cancel)
+}
+
+/// What is in the cluster's directory. Of one that is open to be written that one is judged, and no other that its path
+/// may lead to by now.
+pub(super) fn inspect_opened(
+    cluster: &Cluster,
+    opened: Option<&target::Target>,
+    keep: &[RelPath],
+    session: &str,
+    peer: Option<IpAddr>,
+    cancel: &Cancel,
+) -> Result<Target> {
     let directory = &cluster.data_directory;
-    let metadata = match fs::metadata(directory) {
+    let look = opened.and_then(target::Target::look).unwrap_or_else(|| directory.clone());
+    let mut doubts = Doubts::default();
+    let metadata = match fs::metadata(&look) {
         Ok(metadata) => Some(metadata),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
@@ -51,84 +77,149 @@ pub fn inspect(
         .detail(format!("Its owner has user id {}, this process {owner}.", metadata.uid()))
         .hint("PostgreSQL starts only in a directory of its own OS user: chown it."));
     }
-    let control = read_control(directory);
-    let configuration = cluster.config_file.clone().unwrap_or_else(|| directory.join("postgresql.conf"));
-    let settings = small_file::text(&configuration);
-    let wal = linked_wal(directory);
-    let keeps_settings =
-        cluster.config_file.is_some() || keep.iter().any(|path| path.as_str() == "postgresql.conf");
-    let kept_settings = settings.as_deref().filter(|_| keeps_settings);
+    let control = control(&look);
+    let control = or_doubt(control, &mut doubts.identity, directory, PG_CONTROL);
+    let (control, control_in_place) =
+        control.map_or((None, false), |(control, in_place)| (Some(control), in_place));
+    let timeline = wal::timeline(&look, control.as_ref());
+    let timeline = or_doubt(timeline, &mut doubts.identity, directory, "pg_wal");
+    let backup = backup::traces(&look).map(Some);
+    let backup = or_doubt(backup, &mut doubts.identity, directory, "the files of a backup");
+    let marker = marker(&look).map(|(_, marker)| marker);
+    let marker = or_doubt(marker, &mut doubts.identity, directory, MARKER);
+    let pg_version = or_doubt(pg_version(&look), &mut doubts.identity, directory, "PG_VERSION");
+    let kept = kept(&look, keep);
+    let kept = or_doubt(kept.map(Some), &mut doubts.identity, directory, "the files to keep");
+    let running = match metadata.as_ref().map_or(Ok(None), |_| running::server_at(&look, directory)) {
+        Ok(running) => running,
+        Err(error) => {
+            doubts.server = Some(error);
+            None
+        }
+    };
+    let wal = match metadata.as_ref().map_or(Ok(None), |_| wal::linked(opened, &look, directory)) {
+        Ok(wal) => wal,
+        Err(error) => {
+            doubts.wal = Some(error);
+            None
+        }
+    };
+    let main = main_configuration(cluster);
+    let keeps = |name: &str| keep.iter().any(|path| path.as_str() == name);
+    let settings = configuration::is_there(&main).then(|| configuration(cluster));
+    let kept_settings = settings.as_ref().filter(|_| cluster.config_file.is_some() || keeps(POSTGRESQL_CONF));
+    let kept_auto = keeps(AUTO_CONF).then(|| auto_configuration(directory));
+    let is_readable = configuration_content(&main, MAX_BYTES).is_ok();
+    let mut kept = kept.unwrap_or_default();
+    if let Some(settings) = kept_settings {
+        let needed = references::in_directory(directory, &main, settings);
+        kept.extend(needed.into_iter().filter(|path| !keep.contains(path)));
+    }
+    let mut starter = readiness::starter(cluster);
+    let elsewhere = if kept_settings.is_some() {
+        // A configuration that cannot be read now may be complete after the copy: worth knowing, no refusal. The
+        // start asks again.
+        configured::elsewhere(cluster, cancel).unwrap_or_else(|error| {
+            starter = starter.clone().and(Err(error));
+            None
+        })
+    } else {
+        None
+    };
     Ok(Target {
         session: session.to_owned(),
-        content: content(directory, metadata.is_some())?,
+        content: content(&look, directory, metadata.is_some())?,
         system_identifier: control
             .as_ref()
             .map(|control| control.system_identifier)
-            .or_else(|| identifier_from_wal(directory)),
+            .or_else(|| wal::identifier_from_wal(&look)),
         control,
-        marker: marker(directory).1,
-        running: metadata.as_ref().and_then(|_| running::server(directory)),
-        pg_version: pg_version(directory),
+        control_in_place,
+        timeline,
+        unarchived: wal::unarchived(&look).map_err(Error::on("list pg_wal/archive_status of the target")),
+        marker,
+        running,
+        pg_version,
         server_version: server_version(cluster, cancel)?,
         identity: metadata.as_ref().map(|metadata| (metadata.dev(), metadata.ino())),
-        wal_identity: wal.as_ref().and_then(|wal| {
-            let metadata = fs::metadata(wal).ok()?;
-            Some((metadata.dev(), metadata.ino()))
-        }),
-        wal_directory: wal,
+        wal_identity: wal.as_ref().map(|wal| wal.identity),
+        linked_wal: wal.as_ref().map(|wal| wal.content),
+        wal_directory: wal.map(|wal| wal.path),
         configuration_can_be_extended: match &cluster.config_file {
             // extended in place, by appending
-            Some(file) => settings.is_some() && fs::OpenOptions::new().append(true).open(file).is_ok(),
-            None => settings.is_some() && is_regular(&configuration),
+            Some(file) => is_readable && fs::OpenOptions::new().append(true).open(file).is_ok(),
+            None => is_readable && configuration::is_regular(&main),
         },
         boot_id: boot_id(),
-        kept: keep
-            .iter()
-            .filter(|path| fs::symlink_metadata(directory.join(path)).is_ok())
-            .cloned()
-            .collect(),
-        includes_myrecovery: settings
-            .as_deref()
-            .is_some_and(|text| standby::reads_myrecovery(text, &myrecovery_path(directory))),
+        kept,
+        own_settings: kept_settings.map(references::of_one_host).unwrap_or_default(),
+        includes_myrecovery: settings.as_ref().is_some_and(recovery_settings::reads_last),
+        recovery_settings: recovery_settings::judge(kept_settings, kept_auto.as_ref()),
         external_configuration: cluster.config_file.clone(),
-        standby: standby_of(directory),
+        standby: standby_of(&look),
+        backup: backup.unwrap_or_default(),
         peer,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         clock: clock::now(),
-        starter: readiness::starter(cluster),
+        starter,
+        elsewhere,
         listening: kept_settings.map(standby::listening),
         recovery: None,
+        doubts,
         directory: directory.clone(),
     })
 }
 
-/// Whether the marker of a recovery is there, and what it says if it can be read.
-pub(super) fn marker(directory: &Path) -> (bool, Option<Marker>) {
+/// What was found; else the error becomes the doubt, unless there is one already.
+fn or_doubt<T>(
+    found: io::Result<Option<T>>,
+    doubt: &mut Option<Error>,
+    directory: &Path,
+    what: &str,
+) -> Option<T> {
+    found.unwrap_or_else(|error| {
+        let message = format!("cannot tell what \"{}\" holds", directory.display());
+        doubt.get_or_insert_with(|| {
+            Error::new(Kind::TargetRefused, message)
+                .detail(format!("{what} could not be read there: {error}."))
+                .hint("Make it readable for the receiver's OS user, or remove it if the directory may be replaced.")
+        });
+        None
+    })
+}
+
+/// Whether the marker of a recovery is there, and what it says, if it says anything.
+pub(super) fn marker(directory: &Path) -> io::Result<(bool, Option<Marker>)> {
     let path = directory.join(MARKER);
-    let is_there = fs::symlink_metadata(&path).is_ok();
-    (is_there, small_file::text(&path).and_then(|text| serde_json::from_str(&text).ok()))
+    if !is_there(&path)? {
+        return Ok((false, None));
+    }
+    let text = small_file::read(&path, 1 << 20)?;
+    Ok((true, text.and_then(|text| serde_json::from_slice(&text).ok())))
 }
 
-/// How the standby in `directory` is set to follow its primary.
-pub fn standby_of(directory: &Path) -> Option<Standby> {
-    small_file::text(&directory.join(MYRECOVERY_CONF)).map(|text| standby::parse_myrecovery(&text))
+/// Which of the files to keep are there.
+fn kept(directory: &Path, keep: &[RelPath]) -> io::Result<Vec<RelPath>> {
+    let mut kept = Vec::new();
+    for path in keep {
+        if is_there(&directory.join(path))? {
+            kept.push(path.clone());
+        }
+    }
+    Ok(kept)
 }
 
-/// Where the directory's pg_wal is, if it is a link that leads somewhere.
-pub fn linked_wal(directory: &Path) -> Option<PathBuf> {
-    let link = directory.join("pg_wal");
-    let is_link = fs::symlink_metadata(&link).is_ok_and(|metadata| metadata.is_symlink());
-    is_link.then(|| link.canonicalize().ok()).flatten().filter(|directory| directory.is_dir())
+/// Whether something has this name. What cannot be told is an error.
+fn is_there(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
-/// myrecovery.conf as a configuration names it.
-pub fn myrecovery_path(directory: &Path) -> String {
-    directory.join(MYRECOVERY_CONF).display().to_string()
-}
-
-/// A configuration that is a link is not extended: what it leads to may belong to others.
-fn is_regular(configuration: &Path) -> bool {
-    fs::symlink_metadata(configuration).is_ok_and(|metadata| metadata.is_file())
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// What tells one boot of one machine from all others.
@@ -136,38 +227,77 @@ pub fn boot_id() -> Option<String> {
     small_file::text(Path::new("/proc/sys/kernel/random/boot_id")).map(|text| text.trim().to_owned())
 }
 
-fn content(directory: &Path, exists: bool) -> Result<Content> {
+pub(super) fn content(look: &Path, shown: &Path, exists: bool) -> Result<Content> {
     if !exists {
         return Ok(Content::Missing);
     }
+    let failed = |name: &str| {
+        let message = format!("look at \"{}\"", shown.join(name).display());
+        move |error| Error::io(message, &error)
+    };
+    let is_there = |name: &str| is_there(&look.join(name)).map_err(failed(name));
+    let is_directory = |name: &str| match fs::metadata(look.join(name)) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(failed(name)(error)),
+    };
     // global/ and base/ too: a cluster whose PG_VERSION was lost is still a cluster
-    let looks_like_cluster = directory.join("PG_VERSION").exists()
-        || directory.join(MARKER).exists()
-        || (directory.join("global").is_dir() && directory.join("base").is_dir());
+    let looks_like_cluster =
+        is_there("PG_VERSION")? || is_there(MARKER)? || (is_directory("global")? && is_directory("base")?);
     if looks_like_cluster {
         return Ok(Content::Cluster);
     }
-    let entries = fs::read_dir(directory)
-        .map_err(Error::on(format_args!("list directory \"{}\"", directory.display())))?;
-    let foreign = entries.filter_map(|entry| Some(entry.ok()?.file_name())).any(|name| name != "lost+found");
-    Ok(if foreign { Content::Other } else { Content::Empty })
+    let failed = |error| Error::io(format_args!("list directory \"{}\"", shown.display()), &error);
+    let mut has_wal = false;
+    for entry in fs::read_dir(look).map_err(failed)? {
+        match entry.map_err(failed)?.file_name().to_str() {
+            Some("lost+found") => {}
+            Some("pg_wal") => has_wal = true,
+            _ => return Ok(Content::Other),
+        }
+    }
+    if has_wal { wal_volume(&look.join("pg_wal")).map_err(failed) } else { Ok(Content::Empty) }
+}
+
+/// What a directory is that holds only pg_wal, perhaps a volume for the WAL of a standby that is going to be made.
+fn wal_volume(wal: &Path) -> io::Result<Content> {
+    let entries = match fs::read_dir(wal) {
+        Ok(entries) => entries,
+        // a link that leads nowhere is told apart
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::Empty),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(Content::Other),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        if !matches!(name.to_str(), Some("lost+found" | "archive_status" | "summaries")) {
+            // WAL tells whose it is
+            let holds_wal = !wal::segments(wal)?.is_empty();
+            return Ok(if holds_wal { Content::Cluster } else { Content::Other });
+        }
+    }
+    Ok(Content::Empty)
 }
 
 /// The content of PG_VERSION, unless it is none: a run that broke off may have left the file empty.
-fn pg_version(directory: &Path) -> Option<String> {
-    let text = small_file::text(&directory.join("PG_VERSION"))?;
+fn pg_version(directory: &Path) -> io::Result<Option<String>> {
+    let text = small_file::read(&directory.join("PG_VERSION"), 64)?.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
     let version = text.trim();
     let is_version = version.starts_with(|c: char| c.is_ascii_digit());
-    is_version.then(|| version.to_owned())
+    Ok(is_version.then(|| version.to_owned()))
 }
 
-/// pg_control, in place or set aside by a broken-off recovery. A damaged one counts as none: what
+/// pg_control, and whether it is in place or set aside by an interrupted recovery. A damaged one counts as none: what
 /// matters is whom the directory belongs to, and that can still be told by its WAL.
-fn read_control(directory: &Path) -> Option<ControlFile> {
-    [PG_CONTROL, CONTROL_ASIDE].iter().find_map(|name| {
-        let bytes = small_file::head(&directory.join(name), PG_CONTROL_FILE_SIZE)?;
-        ControlFile::parse(&bytes).ok()
-    })
+fn control(directory: &Path) -> io::Result<Option<(ControlFile, bool)>> {
+    for name in [PG_CONTROL, CONTROL_ASIDE] {
+        let bytes = small_file::read(&directory.join(name), PG_CONTROL_FILE_SIZE)?;
+        if let Some(control) = bytes.and_then(|bytes| ControlFile::parse(&bytes).ok()) {
+            return Ok(Some((control, name == PG_CONTROL)));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether the last server here shut down in order and no recovery has begun since: then all that it wrote was
@@ -176,22 +306,11 @@ pub(super) fn was_shut_down(directory: &Path) -> bool {
     let is_unmarked = [MARKER, CONTROL_ASIDE].iter().all(|name| {
         fs::symlink_metadata(directory.join(name)).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     });
-    let control = read_control(directory);
+    // what cannot be read is not known to be shut down
+    let control = control(directory).ok().flatten();
     is_unmarked
-        && control.is_some_and(|control| matches!(control.state, State::ShutDown | State::ShutDownInRecovery))
-}
-
-fn identifier_from_wal(directory: &Path) -> Option<u64> {
-    let mut segments: Vec<PathBuf> = fs::read_dir(directory.join("pg_wal"))
-        .ok()?
-        .filter_map(|entry| {
-            let name = entry.ok()?.file_name().into_string().ok()?;
-            let is_segment = name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-            is_segment.then(|| directory.join("pg_wal").join(name))
-        })
-        .collect();
-    segments.sort();
-    segments.iter().find_map(|segment| wal_system_identifier(&small_file::head(segment, 64)?))
+        && control
+            .is_some_and(|(control, _)| matches!(control.state, State::ShutDown | State::ShutDownInRecovery))
 }
 
 /// The major version of the server that will be started here.
@@ -199,79 +318,13 @@ fn server_version(cluster: &Cluster, cancel: &Cancel) -> Result<Option<String>> 
     let postgres = cluster.bin_directory.join("postgres");
     let outcome = process::run(process::command(&postgres, ["--version"]), Duration::from_secs(10), cancel)
         .map_err(|error| error.hint("Check bin_directory: it must hold the server's programs."))?;
-    // "postgres (PostgreSQL) 15.18 (Debian ...)", "postgres (PostgreSQL) 18beta1"
-    let digits = outcome
-        .output
-        .split_whitespace()
-        .nth(2)
-        .map(|version| version.chars().take_while(char::is_ascii_digit).collect::<String>());
-    Ok(digits.filter(|digits| !digits.is_empty()))
+    Ok(major_version(&outcome.stdout))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::control_file::tests::sample;
-
-    fn cluster(directory: &Path) -> Cluster {
-        Cluster {
-            data_directory: directory.to_owned(),
-            bin_directory: "/usr/bin".into(),
-            config_file: None,
-            start_command: None,
-            log_file: None,
-            tablespace_roots: Vec::new(),
-        }
-    }
-
-    fn put(directory: &Path, name: &str, content: &[u8]) {
-        let path = directory.join(name);
-        fs::create_dir_all(path.parent().expect("parent")).expect("make");
-        fs::write(path, content).expect("write");
-    }
-
-    #[test]
-    fn content_is_told_apart() {
-        let top = tempfile::tempdir().expect("temporary directory");
-        let data = top.path().join("data");
-        assert_eq!(content(&data, false).expect("look"), Content::Missing);
-        fs::create_dir_all(data.join("lost+found")).expect("make");
-        assert_eq!(content(&data, true).expect("look"), Content::Empty);
-        put(&data, "holiday.jpg", b"x");
-        assert_eq!(content(&data, true).expect("look"), Content::Other);
-        put(&data, "PG_VERSION", b"15\n");
-        assert_eq!(content(&data, true).expect("look"), Content::Cluster);
-    }
-
-    #[test]
-    fn a_version_that_is_none_does_not_count() {
-        let data = tempfile::tempdir().expect("temporary directory");
-        assert_eq!(pg_version(data.path()), None);
-        for (content, version) in [("15\n", Some("15")), ("9.6", Some("9.6")), ("", None), ("\0\0\0", None)] {
-            put(data.path(), "PG_VERSION", content.as_bytes());
-            assert_eq!(pg_version(data.path()).as_deref(), version, "{content:?}");
-        }
-    }
-
-    #[test]
-    fn a_damaged_cluster_is_known_by_its_wal() {
-        let data = tempfile::tempdir().expect("temporary directory");
-        put(data.path(), PG_CONTROL, b"");
-        assert_eq!(read_control(data.path()), None);
-        let mut head = vec![0; 64];
-        head[..4].copy_from_slice(&[0x10, 0xD1, 0x02, 0x00]);
-        head[24..32].copy_from_slice(&77_u64.to_le_bytes());
-        put(data.path(), "pg_wal/000000010000000000000003", &head);
-        assert_eq!(identifier_from_wal(data.path()), Some(77));
-        put(data.path(), CONTROL_ASIDE, &sample(78));
-        assert_eq!(read_control(data.path()).map(|control| control.system_identifier), Some(78));
-    }
-
-    #[test]
-    fn missing_programs_are_named() {
-        let data = tempfile::tempdir().expect("temporary directory");
-        let error =
-            inspect(&cluster(data.path()), &[], "s", None, &Cancel::new()).expect_err("no postgres there");
-        assert!(error.to_string().contains("/usr/bin/postgres") && error.hint.is_some(), "{error:?}");
-    }
+/// The major version in what `postgres --version` says: "postgres (PostgreSQL) 15.18 (Debian ...)", "postgres
+/// (PostgreSQL) 18beta1".
+fn major_version(said: &str) -> Option<String> {
+    let version = said.lines().find_map(|line| line.split_once("(PostgreSQL)"))?.1.trim_start();
+    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
+    (!digits.is_empty()).then_some(digits)
 }

@@ -1,4 +1,4 @@
-//! Programs the receiver runs beside the data directory: a trial login, and the standby itself.
+//! Starting the standby.
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
@@ -6,15 +6,23 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::patience::Patience;
 use super::policy::Cluster;
-use super::running;
+use super::{configured, inspect, running};
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::exclude::MARKER;
 use crate::process;
 
-/// How long a trial login may take.
-const LOGIN_DEADLINE: Duration = Duration::from_secs(15);
+/// How long pg_ctl waits, seconds: longer than we do, who see whether the server comes forward.
+const PG_CTL_TIMEOUT: &str = "10000000";
+
+/// How long a start command of the operator's may go on after the server's time is over.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a server may be away before it counts as stopped: while a supervisor starts it again, or before it has
+/// written postmaster.pid.
+const GONE: Duration = Duration::from_secs(2);
 
 /// Most of the standby's log that an error carries, bytes.
 const LOG_TAIL: u64 = 4 << 10;
@@ -25,104 +33,117 @@ const STANDBY_SIGNAL: &str = "standby.signal";
 /// Where the standby's first words go, within its data directory.
 const START_LOG: &str = "log/pgpool_remote_start.log";
 
-/// Logs in to the primary for replication exactly as the standby's walreceiver will: same libpq, same
-/// OS user, same password file. Checks that the server there has the right system identifier.
-pub fn test_replication(
-    cluster: &Cluster,
-    conninfo: &str,
-    system_identifier: u64,
-    cancel: &Cancel,
-) -> Result<()> {
-    let conninfo = format!("{conninfo} replication=true dbname=replication connect_timeout=10");
-    let psql = cluster.bin_directory.join("psql");
-    let command = process::command(&psql, ["-X", "-A", "-t", "-w", "-d", &conninfo, "-c", "IDENTIFY_SYSTEM"]);
-    let outcome = process::run(command, LOGIN_DEADLINE, cancel)?;
-    let refused = || {
-        Error::new(
-            Kind::AuthenticationFailed,
-            "replication login from the target's host to the primary failed",
-        )
-    };
-    if !outcome.status.success() {
-        return Err(refused().detail(outcome.output).hint(
-            "The standby would fail in the same way. Allow its host and the replication user in the primary's \
-             pg_hba.conf (database \"replication\"), check listen_addresses, pgpool_recovery.primary_host, \
-             pgpool_recovery.replication_user and the password file on the target's host.",
-        ));
-    }
-    let found = outcome.output.split('|').next().and_then(|field| field.trim().parse::<u64>().ok());
-    if found == Some(system_identifier) {
-        return Ok(());
-    }
-    Err(refused()
-        .detail(format!(
-            "The server there has system identifier {}, this primary has {system_identifier}.",
-            found.map_or_else(|| "unknown".to_owned(), |found| found.to_string())
-        ))
-        .hint(
-            "The host and port given for the primary lead to another server as seen from the target's host.",
-        ))
-}
-
 /// Starts the server and waits until it accepts connections. False if it ran already.
 pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bool> {
     let directory = &cluster.data_directory;
-    if directory.join(MARKER).exists() {
+    // what cannot be told forbids the start
+    let is_incomplete = directory
+        .join(MARKER)
+        .symlink_metadata()
+        .map(|_| true)
+        .or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(false) } else { Err(error) })
+        .map_err(Error::on(format_args!("look at \"{}\"", directory.join(MARKER).display())))?;
+    if is_incomplete {
         return Err(Error::new(Kind::StartFailed, format!("\"{}\" is not complete", directory.display()))
             .detail("A recovery of this directory was broken off.")
             .hint("Run the recovery again; it sends only what is missing."));
     }
-    let deadline = Instant::now() + timeout;
-    let launched = running::server(directory).is_none();
     // a server keeps the file until it is promoted
     if !directory.join(STANDBY_SIGNAL).exists() {
-        return Err(Error::new(Kind::StartFailed, format!("\"{}\" is no standby", directory.display()))
-            .detail(format!(
-                "It has no {STANDBY_SIGNAL}: its server is a primary, or would start as a second one."
-            ))
-            .hint("Run pgpool_recovery_1st_stage for it first."));
+        return Err(no_standby(directory));
     }
+    let mut patience = Patience::new(directory, timeout);
     let mut logs = Logs::now(cluster);
+    let mut launched = running::server(directory)?.is_none();
     if launched {
-        while let Err(error) =
-            launch(cluster, deadline.saturating_duration_since(Instant::now()), &logs, cancel)
-        {
-            if Instant::now() >= deadline || !running::zombie_holds_lock(&logs.tail()) {
+        if let Some(elsewhere) = configured::elsewhere(cluster, cancel)? {
+            return Err(configured::refusal(Kind::StartFailed, directory, &elsewhere));
+        }
+        while let Err(error) = launch(cluster, &mut patience, &logs, cancel) {
+            let tail = logs.tail();
+            let is_zombie = running::zombie_holds_lock(&tail);
+            // a supervisor, or another call, may have been faster: what counts is the server that runs
+            if !is_zombie && appears(directory, &tail, cancel)? {
+                launched = false;
+                break;
+            }
+            if !is_zombie || patience.is_over() {
                 return Err(error);
             }
             pause(Duration::from_millis(500), cancel)?;
             logs = Logs::now(cluster);
         }
     }
+    let mut gone: Option<Instant> = None;
     loop {
         let last_words = || {
             let lines = logs.tail();
             let why = cause(&lines).map_or_else(String::new, |cause| format!(": {cause}"));
             (lines, why)
         };
+        let is_running = runs(directory)?;
         match running::postmaster_status(directory).as_deref() {
-            Some("ready") => return Ok(launched),
-            None if running::server(directory).is_none() => {
+            Some("ready") if is_running => {
+                // promoted meanwhile, or started by something that made a primary of it
+                if !directory.join(STANDBY_SIGNAL).exists() {
+                    return Err(no_standby(directory));
+                }
+                return Ok(launched);
+            }
+            _ if !is_running && gone.get_or_insert_with(Instant::now).elapsed() >= GONE => {
                 let (lines, why) = last_words();
                 return Err(Error::new(Kind::StartFailed, format!("standby stopped while starting{why}"))
                     .detail(lines)
                     .hint("The log lines above are the standby's own."));
             }
-            status if Instant::now() >= deadline => {
+            status if patience.is_over() => {
                 let hint = if status == Some("standby") {
                     "The server runs but accepts no connections: is hot_standby off, or does it lack WAL?"
                 } else {
-                    "See the standby's log; pgpool_recovery.start_timeout is the time it has."
+                    "See the standby's log; pgpool_recovery.start_timeout is the time it has without progress."
                 };
                 let (lines, why) = last_words();
                 let seconds = timeout.as_secs();
-                let message = format!("standby did not accept connections within {seconds} s{why}");
+                let message =
+                    format!("standby accepts no connections and made no progress for {seconds} s{why}");
                 return Err(Error::new(Kind::StartFailed, message).detail(lines).hint(hint));
             }
             _ => {}
         }
+        if is_running {
+            gone = None;
+        }
         pause(Duration::from_millis(50), cancel)?;
     }
+}
+
+/// Whether the process that postmaster.pid names serves the directory.
+fn runs(directory: &Path) -> Result<bool> {
+    let found = running::find(directory)?;
+    Ok(found.is_some() && found == running::postmaster_pid(directory))
+}
+
+/// Whether a server that somebody else started runs in the directory. If the log says that its lock file was in
+/// the way, it may need a moment.
+fn appears(directory: &Path, log: &str, cancel: &Cancel) -> Result<bool> {
+    let end = Instant::now() + if log.contains("postmaster.pid") { GONE } else { Duration::ZERO };
+    loop {
+        if runs(directory)? {
+            return Ok(true);
+        }
+        if Instant::now() >= end {
+            return Ok(false);
+        }
+        pause(Duration::from_millis(50), cancel)?;
+    }
+}
+
+fn no_standby(directory: &Path) -> Error {
+    Error::new(Kind::StartFailed, format!("\"{}\" is no standby", directory.display()))
+        .detail(format!(
+            "It has no {STANDBY_SIGNAL}: its server is a primary, or would start as a second one."
+        ))
+        .hint("Run pgpool_recovery_1st_stage for it first.")
 }
 
 fn pause(duration: Duration, cancel: &Cancel) -> Result<()> {
@@ -135,38 +156,50 @@ pub fn log_tail(cluster: &Cluster) -> String {
     Logs { cluster: cluster.clone(), before: Vec::new() }.tail()
 }
 
-fn launch(cluster: &Cluster, timeout: Duration, logs: &Logs, cancel: &Cancel) -> Result<()> {
+fn launch(cluster: &Cluster, patience: &mut Patience, logs: &Logs, cancel: &Cancel) -> Result<()> {
     let directory = &cluster.data_directory;
-    let seconds = timeout.as_secs().max(1).to_string();
     let (command, output) = match &cluster.start_command {
         Some(words) => {
             let (program, arguments) = words
                 .split_first()
                 .ok_or_else(|| Error::new(Kind::InvalidArgument, "start_command in agent.toml is empty"))?;
-            (process::command(Path::new(program), arguments), None)
+            (process::command(Path::new(program), arguments), process::anonymous_file()?)
         }
         None => {
             // pg_ctl passes -D, -l and -o through a shell: the directory goes by PGDATA instead, and the
             // log is what pg_ctl itself writes to
-            let mut command =
-                process::command(&cluster.bin_directory.join("pg_ctl"), ["start", "-w", "-t", &seconds]);
+            let mut command = process::command(
+                &cluster.bin_directory.join("pg_ctl"),
+                ["start", "-w", "-t", PG_CTL_TIMEOUT],
+            );
             command.env("PGDATA", directory);
             if let Some(file) = &cluster.config_file {
                 command.arg("-o").arg(format!("-c config_file={}", shell_quoted(&file.to_string_lossy())));
             }
-            (command, Some(start_log(directory)?))
+            (command, start_log(directory)?)
         }
     };
-    let deadline = timeout + Duration::from_secs(5);
-    let outcome = match output {
-        Some(log) => process::run_into(command, log, deadline, cancel)?,
-        None => process::run(command, deadline, cancel)?,
+    let grace = if cluster.start_command.is_some() { GRACE } else { Duration::ZERO };
+    let mut over: Option<Instant> = None;
+    let mut goes_on = || !patience.is_over() || over.get_or_insert_with(Instant::now).elapsed() < grace;
+    let Some(outcome) = process::run_while(command, output, &mut goes_on, cancel)? else {
+        if runs(directory)? {
+            // it goes on without pg_ctl, which has a session of its own; the caller says what it lacks
+            return Ok(());
+        }
+        return Err(Error::new(Kind::StartFailed, "the start command did not end")
+            .detail(format!(
+                "The server in \"{}\" made no progress. Log:\n{}",
+                directory.display(),
+                logs.tail()
+            ))
+            .hint("pgpool_recovery.start_timeout is the time that it has without progress."));
     };
     if outcome.status.success() {
         return Ok(());
     }
-    let said = if cluster.start_command.is_some() { outcome.output.as_str() } else { "" };
-    let lines = [said, &logs.tail()].join("\n");
+    let said = if cluster.start_command.is_some() { outcome.said() } else { String::new() };
+    let lines = [said, logs.tail()].join("\n");
     // Pgpool-II cuts what it shows of an error after some 200 characters: the cause comes first
     let cause = cause(&lines).unwrap_or_else(|| format!("the start command {}", outcome.describe()));
     Err(Error::new(Kind::StartFailed, format!("standby could not be started: {cause}"))
@@ -181,7 +214,7 @@ fn launch(cluster: &Cluster, timeout: Duration, logs: &Logs, cancel: &Cancel) ->
 
 /// What a server's log says about why it stopped: its first FATAL or PANIC message, or, where that only
 /// points to a faulty configuration, the message before it.
-fn cause(lines: &str) -> Option<String> {
+pub(super) fn cause(lines: &str) -> Option<String> {
     let message = |line: &str| {
         let levels = ["FATAL:  ", "PANIC:  ", "LOG:  ", "ERROR:  "];
         levels.iter().find_map(|level| line.split_once(level)).map(|(_, message)| message.trim().to_owned())
@@ -252,8 +285,10 @@ impl Logs {
 fn log_files(cluster: &Cluster) -> Vec<PathBuf> {
     let directory = &cluster.data_directory;
     let mut files = vec![directory.join(START_LOG)];
-    for name in ["log", "pg_log"] {
-        let newest = fs::read_dir(directory.join(name))
+    let mut directories = vec![directory.join("log"), directory.join("pg_log")];
+    directories.extend(inspect::log_directory(cluster).filter(|own| !directories.contains(own)));
+    for logs in directories {
+        let newest = fs::read_dir(logs)
             .into_iter()
             .flatten()
             .filter_map(|entry| {
@@ -272,6 +307,78 @@ fn log_files(cluster: &Cluster) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A cluster whose server is a `sleep` that postmaster.pid names, started by `start` in the data directory. As
+    /// `postgres -C data_directory` says, its configuration leads to `configured`.
+    fn fake(data: &Path, configured: &str, start: &str) -> (Cluster, tempfile::TempDir) {
+        let programs = configured::tests::programs(&format!("echo '{configured}'"));
+        fs::write(data.join(STANDBY_SIGNAL), "").expect("write");
+        let serve = "sleep 60 >/dev/null 2>&1 & pid=$!; is() { printf '%s\\n2\\n3\\n4\\n5\\n6\\n7\\n%s\\n' $pid $1 >new; mv new postmaster.pid; }";
+        let script = format!("cd '{}'; touch started; {serve}; {start}", data.display());
+        let cluster = Cluster {
+            bin_directory: programs.path().to_owned(),
+            start_command: Some(vec!["/bin/sh".to_owned(), "-c".to_owned(), script]),
+            ..in_directory(data)
+        };
+        (cluster, programs)
+    }
+
+    fn end(data: &Path) {
+        let process = running::postmaster_pid(data).and_then(|process| i32::try_from(process).ok());
+        let process = process.and_then(rustix::process::Pid::from_raw).expect("a server");
+        rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("ended");
+    }
+
+    #[test]
+    fn a_start_that_fails_because_another_was_faster_succeeds() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let place = data.path().canonicalize().expect("real path");
+        let (cluster, _programs) = fake(&place, &place.display().to_string(), "is ready; exit 1");
+        let started = start(&cluster, Duration::from_secs(30), &Cancel::new());
+        end(&place);
+        assert_eq!(started, Ok(false), "not by us");
+    }
+
+    #[test]
+    fn a_start_takes_as_long_as_it_comes_forward() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let place = data.path().canonicalize().expect("real path");
+        let steps = "for word in one two three ready; do sleep 1; is $word; done";
+        let (cluster, _programs) = fake(&place, &place.display().to_string(), steps);
+        let started = start(&cluster, Duration::from_secs(3), &Cancel::new());
+        end(&place);
+        assert_eq!(started, Ok(true));
+    }
+
+    #[test]
+    fn a_server_that_does_not_come_forward_is_given_up() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let place = data.path().canonicalize().expect("real path");
+        let (cluster, _programs) = fake(&place, &place.display().to_string(), "is standby");
+        let error = start(&cluster, Duration::from_secs(1), &Cancel::new()).expect_err("given up");
+        end(&place);
+        assert!(error.message.contains("no progress for 1 s"), "{error}");
+        assert!(error.hint.is_some_and(|hint| hint.contains("hot_standby")));
+    }
+
+    #[test]
+    fn what_a_configuration_of_another_directory_would_start_is_not_started() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let (cluster, _programs) = fake(data.path(), "/tmp", "is ready");
+        let error = start(&cluster, Duration::from_secs(5), &Cancel::new()).expect_err("refused");
+        assert!(error.message.contains("belongs to another directory"), "{error}");
+        assert!(!data.path().join("started").exists());
+    }
+
+    #[test]
+    fn a_server_that_lost_its_signal_file_is_no_success() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let place = data.path().canonicalize().expect("real path");
+        let (cluster, _programs) = fake(&place, &place.display().to_string(), "rm standby.signal; is ready");
+        let error = start(&cluster, Duration::from_secs(5), &Cancel::new()).expect_err("promoted");
+        end(&place);
+        assert!(error.message.contains("is no standby"), "{error}");
+    }
 
     fn in_directory(directory: &Path) -> Cluster {
         Cluster {
@@ -300,6 +407,22 @@ mod tests {
         assert_eq!(logs.tail(), "first words\nFATAL:  new line");
         fs::write(&outside, "line of yesterday\nLOG:  line of today\n").expect("write");
         assert_eq!(logs.tail(), "first words\nFATAL:  new line\nLOG:  line of today");
+    }
+
+    #[test]
+    fn logs_are_found_where_the_configuration_puts_them() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let outside = tempfile::tempdir().expect("temporary directory");
+        let cluster = in_directory(data.path());
+        fs::write(outside.path().join("x.log"), "FATAL:  from outside\n").expect("write");
+        fs::create_dir(data.path().join("server_log")).expect("make");
+        fs::write(data.path().join("server_log/x.log"), "FATAL:  from inside\n").expect("write");
+        assert_eq!(log_tail(&cluster), "The standby's log has no new lines.");
+        let main = format!("log_directory = '{}'\n", outside.path().display());
+        fs::write(data.path().join("postgresql.conf"), main).expect("write");
+        assert_eq!(log_tail(&cluster), "FATAL:  from outside");
+        fs::write(data.path().join("postgresql.auto.conf"), "log_directory = 'server_log'\n").expect("write");
+        assert_eq!(log_tail(&cluster), "FATAL:  from inside", "ALTER SYSTEM counts last");
     }
 
     #[test]

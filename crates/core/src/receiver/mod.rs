@@ -15,6 +15,7 @@ use crate::protocol::message::{self, Reply, Request};
 use crate::protocol::status::{Directory, Status};
 use crate::protocol::{REPLY, REQUEST};
 
+pub mod configured;
 pub mod inspect;
 pub mod launch;
 pub mod policy;
@@ -25,15 +26,28 @@ mod crew;
 mod digest;
 mod durable;
 mod finish;
+mod identity;
+mod incoming;
+mod judged;
 mod ledger;
+mod login;
+mod neighbours;
+mod obstacles;
+mod patience;
+mod places;
+mod procfs;
+mod prune;
 mod read;
 mod readiness;
+mod references;
 mod room;
 mod run;
+mod segments;
 mod session;
 mod settle;
 mod small_file;
 mod stream;
+mod walreceiver;
 mod write;
 
 use ledger::Ledger;
@@ -42,7 +56,7 @@ use run::Run;
 
 /// Serves links to one host's targets.
 pub struct Receiver {
-    policy: Policy,
+    policy: Mutex<Arc<Policy>>,
     runs: Mutex<HashMap<String, Arc<Run>>>,
     ledger: Arc<Ledger>,
 }
@@ -50,7 +64,57 @@ pub struct Receiver {
 impl Receiver {
     /// A receiver that writes what `policy` allows.
     pub fn new(policy: Policy) -> Self {
-        Self { policy, runs: Mutex::default(), ledger: Arc::new(Ledger::new()) }
+        Self { policy: Mutex::new(Arc::new(policy)), runs: Mutex::default(), ledger: Arc::new(Ledger::new()) }
+    }
+
+    /// What this receiver may write now.
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&lock(&self.policy))
+    }
+
+    /// Replaces it. Sessions that have opened a directory keep what they know of that.
+    pub fn set_policy(&self, policy: Policy) {
+        *lock(&self.policy) = Arc::new(policy);
+    }
+
+    /// Whether data links may come for a run.
+    pub fn has_runs(&self) -> bool {
+        !self.runs().is_empty()
+    }
+
+    /// Serves one link of a peer whose secret is no longer valid. It may go on with a run that began before, and
+    /// do nothing else.
+    pub fn serve_former(&self, mut link: Link, cancel: &Cancel) -> Result<()> {
+        let mut body = Buffer::new();
+        let first = match link.source.receive(&mut body)? {
+            Some(REQUEST) => message::decode(&body)?,
+            Some(kind) => return Err(unexpected(kind)),
+            None => return Ok(()),
+        };
+        match first {
+            Request::Attach { session } => self.attach(&session, link, cancel),
+            _ => {
+                let error = Error::new(Kind::AuthenticationFailed, "the secret has been replaced")
+                    .detail("This server has the secret that the agent had before.")
+                    .hint("Copy the same secret file to every host of the cluster.");
+                reply(&mut *link.sink, &Reply::Error(error.clone()))?;
+                Err(error)
+            }
+        }
+    }
+
+    fn attach(&self, session: &str, mut link: Link, cancel: &Cancel) -> Result<()> {
+        match self.find(session) {
+            Some(run) => {
+                let served = stream::serve(&run, link, cancel);
+                served.inspect_err(|error| run.record.fail_link(error))
+            }
+            None => {
+                let error = Error::new(Kind::ProtocolViolation, "no such run");
+                reply(&mut *link.sink, &Reply::Error(error.clone()))?;
+                Err(error)
+            }
+        }
     }
 
     /// Serves one link to its end. `cancel` closes this link.
@@ -66,17 +130,7 @@ impl Receiver {
             Request::Open { directory, purpose, keep } => {
                 session::serve(self, link, cancel, directory, purpose, keep)
             }
-            Request::Attach { session } => match self.find(&session) {
-                Some(run) => {
-                    let served = stream::serve(&run, link, cancel);
-                    served.inspect_err(|error| run.record.fail_link(error))
-                }
-                None => {
-                    let error = Error::new(Kind::ProtocolViolation, "no such run");
-                    reply(&mut *link.sink, &Reply::Error(error.clone()))?;
-                    Err(error)
-                }
-            },
+            Request::Attach { session } => self.attach(&session, link, cancel),
             Request::Status => reply(&mut *link.sink, &Reply::Status(Box::new(self.status()))),
             other => Err(Error::new(Kind::ProtocolViolation, format!("{other:?} cannot come first"))),
         }
@@ -86,10 +140,13 @@ impl Receiver {
     pub fn status(&self) -> Status {
         let look = |cluster: &policy::Cluster| {
             let directory = resolve(&cluster.data_directory);
-            let (incomplete, marker) = inspect::marker(&directory);
+            // one that cannot be looked at cannot be started either
+            let (incomplete, marker) = inspect::marker(&directory).unwrap_or((true, None));
+            let server = running::find(&directory);
             Directory {
                 data_directory: cluster.data_directory.clone(),
-                server: running::find(&directory),
+                server: server.as_ref().ok().copied().flatten(),
+                server_unknown: server.err().map(|error| error.detail.unwrap_or(error.message)),
                 incomplete,
                 marker,
                 account: self.ledger.account(&directory),
@@ -99,7 +156,7 @@ impl Receiver {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: self.ledger.started(),
             uptime: self.ledger.uptime().as_secs(),
-            directories: self.policy.listed().iter().map(look).collect(),
+            directories: self.policy().listed().iter().map(look).collect(),
         }
     }
 

@@ -34,13 +34,52 @@ pub struct Cluster {
 pub enum Policy {
     /// An agent: the clusters its configuration lists, nothing else.
     Listed(Vec<Cluster>),
-    /// A local target: any directory, as the PostgreSQL OS user may; the caller was checked by SQL.
-    Anywhere {
+    /// A local target: what the PostgreSQL OS user may write, as far as the caller may use it.
+    Local {
         /// The server's own programs start the target.
         bin_directory: PathBuf,
         /// The primary's data directory, from which files may be cloned.
         origin: PathBuf,
+        /// Where the caller may have targets.
+        reach: Reach,
     },
+}
+
+/// Which local directories a caller may have written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// All: the caller is a superuser, who could do the same with COPY ... PROGRAM.
+    Anywhere,
+    /// What lies beneath these directories (`pgpool_recovery.local_directories`).
+    Beneath(Vec<PathBuf>),
+}
+
+impl Reach {
+    /// Refuses a directory that is out of reach. Nothing is learned of what is or is not there: only symbolic links
+    /// are resolved, and the refusal is the same for every directory.
+    pub fn check(&self, directory: &Path) -> Result<()> {
+        let Self::Beneath(roots) = self else {
+            return Ok(());
+        };
+        let wanted = resolve(&normalize_directory(&directory.to_string_lossy())?);
+        if lies_beneath(&wanted, roots) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::InsufficientPrivilege,
+            format!("permission denied to write local directory \"{}\"", directory.display()),
+        )
+        .detail("A caller who is not a superuser may use only directories beneath those that pgpool_recovery.local_directories lists.")
+        .hint("Call as a superuser, or have a directory above it added to pgpool_recovery.local_directories."))
+    }
+}
+
+/// Whether a resolved path lies strictly beneath one of the directories.
+fn lies_beneath(path: &Path, roots: &[PathBuf]) -> bool {
+    roots.iter().any(|root| {
+        let root = resolve(root);
+        path.starts_with(&root) && path != root
+    })
 }
 
 impl Policy {
@@ -49,14 +88,17 @@ impl Policy {
         let shown = directory.display();
         let wanted = normalize_directory(&directory.to_string_lossy())?;
         match self {
-            Self::Anywhere { bin_directory, .. } => Ok(Cluster {
-                data_directory: resolve(&wanted),
-                bin_directory: bin_directory.clone(),
-                config_file: None,
-                start_command: None,
-                log_file: None,
-                tablespace_roots: Vec::new(),
-            }),
+            Self::Local { bin_directory, reach, .. } => {
+                reach.check(&wanted)?;
+                Ok(Cluster {
+                    data_directory: resolve(&wanted),
+                    bin_directory: bin_directory.clone(),
+                    config_file: None,
+                    start_command: None,
+                    log_file: None,
+                    tablespace_roots: Vec::new(),
+                })
+            }
             Self::Listed(clusters) => {
                 let resolved = resolve(&wanted);
                 let listed = clusters.iter().find(|cluster| {
@@ -65,7 +107,7 @@ impl Policy {
                 let cluster = listed.ok_or_else(|| {
                     Error::new(Kind::TargetRefused, format!("the agent does not serve directory \"{shown}\""))
                         .detail("An agent writes only the data directories that its configuration lists.")
-                        .hint("List the directory as data_directory of a [[cluster]] in agent.toml and restart the agent.")
+                        .hint("List the directory as data_directory of a [[cluster]] in agent.toml and reload the agent.")
                 })?;
                 Ok(Cluster { data_directory: resolve(&cluster.data_directory), ..cluster.clone() })
             }
@@ -76,14 +118,20 @@ impl Policy {
     pub fn listed(&self) -> &[Cluster] {
         match self {
             Self::Listed(clusters) => clusters,
-            Self::Anywhere { .. } => &[],
+            Self::Local { .. } => &[],
         }
+    }
+
+    /// The data directories of the other clusters that are listed.
+    pub(super) fn beside(&self, cluster: &Cluster) -> Vec<PathBuf> {
+        let others = self.listed().iter().map(|other| resolve(&other.data_directory));
+        others.filter(|other| *other != cluster.data_directory).collect()
     }
 
     /// Where the primary's files may be cloned from.
     pub(super) fn origin(&self) -> Result<&Path> {
         match self {
-            Self::Anywhere { origin, .. } => Ok(origin),
+            Self::Local { origin, .. } => Ok(origin),
             Self::Listed(_) => {
                 Err(Error::new(Kind::ProtocolViolation, "an agent has no primary's files to clone"))
             }
@@ -92,16 +140,11 @@ impl Policy {
 
     /// Whether a directory outside the data directory (a tablespace, a linked pg_wal) may be written.
     pub fn check_outside(&self, cluster: &Cluster, directory: &Path) -> Result<()> {
-        let Self::Listed(_) = self else {
-            return Ok(());
-        };
+        if let Self::Local { reach, .. } = self {
+            return reach.check(directory);
+        }
         let wanted = resolve(&normalize_directory(&directory.to_string_lossy())?);
-        let allowed = wanted.starts_with(&cluster.data_directory)
-            || cluster.tablespace_roots.iter().any(|root| {
-                let root = resolve(root);
-                wanted.starts_with(&root) && wanted != root
-            });
-        if allowed {
+        if wanted.starts_with(&cluster.data_directory) || lies_beneath(&wanted, &cluster.tablespace_roots) {
             return Ok(());
         }
         Err(Error::new(Kind::TargetRefused, format!("the agent may not write to \"{}\"", directory.display()))
@@ -170,5 +213,42 @@ mod tests {
         for bad in [root.clone(), top.join("spaces2/x"), root.join("out/x"), root.join("../x")] {
             assert!(policy.check_outside(&cluster, &bad).is_err(), "{}", bad.display());
         }
+    }
+
+    #[test]
+    fn a_local_target_stays_within_the_callers_reach() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let top = top.path().canonicalize().expect("real path");
+        let (root, outside) = (top.join("standbys"), top.join("outside"));
+        std::fs::create_dir(&root).expect("make");
+        std::fs::create_dir(&outside).expect("make");
+        symlink(&outside, root.join("out")).expect("link");
+        symlink(&root, top.join("alias")).expect("link");
+        let local = |reach| Policy::Local { bin_directory: "/bin".into(), origin: "/primary".into(), reach };
+        let bounded = local(Reach::Beneath(vec![root.clone()]));
+        let cluster = bounded.cluster(&root.join("one")).expect("beneath");
+        assert_eq!(bounded.cluster(&top.join("alias/one")), Ok(cluster.clone()), "another name of the root");
+        let unreachable = [
+            root.clone(),
+            outside.clone(),
+            root.join("out"),
+            root.join("out/new"),
+            top.join("standbys2/one"),
+        ];
+        let mut refusals: Vec<_> = unreachable
+            .iter()
+            .map(|directory| {
+                let error = bounded.cluster(directory).expect_err("out of reach");
+                assert_eq!(error.kind, Kind::InsufficientPrivilege, "{error:?}");
+                assert!(bounded.check_outside(&cluster, directory).is_err(), "for tablespaces, too");
+                (error.detail, error.hint)
+            })
+            .collect();
+        refusals.dedup();
+        assert_eq!(refusals.len(), 1, "what is there is not told: {refusals:?}");
+        assert!(bounded.check_outside(&cluster, &root.join("space/one")).is_ok());
+        assert!(local(Reach::Beneath(Vec::new())).cluster(&root.join("one")).is_err());
+        assert!(local(Reach::Anywhere).cluster(&outside).is_ok());
+        assert!(local(Reach::Anywhere).check_outside(&cluster, &outside).is_ok());
     }
 }

@@ -103,8 +103,10 @@ mod tests {
 
     #[test]
     fn a_port_that_somebody_listens_on_is_in_use() {
-        let other = TcpListener::bind("127.0.0.1:0").expect("listen");
-        let port = other.local_addr().expect("address").port();
+        // below the ports that the kernel gives to connections, which would be in use again at once
+        let is_free = |port: &u16| TcpListener::bind(("0.0.0.0", *port)).is_ok();
+        let port = (15_000..20_000).find(is_free).expect("a free port");
+        let other = TcpListener::bind(("127.0.0.1", port)).expect("listen");
         for addresses in ["127.0.0.1", "*", "localhost", "0.0.0.0, ::1"] {
             let tested = test_port(port, addresses, &Cancel::new()).map_err(|error| error.kind);
             assert_eq!(tested, Err(Kind::InUse), "{addresses}");

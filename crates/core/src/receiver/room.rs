@@ -3,53 +3,184 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 
+use super::inspect;
+use super::obstacles::Found;
 use crate::error::{Error, Kind, Result};
+use crate::path::RelPath;
 use crate::plan::File;
+use crate::protocol::message::{PrimarySpace, Terms};
+use crate::space::{Space, reserve};
 use crate::target::Target;
 
 /// Room a file system must have beyond what is going to be written, bytes.
 const SLACK: u64 = 16 << 20;
 
-/// Fails if the files, which may be there in part, and `wal_bytes` of WAL do not fit.
-pub(super) fn check(target: &Target, files: &[File], wal_bytes: u64) -> Result<()> {
+/// One file system of the target.
+struct FileSystem {
+    device: u64,
+    /// As a message calls it.
+    shown: String,
+    free: u64,
+    /// Bytes that must stay free.
+    kept: u64,
+}
+
+/// Fails if the files, which may be there in part, and the WAL that comes besides them do not fit, or leave too
+/// little for a primary on the same file system. WAL comes when the surplus that was `found` is gone, data before.
+pub(super) fn check(target: &Target, files: &[File], terms: &Terms, found: &Found) -> Result<()> {
     // sizes are the peer's
-    let whole = files.iter().fold(wal_bytes.saturating_add(SLACK), |sum, file| sum.saturating_add(file.size));
-    if target.roots().all(|(_, fd)| free(fd).is_ok_and(|free| free >= whole)) {
+    let whole = files.iter().fold(terms.reserve, |sum, file| sum.saturating_add(file.size));
+    let kept = Kept::on_this_host(terms.primary_space.as_ref(), inspect::boot_id().as_deref());
+    let file_systems = file_systems(target, found, &kept)?;
+    if file_systems.iter().all(|one| one.free >= whole.saturating_add(one.kept)) {
         // every file system has room for all of it: what is there already need not be looked at
         return Ok(());
     }
-    let needed = growth(target, files)?;
-    let wal_root = if target.roots().any(|(prefix, _)| prefix == "pg_wal") { "pg_wal" } else { "" };
-    for (prefix, fd) in target.roots() {
-        let device = rustix::fs::fstat(&fd).map_err(Error::on("look at the target"))?.st_dev;
-        let wal = if prefix == wal_root { wal_bytes } else { 0 };
-        let needed = needed.get(&device).copied().unwrap_or(0).saturating_add(wal).saturating_add(SLACK);
-        let free = free(&fd)?;
-        if free < needed {
-            let shown = if prefix.is_empty() { "the data directory" } else { prefix };
-            return Err(Error::new(Kind::DiskFull, format!("not enough space for {shown} on the target"))
-                .detail(format!("{} MB are needed, {} MB are free.", needed >> 20, free >> 20))
-                .hint(
-                    "Free space on the target's file system, or move tablespaces with tablespace_mapping.",
-                ));
+    let needed = growth(target, files, found)?;
+    let wal_device = device_of(target, &RelPath::parse("pg_wal/x")?, found);
+    let data_device = file_systems.first().map(|first| first.device);
+    for file_system in &file_systems {
+        let device = file_system.device;
+        let data = needed.get(&device).copied().unwrap_or(0);
+        if data > 0 || Some(device) == data_device {
+            file_system.demand(data, file_system.free)?;
+        }
+        if device == wal_device && terms.reserve > 0 {
+            let freed = found.freed.get(&device).copied().unwrap_or(0);
+            file_system.demand(data.saturating_add(terms.reserve), file_system.free.saturating_add(freed))?;
         }
     }
     Ok(())
 }
 
-/// Bytes that may still be written to a file system.
-fn free(fd: impl AsFd) -> Result<u64> {
-    let stat = rustix::fs::fstatvfs(fd).map_err(Error::on("ask for the target's free space"))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+impl FileSystem {
+    fn demand(&self, needed: u64, free: u64) -> Result<()> {
+        let with_kept = needed.saturating_add(self.kept);
+        if free >= with_kept {
+            return Ok(());
+        }
+        let megabytes = |bytes: u64| bytes >> 20;
+        let detail = if self.kept > SLACK {
+            format!(
+                "{} MB are needed, {} MB are free, of which {} MB stay free for the primary, which uses the same file system.",
+                megabytes(needed),
+                megabytes(free),
+                megabytes(self.kept)
+            )
+        } else {
+            format!("{} MB are needed, {} MB are free.", megabytes(with_kept), megabytes(free))
+        };
+        let message = format!("not enough space for {} on the target", self.shown);
+        Err(Error::new(Kind::DiskFull, message)
+            .detail(detail)
+            .hint("Free space on the target's file system, or move tablespaces with tablespace_mapping."))
+    }
+}
+
+/// What stays free for a primary on this host.
+struct Kept<'a>(Option<&'a PrimarySpace>);
+
+impl<'a> Kept<'a> {
+    /// Device numbers mean the same on one host. Where a kernel does not tell which it is, it may be the same one.
+    fn on_this_host(primary: Option<&'a PrimarySpace>, boot_id: Option<&str>) -> Self {
+        Self(primary.filter(|primary| {
+            primary.boot_id.as_deref().zip(boot_id).is_none_or(|(theirs, ours)| theirs == ours)
+        }))
+    }
+
+    /// Bytes that must stay free on a file system.
+    fn bytes(&self, device: u64, size: u64) -> u64 {
+        let primary = self.0.filter(|primary| primary.devices.contains(&device));
+        primary.map_or(SLACK, |primary| reserve(size, primary.max_wal_size).max(SLACK))
+    }
+}
+
+/// Every file system once, that of the data directory first.
+fn file_systems(target: &Target, found: &Found, kept: &Kept<'_>) -> Result<Vec<FileSystem>> {
+    let mut all: Vec<FileSystem> = Vec::new();
+    let mut add = |device, shown: &str, space: Result<Space>| -> Result<()> {
+        if all.iter().all(|known| known.device != device) {
+            let Space { size, free } = space?;
+            all.push(FileSystem { device, shown: shown.to_owned(), free, kept: kept.bytes(device, size) });
+        }
+        Ok(())
+    };
+    for (prefix, fd) in target.roots() {
+        let device = rustix::fs::fstat(&fd).map_err(Error::on("look at the target"))?.st_dev;
+        let shown = if prefix.is_empty() { "the data directory" } else { prefix };
+        add(device, shown, space(&fd))?;
+    }
+    for (path, device) in &found.mounts {
+        add(*device, path.as_str(), target.enter(path).and_then(space))?;
+    }
+    Ok(all)
+}
+
+fn space(fd: impl AsFd) -> Result<Space> {
+    Space::of(fd).map_err(Error::on("ask for the target's free space"))
+}
+
+/// The device that a path lies on: of the deepest directory above it on which a file system begins.
+fn device_of(target: &Target, path: &RelPath, found: &Found) -> u64 {
+    let above = found.mounts.iter().filter(|(mount, _)| path.is_at_or_below(mount.as_str()));
+    let deepest = above.max_by_key(|(mount, _)| mount.as_str().len());
+    deepest.map_or_else(|| target.device_of(path), |(_, device)| *device)
 }
 
 /// By how many bytes the files will grow, by device.
-fn growth(target: &Target, files: &[File]) -> Result<HashMap<u64, u64>> {
+fn growth(target: &Target, files: &[File], found: &Found) -> Result<HashMap<u64, u64>> {
     let mut needed: HashMap<u64, u64> = HashMap::new();
     for file in files {
         let there = target.stat(&file.path)?.map_or(0, |stat| stat.size.min(file.size));
-        let needed = needed.entry(target.device_of(&file.path)).or_default();
+        let needed = needed.entry(device_of(target, &file.path, found)).or_default();
         *needed = needed.saturating_add(file.size - there);
     }
     Ok(needed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_primary_on_the_same_file_system_keeps_its_reserve() {
+        let primary =
+            PrimarySpace { boot_id: Some("this".to_owned()), devices: vec![7, 8], max_wal_size: 100 << 20 };
+        let kept = |boot_id, device, size| Kept::on_this_host(Some(&primary), boot_id).bytes(device, size);
+        assert_eq!(kept(Some("this"), 8, 1 << 30), 100 << 20);
+        assert_eq!(kept(Some("this"), 9, 1 << 30), SLACK, "another file system");
+        assert_eq!(kept(Some("that"), 8, 1 << 30), SLACK, "another host");
+        assert_eq!(kept(None, 8, 1 << 30), 100 << 20, "nobody knows which host");
+        assert_eq!(kept(Some("this"), 8, 1 << 20), SLACK);
+        assert_eq!(Kept::on_this_host(None, Some("this")).bytes(8, 1 << 30), SLACK);
+    }
+
+    #[test]
+    fn wal_has_the_room_of_what_is_removed_before_and_data_has_not() {
+        const MUCH: u64 = 4 << 30;
+        let data = tempfile::tempdir().expect("temporary directory");
+        let target = Target::open(data.path()).expect("open");
+        let device = target.device_of(&RelPath::parse("x").expect("valid"));
+        let free = space(target.root()).expect("asked").free;
+        let found = |freed| Found { freed: HashMap::from([(device, freed)]), ..Found::default() };
+        let file = File { path: RelPath::parse("base/5/1").expect("valid"), size: free + MUCH, mode: 0o600 };
+        let refused = |files: &[File], wal, freed| {
+            let terms = Terms { reserve: wal, ..Terms::default() };
+            check(&target, files, &terms, &found(freed)).map_err(|error| error.kind) == Err(Kind::DiskFull)
+        };
+        assert!(refused(&[], free + MUCH, 0));
+        assert!(!refused(&[], free + MUCH, 2 * MUCH));
+        assert!(refused(&[file], 0, 2 * MUCH), "data comes first");
+    }
+
+    #[test]
+    fn a_mounted_directory_is_a_file_system_of_its_own() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let target = Target::open(data.path()).expect("open");
+        let rel = |path: &str| RelPath::parse(path).expect("valid");
+        let found = Found { mounts: vec![(rel("base"), 1), (rel("base/5"), 2)], ..Found::default() };
+        assert_eq!(device_of(&target, &rel("base/1/2"), &found), 1);
+        assert_eq!(device_of(&target, &rel("base/5/2"), &found), 2);
+        assert_eq!(device_of(&target, &rel("base5"), &found), target.device_of(&rel("base5")));
+    }
 }

@@ -1,11 +1,12 @@
 //! What the links of one run share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use rustix::fs::{Advice, fadvise};
 
 use super::durable::Before;
+use super::identity;
 use super::ledger::Record;
 use crate::cancel::Cancel;
 use crate::digest::DigestKey;
@@ -14,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::lock::lock;
 use crate::path::RelPath;
 use crate::plan::File;
-use crate::target::{Stat, Target};
+use crate::target::{Stamp, Stat, Target};
 
 /// A run that has begun.
 pub(super) struct Run {
@@ -28,6 +29,8 @@ pub(super) struct Run {
     before: Option<Before>,
     /// Whether what the page cache has of the target is surely on the disk, once it is synced.
     trusts_cache: bool,
+    /// What was written into the marker.
+    marker: OnceLock<String>,
     slots: RwLock<Vec<Slot>>,
     /// How many slots have been settled.
     settled: AtomicUsize,
@@ -62,6 +65,7 @@ impl Run {
             cancel,
             before: None,
             trusts_cache: true,
+            marker: OnceLock::new(),
             slots,
             settled: AtomicUsize::new(0),
         }
@@ -75,6 +79,17 @@ impl Run {
     /// All files of the plan; the position is the file's number on the wire.
     pub(super) fn slots(&self) -> RwLockReadGuard<'_, Vec<Slot>> {
         self.slots.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was written into the marker.
+    pub(super) fn marker(&self) -> Option<&str> {
+        self.marker.get().map(String::as_str)
+    }
+
+    /// Remembers what was written into the marker.
+    pub(super) fn set_marker(&self, text: String) {
+        // a run begins once
+        let _ = self.marker.set(text);
     }
 
     pub(super) fn settled(&self) -> usize {
@@ -111,17 +126,68 @@ impl Run {
         Ok(Some(DirectFile::new(file)))
     }
 
-    /// Opens a file to be written: the one that was compared, or a new one if there was none.
+    /// Opens a file to be written: the one that was compared, or a new one if there was none. From now on it counts as
+    /// changed, and who writes it ends with [`Run::note`].
     pub(super) fn open_to_write(&self, slot: &Slot) -> Result<std::fs::File> {
+        self.open_own(slot, true)
+    }
+
+    /// Opens a file to become a clone, which may turn out to be impossible before it was changed.
+    pub(super) fn open_to_clone(&self, slot: &Slot) -> Result<std::fs::File> {
+        self.open_own(slot, false)
+    }
+
+    fn open_own(&self, slot: &Slot, is_changed: bool) -> Result<std::fs::File> {
         // several links may write ranges of one file: only the first makes it
         let mut place = lock(&slot.place);
         if let Some((file, _)) = self.enter(slot, &mut place)? {
+            if is_changed {
+                // before the first write and under the lock: whoever enters next expects another time of change
+                slot.set_changed();
+            }
             return Ok(file);
         }
         slot.set_changed();
         let file = self.target.create(&slot.path, slot.mode)?;
-        *place = Place::Own;
+        *place = Place::Own(self.stamp(slot, &file)?);
         Ok(file)
+    }
+
+    /// Remembers when a file was changed, now that one of those who write it is done.
+    ///
+    /// Several links may write one file. Each looks under the lock and after its last write, so what stands in the end
+    /// is from after the last write of all. What changes a file later is nothing of ours: syncing it does not change it.
+    pub(super) fn note(&self, slot: &Slot, file: &std::fs::File) -> Result<()> {
+        let mut place = lock(&slot.place);
+        let stamp = self.stamp(slot, file)?;
+        match &*place {
+            Place::Own(known) if !known.is_same_file(&stamp) => Err(identity::replaced(&slot.path)),
+            _ => {
+                *place = Place::Own(stamp);
+                Ok(())
+            }
+        }
+    }
+
+    fn stamp(&self, slot: &Slot, file: &std::fs::File) -> Result<Stamp> {
+        let stat = Stat::of_file(file)
+            .map_err(Error::on(format_args!("stat file \"{}\" of the target", slot.path)))?;
+        Ok(stat.stamp)
+    }
+
+    /// Fails if what was found in a file's place is not what this run left there; remembers it if nothing is known yet.
+    pub(super) fn demand_unchanged(&self, slot: &Slot, found: Option<&Stat>) -> Result<()> {
+        let mut place = lock(&slot.place);
+        match (&*place, found) {
+            (Place::Own(_), None) => Err(identity::replaced(&slot.path)),
+            (Place::Own(known), Some(found)) => identity::demand_same(&slot.path, known, &found.stamp),
+            // it is empty, and could not be opened to be written
+            (Place::Unknown | Place::Anew, Some(found)) => {
+                *place = Place::Own(found.stamp);
+                Ok(())
+            }
+            (Place::Unknown | Place::Anew, None) => Err(identity::replaced(&slot.path)),
+        }
     }
 
     /// Opens what is in a file's place, unless that was found to be of no use. What was judged equal is never sent, so
@@ -131,18 +197,18 @@ impl Run {
             return Ok(None);
         }
         let found = self.target.open_in_place(&slot.path)?;
-        match (&found, &place) {
-            (None, Place::Own) => {
-                let message = format!(
-                    "file \"{}\" of the target was replaced or linked during the recovery",
-                    slot.path
-                );
-                return Err(Error::new(Kind::InUse, message)
-                    .detail("Something else works in the target's directory: it removed the file, or gave it a second name.")
-                    .hint("End what works there (\"cp -al\", for instance), and run the recovery again."));
+        match (&found, &*place) {
+            (None, Place::Own(_)) => return Err(identity::replaced(&slot.path)),
+            (Some((_, stat)), Place::Own(known)) if !known.is_same_file(&stat.stamp) => {
+                return Err(identity::replaced(&slot.path));
             }
+            // what this run is writing has another time of change whenever one looks
+            (Some((_, stat)), Place::Own(known)) if !slot.is_changed() && !self.is_survey() => {
+                identity::demand_same(&slot.path, known, &stat.stamp)?;
+            }
+            (Some(_), Place::Own(_)) => {}
+            (Some((_, stat)), _) => *place = Place::Own(stat.stamp),
             (None, _) => *place = Place::Anew,
-            (Some(_), _) => *place = Place::Own,
         }
         Ok(found)
     }
@@ -164,6 +230,8 @@ pub(super) struct Slot {
     changed: AtomicBool,
     /// Whether the target's file was found to have the planned size and mode.
     found: AtomicBool,
+    /// Whether some of it was written past the page cache.
+    direct: AtomicBool,
     place: Mutex<Place>,
 }
 
@@ -173,12 +241,13 @@ enum Place {
     Unknown,
     /// Nothing of use: the file is to be made.
     Anew,
-    /// The file that is compared and written, there before or made by this run.
-    Own,
+    /// The file that is compared and written, there before or made by this run, as it was when this run last had to do
+    /// with it.
+    Own(Stamp),
 }
 
 impl Slot {
-    fn new(file: File) -> Self {
+    pub(super) fn new(file: File) -> Self {
         Self {
             path: file.path,
             mode: file.mode,
@@ -187,6 +256,7 @@ impl Slot {
             gone: AtomicBool::new(false),
             changed: AtomicBool::new(false),
             found: AtomicBool::new(false),
+            direct: AtomicBool::new(false),
             place: Mutex::new(Place::Unknown),
         }
     }
@@ -195,6 +265,11 @@ impl Slot {
     /// lies behind was truncated after the backup started, so replay restores whatever came back.
     pub(super) fn size(&self) -> u64 {
         self.planned.min(self.end.load(Ordering::Relaxed))
+    }
+
+    /// Whether the primary's file turned out to end before the planned size.
+    pub(super) fn is_short(&self) -> bool {
+        self.size() < self.planned
     }
 
     pub(super) fn ends_at(&self, size: u64) {
@@ -232,6 +307,14 @@ impl Slot {
         self.changed.store(true, Ordering::Relaxed);
     }
 
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_direct(&self) {
+        self.direct.store(true, Ordering::Relaxed);
+    }
+
     /// Refuses content beyond what the plan announced.
     pub(super) fn check_end(&self, end: u64) -> Result<()> {
         if end <= self.planned {
@@ -247,6 +330,14 @@ pub(super) fn slot(slots: &[Slot], number: u32) -> Result<&Slot> {
     slots.get(number as usize).ok_or_else(|| {
         Error::new(Kind::ProtocolViolation, format!("file number {number} is not in the plan"))
     })
+}
+
+/// The slot with a number from the wire, of which something is going to be written or told; what was settled stays so.
+pub(super) fn open_slot<'a>(run: &Run, slots: &'a [Slot], number: u32) -> Result<&'a Slot> {
+    if (number as usize) < run.settled() {
+        return Err(Error::new(Kind::ProtocolViolation, format!("file number {number} was settled already")));
+    }
+    slot(slots, number)
 }
 
 #[cfg(test)]

@@ -1,16 +1,23 @@
 //! A control link: the steps of one run, in their order.
 
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::info;
 
-use super::policy::{Cluster, resolve};
+use super::incoming::{self, PERMISSIONS, Puts};
+use super::judged::{self, Judged};
+use super::neighbours::{Neighbours, Wanted};
+use super::policy::{Cluster, Policy, resolve};
 use super::run::Run;
 use super::settle::settle;
-use super::{Receiver, clone, finish, inspect, launch, readiness, room, running, unexpected};
+use super::{
+    Receiver, clone, finish, inspect, launch, login, obstacles, places, readiness, room, running, unexpected,
+    walreceiver,
+};
 
 use crate::cancel::Cancel;
 use crate::digest::{DigestKey, random_bytes};
@@ -21,7 +28,6 @@ use crate::link::Link;
 use crate::link::control::Control;
 use crate::path::RelPath;
 use crate::plan::{Directory, File};
-use crate::protocol::data::Put;
 use crate::protocol::message::{self, Purpose, Reply, Request, Terms};
 use crate::protocol::status::State;
 use crate::protocol::{PUT, REPLY, REQUEST};
@@ -29,13 +35,6 @@ use crate::target::Target;
 
 /// Most files and directories of a plan: a bound on memory, far beyond any real cluster.
 const MAX_PLAN: usize = 50_000_000;
-
-/// The bits of a mode that a copy takes over: nothing of PostgreSQL's is set-user-ID, set-group-ID or sticky, and the
-/// agent's unit may not set such bits.
-const PERMISSIONS: u32 = 0o777;
-
-/// Most bytes of small files in one run, kept in memory until it finishes.
-const MAX_PUTS: usize = 32 << 20;
 
 /// How long the data links of an ended run may take to notice.
 const STREAMS_END: Duration = Duration::from_secs(10);
@@ -60,11 +59,11 @@ pub(super) fn serve(
         cluster: None,
         peer,
         keep,
+        judged: None,
         directories: Vec::new(),
         files: Vec::new(),
         terms: None,
-        puts: Vec::new(),
-        put_bytes: 0,
+        puts: Puts::default(),
         stage: Stage::Looked,
     };
     let opened = session.open(&directory, purpose, peer).and_then(|found| session.answer(&found));
@@ -83,11 +82,12 @@ struct Session<'a> {
     cluster: Option<Cluster>,
     peer: Option<IpAddr>,
     keep: Vec<RelPath>,
+    /// The directory as the sender was told of it.
+    judged: Option<Judged>,
     directories: Vec<Directory>,
     files: Vec<File>,
     terms: Option<Terms>,
-    puts: Vec<Put>,
-    put_bytes: usize,
+    puts: Puts,
     stage: Stage,
 }
 
@@ -118,14 +118,10 @@ impl Session<'_> {
                     }
                 },
                 PUT => {
-                    self.put_bytes += body.len();
-                    if self.put_bytes > MAX_PUTS {
-                        return Err(Error::new(
-                            Kind::ProtocolViolation,
-                            format!("small files of more than {MAX_PUTS} bytes"),
-                        ));
-                    }
-                    self.puts.push(Put::decode(&body)?);
+                    let (Stage::Settled(_), Some(judged)) = (&self.stage, &self.judged) else {
+                        return Err(out_of_order("settled data"));
+                    };
+                    self.puts.add(&body, judged.kept())?;
                 }
                 other => return Err(unexpected(other)),
             }
@@ -149,12 +145,23 @@ impl Session<'_> {
     }
 
     fn open(&mut self, directory: &Path, purpose: Purpose, peer: Option<IpAddr>) -> Result<Reply> {
-        let cluster = self.receiver.policy.cluster(directory)?;
+        let cluster = self.receiver.policy().cluster(directory)?;
         let target = match purpose {
             Purpose::Look => None,
             Purpose::Recover => Some(self.target(&cluster, Target::open)?),
         };
-        let mut found = inspect::inspect(&cluster, &self.keep, &self.token, peer, &self.cancel)?;
+        let look = target.as_ref().and_then(Target::look);
+        let look = look.as_deref().unwrap_or(&cluster.data_directory);
+        // before anything is told, so that what changes meanwhile is seen when the run begins
+        let judged = Judged::look(look, &self.keep);
+        let mut found =
+            inspect::inspect_opened(&cluster, target.as_ref(), &self.keep, &self.token, peer, &self.cancel)?;
+        if let (Some(path), Some(identity)) = (found.wal_directory.clone(), found.wal_identity) {
+            let listed = self.receiver.policy().beside(&cluster);
+            let unused = Neighbours::new(found.identity, &listed).demand_unused(&[Wanted { path, identity }]);
+            found.doubts.wal = found.doubts.wal.take().or(unused.err());
+        }
+        let mut judged = judged?;
         if let Some(target) = target {
             if target.was_made() {
                 found.content = message::Content::Missing;
@@ -163,24 +170,39 @@ impl Session<'_> {
         } else {
             found.recovery = self.receiver.ledger.account(&cluster.data_directory).running;
         }
+        // with what the kept configuration needs
+        let needed: Vec<RelPath> =
+            found.kept.iter().filter(|path| !self.keep.contains(path)).cloned().collect();
+        judged.also_keeps(&needed);
+        self.judged = Some(judged);
+        self.keep.extend(needed);
         self.cluster = Some(cluster);
         Ok(Reply::Target(Box::new(found)))
     }
 
     /// The directory, opened by `open`, and its pg_wal, where that is a link.
     fn target(&self, cluster: &Cluster, open: impl FnOnce(&Path) -> Result<Target>) -> Result<Target> {
-        let wal = inspect::linked_wal(&cluster.data_directory);
-        if let Some(wal) = &wal {
-            self.receiver.policy.check_outside(cluster, wal)?;
-        }
         let mut target = open(&cluster.data_directory)?;
-        if let Some(wal) = &wal {
-            target.add_root(&RelPath::parse("pg_wal")?, wal)?;
+        if let Some(wal) = target.follow_wal()? {
+            self.receiver.policy().check_outside(cluster, &wal)?;
         }
         Ok(target)
     }
 
     fn plan(&mut self, mut directories: Vec<Directory>, mut files: Vec<File>) -> Result<()> {
+        let is_wal = match &self.stage {
+            Stage::Looked | Stage::Locked(_) if self.terms.is_none() => false,
+            Stage::Settled(_) => true,
+            _ => return Err(out_of_order("settled data, or a directory where nothing has begun")),
+        };
+        let kept = self.judged.as_ref().map(Judged::kept).unwrap_or_default();
+        let paths = directories.iter().map(|directory| (&directory.path, true));
+        for (path, is_directory) in paths.chain(files.iter().map(|file| (&file.path, false))) {
+            if is_wal && !path.as_str().starts_with("pg_wal/") {
+                return Err(out_of_order("WAL"));
+            }
+            incoming::check_planned(path, is_directory, kept)?;
+        }
         let modes = directories.iter_mut().map(|directory| &mut directory.mode);
         modes.chain(files.iter_mut().map(|file| &mut file.mode)).for_each(|mode| *mode &= PERMISSIONS);
         self.directories.extend(directories);
@@ -194,8 +216,9 @@ impl Session<'_> {
     fn handle(&mut self, request: Request) -> Result<Reply> {
         let cluster = self.cluster.clone().ok_or_else(|| out_of_order("a directory"))?;
         match request {
-            Request::TestReplication { conninfo, system_identifier } => {
-                self.tell(launch::test_replication(&cluster, &conninfo, system_identifier, &self.cancel))
+            Request::TestReplication { following, system_identifier } => {
+                let login = login::test_replication(&cluster, &following, system_identifier, &self.cancel);
+                self.tell(login.map(|warnings| Reply::LoggedIn { warnings }))
             }
             Request::TestPort { port, addresses } => {
                 // worth knowing, but no reason for anybody to end here
@@ -208,9 +231,10 @@ impl Session<'_> {
                     return Err(out_of_order("a locked directory"));
                 };
                 // the sender was told when it opened; whatever it made of that, a running server is safe
-                if let Some(process) = running::server(&cluster.data_directory) {
+                if let Some(process) = running::server(&cluster.data_directory)? {
                     return Err(running::refusal(&cluster.data_directory, process));
                 }
+                self.demand_as_judged(&cluster, &target)?;
                 let digest_key = key(&digest_key)?;
                 let files = std::mem::take(&mut self.files);
                 let trusts_cache = inspect::was_shut_down(&cluster.data_directory);
@@ -240,7 +264,7 @@ impl Session<'_> {
                 let Stage::Begun(run) = &self.stage else {
                     return Err(out_of_order("a run that has begun"));
                 };
-                let cloned = clone::clone(run, self.receiver.policy.origin()?)?;
+                let cloned = clone::clone(run, self.receiver.policy().origin()?)?;
                 Ok(Reply::Cloned { files: rows(&cloned) })
             }
             Request::Settle => {
@@ -266,11 +290,6 @@ impl Session<'_> {
                 let Stage::Settled(run) = &self.stage else {
                     return Err(out_of_order("settled data"));
                 };
-                let directories = self.directories.iter().map(|directory| &directory.path);
-                let mut paths = self.files.iter().map(|file| &file.path).chain(directories);
-                if !paths.all(|path| path.as_str().starts_with("pg_wal/")) {
-                    return Err(out_of_order("WAL"));
-                }
                 for directory in self.directories.drain(..) {
                     run.target.make_directory(&directory.path, directory.mode)?;
                 }
@@ -282,8 +301,7 @@ impl Session<'_> {
                     return Err(out_of_order("settled data"));
                 };
                 run.record.enter(State::Durable);
-                let puts = std::mem::take(&mut self.puts);
-                let warnings = finish::finish(run, &cluster, puts)?;
+                let warnings = finish::finish(run, &cluster, self.puts.take())?;
                 run.record.succeed();
                 info!(directory = %cluster.data_directory.display(), "recovery ends: the directory is complete and durable");
                 self.finished();
@@ -295,6 +313,11 @@ impl Session<'_> {
                 info!(directory = %cluster.data_directory.display(), launched, "the server accepts connections");
                 Ok(Reply::Started { launched })
             }
+            Request::Walreceiver => {
+                let directory = &cluster.data_directory;
+                let (found, startup) = (walreceiver::find(directory), walreceiver::startup(directory));
+                Ok(Reply::Walreceiver { found, startup })
+            }
             Request::Log => Ok(Reply::Log { lines: launch::log_tail(&cluster) }),
             Request::Open { .. } | Request::Attach { .. } | Request::Status | Request::Plan { .. } => {
                 Err(out_of_order("another step"))
@@ -303,10 +326,10 @@ impl Session<'_> {
     }
 
     /// The answer to a question. A bad one ends a recovery, but not the conversation of who only looks.
-    fn tell(&self, answer: Result<()>) -> Result<Reply> {
+    fn tell(&self, answer: Result<Reply>) -> Result<Reply> {
         match answer {
             Err(error) if matches!(self.stage, Stage::Looked) => Ok(Reply::Error(error)),
-            answer => answer.map(|()| Reply::Ok),
+            answer => answer,
         }
     }
 
@@ -320,7 +343,7 @@ impl Session<'_> {
             return Err(out_of_order("a directory where nothing has begun"));
         };
         let mut apart = vec![cluster.data_directory.clone()];
-        apart.extend(inspect::linked_wal(&cluster.data_directory));
+        apart.extend(target.others()?.into_iter().map(|(path, _)| path));
         for tablespace in &terms.tablespaces {
             let location = Path::new(&tablespace.target);
             let resolved = resolve(location);
@@ -333,13 +356,9 @@ impl Session<'_> {
                 .hint("Correct tablespace_mapping."));
             }
             apart.push(resolved);
-            self.receiver.policy.check_outside(cluster, location)?;
-            let link = RelPath::parse(&format!("pg_tblspc/{}", tablespace.oid))?;
+            self.receiver.policy().check_outside(cluster, location)?;
             let content = location.join(&terms.tablespace_version_directory);
-            let is_ours =
-                cluster.data_directory.join(&link).canonicalize().ok() == location.canonicalize().ok();
-            let in_use = std::fs::read_dir(&content).is_ok_and(|mut entries| entries.next().is_some());
-            if in_use && !is_ours {
+            if !places::is_ours(target, tablespace)? && places::is_used(&content)? {
                 return Err(Error::new(
                     Kind::TargetRefused,
                     format!("tablespace directory \"{}\" is in use", content.display()),
@@ -352,25 +371,53 @@ impl Session<'_> {
                     "Map the tablespace to another directory with tablespace_mapping, or empty this one.",
                 ));
             }
-            target.add_root(&link, location)?;
+            target.add_root(&places::link(tablespace)?, location)?;
         }
-        room::check(target, &self.files, terms.reserve)?;
+        demand_own(&self.receiver.policy(), cluster, target)?;
+        let found = obstacles::search(target, &self.directories, &self.files, &self.keep, &terms)?;
+        room::check(target, &self.files, &terms, &found)?;
+        if let Some(obstacle) = found.obstacle {
+            return Err(obstacle);
+        }
         let locations = target.identities()?;
         self.terms = Some(terms);
         Ok(Reply::Planned { locations })
     }
 
+    /// The directory is still what the sender judged, and so are those beside it.
+    fn demand_as_judged(&self, cluster: &Cluster, target: &Target) -> Result<()> {
+        let (Some(judged), Some(terms)) = (&self.judged, &self.terms) else {
+            return Err(out_of_order("a plan"));
+        };
+        let directory = &cluster.data_directory;
+        let look = target.look();
+        judged.demand_same(look.as_deref().unwrap_or(directory), directory, &self.keep)?;
+        let mut roots = vec![directory.clone()];
+        roots.extend(target.wal()?.map(|_| directory.join("pg_wal")));
+        roots.extend(terms.tablespaces.iter().map(|tablespace| PathBuf::from(&tablespace.target)));
+        judged::demand_roots(target, &roots)
+    }
+
     fn begin(&self, run: &Run, marker: &message::Marker) -> Result<()> {
         let terms = self.terms.as_ref().ok_or_else(|| out_of_order("a plan"))?;
-        finish::invalidate(run, marker)?;
+        let tablespaces = terms
+            .tablespaces
+            .iter()
+            .map(|tablespace| (tablespace.oid.to_string(), tablespace.target.clone()));
+        finish::invalidate(run, &message::Marker { tablespaces: tablespaces.collect(), ..marker.clone() })?;
         rustix::fs::fchmod(run.target.root(), rustix::fs::Mode::from_raw_mode(terms.mode & 0o750))
             .map_err(Error::on("set the mode of the data directory"))?;
-        for directory in &self.directories {
+        // links first: what lies in a tablespace is known to be this target's by them
+        let (links, others): (Vec<&Directory>, Vec<&Directory>) =
+            self.directories.iter().partition(|directory| directory.path.as_str() == "pg_tblspc");
+        for directory in links {
             run.target.make_directory(&directory.path, directory.mode)?;
         }
         for tablespace in &terms.tablespaces {
-            let link = RelPath::parse(&format!("pg_tblspc/{}", tablespace.oid))?;
-            run.target.link(&link, &tablespace.target)?;
+            run.target.link(&places::link(tablespace)?, &tablespace.target)?;
+        }
+        for directory in others {
+            run.target.make_directory(&directory.path, directory.mode)?;
         }
         Ok(())
     }
@@ -417,6 +464,23 @@ impl Drop for Session<'_> {
             }
         }
     }
+}
+
+/// Refuses what the directories outside the data directory turned out to be once they were opened.
+fn demand_own(policy: &Policy, cluster: &Cluster, target: &Target) -> Result<()> {
+    let mut wanted = Vec::new();
+    for (path, identity) in target.others()? {
+        policy.check_outside(cluster, &path)?;
+        wanted.push(Wanted { path, identity });
+    }
+    // without it the target's own links are taken for another's
+    let own = target.look().and_then(|look| Some(identity(&std::fs::metadata(look).ok()?)));
+    let listed = policy.beside(cluster);
+    Neighbours::new(own, &listed).demand_unused(&wanted)
+}
+
+fn identity(found: &std::fs::Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
 }
 
 /// First and last position of each row of `true`.

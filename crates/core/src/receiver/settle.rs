@@ -1,14 +1,13 @@
 //! After the last page: every file gets its size and mode, and what the primary does not have goes.
 
-use std::collections::{HashMap, HashSet};
-
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
+use super::identity;
+use super::prune::{Fate, Pruning};
 use super::run::{Run, Slot};
-use crate::control_file::PG_CONTROL;
+use super::segments::end_forks;
 use crate::error::{Error, Kind, Result};
-use crate::exclude::{CONTROL_ASIDE, MARKER, Rules};
 use crate::path::RelPath;
 use crate::plan::Directory;
 use crate::protocol::message::Terms;
@@ -29,7 +28,12 @@ pub(super) fn settle(
     keep: &[RelPath],
     terms: &Terms,
 ) -> Result<Settled> {
+    if !run.is_survey() {
+        // as surplus it would go without a word
+        identity::demand_incomplete(run)?;
+    }
     let slots = run.slots();
+    end_forks(&slots);
     let mut settled = Settled::default();
     for (number, slot) in slots.iter().enumerate() {
         if number.is_multiple_of(1024) {
@@ -49,29 +53,12 @@ pub(super) fn settle(
         }
     }
     run.set_settled(slots.len());
-    let rules = Rules { host_directories: terms.host_directories.clone(), private_files: Vec::new() };
-    let mut pruner = Pruner {
-        run,
-        planned: directories
-            .iter()
-            .map(|directory| (directory.path.as_str(), true))
-            .chain(slots.iter().filter(|slot| !slot.is_gone()).map(|slot| (slot.path.as_str(), false)))
-            .collect(),
-        tablespaces: terms
-            .tablespaces
-            .iter()
-            .map(|tablespace| {
-                let link = format!("pg_tblspc/{}", tablespace.oid);
-                (format!("{link}/{}", terms.tablespace_version_directory), link)
-            })
-            .unzip(),
-        keep,
-        rules,
-        settled,
-    };
+    let files = slots.iter().filter(|slot| !slot.is_gone()).map(|slot| slot.path.as_str());
+    let pruning = Pruning::new(&run.target, directories, files, keep, terms, run.is_survey());
+    let mut pruner = Pruner { run, pruning: &pruning, settled };
     pruner.prune(None)?;
-    for location in pruner.tablespaces.0.clone() {
-        pruner.prune(Some(&RelPath::parse(&location)?))?;
+    for location in pruning.tablespaces() {
+        pruner.prune(Some(&RelPath::parse(location)?))?;
     }
     Ok(pruner.settled)
 }
@@ -101,12 +88,14 @@ pub(super) fn settle_wal(run: &Run) -> Result<()> {
                     ));
                 }
             }
+            run.note(slot, &file)?;
         }
     }
     Ok(())
 }
 
-/// Whether a file has the size and mode it must have, and its content is known.
+/// Whether a file has the size and mode it must have, and its content is known. One that this run had to do with must
+/// be as the run left it.
 fn is_fit(run: &Run, slot: &Slot) -> Result<bool> {
     if slot.fits() {
         return Ok(true);
@@ -119,7 +108,11 @@ fn is_fit(run: &Run, slot: &Slot) -> Result<bool> {
     let fits = found.is_some_and(|stat| {
         stat.kind == FileType::RegularFile && stat.names == 1 && stat.size == size && stat.mode == slot.mode
     });
-    Ok(fits && is_known)
+    let is_fit = fits && is_known;
+    if !run.is_survey() && (is_fit || slot.is_found() || slot.is_changed()) {
+        run.demand_unchanged(slot, found.as_ref())?;
+    }
+    Ok(is_fit)
 }
 
 /// Creates an empty file, cuts a longer one, sets the mode.
@@ -131,17 +124,13 @@ fn fit(run: &Run, slot: &Slot) -> Result<()> {
     slot.set_changed();
     file.set_len(slot.size())
         .and_then(|()| Ok(rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(slot.mode))?))
-        .map_err(Error::on(format_args!("set size and mode of \"{}\" of the target", slot.path)))
+        .map_err(Error::on(format_args!("set size and mode of \"{}\" of the target", slot.path)))?;
+    run.note(slot, &file)
 }
 
 struct Pruner<'a> {
     run: &'a Run,
-    /// Planned paths; true for directories.
-    planned: HashMap<&'a str, bool>,
-    /// The cluster's directory in each tablespace, and the link to the tablespace.
-    tablespaces: (Vec<String>, HashSet<String>),
-    keep: &'a [RelPath],
-    rules: Rules,
+    pruning: &'a Pruning<'a>,
     settled: Settled,
 }
 
@@ -161,15 +150,10 @@ impl Pruner<'_> {
                 Some(directory) => directory.join(&name)?,
                 None => RelPath::parse(&name)?,
             };
-            let is_root = self.run.target.roots().any(|(prefix, _)| prefix == path.as_str());
-            if self.is_protected(&path) || self.tablespaces.1.contains(path.as_str()) {
-                continue;
-            }
-            match self.planned.get(path.as_str()) {
-                Some(true) if kind == FileType::Directory || is_root => self.prune(Some(&path))?,
-                Some(false) if kind == FileType::RegularFile => {}
-                _ if kind == FileType::Directory && self.holds_kept(&path) => self.prune(Some(&path))?,
-                _ => self.remove(&path, kind)?,
+            match self.pruning.judge(&path, kind)? {
+                Fate::Stays => {}
+                Fate::Entered => self.prune(Some(&path))?,
+                Fate::Goes => self.remove(&path, kind)?,
             }
         }
         Ok(())
@@ -186,24 +170,5 @@ impl Pruner<'_> {
         }
         self.settled.removed += 1;
         Ok(())
-    }
-
-    fn is_protected(&self, path: &RelPath) -> bool {
-        self.keep.iter().any(|kept| path.is_at_or_below(kept.as_str()))
-            || self.rules.is_host_directory(path)
-            || matches!(path.as_str(), MARKER | CONTROL_ASIDE)
-            // a run has put it aside by now
-            || self.run.is_survey() && path.as_str() == PG_CONTROL
-            || self.is_of_a_file_system(path)
-    }
-
-    /// What mkfs puts at the root of a file system, which a tablespace or pg_wal may be.
-    fn is_of_a_file_system(&self, path: &RelPath) -> bool {
-        path.file_name() == "lost+found"
-            && path.parent().is_some_and(|parent| self.run.target.roots().any(|(prefix, _)| prefix == parent))
-    }
-
-    fn holds_kept(&self, directory: &RelPath) -> bool {
-        self.keep.iter().any(|kept| kept.is_at_or_below(directory.as_str()))
     }
 }

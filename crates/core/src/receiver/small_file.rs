@@ -2,22 +2,36 @@
 //! block us, nor a huge file fill our memory.
 
 use std::fs::OpenOptions;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
-/// The first `limit` bytes of a regular file; `None` if there is none, or it cannot be read.
-pub(crate) fn head(path: &Path, limit: usize) -> Option<Vec<u8>> {
-    let flags = i32::try_from(OFlags::NONBLOCK.bits()).ok()?;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
-    if !file.metadata().ok()?.is_file() {
-        return None;
+/// The first `limit` bytes of a regular file; `None` if there is none. A file that cannot be read is an error.
+pub(crate) fn read(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        // a socket; a device that is not there
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => return Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    if !file.metadata()?.is_file() {
+        return Ok(None);
     }
     let mut bytes = Vec::new();
-    file.take(limit as u64).read_to_end(&mut bytes).ok()?;
-    Some(bytes)
+    file.take(limit as u64).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+/// The same where a file that cannot be read is as good as none.
+pub(crate) fn head(path: &Path, limit: usize) -> Option<Vec<u8>> {
+    read(path, limit).ok().flatten()
 }
 
 /// A regular file's text, up to a megabyte.
@@ -46,5 +60,9 @@ mod tests {
         std::fs::write(directory.path().join("file"), "text").expect("write");
         assert_eq!(head(&directory.path().join("file"), 2).as_deref(), Some(&b"te"[..]));
         assert_eq!(text(&directory.path().join("file")).as_deref(), Some("text"));
+        assert_eq!(read(&directory.path().join("none"), 1).expect("missing"), None);
+        assert_eq!(read(&directory.path().join("file/below"), 1).expect("missing, too"), None);
+        std::os::unix::fs::symlink("loop", directory.path().join("loop")).expect("link");
+        assert!(read(&directory.path().join("loop"), 1).is_err(), "nothing can be said about it");
     }
 }

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::ScopedJoinHandle;
 
 use super::digest::Digester;
-use super::run::{Run, slot};
+use super::run::{Run, open_slot, slot};
 use super::write::PageWriter;
 use super::{cut, reply, unexpected};
 use crate::buffer::Buffer;
@@ -152,9 +152,9 @@ fn read(
             }
             END_OF_FILE => {
                 let (file, size) = decode_end_of_file(&body)?;
-                slot(&run.slots(), file)?.ends_at(size);
+                open_slot(run, &run.slots(), file)?.ends_at(size);
             }
-            GONE => slot(&run.slots(), decode_file(&body)?)?.set_gone(),
+            GONE => open_slot(run, &run.slots(), decode_file(&body)?)?.set_gone(),
             other => return Err(unexpected(other)),
         }
     }
@@ -185,7 +185,7 @@ fn write(
             }
             Step::Barrier(left) => {
                 // closed files are complete files
-                writer.close();
+                writer.close()?;
                 // The kernel tells of a failed write once, and it may have told the syncing thread: the sender
                 // hears of that before it hears that all is written.
                 let (tell, told) = sync_channel(1);

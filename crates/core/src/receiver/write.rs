@@ -4,7 +4,7 @@ use std::sync::mpsc::SyncSender;
 
 use super::cut;
 use super::read::read_full;
-use super::run::{Run, Slot, slot};
+use super::run::{Run, Slot, open_slot};
 use super::stream::Early;
 use crate::buffer::Buffer;
 use crate::delta;
@@ -32,25 +32,50 @@ struct Open {
     writer: Option<Writer>,
 }
 
+impl Open {
+    const fn new(number: u32) -> Self {
+        Self { number, present: None, writer: None }
+    }
+}
+
 impl<'a> PageWriter<'a> {
     pub(super) fn new(run: &'a Run, dirty: &'a SyncSender<Early>) -> Self {
         Self { run, dirty, open: None, present: Buffer::new(), runs: Vec::new() }
     }
 
-    /// Closes the last file.
-    pub(super) fn close(&mut self) {
-        self.open = None;
+    /// Closes the last file, and remembers how it is now.
+    pub(super) fn close(&mut self) -> Result<()> {
+        self.leave(&self.run.slots())
+    }
+
+    fn leave(&mut self, slots: &[Slot]) -> Result<()> {
+        if let Some(Open { number, writer: Some(writer), .. }) = self.open.take() {
+            let slot = open_slot(self.run, slots, number)?;
+            if writer.is_direct() {
+                slot.set_direct();
+            }
+            self.run.note(slot, writer.file())?;
+        }
+        Ok(())
+    }
+
+    /// Turns to the file of this number; another one is closed.
+    fn turn_to(&mut self, slots: &[Slot], number: u32) -> Result<()> {
+        if self.open.as_ref().is_none_or(|open| open.number != number) {
+            self.leave(slots)?;
+        }
+        Ok(())
     }
 
     /// Writes the runs of a frame.
     pub(super) fn pages(&mut self, tail: &PagesTail, content: &[u8]) -> Result<()> {
         let slots = self.run.slots();
-        let slot = slot(&slots, tail.file)?;
+        open_slot(self.run, &slots, tail.file)?;
         let mut rest = content;
         for run in &tail.runs {
             let (bytes, after) = rest.split_at_checked(run.length as usize).ok_or_else(cut)?;
             rest = after;
-            self.write(tail.file, slot, bytes, run.offset)?;
+            self.write(tail.file, &slots, bytes, run.offset)?;
         }
         Ok(())
     }
@@ -63,14 +88,14 @@ impl<'a> PageWriter<'a> {
         for range in &tail.ranges {
             let (content, after) = rest.split_at_checked(range.length as usize).ok_or_else(cut)?;
             rest = after;
-            written += self.range(range, slot(&slots, range.file)?, content)?;
+            written += self.range(range, &slots, content)?;
         }
         Ok(written)
     }
 
-    fn range(&mut self, range: &Range, slot: &Slot, content: &[u8]) -> Result<u32> {
-        slot.check_end(range.offset + content.len() as u64)?;
-        let read = self.read_present(range, slot)?;
+    fn range(&mut self, range: &Range, slots: &[Slot], content: &[u8]) -> Result<u32> {
+        open_slot(self.run, slots, range.file)?.check_end(range.offset + content.len() as u64)?;
+        let read = self.read_present(range, slots)?;
         // what the disk cannot read is there but equal to nothing: it is written anew
         let there = read.unwrap_or(content.len());
         let mut runs = std::mem::take(&mut self.runs);
@@ -82,7 +107,7 @@ impl<'a> PageWriter<'a> {
         let mut written = 0;
         for run in &runs {
             let start = usize::try_from(run.offset - range.offset).unwrap_or(0);
-            self.write(range.file, slot, &content[start..start + run.length as usize], run.offset)?;
+            self.write(range.file, slots, &content[start..start + run.length as usize], run.offset)?;
             written += run.length;
         }
         self.runs = runs;
@@ -91,11 +116,14 @@ impl<'a> PageWriter<'a> {
 
     /// Reads what the target has of a range into `present`; returns how much that is, or `None` if the disk
     /// cannot read it.
-    fn read_present(&mut self, range: &Range, slot: &Slot) -> Result<Option<usize>> {
-        let open = entered(&mut self.open, range.file);
+    fn read_present(&mut self, range: &Range, slots: &[Slot]) -> Result<Option<usize>> {
+        let run = self.run;
+        let slot = open_slot(run, slots, range.file)?;
+        self.turn_to(slots, range.file)?;
+        let open = self.open.get_or_insert(Open::new(range.file));
         let present = match &mut open.present {
             Some(present) => present,
-            unknown => unknown.insert(self.run.open_present(slot)?),
+            unknown => unknown.insert(run.open_present(slot)?),
         };
         let Some(file) = present else {
             return Ok(Some(0));
@@ -104,15 +132,15 @@ impl<'a> PageWriter<'a> {
         read_full(file, &mut self.present, range.offset, slot)
     }
 
-    fn write(&mut self, number: u32, slot: &Slot, bytes: &[u8], offset: u64) -> Result<()> {
+    fn write(&mut self, number: u32, slots: &[Slot], bytes: &[u8], offset: u64) -> Result<()> {
+        let run = self.run;
+        let slot = open_slot(run, slots, number)?;
         slot.check_end(offset + bytes.len() as u64)?;
-        let open = entered(&mut self.open, number);
+        self.turn_to(slots, number)?;
+        let open = self.open.get_or_insert(Open::new(number));
         let writer = match &mut open.writer {
             Some(writer) => writer,
-            none => {
-                slot.set_changed();
-                none.insert(Writer::new(self.run.open_to_write(slot)?))
-            }
+            none => none.insert(Writer::new(run.open_to_write(slot)?)),
         };
         writer
             .write_all(bytes, offset)
@@ -123,12 +151,4 @@ impl<'a> PageWriter<'a> {
         }
         Ok(())
     }
-}
-
-/// The open file of this number; another one is closed.
-fn entered(open: &mut Option<Open>, number: u32) -> &mut Open {
-    if open.as_ref().is_none_or(|open| open.number != number) {
-        *open = None;
-    }
-    open.get_or_insert(Open { number, present: None, writer: None })
 }

@@ -19,8 +19,11 @@ use crate::path::RelPath;
 use crate::plan::{Directory, File, Plan, Work};
 use crate::progress::Progress;
 use crate::protocol::data::Put;
-use crate::protocol::message::{self, Listening, Marker, Purpose, Reply, Request, Target, Terms};
+use crate::protocol::message::{
+    self, Listening, Marker, Purpose, Reply, Request, Target, Terms, Walreceiver,
+};
 use crate::protocol::{MAX_STREAMS, PUT, REPLY, REQUEST};
+use crate::standby::Following;
 
 pub mod pack;
 pub mod rate;
@@ -125,10 +128,14 @@ impl Session {
         &self.target
     }
 
-    /// Has the target's host log in to the primary for replication, as the standby will.
-    pub fn test_replication(&mut self, conninfo: &str, system_identifier: u64) -> Result<()> {
-        let conninfo = conninfo.to_owned();
-        self.done(&Request::TestReplication { conninfo, system_identifier })
+    /// Has the target's host log in to the primary for replication, as the standby will. Returns what an
+    /// operator should know about a login that worked.
+    pub fn test_replication(&mut self, following: &Following, system_identifier: u64) -> Result<Vec<String>> {
+        let following = following.clone();
+        match request(&self.control, &Request::TestReplication { following, system_identifier })? {
+            Reply::LoggedIn { warnings } => Ok(warnings),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Fails if something on the target's host listens where the standby will.
@@ -214,6 +221,14 @@ impl Session {
     pub fn start(&mut self, timeout: u32) -> Result<bool> {
         match request(&self.control, &Request::Start { timeout })? {
             Reply::Started { launched } => Ok(launched),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The process that receives WAL for the standby, and what its startup process says of itself.
+    pub fn walreceiver(&mut self) -> Result<(Option<Walreceiver>, Option<String>)> {
+        match request(&self.control, &Request::Walreceiver)? {
+            Reply::Walreceiver { found, startup } => Ok((found, startup)),
             other => Err(unexpected(&other)),
         }
     }

@@ -25,11 +25,15 @@ use crate::path::RelPath;
 use directories::{make_directories, open_directory, open_nearest, remove_made};
 
 pub use directories::busy;
+pub use probe::Obstacle;
 pub use remove::Entries;
-pub use stat::Stat;
+pub use roots::{linked_wal, mounted};
+pub use stat::{Stamp, Stat};
 
 mod directories;
+mod probe;
 pub mod remove;
+mod roots;
 mod stat;
 mod walk;
 pub mod write;
@@ -48,6 +52,8 @@ pub struct Target {
     path: PathBuf,
     roots: Vec<Root>,
     is_view: bool,
+    /// Who we are.
+    user: u32,
     /// Directories made for this run, removed again unless it begins.
     made: Mutex<Vec<PathBuf>>,
     /// Directories whose entries changed and are not synced yet.
@@ -123,6 +129,7 @@ impl Target {
             path: path.to_owned(),
             roots: vec![root],
             is_view,
+            user: rustix::process::geteuid().as_raw(),
             made: Mutex::new(made),
             dirty: Mutex::default(),
             last: Mutex::default(),
@@ -159,6 +166,24 @@ impl Target {
             .hint("Run the recovery again when the directory is in its place."))
     }
 
+    /// Fails if a link within the directory (pg_wal, a tablespace's) leads elsewhere by now than to what was opened.
+    pub fn demand_links_in_place(&self) -> Result<()> {
+        for root in &self.roots[1..] {
+            let path = self.path.join(&root.prefix);
+            let opened = rustix::fs::fstat(&root.fd)
+                .map_err(Error::on(format_args!("stat directory \"{}\"", path.display())))?;
+            let there =
+                std::fs::metadata(&path).map_err(Error::on(format_args!("stat \"{}\"", path.display())))?;
+            if (there.dev(), there.ino()) != (opened.st_dev, opened.st_ino) {
+                let message = format!("\"{}\" leads elsewhere than when the recovery began", path.display());
+                return Err(Error::new(Kind::InUse, message)
+                    .detail("Something else works in the target's directory: it replaced the link, or the directory that it leads to.")
+                    .hint("Stop what works there, and run the recovery again."));
+            }
+        }
+        Ok(())
+    }
+
     /// From now on the directories made stay, even if the run fails.
     pub fn keep(&self) -> Result<()> {
         let made = std::mem::take(&mut *lock(&self.made));
@@ -166,22 +191,6 @@ impl Target {
             let synced = open_directory(directory).and_then(|fd| rustix::fs::fsync(&fd).map_err(Into::into));
             synced.map_err(Error::on(format_args!("sync directory \"{}\"", directory.display())))?;
         }
-        Ok(())
-    }
-
-    /// Lets paths at or below `prefix` start in another directory: a tablespace, or a linked pg_wal.
-    pub fn add_root(&mut self, prefix: &RelPath, directory: &Path) -> Result<()> {
-        if self.is_view {
-            self.roots.push(Root::view(prefix.as_str(), directory)?);
-            return Ok(());
-        }
-        let made = make_directories(directory)?;
-        lock(&self.made).extend(made);
-        let fd = open_directory(directory)
-            .map_err(Error::on(format_args!("open directory \"{}\"", directory.display())))?;
-        let root = Root::new(prefix.as_str(), fd)
-            .map_err(Error::on(format_args!("look at \"{}\"", directory.display())))?;
-        self.roots.push(root);
         Ok(())
     }
 
@@ -245,8 +254,11 @@ impl Target {
     fn open_own(&self, parent: &OwnedFd, name: &str) -> Result<Option<(File, Stat)>, Errno> {
         match rustix::fs::openat(parent, name, IN_PLACE, Mode::empty()) {
             Ok(fd) => {
-                let stat = Stat::of(&rustix::fs::fstat(&fd)?);
-                let own = stat.kind == FileType::RegularFile && stat.names == 1;
+                let found = rustix::fs::fstat(&fd)?;
+                let stat = Stat::of(&found);
+                // only the owner may set its mode
+                let is_owned = found.st_uid == self.user;
+                let own = stat.kind == FileType::RegularFile && stat.names == 1 && is_owned;
                 Ok(own.then(|| (File::from(fd), stat)))
             }
             // missing; a link, a directory, a device; a file without write permission
@@ -259,8 +271,8 @@ impl Target {
     pub fn create(&self, path: &RelPath, mode: u32) -> Result<File> {
         self.remove(path)?;
         let create = IN_PLACE | OFlags::CREATE | OFlags::EXCL;
-        let created = self.parent_to_change(path).and_then(|parent| {
-            rustix::fs::openat(&parent, path.file_name(), create, Mode::from_raw_mode(mode | 0o600))
+        let created = self.change(path, |parent| {
+            rustix::fs::openat(parent, path.file_name(), create, Mode::from_raw_mode(mode | 0o600))
         });
         let fd = created.map_err(Error::on(format_args!("write file \"{}\"", self.shown(path))))?;
         self.touch_parent(path);
@@ -291,7 +303,8 @@ impl Target {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
                 self.remove(path)?;
                 self.forget_last();
-                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(mode)).map_err(failed)?;
+                self.change(path, |parent| rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(mode)))
+                    .map_err(failed)?;
                 self.touch_parent(path);
                 remove::enter(&parent, name).map_err(failed)?
             }
@@ -306,54 +319,70 @@ impl Target {
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(failed)
     }
 
-    /// Makes `pg_tblspc/OID` point to a tablespace's directory.
+    /// Makes `pg_tblspc/OID` point to a tablespace's directory, durably: at every instant there is the old link or the
+    /// new one.
     pub fn link(&self, path: &RelPath, destination: &str) -> Result<()> {
         let failed =
             |error: Errno| Error::io(format_args!("make link \"{}\"", self.shown(path)), &error.into());
         // the link itself lies in the data directory, although paths through it start elsewhere
         let parent = RelPath::parse(path.parent().unwrap_or("pg_tblspc"))?;
         let parent = self.writable().and_then(|()| self.directory(&parent)).map_err(failed)?;
-        if let Ok(current) = rustix::fs::readlinkat(&parent, path.file_name(), Vec::new())
+        let name = path.file_name();
+        if let Ok(current) = rustix::fs::readlinkat(&parent, name, Vec::new())
             && current.to_bytes() == destination.as_bytes()
         {
             return Ok(());
         }
-        remove::entry(&parent, path.file_name()).map_err(failed)?;
-        rustix::fs::symlinkat(destination, &parent, path.file_name()).map_err(failed)?;
-        self.touch_parent(path);
-        Ok(())
+        let temporary = format!("{name}{TEMPORARY}");
+        remove::entry(&parent, temporary.as_str()).map_err(failed)?;
+        rustix::fs::symlinkat(destination, &parent, temporary.as_str()).map_err(failed)?;
+        self.make_way(&parent, name).map_err(failed)?;
+        rustix::fs::renameat(&parent, temporary.as_str(), &parent, name)
+            .and_then(|()| rustix::fs::fsync(&parent))
+            .map_err(failed)
+    }
+
+    /// Removes a directory whose name a file or link is going to take by rename, which cannot replace a directory.
+    fn make_way(&self, parent: &OwnedFd, name: &str) -> Result<(), Errno> {
+        match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                self.forget_last();
+                remove::entry(parent, name).map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Replaces a small file as a whole and makes it durable: readers see the old or the new one.
     pub fn install(&self, path: &RelPath, content: &[u8], mode: u32) -> Result<()> {
         let failed =
             |error: io::Error| Error::io(format_args!("write file \"{}\"", self.shown(path)), &error);
-        let parent = self.parent_to_change(path).map_err(|error| failed(error.into()))?;
+        let failed_to = |error: Errno| failed(error.into());
         let temporary = format!("{}{TEMPORARY}", path.file_name());
-        remove::entry(&parent, temporary.as_str()).map_err(|error| failed(error.into()))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&parent, temporary.as_str(), flags, Mode::from_raw_mode(mode))
-            .map_err(|error| failed(error.into()))?;
-        let mut file = File::from(fd);
-        file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
-        // rename cannot replace a directory
-        if let Ok(stat) = rustix::fs::statat(&parent, path.file_name(), AtFlags::SYMLINK_NOFOLLOW)
-            && FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-        {
-            remove::entry(&parent, path.file_name()).map_err(|error| failed(error.into()))?;
+        let fd = self.change(path, |parent| {
+            remove::entry(parent, temporary.as_str())?;
+            rustix::fs::openat(parent, temporary.as_str(), flags, Mode::from_raw_mode(mode))
+        });
+        let mut file = File::from(fd.map_err(failed_to)?);
+        let parent = self.parent(path).map_err(failed_to)?;
+        let installed = file.write_all(content).and_then(|()| file.sync_all()).and_then(|()| {
+            self.make_way(&parent, path.file_name())?;
+            rustix::fs::renameat(&parent, temporary.as_str(), &parent, path.file_name())?;
+            Ok(rustix::fs::fsync(&parent)?)
+        });
+        if installed.is_err() {
+            // gone already, if it was renamed
+            let _ = remove::entry(&parent, temporary.as_str());
         }
-        rustix::fs::renameat(&parent, temporary.as_str(), &parent, path.file_name())
-            .and_then(|()| rustix::fs::fsync(&parent))
-            .map_err(|error| failed(error.into()))
+        installed.map_err(failed)
     }
 
     /// Renames a file within its directory and makes that durable; false if there is no such file.
     pub fn rename(&self, from: &RelPath, to: &RelPath) -> Result<bool> {
-        let renamed = self.parent_to_change(from).and_then(|parent| {
-            rustix::fs::renameat(&parent, from.file_name(), &parent, to.file_name())?;
-            rustix::fs::fsync(&parent)
-        });
-        match renamed {
+        let renamed = self
+            .change(from, |parent| rustix::fs::renameat(parent, from.file_name(), parent, to.file_name()));
+        match renamed.and_then(|()| rustix::fs::fsync(self.parent(from)?)) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             Err(error) => Err(Error::io(format_args!("rename \"{}\"", self.shown(from)), &error.into())),
@@ -364,16 +393,15 @@ impl Target {
     /// True if there was something.
     pub fn remove(&self, path: &RelPath) -> Result<bool> {
         self.forget_last();
-        let removed = self.parent_to_change(path).and_then(|parent| remove::entry(&parent, path.file_name()));
-        match removed {
-            Ok(true) => self.touch_parent(path),
-            Ok(false) => {}
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
-            Err(error) => {
-                return Err(Error::io(format_args!("remove \"{}\"", self.shown(path)), &error.into()));
+        match self.change(path, |parent| remove::entry(parent, path.file_name())) {
+            Ok(true) => {
+                self.touch_parent(path);
+                Ok(true)
             }
+            Ok(false) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Err(Errno::XDEV) => Err(mounted(&self.shown(path))),
+            Err(error) => Err(Error::io(format_args!("remove \"{}\"", self.shown(path)), &error.into())),
         }
-        removed.map_err(|error| Error::io(format_args!("remove \"{}\"", self.shown(path)), &error.into()))
     }
 
     /// Reads a small file; `None` if there is none. Longer than `limit` is an error.
@@ -410,7 +438,16 @@ impl Target {
     /// Removes an entry whose name is no [`RelPath`].
     pub fn remove_unnamed(&self, directory: Option<&RelPath>, name: &CStr) -> Result<()> {
         let parent = directory.map_or("", RelPath::as_str);
-        let removed = self.writable().and_then(|()| remove::entry(self.walk(parent)?, name));
+        let removed = self.writable().and_then(|()| {
+            let parent = self.walk(parent)?;
+            match remove::entry(&parent, name) {
+                Err(Errno::ACCESS) => {
+                    rustix::fs::fchmod(&parent, Mode::RWXU).map_err(|_| Errno::ACCESS)?;
+                    remove::entry(&parent, name)
+                }
+                removed => removed,
+            }
+        });
         lock(&self.dirty).insert(parent.to_owned());
         removed
             .map(drop)
@@ -476,7 +513,9 @@ impl Drop for Target {
         remove_made(&lock(&self.made));
         if !self.is_view {
             // Closing is not enough: a program that another thread is just starting has our files until it runs.
-            let _ = rustix::fs::flock(&self.roots[0].fd, FlockOperation::Unlock);
+            for root in &self.roots {
+                let _ = rustix::fs::flock(&root.fd, FlockOperation::Unlock);
+            }
         }
     }
 }

@@ -3,18 +3,29 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
 /// Removes the entry `name` of `parent` with everything below it; false if there is none. Symbolic
-/// links are removed, never followed.
+/// links are removed, never followed; what is mounted stays, with [`Errno::XDEV`].
 pub(super) fn entry(parent: impl AsFd, name: impl Arg + Copy) -> Result<bool, Errno> {
-    match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
+    let refused = match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
         Ok(()) => return Ok(true),
         Err(Errno::NOENT) => return Ok(false),
         // PERM is what POSIX says of a directory, ISDIR is what Linux says
-        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error @ (Errno::ISDIR | Errno::PERM)) => error,
+        Err(error) => return Err(error),
+    };
+    if is_mount(&parent, name)? {
+        return Err(Errno::XDEV);
+    }
+    // an empty one of another user's goes like this only
+    match rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR) {
+        Ok(()) => return Ok(true),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        // a file that may not be removed
+        Err(Errno::NOTDIR) => return Err(refused),
         Err(error) => return Err(error),
     }
     let directory = enter(&parent, name)?;
@@ -29,6 +40,20 @@ pub(super) fn entry(parent: impl AsFd, name: impl Arg + Copy) -> Result<bool, Er
     }
     rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?;
     Ok(true)
+}
+
+/// Whether another file system begins at `name`, or the same one is mounted there.
+pub(super) fn is_mount(parent: impl AsFd, name: impl Arg + Copy) -> Result<bool, Errno> {
+    match rustix::fs::statx(&parent, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS) {
+        Ok(found) if found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) => {
+            return Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+        }
+        // a kernel before 5.8, or a container that forbids the call
+        Ok(_) | Err(Errno::NOSYS | Errno::PERM) => {}
+        Err(error) => return Err(error),
+    }
+    let there = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(there.st_dev != rustix::fs::fstat(&parent)?.st_dev)
 }
 
 /// Opens the directory `name` of `parent`, following no link. One that its owner may not read is made readable: no

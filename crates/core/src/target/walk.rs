@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use super::{Root, Target, remove};
@@ -26,6 +27,23 @@ impl Target {
         }
     }
 
+    /// Changes an entry of the directory that holds `path`. A directory of ours that may not be written is made
+    /// writable: no server could use it either.
+    pub(super) fn change<T>(
+        &self,
+        path: &RelPath,
+        change: impl Fn(&OwnedFd) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let parent = self.parent_to_change(path)?;
+        match change(&parent) {
+            Err(Errno::ACCESS) => {
+                rustix::fs::fchmod(&parent, Mode::RWXU).map_err(|_| Errno::ACCESS)?;
+                change(&parent)
+            }
+            changed => changed,
+        }
+    }
+
     pub(super) fn parent(&self, path: &RelPath) -> Result<Arc<OwnedFd>, Errno> {
         let parent = path.parent().unwrap_or_default();
         if let Some((last, fd)) = &*lock(&self.last)
@@ -39,7 +57,7 @@ impl Target {
     }
 
     /// To be called where a directory may go or give way to another one of its name.
-    pub(super) fn forget_last(&self) {
+    pub fn forget_last(&self) {
         *lock(&self.last) = None;
     }
 

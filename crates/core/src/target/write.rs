@@ -12,19 +12,31 @@ const DIRTY: u64 = 32 << 20;
 pub struct Writer {
     file: DirectFile,
     dirty: u64,
+    is_direct: bool,
 }
 
 impl Writer {
     /// A writer of `file`, which nobody else writes through the same open file.
     pub const fn new(file: File) -> Self {
-        Self { file: DirectFile::new(file), dirty: 0 }
+        Self { file: DirectFile::new(file), dirty: 0, is_direct: false }
     }
 
     /// Writes all of `bytes`. They last only once the file is synced.
     pub fn write_all(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let is_on_disk = self.file.write_all(bytes, offset)?;
+        self.is_direct |= is_on_disk;
         self.dirty += if is_on_disk { 0 } else { bytes.len() as u64 };
         Ok(())
+    }
+
+    /// The open file.
+    pub const fn file(&self) -> &File {
+        self.file.file()
+    }
+
+    /// Whether some of it was written past the page cache.
+    pub const fn is_direct(&self) -> bool {
+        self.is_direct
     }
 
     /// The file, if so much of it is in the page cache only that writing it to disk should begin.

@@ -19,11 +19,11 @@ use pgpool_recovery_core::progress::Progress;
 use pgpool_recovery_core::protocol::data::Put;
 use pgpool_recovery_core::protocol::message::{Marker, Purpose, Terms};
 use pgpool_recovery_core::receiver::Receiver;
-use pgpool_recovery_core::receiver::policy::{Cluster, Policy};
+use pgpool_recovery_core::receiver::policy::{Cluster, Policy, Reach};
 use pgpool_recovery_core::scan::{Source, scan};
 use pgpool_recovery_core::secret::Secret;
 use pgpool_recovery_core::sender::pack::Compression;
-use pgpool_recovery_core::sender::{Manner, Session};
+use pgpool_recovery_core::sender::{Manner, Session, Settled};
 
 pub(crate) const VERSION: &str = "PG_15_202209061";
 
@@ -74,7 +74,7 @@ impl Hosts {
     }
 
     pub(crate) fn local(&self) -> Arc<dyn Connector> {
-        Arc::new(LocalConnector::new(self.path("bin"), self.path("primary")))
+        Arc::new(LocalConnector::new(self.path("bin"), self.path("primary"), Reach::Anywhere))
     }
 
     /// An agent on a port of its own.
@@ -124,7 +124,9 @@ impl Hosts {
     }
 
     pub(crate) fn plan(&self, session: &mut Session) -> Result<(), Error> {
-        let rules = Rules { private_files: session.target().kept.clone(), ..Rules::default() };
+        let mut private_files = session.target().kept.clone();
+        private_files.extend(CONFIGURATION.iter().map(|name| RelPath::parse(name).expect("valid")));
+        let rules = Rules { private_files, ..Rules::default() };
         let source = Source {
             data_directory: &self.path("primary"),
             tablespace_version_directory: VERSION,
@@ -138,12 +140,13 @@ impl Hosts {
             host_directories: Vec::new(),
             reserve: 0,
             mode: 0o700,
+            primary_space: None,
         };
         session.plan(plan, terms).map(drop)
     }
 
     pub(crate) fn begin(session: &mut Session) -> Result<(), Error> {
-        session.begin(Marker { note: "test".to_owned(), system_identifier: 1, timeline: 1, started: 0 })
+        session.begin(Marker { note: "test".to_owned(), system_identifier: 1, ..Marker::default() })
     }
 
     pub(crate) fn manner(&self) -> Manner {
@@ -182,7 +185,25 @@ impl Hosts {
         self.plan(&mut session)?;
         Self::begin(&mut session)?;
         self.send(&mut session)?;
+        let settled = self.complete(&mut session)?;
+        assert_eq!(progress.compared(), progress.total());
+        Ok(Outcome {
+            sent: progress.sent(),
+            total: progress.total(),
+            removed: settled.removed,
+            changed: settled.changed,
+        })
+    }
+
+    /// What follows when all data was sent.
+    pub(crate) fn complete(&self, session: &mut Session) -> Result<Settled, Error> {
         let settled = session.settle()?;
+        self.finish(session)?;
+        Ok(settled)
+    }
+
+    /// WAL and the last files.
+    pub(crate) fn finish(&self, session: &mut Session) -> Result<(), Error> {
         let wal = RelPath::parse("pg_wal/000000010000000000000001").expect("valid");
         let archive_status = RelPath::parse("pg_wal/archive_status").expect("valid");
         let size = fs::metadata(self.path("primary").join(&wal)).expect("WAL").len();
@@ -196,14 +217,14 @@ impl Hosts {
             mode: 0o600,
             content: content.to_vec(),
         };
-        session.finish(&[put("backup_label", b"label"), put("global/pg_control", b"control")])?;
-        assert_eq!(progress.compared(), progress.total());
-        Ok(Outcome {
-            sent: progress.sent(),
-            total: progress.total(),
-            removed: settled.removed,
-            changed: settled.changed,
-        })
+        let mut puts = vec![put("backup_label", b"label"), put("global/pg_control", b"control")];
+        for name in CONFIGURATION {
+            let is_kept = session.target().kept.iter().any(|kept| kept.as_str() == *name);
+            if let Some(content) = fs::read(self.path("primary").join(name)).ok().filter(|_| !is_kept) {
+                puts.push(put(name, &content));
+            }
+        }
+        session.finish(&puts).map(drop)
     }
 
     /// Everything of the primary that travels is on the standby, byte for byte.
@@ -217,6 +238,9 @@ impl Hosts {
         assert!(!self.path("standby").join(MARKER).exists());
     }
 }
+
+/// What is made for the standby, and no part of the plan.
+const CONFIGURATION: &[&str] = &["postgresql.conf", "postgresql.auto.conf"];
 
 pub(crate) fn pages(count: usize, seed: u8) -> Vec<u8> {
     (0..count * 8192).map(|i| (i / 8192) as u8 ^ (i % 251) as u8 ^ seed).collect()

@@ -1,0 +1,23 @@
+//! What tells a base backup from a cluster in use.
+
+use std::io;
+use std::path::Path;
+
+use super::is_there;
+use crate::protocol::message::BackupTraces;
+use crate::receiver::small_file;
+
+const BACKUP_LABEL: &str = "backup_label";
+
+/// What the directory has of a base backup. A name that cannot be looked up is an error: it might be one.
+pub(super) fn traces(directory: &Path) -> io::Result<BackupTraces> {
+    let has = |name: &str| is_there(&directory.join(name));
+    // a label that cannot be read is one all the same, and not ours
+    let label = || small_file::text(&directory.join(BACKUP_LABEL)).unwrap_or_default();
+    Ok(BackupTraces {
+        label: has(BACKUP_LABEL)?.then(label),
+        has_manifest: has("backup_manifest")?,
+        has_standby_signal: has("standby.signal")?,
+        has_postmaster_opts: has("postmaster.opts")?,
+    })
+}

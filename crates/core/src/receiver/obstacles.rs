@@ -1,0 +1,169 @@
+//! Can a run end well? What it will have to remove, enter and write is looked at before anything changes, in the way in
+//! which it will go.
+
+use std::collections::HashMap;
+
+use rustix::fs::FileType;
+
+use super::prune::{Fate, Pruning};
+use crate::error::{Error, Kind, Result};
+use crate::exclude::holds_relations;
+use crate::path::RelPath;
+use crate::plan::{Directory, File};
+use crate::protocol::message::Terms;
+use crate::target::{Entries, Target};
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// The first thing that stands in the way.
+    pub(super) obstacle: Option<Error>,
+    /// Bytes that the surplus takes, by device.
+    pub(super) freed: HashMap<u64, u64>,
+    /// Directories on which another file system than that of its root begins, and that one's device.
+    pub(super) mounts: Vec<(RelPath, u64)>,
+}
+
+/// Looks at all of the target that a run would.
+pub(super) fn search(
+    target: &Target,
+    directories: &[Directory],
+    files: &[File],
+    keep: &[RelPath],
+    terms: &Terms,
+) -> Result<Found> {
+    let files = files.iter().map(|file| file.path.as_str());
+    let pruning = Pruning::new(target, directories, files, keep, terms, true);
+    let mut search = Search { target, pruning: &pruning, found: Found::default() };
+    search.global()?;
+    search.directory(None)?;
+    for location in pruning.tablespaces() {
+        let location = RelPath::parse(location)?;
+        let obstacle = target.tablespace_obstacle(&location)?;
+        search.meet(obstacle.map(|obstacle| obstacle.refusal()));
+        search.directory(Some(&location))?;
+    }
+    Ok(search.found)
+}
+
+struct Search<'a> {
+    target: &'a Target,
+    pruning: &'a Pruning<'a>,
+    found: Found,
+}
+
+impl Search<'_> {
+    fn meet(&mut self, obstacle: Option<Error>) {
+        if self.found.obstacle.is_none() {
+            self.found.obstacle = obstacle;
+        }
+    }
+
+    /// pg_control is put aside first of all, and never through a link.
+    fn global(&mut self) -> Result<()> {
+        let global = RelPath::parse("global")?;
+        if self.target.stat(&global)?.is_some_and(|found| found.kind == FileType::Symlink) {
+            let path = self.target.path().join(&global);
+            let message = format!("\"{}\" is a symbolic link", path.display());
+            self.meet(Some(
+                Error::new(Kind::TargetRefused, message)
+                    .detail("pg_control lies there, and a recovery follows no link but those of pg_wal and tablespaces.")
+                    .hint("Move what it leads to into its place, or remove the link."),
+            ));
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, directory: Option<&RelPath>) -> Result<()> {
+        // one that may not be listed is opened by the run if it is ours
+        let Some(Entries { named, unnamed }) = self.target.listing(directory)? else {
+            return Ok(());
+        };
+        // PostgreSQL's own files by the million have no attributes
+        let is_few = !directory.is_some_and(|directory| holds_relations(directory.as_str()));
+        for name in unnamed {
+            let obstacle = self.target.removal_obstacle(directory, name.as_c_str(), &mut self.found.freed)?;
+            self.meet(obstacle.map(|obstacle| obstacle.refusal()));
+        }
+        for (name, kind) in named {
+            let path = match directory {
+                Some(directory) => directory.join(&name)?,
+                None => RelPath::parse(&name)?,
+            };
+            match self.pruning.judge(&path, kind)? {
+                Fate::Entered => {
+                    let (obstacle, device) = self.target.entrance(&path)?;
+                    // one that is entered only because it holds what is kept stays as it is
+                    if self.pruning.is_directory(&path) {
+                        self.meet(obstacle.map(|obstacle| obstacle.refusal()));
+                    }
+                    if device != self.target.device_of(&path) {
+                        self.found.mounts.push((path.clone(), device));
+                    }
+                    self.directory(Some(&path))?;
+                }
+                Fate::Goes => {
+                    let obstacle =
+                        self.target.removal_obstacle(directory, name.as_str(), &mut self.found.freed)?;
+                    self.meet(obstacle.map(|obstacle| obstacle.refusal()));
+                }
+                Fate::Stays if is_few && self.pruning.is_file(&path) => {
+                    let obstacle = self.target.file_obstacle(&path)?;
+                    self.meet(obstacle.map(|obstacle| obstacle.refusal()));
+                }
+                Fate::Stays => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn plan(directories: &[&str]) -> Vec<Directory> {
+        let directory = |path: &&str| Directory { path: RelPath::parse(path).expect("valid"), mode: 0o700 };
+        directories.iter().map(directory).collect()
+    }
+
+    fn terms() -> Terms {
+        Terms {
+            tablespaces: Vec::new(),
+            tablespace_version_directory: "PG_15_1".to_owned(),
+            host_directories: Vec::new(),
+            reserve: 0,
+            mode: 0o700,
+            primary_space: None,
+        }
+    }
+
+    #[test]
+    fn an_ordinary_target_has_no_obstacles_and_its_surplus_is_counted() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        fs::create_dir_all(data.path().join("base/5/old")).expect("make");
+        fs::write(data.path().join("base/5/old/1"), [1; 100_000]).expect("write");
+        for target in [Target::view(data.path()).expect("look"), Target::open(data.path()).expect("open")] {
+            let found = search(&target, &plan(&["base", "base/5"]), &[], &[], &terms()).expect("looks");
+            assert!(found.obstacle.is_none() && found.mounts.is_empty(), "{found:?}");
+            let freed: u64 = found.freed.values().sum();
+            assert!((100_000..1_000_000).contains(&freed), "{freed}");
+        }
+        assert!(data.path().join("base/5/old/1").exists());
+    }
+
+    #[test]
+    fn a_linked_global_is_refused_and_a_missing_target_is_fine() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        symlink("/elsewhere", data.path().join("global")).expect("link");
+        let target = Target::view(data.path()).expect("look");
+        let found = search(&target, &plan(&["global"]), &[], &[], &terms()).expect("looks");
+        let refusal = found.obstacle.expect("a link");
+        assert!(refusal.kind == Kind::TargetRefused && refusal.hint.is_some(), "{refusal}");
+        let missing = Target::view(&data.path().join("none")).expect("look");
+        assert!(search(&missing, &plan(&["global"]), &[], &[], &terms()).expect("looks").obstacle.is_none());
+    }
+}

@@ -1,0 +1,108 @@
+//! Relations of several segments whose end moved across a segment's boundary while they were copied.
+
+use std::collections::HashMap;
+
+use super::run::Slot;
+use crate::exclude::relation_segment;
+
+/// Where a fork turned out to end.
+struct End {
+    /// The first segment that is shorter than planned.
+    short: u32,
+    /// The first segment that is gone.
+    gone: u32,
+}
+
+/// Ends forks of relations where the first of their segments ends.
+///
+/// PostgreSQL takes the first segment that is not full for the last of a fork (mdnblocks). When it truncates a relation
+/// it leaves the segments above with length 0, and expects them so: pages that were copied from them before would
+/// come to life again once the segment below is full. And it drops a relation segment by segment, ending where one is
+/// missing (mdunlinkfork): what lies above would be left for ever. Both happened after the backup started, so replay
+/// restores whatever came back.
+pub(super) fn end_forks(slots: &[Slot]) {
+    let mut ends: HashMap<&str, End> = HashMap::new();
+    for slot in slots.iter().filter(|slot| slot.is_gone() || slot.is_short()) {
+        if let Some((fork, segment)) = relation_segment(&slot.path) {
+            let end = ends.entry(fork).or_insert(End { short: u32::MAX, gone: u32::MAX });
+            let first = if slot.is_gone() { &mut end.gone } else { &mut end.short };
+            *first = segment.min(*first);
+        }
+    }
+    if ends.is_empty() {
+        return;
+    }
+    for slot in slots {
+        let Some((fork, segment)) = relation_segment(&slot.path) else { continue };
+        match ends.get(fork) {
+            Some(end) if segment > end.gone => slot.set_gone(),
+            Some(end) if segment > end.short => slot.ends_at(0),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::RelPath;
+    use crate::plan::File;
+
+    const PLANNED: u64 = 1 << 30;
+
+    /// What becomes of files, of which some ended early or are gone (`None`); each with its size then.
+    fn ended(changes: &[(&str, Option<u64>)], others: &[&str]) -> Vec<(String, Option<u64>)> {
+        let names = changes.iter().map(|(name, _)| name).chain(others);
+        let slots: Vec<Slot> = names
+            .map(|name| {
+                Slot::new(File { path: RelPath::parse(name).expect("valid"), size: PLANNED, mode: 0o600 })
+            })
+            .collect();
+        for ((_, size), slot) in changes.iter().zip(&slots) {
+            size.map_or_else(|| slot.set_gone(), |size| slot.ends_at(size));
+        }
+        end_forks(&slots);
+        let outcome = |slot: &Slot| (slot.path.to_string(), (!slot.is_gone()).then(|| slot.size()));
+        slots.iter().map(outcome).collect()
+    }
+
+    fn expect(changes: &[(&str, Option<u64>)], others: &[(&str, Option<u64>)]) {
+        let names: Vec<&str> = others.iter().map(|(name, _)| *name).collect();
+        let expected: Vec<_> =
+            changes.iter().chain(others).map(|(name, size)| ((*name).to_owned(), *size)).collect();
+        assert_eq!(ended(changes, &names), expected);
+    }
+
+    #[test]
+    fn segments_above_one_that_ends_short_are_empty() {
+        expect(
+            &[("base/5/7.1", Some(8192))],
+            &[
+                ("base/5/7", Some(PLANNED)),
+                ("base/5/7.2", Some(0)),
+                ("base/5/7.10", Some(0)),
+                ("base/5/7_fsm.2", Some(PLANNED)),
+                ("base/5/71.2", Some(PLANNED)),
+                ("base/6/7.2", Some(PLANNED)),
+                ("pg_tblspc/1/PG_15_202209061/5/7.2", Some(PLANNED)),
+            ],
+        );
+    }
+
+    #[test]
+    fn segments_above_one_that_is_gone_are_gone() {
+        expect(
+            &[("base/5/7", Some(0)), ("base/5/7.2", None)],
+            &[("base/5/7.1", Some(0)), ("base/5/7.3", None), ("base/5/7_vm.3", Some(PLANNED))],
+        );
+    }
+
+    #[test]
+    fn other_files_are_whole_whatever_their_names() {
+        expect(
+            &[("pg_xact/7", Some(0)), ("base/7", None), ("base/5/x", Some(0))],
+            &[("pg_xact/7.1", Some(PLANNED)), ("base/7.1", Some(PLANNED)), ("base/5/x.1", Some(PLANNED))],
+        );
+        expect(&[], &[("base/5/7", Some(PLANNED)), ("base/5/7.1", Some(PLANNED))]);
+    }
+}

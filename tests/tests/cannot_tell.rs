@@ -1,0 +1,236 @@
+//! An error is not a "no": a server that hides, a directory that cannot be listed, a link that leads to another server's
+//! files, and what is mounted in a target are refused, and everything stays as it was.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use pgpool_recovery_e2e::agent::{self, Agent};
+use pgpool_recovery_e2e::cluster::Stop;
+use pgpool_recovery_e2e::mount::Tmpfs;
+use pgpool_recovery_e2e::recovery::remote_start;
+use pgpool_recovery_e2e::scratch::write_as_postgres;
+use pgpool_recovery_e2e::snapshot::Snapshot;
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, probe, server, wait};
+
+/// A server that hides is in doubt for every directory of its host: the test that starts one has the host to itself.
+static HIDING: RwLock<()> = RwLock::new(());
+
+fn without_hidden_servers() -> RwLockReadGuard<'static, ()> {
+    HIDING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The answer of a step of the check: whether it is well, and all it says.
+fn step(primary: &Cluster, target: &Cluster, options: &serde_json::Value, step: &str) -> (bool, String) {
+    let sql = "SELECT ok, concat_ws(' ', detail, hint) FROM pgpool_recovery_check('localhost', $1, $2, $3)
+        WHERE step = $4";
+    let port = i32::from(primary.port());
+    let row = primary.connect().query_one(sql, &[&target.dir(), &port, options, &step]).expect(step);
+    (row.get(0), row.get(1))
+}
+
+fn stopped_standby(primary: &Cluster) -> Cluster {
+    let standby = Cluster::standby_by_basebackup(primary, &Host::here(), "standby");
+    standby.stop(Stop::Fast);
+    standby
+}
+
+/// A copy of the server's programs whose `postgres` has a file capability: the kernel hides what it does from processes
+/// without it, those of its own user among them.
+fn capable_programs(scratch: &Scratch) -> PathBuf {
+    // not "bin": the server would look for its libraries and data beside it
+    let programs = scratch.mkdir("programs");
+    let copied = Command::new("cp").arg("-aL").arg(server::programs().join(".")).arg(&programs).status();
+    assert!(copied.expect("cp").success());
+    let set = Command::new("setcap").arg("cap_sys_nice+ep").arg(programs.join("postgres")).status();
+    assert!(set.expect("setcap: run scripts/setup.sh").success());
+    programs
+}
+
+/// Starts a server as pg_ctl would, and waits until it accepts connections.
+fn start(programs: &Path, cluster: &Cluster) -> Child {
+    let mut command = Host::here().command("setsid");
+    command.arg(programs.join("postgres")).arg("-D").arg(cluster.directory());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let server = command.spawn().expect("postgres");
+    wait::until_true("the server to be ready", wait::PATIENCE, || {
+        cluster.has("postmaster.pid") && cluster.read("postmaster.pid").contains("ready")
+    });
+    server
+}
+
+#[test]
+fn a_server_that_the_kernel_hides_is_not_replaced() {
+    let _alone = HIDING.write().unwrap_or_else(PoisonError::into_inner);
+    let scratch = Scratch::new();
+    let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
+    let standby = stopped_standby(&primary);
+    let secret = agent::secret(&scratch, "secret");
+    let agent = Agent::start(&scratch, &Host::here(), &secret, &[standby.directory()]);
+    primary.append_conf("pgpool_recovery.secret_file", secret.display());
+    primary.reload();
+    let mut server = start(&capable_programs(&scratch), &standby);
+    let pid = standby.postmaster().expect("it runs");
+    let hidden = Host::here().command("readlink").arg(format!("/proc/{pid}/cwd")).output().expect("readlink");
+    assert!(!hidden.status.success(), "the test needs a server that hides its directory");
+    let pid_file = standby.read("postmaster.pid");
+    let options = |transport: &str| serde_json::json!({ "transport": transport, "agent_port": agent.port() });
+    let fail = |transport: &str| {
+        let recovery = Recovery::of(&standby, &primary).option("slot_name", "another");
+        recovery.option("transport", transport).option("agent_port", agent.port()).fail(&primary)
+    };
+    for transport in ["local", "agent"] {
+        let (ok, said) = step(&primary, &standby, &options(transport), "target_stopped");
+        assert!(!ok && said.contains(&format!("Process {pid}")), "{said}");
+        fail(transport).expect("55006").says("running");
+        // without the file it cannot be told what that server is
+        fs::remove_file(standby.directory().join("postmaster.pid")).expect("removed");
+        let (ok, said) = step(&primary, &standby, &options(transport), "target_stopped");
+        assert!(!ok && said.contains("cannot tell") && said.contains("could not be read"), "{said}");
+        fail(transport).expect("55006").says("cannot tell");
+        write_as_postgres(&standby.directory().join("postmaster.pid"), &pid_file, 0o600);
+    }
+    assert!(!standby.has("pgpool_recovery.incomplete"));
+    standby.wait_for_replay(&primary);
+
+    // another directory is not that server's: its command line and postmaster.pid say which one is
+    let other = Cluster::place(&scratch, &Host::here(), "other");
+    let recovery = Recovery::of(&other, &primary).option("slot_name", "other").option("transport", "local");
+    recovery.run(&primary);
+    standby.stop(Stop::Fast);
+    server.wait().expect("it ended");
+}
+
+#[test]
+fn a_pg_wal_that_leads_to_another_live_server_is_refused() {
+    let _alone = without_hidden_servers();
+    let scratch = Scratch::new();
+    let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
+    let standby = stopped_standby(&primary);
+    let other = Cluster::place(&scratch, &Host::here(), "other").init();
+    other.start();
+    let third = Cluster::standby_by_basebackup(&primary, &Host::here(), "third");
+    let secret = agent::secret(&scratch, "secret");
+    let clusters = [standby.directory(), third.directory()].map(|directory| {
+        format!(
+            "[[cluster]]\ndata_directory = \"{}\"\nbin_directory = \"{}\"\ntablespace_roots = [\"{}\"]\n",
+            directory.display(),
+            server::programs().display(),
+            scratch.path().display(),
+        )
+    });
+    let agent = Agent::start_with(&scratch, &Host::here(), &secret, &clusters.concat());
+    primary.append_conf("pgpool_recovery.secret_file", secret.display());
+    primary.reload();
+    let link = standby.directory().join("pg_wal");
+    let own = scratch.join("own-wal");
+    fs::rename(&link, &own).expect("moved");
+    let recovery = |transport: &str| {
+        Recovery::of(&standby, &primary).option("transport", transport).option("agent_port", agent.port())
+    };
+    for (victim, transport) in [(&other, "local"), (&third, "local"), (&other, "agent"), (&third, "agent")] {
+        symlink(victim.directory().join("pg_wal"), &link).expect("a link");
+        let before = Snapshot::of(standby.directory());
+        recovery(transport).fail(&primary).expect("55006").says("another server uses");
+        recovery(transport).option("dry_run", true).fail(&primary).expect("55006");
+        let options = serde_json::json!({ "transport": transport, "agent_port": agent.port() });
+        let (ok, said) = step(&primary, &standby, &options, "target_wal");
+        assert!(!ok && said.contains("another server uses"), "{said}");
+        before.assert_unchanged(standby.directory());
+        fs::remove_file(&link).expect("removed");
+    }
+    // stopped, its WAL tells: it is another system's
+    other.stop(Stop::Fast);
+    symlink(other.directory().join("pg_wal"), &link).expect("a link");
+    recovery("local").fail(&primary).expect("55000").says("system");
+    recovery("local").option("overwrite", "any_cluster").fail(&primary).expect("55000");
+    other.start();
+    other.execute("CREATE TABLE t AS SELECT 1; CHECKPOINT");
+    third.wait_for_replay(&primary);
+    fs::remove_file(&link).and_then(|()| symlink(&own, &link)).expect("its own");
+    recovery("agent").run(&primary);
+    remote_start(&primary, "localhost", standby.dir());
+}
+
+#[test]
+fn a_tablespace_directory_that_may_not_be_listed_is_not_free() {
+    let _alone = without_hidden_servers();
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let space = scratch.mkdir("space");
+    primary.execute(&format!("CREATE TABLESPACE far LOCATION '{}'", space.display()));
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let place = scratch.mkdir("place");
+    let version = fs::read_dir(&space).expect("list").next().expect("one").expect("entry").file_name();
+    let closed = place.join(version);
+    fs::create_dir(&closed).expect("made");
+    fs::write(closed.join("precious"), "precious").expect("written");
+    account::give(&closed);
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).expect("closed");
+    let mapping = format!("{}={}", space.display(), place.display());
+    let recovery = Recovery::of(&target, &primary).option("tablespace_mapping", mapping.as_str());
+    recovery.fail(&primary).expect("55000").says("cannot tell whether tablespace directory");
+    let options = serde_json::json!({ "tablespace_mapping": mapping });
+    let (ok, said) = step(&primary, &target, &options, "target_tablespaces");
+    assert!(!ok && said.contains("Permission denied"), "{said}");
+    assert_eq!(fs::read_to_string(closed.join("precious")).expect("still there"), "precious");
+    assert!(!target.directory().exists());
+}
+
+#[test]
+fn nothing_is_removed_across_a_mount_point() {
+    let _alone = without_hidden_servers();
+    let scratch = Scratch::new();
+    let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
+    let standby = stopped_standby(&primary);
+    let surplus = scratch.mkdir("standby/surplus");
+    for name in ["standby/mounted", "standby/surplus/below"] {
+        let mount = Tmpfs::new(&scratch, name, 2);
+        let precious = mount.path().join("precious");
+        fs::write(&precious, "precious").expect("written");
+        let before = Snapshot::of(standby.directory());
+        Recovery::of(&standby, &primary).fail(&primary).expect("55000").says("is mounted");
+        Recovery::of(&standby, &primary)
+            .option("dry_run", true)
+            .fail(&primary)
+            .expect("55000")
+            .says("is mounted");
+        before.assert_unchanged(standby.directory());
+        assert_eq!(fs::read_to_string(&precious).expect("still there"), "precious");
+        assert!(Command::new("umount").arg(mount.path()).status().expect("umount").success());
+    }
+    // the same file system mounted a second time has the same device
+    let bound = scratch.mkdir("standby/bound");
+    let precious = scratch.mkdir("precious");
+    fs::write(precious.join("letter"), "precious").expect("written");
+    let mounted = Command::new("mount").arg("--bind").arg(&precious).arg(&bound).status();
+    assert!(mounted.expect("mount").success());
+    let refusal = Recovery::of(&standby, &primary).fail(&primary);
+    assert!(Command::new("umount").arg(&bound).status().expect("umount").success());
+    refusal.expect("55000").says("is mounted");
+    assert_eq!(fs::read_to_string(precious.join("letter")).expect("still there"), "precious");
+    Recovery::of(&standby, &primary).run(&primary);
+    assert!(!surplus.exists() && !bound.exists());
+    remote_start(&primary, "localhost", standby.dir());
+}
+
+#[test]
+fn a_directory_that_may_not_be_written_is_opened_and_a_closed_one_is_no_answer() {
+    let _alone = without_hidden_servers();
+    let scratch = Scratch::new();
+    let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
+    let standby = stopped_standby(&primary);
+    let global = standby.directory().join("global");
+    let chmod = |mode| fs::set_permissions(&global, fs::Permissions::from_mode(mode)).expect("chmod");
+    chmod(0o000);
+    let before = Snapshot::of(standby.directory());
+    Recovery::of(&standby, &primary).fail(&primary).expect("55000").says("global/pg_control");
+    let (ok, said) = step(&primary, &standby, &serde_json::json!({}), "target_identity");
+    assert!(!ok && said.contains("Permission denied"), "{said}");
+    before.assert_unchanged(standby.directory());
+    chmod(0o500);
+    Recovery::of(&standby, &primary).run(&primary);
+    remote_start(&primary, "localhost", standby.dir());
+}

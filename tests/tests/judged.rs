@@ -1,0 +1,175 @@
+//! Something else works where a recovery does, and targets that hold what this primary never saw.
+
+use std::fs;
+use std::time::Duration;
+
+use pgpool_recovery_e2e::background::Running;
+use pgpool_recovery_e2e::cluster::Stop;
+use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
+use pgpool_recovery_e2e::scratch::write_as_postgres;
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, account, compare, wait, workload};
+use serde_json::json;
+
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// What `pgpool_recovery_check` says of whose the directory is.
+fn identity(primary: &Cluster, target: &Cluster, options: &serde_json::Value) -> (bool, String) {
+    let sql = "SELECT ok, concat_ws(' ', detail, hint) FROM pgpool_recovery_check('localhost', $1, $2, $3)
+               WHERE step = 'target_identity'";
+    let port = i32::from(primary.port());
+    let row = primary.connect().query_one(sql, &[&target.dir(), &port, options]).expect(sql);
+    (row.get(0), row.get(1))
+}
+
+#[test]
+fn a_cluster_made_while_the_checkpoint_was_awaited_is_left_alone() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    workload::fill(&primary, 20);
+    workload::change_every(&mut primary.connect(), 1);
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let recovery = Recovery::of(&target, &primary)
+        .option("dest_port", target.port())
+        .option("wait_for_checkpoint", true);
+    let running = Running::start(&primary, &recovery, "");
+    let backend = running.backend();
+    let sql = "SELECT count(*) = 1 FROM pg_stat_progress_basebackup
+               WHERE pid = $1 AND phase = 'waiting for checkpoint to finish'";
+    wait::until_true("the checkpoint's phase", LIMIT, || primary.get(sql, &[&backend]));
+
+    let target = target.init();
+    target.start();
+    target.execute("CREATE TABLE precious AS SELECT 1 AS i");
+    target.stop(Stop::Fast);
+    let identifier = target.control("Database system identifier");
+    assert!(!running.has_ended(), "the checkpoint took less time than a cluster takes to be made");
+    // the one that is waited for hurries up
+    primary.execute("CHECKPOINT");
+
+    let error = running.finish_within(LIMIT).expect_err("it is not what was judged");
+    SqlError::from(&error).expect("55006").says("was changed after it was judged").says("was empty");
+    assert_eq!(target.control("Database system identifier"), identifier);
+    assert!(!target.has("pgpool_recovery.incomplete"));
+    target.start();
+    assert_eq!(target.get::<i32>("SELECT i FROM precious", &[]), 1);
+}
+
+/// rsync, restic, or an old recovery script: they write a file of another name and rename it.
+#[test]
+fn a_file_that_another_tool_replaced_fails_the_run_and_the_next_one_heals_it() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    primary.execute("CREATE TABLE precious AS SELECT i FROM generate_series(1, 60000) AS i");
+    workload::fill(&primary, 30);
+    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
+    standby.stop(Stop::Fast);
+    workload::change_every(&mut primary.connect(), 1);
+    let file: String = primary.get("SELECT pg_relation_filepath('precious')", &[]);
+
+    let slow = Recovery::of(&standby, &primary).option("max_rate", 10000).option("jobs", 1);
+    // everything that comes before the big table in the order of names, and some of that
+    let before: i64 = primary
+        .get("SELECT sum(pg_database_size(oid))::bigint FROM pg_database WHERE datname <> 'postgres'", &[]);
+    let running = Running::start(&primary, &slow, "");
+    running.wait_for_bytes(&primary, before + (12 << 20));
+    let (path, other) = (standby.directory().join(&file), standby.directory().join("base/.precious.Xy12"));
+    let size = usize::try_from(fs::metadata(&path).expect("it is there").len()).expect("small");
+    fs::write(&other, vec![0; size]).expect("written");
+    account::give(&other);
+    fs::rename(&other, &path).expect("renamed");
+    assert!(!running.has_ended());
+
+    let error = running.finish_within(LIMIT).expect_err("its content is not the primary's");
+    SqlError::from(&error).expect("55006").says("replaced").says(&file);
+    assert!(standby.has("pgpool_recovery.incomplete"));
+    assert!(!standby.try_start().status.success(), "an incomplete target started");
+    let _ = try_remote_start(&primary, "localhost", standby.dir()).expect_err("it is incomplete");
+    Recovery::of(&standby, &primary).run(&primary);
+    remote_start(&primary, "localhost", standby.dir());
+    assert_eq!(standby.get::<i64>("SELECT count(*) FROM precious", &[]), 60_000);
+    compare::stop_and_compare(&primary, &standby).assert_none();
+}
+
+#[test]
+fn a_cluster_that_was_put_where_a_recovery_was_interrupted_is_another_cluster() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let other = Cluster::place(&scratch, &Host::here(), "other").init();
+    let marker = json!({
+        "note": "", "timeline": 1, "started": 0,
+        "system_identifier": primary.control("Database system identifier").parse::<u64>().expect("a number"),
+    });
+    let path = other.directory().join("pgpool_recovery.incomplete");
+    write_as_postgres(&path, &marker.to_string(), 0o600);
+
+    let (ok, told) = identity(&primary, &other, &json!({}));
+    assert!(!ok && told.contains("pg_control is in place again"), "{told}");
+    let before = other.control("Database system identifier");
+    Recovery::of(&other, &primary)
+        .option("dest_port", other.port())
+        .fail(&primary)
+        .expect("55000")
+        .says("belongs to another cluster");
+    assert_eq!(other.control("Database system identifier"), before);
+
+    let any = Recovery::of(&other, &primary).option("overwrite", "any_cluster");
+    assert!(identity(&primary, &other, &json!({ "overwrite": "any_cluster" })).0);
+    any.option("dest_port", other.port()).run(&primary);
+    assert!(!other.has("pgpool_recovery.incomplete"));
+    remote_start(&primary, "localhost", other.dir());
+    assert!(other.in_recovery());
+}
+
+/// After a split brain somebody chose the wrong half.
+#[test]
+fn a_target_on_a_later_timeline_is_lost_only_on_demand() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    workload::fill(&primary, 5);
+    let ahead = Cluster::standby_by_basebackup(&primary, &Host::here(), "ahead");
+    ahead.promote();
+    ahead.execute("CREATE TABLE newer AS SELECT 1 AS i");
+    ahead.stop(Stop::Fast);
+    let (ok, told) = identity(&primary, &ahead, &json!({}));
+    assert!(!ok && told.contains("timeline 2"), "{told}");
+    Recovery::of(&ahead, &primary)
+        .fail(&primary)
+        .expect("55000")
+        .says("ahead of this primary")
+        .says("timeline 2, this primary on timeline 1")
+        .says("any_cluster");
+    ahead.start();
+    assert_eq!(ahead.get::<i32>("SELECT i FROM newer", &[]), 1);
+    // killed, its last checkpoint may be one of the former timeline
+    ahead.kill();
+    Recovery::of(&ahead, &primary).fail(&primary).expect("55000").says("ahead of this primary");
+
+    let any = Recovery::of(&ahead, &primary).option("overwrite", "any_cluster");
+    let (ok, told) = identity(&primary, &ahead, &json!({ "overwrite": "any_cluster" }));
+    assert!(ok && told.contains("later timeline (2)"), "{told}");
+    any.run(&primary);
+    remote_start(&primary, "localhost", ahead.dir());
+    primary.execute("INSERT INTO accounts (note) VALUES ('after')");
+    ahead.wait_for_replay(&primary);
+    assert!(ahead.in_recovery());
+    assert_eq!(ahead.get::<i64>("SELECT count(*) FROM pg_class WHERE relname = 'newer'", &[]), 0);
+}
+
+#[test]
+fn wal_of_the_old_primary_that_was_never_archived_is_told() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let old = Cluster::standby_by_basebackup(&primary, &Host::here(), "old");
+    old.kill();
+    for name in ["0000000100000000000000A1", "0000000100000000000000A2"] {
+        write_as_postgres(&old.directory().join(format!("pg_wal/archive_status/{name}.ready")), "", 0o600);
+    }
+    let sql =
+        "SELECT ok, detail FROM pgpool_recovery_check('localhost', $1, $2) WHERE step = 'unarchived_wal'";
+    let row = primary.connect().query_one(sql, &[&old.dir(), &i32::from(primary.port())]).expect(sql);
+    let (ok, told): (bool, String) = (row.get(0), row.get(1));
+    assert!(!ok && told.contains("never archived: 2"), "{told}");
+    let report = Recovery::of(&old, &primary).run(&primary);
+    assert!(report.at("/warnings").to_string().contains("never archived: 2"), "{}", report.0);
+    remote_start(&primary, "localhost", old.dir());
+}

@@ -1,0 +1,193 @@
+//! A standby beside its primary: the two share a file system and the names of directories.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use pgpool_recovery_e2e::agent::{self, Agent};
+use pgpool_recovery_e2e::background::Running;
+use pgpool_recovery_e2e::probe;
+use pgpool_recovery_e2e::process;
+use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
+use pgpool_recovery_e2e::xfs::Xfs;
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, compare, workload};
+
+const MEGABYTES: u32 = 16;
+
+fn primary(scratch: &Scratch) -> Cluster {
+    let secret = agent::secret(scratch, "secret");
+    let primary = probe::quiet(Cluster::place(scratch, &Host::here(), "primary"))
+        .with("pgpool_recovery.secret_file", secret.display())
+        .into_primary();
+    workload::fill(&primary, MEGABYTES);
+    primary
+}
+
+fn recovery(target: &Cluster, primary: &Cluster) -> Recovery {
+    Recovery::of(target, primary).option("dest_port", target.port()).option("clone", false)
+}
+
+/// A tablespace with a table in it.
+fn create_tablespace(primary: &Cluster, location: &Path) {
+    primary.execute(&format!("CREATE TABLESPACE fresh LOCATION '{}'", location.display()));
+    primary.execute("CREATE TABLE in_fresh TABLESPACE fresh AS SELECT i FROM generate_series(1, 10000) i");
+}
+
+fn mapping(location: &Path) -> String {
+    format!("{}={}", location.display(), location.with_extension("standby").display())
+}
+
+fn assert_whole(cluster: &Cluster) {
+    assert_eq!(cluster.get::<i64>("SELECT count(*) FROM in_fresh", &[]), 10_000);
+}
+
+/// Replay would empty the primary's directory.
+fn a_tablespace_of_a_run(through_agent: bool) {
+    let scratch = Scratch::new();
+    let primary = primary(&scratch);
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let location = scratch.mkdir("fresh");
+    let clusters = format!("tablespace_roots = [\"{}\"]\n", scratch.path().display());
+    let _agent = through_agent.then(|| {
+        let program = pgpool_recovery_e2e::server::programs();
+        let cluster = format!(
+            "\n[[cluster]]\ndata_directory = \"{}\"\nbin_directory = \"{}\"\n{clusters}",
+            target.dir(),
+            program.display()
+        );
+        let agent = Agent::start_with(&scratch, &Host::here(), &scratch.join("secret"), &cluster);
+        primary.use_agent(agent.port());
+        agent
+    });
+    let running = Running::start(&primary, &recovery(&target, &primary).option("max_rate", 8000), "");
+    running.wait_for_bytes(&primary, 4 << 20);
+    create_tablespace(&primary, &location);
+    let error = running.finish_within(Duration::from_secs(60)).expect_err("it would share the tablespace");
+    SqlError::from(&error).expect("55000").says("tablespace").says("run the recovery again");
+    probe::assert_nothing_left(&primary);
+    assert!(!target.try_start().status.success(), "an incomplete target started");
+    assert_whole(&primary);
+
+    let mapped = recovery(&target, &primary).option("tablespace_mapping", mapping(&location));
+    mapped.run_when_let_in(&primary);
+    remote_start(&primary, "localhost", target.dir());
+    target.wait_for_replay(&primary);
+    assert_whole(&target);
+    primary.execute("CHECKPOINT");
+    assert_whole(&primary);
+    compare::stop_and_compare(&primary, &target).assert_none();
+}
+
+#[test]
+fn a_tablespace_created_during_a_local_run_fails_it() {
+    a_tablespace_of_a_run(false);
+}
+
+#[test]
+fn a_tablespace_created_during_a_run_through_an_agent_of_this_host_fails_it() {
+    a_tablespace_of_a_run(true);
+}
+
+#[test]
+fn a_standby_that_lacks_a_tablespace_is_not_started() {
+    let scratch = Scratch::new();
+    let primary = primary(&scratch);
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let location = scratch.mkdir("fresh");
+    recovery(&target, &primary).run(&primary);
+    create_tablespace(&primary, &location);
+    let error =
+        try_remote_start(&primary, "localhost", target.dir()).expect_err("it would share the tablespace");
+    error.expect("55000").says("fresh").says("tablespace_mapping");
+    assert!(target.postmaster().is_none());
+    assert_whole(&primary);
+    recovery(&target, &primary).option("tablespace_mapping", mapping(&location)).run(&primary);
+    remote_start(&primary, "localhost", target.dir());
+    target.wait_for_replay(&primary);
+    assert_whole(&target);
+    assert_whole(&primary);
+}
+
+#[test]
+fn a_tablespace_dropped_during_a_run_does_no_harm() {
+    let scratch = Scratch::new();
+    let primary = primary(&scratch);
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let location = scratch.mkdir("fresh");
+    create_tablespace(&primary, &location);
+    let slow =
+        recovery(&target, &primary).option("max_rate", 8000).option("tablespace_mapping", mapping(&location));
+    let running = Running::start(&primary, &slow, "");
+    running.wait_for_bytes(&primary, 4 << 20);
+    primary.execute("DROP TABLE in_fresh");
+    primary.execute("DROP TABLESPACE fresh");
+    running.finish_within(Duration::from_secs(60)).expect("it succeeds");
+    remote_start(&primary, "localhost", target.dir());
+    target.wait_for_replay(&primary);
+    compare::stop_and_compare(&primary, &target).assert_none();
+}
+
+/// Leaves so many bytes of the file system free.
+fn leave_free(directory: &Path, bytes: u64) {
+    let ballast = directory.join("ballast");
+    let free = || {
+        let stat = rustix::fs::statvfs(directory).expect("statvfs");
+        stat.f_bavail * stat.f_frsize
+    };
+    let grown = fs::metadata(&ballast).map_or(0, |metadata| metadata.len()) + free().saturating_sub(bytes);
+    let mut allocate = std::process::Command::new("fallocate");
+    allocate.args(["-l", &grown.to_string()]).arg(&ballast);
+    process::run(allocate).ok();
+    assert!(free() <= bytes + (8 << 20), "{} bytes are free", free());
+}
+
+#[test]
+fn a_copy_leaves_the_primary_room_on_its_own_file_system() {
+    let scratch = Scratch::new();
+    let xfs = Xfs::new(&scratch, 800).unwrap_or_else(|reason| panic!("no XFS: {reason}"));
+    let reserve = 64 << 20;
+    let primary =
+        probe::quiet(Cluster::place(&scratch, &Host::here(), "primary").at(xfs.path().join("primary")))
+            .with("max_wal_size", "64MB")
+            .with("min_wal_size", "32MB")
+            .into_primary();
+    workload::fill(&primary, MEGABYTES);
+    let target = Cluster::place(&scratch, &Host::here(), "target").at(xfs.path().join("target"));
+    let slow = recovery(&target, &primary).option("max_rate", 8000);
+
+    // room for the copy, but not for the copy and what the primary may write
+    let size: i64 = primary.get("SELECT sum(pg_database_size(oid))::bigint FROM pg_database", &[]);
+    leave_free(xfs.path(), size.unsigned_abs() + (40 << 20) + reserve / 2);
+    slow.fail(&primary).expect("53100").says("stay free for the primary");
+    assert!(!target.has(""), "nothing was written");
+    probe::assert_nothing_left(&primary);
+
+    // room for both, until something else takes it
+    fs::remove_file(xfs.path().join("ballast")).expect("removed");
+    let running = Running::start(&primary, &slow, "");
+    running.wait_for_bytes(&primary, 4 << 20);
+    leave_free(xfs.path(), reserve - (8 << 20));
+    let error = running.finish_within(Duration::from_secs(20)).expect_err("the reserve is gone");
+    SqlError::from(&error).expect("53100").says("running full").says("kept for the primary");
+    // the slot keeps no WAL, and the primary has room to write
+    probe::assert_nothing_left(&primary);
+    primary.execute("CREATE TABLE more AS SELECT i, repeat('m', 500) FROM generate_series(1, 20000) i");
+    assert!(!target.try_start().status.success(), "an incomplete target started");
+
+    fs::remove_file(xfs.path().join("ballast")).expect("removed");
+    recovery(&target, &primary).run(&primary);
+    remote_start(&primary, "localhost", target.dir());
+    compare::stop_and_compare(&primary, &target).assert_none();
+}
+
+#[test]
+fn a_copy_to_another_file_system_may_fill_it() {
+    let scratch = Scratch::new();
+    let xfs = Xfs::new(&scratch, 600).unwrap_or_else(|reason| panic!("no XFS: {reason}"));
+    let primary = primary(&scratch);
+    let target = Cluster::place(&scratch, &Host::here(), "target").at(xfs.path().join("target"));
+    let size: i64 = primary.get("SELECT sum(pg_database_size(oid))::bigint FROM pg_database", &[]);
+    // a quarter of it would be 150 MB
+    leave_free(xfs.path(), size.unsigned_abs() + (80 << 20));
+    recovery(&target, &primary).run(&primary);
+}

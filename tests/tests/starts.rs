@@ -1,0 +1,246 @@
+//! The trial login before a recovery, and `pgpool_remote_start` after it: what counts as this standby's streaming.
+
+use pgpool_recovery_e2e::agent::{self, Agent};
+use pgpool_recovery_e2e::cluster::Stop;
+use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
+use pgpool_recovery_e2e::scratch::write_as_postgres;
+use pgpool_recovery_e2e::snapshot::Snapshot;
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, server, wait};
+use postgres::NoTls;
+use serde_json::{Value, json};
+
+/// The row of `pgpool_recovery_check` for the trial login: whether it is well, and what it says.
+fn replication_login(primary: &Cluster, target: &Cluster, options: &Value) -> (bool, String) {
+    let sql = "SELECT ok, concat_ws(' ', detail, hint) FROM pgpool_recovery_check('localhost', $1, $2, $3)
+               WHERE step = 'replication_login'";
+    let port = i32::from(primary.port());
+    let row = primary.connect().query_one(sql, &[&target.dir(), &port, options]).expect(sql);
+    (row.get(0), row.get(1))
+}
+
+/// A new standby on a port of its own, not started.
+fn rebuilt(primary: &Cluster, name: &str, option: impl Fn(Recovery) -> Recovery) -> Cluster {
+    let target = Cluster::place(primary.scratch(), &Host::here(), name);
+    option(Recovery::of(&target, primary).option("dest_port", target.port())).run(primary);
+    target
+}
+
+fn set_start_timeout(primary: &Cluster, seconds: u32) {
+    primary.append_conf("pgpool_recovery.start_timeout", format!("{seconds}s"));
+    primary.reload();
+}
+
+#[test]
+fn a_password_file_that_is_too_open_is_a_warning() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let passfile = scratch.write("passfile", "*:*:*:postgres:x\n", 0o644);
+    let passfile = passfile.to_str().expect("UTF-8");
+    let (ok, said) = replication_login(&primary, &target, &json!({ "passfile": passfile }));
+    assert!(ok && said.contains("group or world access"), "{said}");
+    let recovery = Recovery::of(&target, &primary).option("passfile", passfile);
+    let report = recovery.option("dest_port", target.port()).run(&primary);
+    assert!(report.at("/warnings").to_string().contains("group or world access"), "{}", report.0);
+}
+
+#[test]
+fn a_password_file_has_an_absolute_path() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let recovery = Recovery::of(&target, &primary).option("passfile", ".pgpass");
+    recovery.fail(&primary).expect("22023").says("absolute path");
+    assert!(!target.directory().exists());
+}
+
+/// Through a unix socket, where only the name tells one standby from another.
+#[test]
+fn a_name_that_postgresql_shows_otherwise_is_found() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let sockets = scratch.sockets().to_str().expect("UTF-8").to_owned();
+    set_start_timeout(&primary, 20);
+    for (place, name) in [("long", "n".repeat(90)), ("outside", "knoten-s\u{fc}d".to_owned())] {
+        let options = json!({ "application_name": name, "slot_name": "", "primary_host": sockets });
+        let target = Cluster::place(&scratch, &Host::here(), place);
+        let (ok, said) = replication_login(&primary, &target, &options);
+        assert!(ok && said.contains("pg_stat_replication will show"), "{said}");
+        let target = rebuilt(&primary, place, |recovery| {
+            let recovery = recovery.option("application_name", name.as_str()).option("slot_name", "");
+            recovery.option("primary_host", sockets.as_str())
+        });
+        remote_start(&primary, "localhost", target.dir());
+        target.stop(Stop::Fast);
+    }
+}
+
+#[test]
+fn a_neighbour_of_the_same_name_is_not_taken_for_the_standby() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let no_slot = |recovery: Recovery| recovery.option("slot_name", "");
+    let neighbour = rebuilt(&primary, "neighbour", no_slot);
+    let standby = rebuilt(&primary, "standby", no_slot);
+    set_start_timeout(&primary, 5);
+    remote_start(&primary, "localhost", neighbour.dir());
+    // from now on nothing new may replicate
+    primary.set_hba("local all all trust\nhost all all 127.0.0.1/32 trust\nhost all all ::1/128 trust\n");
+    primary.reload();
+    let error = try_remote_start(&primary, "localhost", standby.dir()).expect_err("it does not stream");
+    error.expect("58000").says("does not stream from this primary").says("walreceiver");
+    remote_start(&primary, "localhost", neighbour.dir());
+    // both with one name, and each is told from the other
+    primary.set_hba("local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\nhost all all ::1/128 trust\nhost replication all ::1/128 trust\n");
+    primary.reload();
+    set_start_timeout(&primary, 30);
+    remote_start(&primary, "localhost", standby.dir());
+    let sql = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'localhost' AND state = 'streaming'";
+    assert_eq!(primary.get::<i64>(sql, &[]), 2);
+}
+
+#[test]
+fn a_neighbour_that_uses_the_slot_is_not_taken_for_the_standby() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let neighbour = rebuilt(&primary, "neighbour", |recovery| recovery);
+    // the slot of both is "localhost", and it is free
+    let standby = rebuilt(&primary, "standby", |recovery| recovery);
+    set_start_timeout(&primary, 5);
+    neighbour.start();
+    primary.wait_for_standby("localhost");
+    let error = try_remote_start(&primary, "localhost", standby.dir()).expect_err("it does not stream");
+    error.expect("58000").says("does not stream from this primary");
+    neighbour.stop(Stop::Fast);
+    set_start_timeout(&primary, 30);
+    remote_start(&primary, "localhost", standby.dir());
+}
+
+// --- what is started ---
+
+/// A cluster of another system, at rest: what must never be started.
+fn other_cluster(scratch: &Scratch) -> Cluster {
+    Cluster::place(scratch, &Host::here(), "other").init()
+}
+
+#[test]
+fn a_kept_configuration_that_leads_elsewhere_is_refused() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let other = other_cluster(&scratch);
+    let standby = rebuilt(&primary, "standby", |recovery| recovery);
+    // in a file that the configuration includes
+    let included = format!("data_directory = '{}'\n", other.dir());
+    scratch.mkdir("standby/postgresql.conf.d");
+    write_as_postgres(&standby.directory().join("postgresql.conf.d/local.conf"), &included, 0o600);
+    standby.append_conf("include_dir", "postgresql.conf.d");
+    let error = try_remote_start(&primary, "localhost", standby.dir()).expect_err("it would start another");
+    error.expect("58000").says("belongs to another directory").says(other.dir());
+    assert_eq!((standby.postmaster(), other.postmaster()), (None, None));
+
+    let before = Snapshot::of(standby.directory());
+    let sql = "SELECT ok FROM pgpool_recovery_check('localhost', $1, $2) WHERE step = 'configuration'";
+    assert!(!primary.get::<bool>(sql, &[&standby.dir(), &i32::from(primary.port())]));
+    let keep = "postgresql.conf, postgresql.conf.d/local.conf";
+    let recovery = Recovery::of(&standby, &primary).option("keep_files", keep);
+    recovery.fail(&primary).expect("55000").says("belongs to another directory");
+    before.assert_unchanged(standby.directory());
+}
+
+#[test]
+fn an_agents_config_file_of_another_cluster_is_refused() {
+    let scratch = Scratch::new();
+    let secret = agent::secret(&scratch, "secret");
+    let primary = Cluster::place(&scratch, &Host::here(), "primary")
+        .with("pgpool_recovery.secret_file", secret.display())
+        .into_primary();
+    let other = other_cluster(&scratch);
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let file = scratch.write("other.conf", &format!("data_directory = '{}'\n", other.dir()), 0o600);
+    let cluster = format!(
+        "\n[[cluster]]\ndata_directory = \"{}\"\nbin_directory = \"{}\"\nconfig_file = \"{}\"\n",
+        target.dir(),
+        server::programs().display(),
+        file.display()
+    );
+    let agent = Agent::start_with(&scratch, &Host::here(), &secret, &cluster);
+    primary.use_agent(agent.port());
+    Recovery::of(&target, &primary).fail(&primary).expect("55000").says("belongs to another directory");
+    wait::until_true("the directory's removal", wait::PATIENCE, || !target.directory().exists());
+    let checked = agent::check(agent.config());
+    assert!(checked.stderr.contains("belongs to another directory"), "{checked:?}");
+}
+
+// --- when it is given up ---
+
+#[test]
+fn calls_at_once_start_one_server_and_all_succeed() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let standby = rebuilt(&primary, "standby", |recovery| recovery);
+    for _ in 0..3 {
+        std::thread::scope(|scope| {
+            let calls: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| try_remote_start(&primary, "localhost", standby.dir())))
+                .collect();
+            // a supervisor
+            let supervisor = scope.spawn(|| standby.try_start());
+            for call in calls {
+                call.join().expect("no panic").expect("it streams");
+            }
+            supervisor.join().expect("no panic");
+        });
+        standby.stop(Stop::Fast);
+    }
+}
+
+#[test]
+fn a_standby_that_replays_for_longer_than_its_time_is_waited_for() {
+    let scratch = Scratch::new();
+    let archive = scratch.mkdir("archive");
+    let primary = Cluster::place(&scratch, &Host::here(), "primary")
+        .initdb_argument("--wal-segsize=1")
+        .with("archive_mode", "on")
+        .with("archive_command", format!("cp %p {}/%f", archive.display()))
+        .into_primary();
+    let slowly = format!("sleep 1; cp {}/%f %p", archive.display());
+    let standby =
+        rebuilt(&primary, "standby", |recovery| recovery.option("restore_command", slowly.as_str()));
+    let mut client = primary.connect();
+    for _ in 0..12 {
+        client
+            .batch_execute("SELECT pg_logical_emit_message(true, 'x', 'x'), pg_switch_wal()")
+            .expect("a segment");
+    }
+    let last: String =
+        client.query_one("SELECT pg_walfile_name(pg_switch_wal())", &[]).expect("the last segment").get(0);
+    wait::until_true("the archive", wait::PATIENCE, || archive.join(&last).exists());
+    set_start_timeout(&primary, 5);
+    let start = std::time::Instant::now();
+    remote_start(&primary, "localhost", standby.dir());
+    assert!(start.elapsed() > std::time::Duration::from_secs(5), "it was not slow");
+}
+
+#[test]
+fn a_paused_replay_is_told() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let standby = rebuilt(&primary, "standby", |recovery| recovery);
+    let notices = || {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mut config = primary.config();
+        config.notice_callback(move |notice| drop(sender.send(notice.message().to_owned())));
+        let mut client = config.connect(NoTls).expect("a session");
+        let sql = "SELECT pgpool_remote_start('localhost', $1)";
+        assert!(client.query_one(sql, &[&standby.dir()]).expect(sql).get::<_, bool>(0));
+        receiver.try_iter().collect::<Vec<_>>().join("\n")
+    };
+    assert!(!notices().contains("stands still"));
+    standby.execute("SELECT pg_wal_replay_pause()");
+    primary.execute("CREATE TABLE not_replayed (n integer)");
+    let told = notices();
+    assert!(told.contains("stands still"), "{told}");
+    standby.execute("SELECT pg_wal_replay_resume()");
+    standby.wait_for_replay(&primary);
+    assert!(!notices().contains("stands still"));
+}
