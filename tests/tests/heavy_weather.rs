@@ -4,6 +4,7 @@
 //! PGPOOL_RECOVERY_SOAK_ROUNDS (default 10) and PGPOOL_RECOVERY_SOAK_SEED (default 1) repeat or lengthen it:
 //! `make soak ROUNDS=300 SEED=7`.
 
+use std::cell::Cell;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -26,6 +27,8 @@ struct Soak {
     primary: Cluster,
     target: Cluster,
     agent: Agent,
+    /// Whether the target has been promoted since it was rebuilt.
+    is_promoted: Cell<bool>,
 }
 
 impl Soak {
@@ -44,7 +47,7 @@ impl Soak {
         let agent = Agent::start(&scratch, &Host::here(), &secret, &[target.directory()]);
         primary.append_conf("pgpool_recovery.agent_port", agent.port());
         primary.reload();
-        Self { scratch, primary, target, agent }
+        Self { scratch, primary, target, agent, is_promoted: Cell::new(false) }
     }
 
     fn recovery(&self, dice: &mut Dice) -> Recovery {
@@ -55,6 +58,8 @@ impl Soak {
             .option("application_name", "target")
             .option("dest_port", self.target.port())
             .option("max_rate", if dice.percent(50) { 40_000 } else { 0 })
+            // what was promoted has a history of its own, which nothing else may replace
+            .option("overwrite", if self.is_promoted.get() { "any_cluster" } else { "same" })
     }
 
     /// A recovery that is canceled some time, or terminated.
@@ -132,11 +137,13 @@ impl Soak {
         let recovery = self.recovery(dice);
         eprintln!("{recovery:?}");
         recovery.run_when_let_in(&self.primary);
+        self.is_promoted.set(false);
         remote_start(&self.primary, "localhost", self.target.dir());
         assert!(storm.done() > before, "there was no storm");
         if dice.percent(50) {
             // promoted in the middle of it
             self.target.promote();
+            self.is_promoted.set(true);
             storm::assert_sound(&self.target);
             dump::assert_amcheck_clean(&self.target);
             self.target.execute("VACUUM FREEZE");
