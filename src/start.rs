@@ -10,6 +10,7 @@ use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::naming;
 use pgpool_recovery_core::protocol::message::Purpose;
+use pgpool_recovery_core::receiver::launch;
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::streaming::{self, Expected, Replay};
 
@@ -189,13 +190,16 @@ fn replay_stands(session: &mut Session, expected: &Expected, cancel: &Cancel) ->
 }
 
 fn not_streaming(directory: &str, settings: &Settings, why: &str, lines: &str) -> Error {
-    Error::new(
-        Kind::StartFailed,
-        format!(
-            "standby runs but does not stream from this primary after {} s",
-            settings.start_timeout.as_secs()
-        ),
-    )
-    .detail(format!("{why} The last lines of the log in \"{directory}\" are:\n{lines}"))
-    .hint("Is it a standby of this primary? See its primary_conninfo, and pg_stat_replication here.")
+    let seconds = settings.start_timeout.as_secs();
+    // Pgpool-II shows the message alone
+    let cause = launch::cause(lines).map_or_else(String::new, |cause| format!(": {cause}"));
+    let hint = if cause.contains("has already been removed") {
+        "Run the recovery again, with a slot (pgpool_recovery.slot_name), so that the primary keeps the WAL."
+    } else {
+        "Is it a standby of this primary? See its primary_conninfo, and pg_stat_replication here."
+    };
+    let message = format!("standby runs but does not stream from this primary after {seconds} s{cause}");
+    Error::new(Kind::StartFailed, message)
+        .detail(format!("{why} The last lines of the log in \"{directory}\" are:\n{lines}"))
+        .hint(hint)
 }

@@ -214,7 +214,7 @@ fn launch(cluster: &Cluster, patience: &mut Patience, logs: &Logs, cancel: &Canc
 
 /// What a server's log says about why it stopped: its first FATAL or PANIC message, or, where that only
 /// points to a faulty configuration, the message before it.
-pub(super) fn cause(lines: &str) -> Option<String> {
+pub fn cause(lines: &str) -> Option<String> {
     let message = |line: &str| {
         let levels = ["FATAL:  ", "PANIC:  ", "LOG:  ", "ERROR:  "];
         levels.iter().find_map(|level| line.split_once(level)).map(|(_, message)| message.trim().to_owned())

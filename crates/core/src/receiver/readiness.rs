@@ -31,36 +31,50 @@ pub(super) fn starter(cluster: &Cluster) -> Result<String> {
     Ok(words.join(" "))
 }
 
-/// Refuses a port that something listens on. A server that is stopped holds none. A name that leads nowhere is nobody's.
+/// Refuses a port that something listens on, and addresses none of which this host has: a server ends if it can listen on
+/// no address. A server that is stopped holds none. A name that leads nowhere counts as none.
 pub(super) fn test_port(port: u16, addresses: &str, cancel: &Cancel) -> Result<()> {
+    let (mut foreign, mut own) = (Vec::new(), 0);
     for address in addresses.split(',').map(str::trim).filter(|address| !address.is_empty()) {
         let wanted = match address {
             "*" => vec!["0.0.0.0", "::"],
             other => vec![other],
         };
         for address in wanted.into_iter().filter_map(|name| resolve(name, port, cancel).ok()).flatten() {
-            if is_taken(address) {
+            let Err(error) = bind(address) else {
+                own += 1;
+                continue;
+            };
+            if error.kind() == io::ErrorKind::AddrNotAvailable {
+                foreign.push(address.ip().to_string());
+            } else if error.kind() == io::ErrorKind::AddrInUse {
                 return Err(Error::new(Kind::InUse, format!("port {port} is in use on the target's host"))
                     .detail(format!("Something listens on {address} already, so the standby could not start."))
                     .hint("Stop it, or give the standby another port: in its own postgresql.conf, or with dest_port."));
             }
         }
     }
-    cancel.check()
+    cancel.check()?;
+    if own > 0 || foreign.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::InUse,
+        format!("port {port} cannot be listened on: the target's host has none of the addresses"),
+    )
+    .detail(format!("The standby would listen on {}, which do not belong to that host.", foreign.join(", ")))
+    .hint("Set listen_addresses in the standby's own postgresql.conf."))
 }
 
 /// Bound, but never listening: a server that starts at this moment is not in its way.
-fn is_taken(address: SocketAddr) -> bool {
-    let bind = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        if address.is_ipv6() {
-            // as PostgreSQL does: else "::" would mean all of IPv4 as well
-            socket.set_only_v6(true)?;
-        }
-        socket.bind(&address.into())
-    };
-    bind().is_err_and(|error: io::Error| error.kind() == io::ErrorKind::AddrInUse)
+fn bind(address: SocketAddr) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // as PostgreSQL does: else "::" would mean all of IPv4 as well
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())
 }
 
 /// The executable file that a command line's first word means.
@@ -116,5 +130,13 @@ mod tests {
         }
         drop(other);
         assert_eq!(test_port(port, "*", &Cancel::new()), Ok(()));
+    }
+
+    #[test]
+    fn an_address_of_another_host_is_told() {
+        // TEST-NET-1 belongs to no host
+        let error = test_port(15_432, "192.0.2.1", &Cancel::new()).expect_err("not of this host");
+        assert!(error.detail.is_some_and(|detail| detail.contains("192.0.2.1")), "{}", error.message);
+        assert_eq!(test_port(15_432, "192.0.2.1, 127.0.0.3", &Cancel::new()), Ok(()), "one is enough");
     }
 }
