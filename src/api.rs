@@ -451,7 +451,7 @@ impl Classic {
             node_id: self.remote_node,
             dest_port: port("remote_port", self.remote_port)?,
             primary_host: primary_host.filter(|host| !host.is_empty()),
-            primary_address: None,
+            primary_addresses: Vec::new(),
         };
         script::forget(&self.host, &self.dir);
         recovery::first_stage(request, settings).map(drop)

@@ -79,7 +79,7 @@ pub(crate) fn approach(
     let own = catalog::own_address()?;
     authority::demand_own_port(&request, &settings, &own)?;
     let (host, directory) = (request.dest_host.clone(), request.dest_dir.clone());
-    let (transport, reach) = (settings.transport, settings.reach());
+    let (transport, reach) = (settings.transport, settings.reach()?);
     let is_local =
         threads::wait(cancel, tick, || preflight::is_local(&host, transport, &reach, &directory, cancel));
     let is_found = is_local.is_ok();
@@ -103,7 +103,7 @@ pub(crate) fn approach(
             return Ok(None);
         }
     }
-    let situation = match Situation::gather(request, settings, is_local) {
+    let situation = match Situation::gather(request, settings, &own.server, is_local) {
         Ok(situation) => situation,
         Err(error) => {
             audience.hear(Finding::new("names", Err(error)))?;
@@ -166,6 +166,9 @@ pub(crate) fn approach(
         }
     }
     let following = situation.following(&target);
+    if target.running.is_some() {
+        return Ok(Some(Approach { situation, session, target, following }));
+    }
     let login = || session.test_replication(&following, situation.primary.system_identifier);
     let (login, mut warnings) = match threads::wait(cancel, tick, login) {
         Ok(warnings) => (Ok(following.conninfo()), warnings),

@@ -31,12 +31,11 @@ pub(crate) fn local_directories(text: &str) -> Result<Vec<PathBuf>> {
 
 impl Settings {
     /// Which local directories the caller may have written.
-    pub(crate) fn reach(&self) -> Reach {
+    pub(crate) fn reach(&self) -> Result<Reach> {
         if self.caller_is_superuser {
-            Reach::Anywhere
-        } else {
-            Reach::Beneath(self.local_directories.clone())
+            return Ok(Reach::Anywhere);
         }
+        local_directories(&self.local_directories).map(Reach::Beneath)
     }
 }
 
@@ -81,7 +80,7 @@ pub(crate) fn demand_own_host(
                    backend_hostname in pgpool.conf, and the name service of this host.";
     match leads(host, &own.server, is_local, cancel).map_err(|error| error.hint(unknown))? {
         Leads::Here => {}
-        Leads::HereAt(address) => request.primary_address = Some(address),
+        Leads::HereAt(addresses) => request.primary_addresses = addresses,
         Leads::HereOnly => request.primary_host = None,
         Leads::Elsewhere => {
             return Err(Error::new(
@@ -103,7 +102,7 @@ mod tests {
         Own {
             port: 5432,
             server: Server {
-                listen_addresses: "*".to_owned(),
+                listening: vec!["0.0.0.0".parse().expect("an address"), "::".parse().expect("an address")],
                 socket_directories: "/run/postgresql".to_owned(),
             },
         }
@@ -130,9 +129,12 @@ mod tests {
 
     #[test]
     fn only_superusers_reach_every_directory() {
-        let user = Settings { local_directories: vec!["/srv".into()], ..Settings::default() };
-        assert_eq!(user.reach(), Reach::Beneath(vec!["/srv".into()]));
-        assert_eq!(Settings { caller_is_superuser: true, ..user }.reach(), Reach::Anywhere);
+        let user = Settings { local_directories: "/srv".to_owned(), ..Settings::default() };
+        assert_eq!(user.reach(), Ok(Reach::Beneath(vec!["/srv".into()])));
+        let wrong = Settings { local_directories: "srv".to_owned(), ..Settings::default() };
+        assert!(wrong.reach().is_err());
+        let superuser = Settings { caller_is_superuser: true, ..wrong };
+        assert_eq!(superuser.reach(), Ok(Reach::Anywhere), "whom the setting does not bind");
     }
 
     #[test]

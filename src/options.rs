@@ -252,7 +252,7 @@ mod tests {
             verify_checksums: false,
             scripts: Scripts::Refuse,
             start_timeout: Duration::from_secs(5),
-            local_directories: Vec::new(),
+            local_directories: String::new(),
             caller_is_superuser: true,
             node_id: Some(2),
             dest_port: Some(65535),

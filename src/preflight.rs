@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use pgpool_recovery_core::link::Connector;
 use pgpool_recovery_core::link::dial::{AgentConnector, is_this_host};
 use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::naming::{self, Node};
-use pgpool_recovery_core::own_address::is_of_this_host_only;
+use pgpool_recovery_core::own_address::{Server, as_localhost};
 use pgpool_recovery_core::path::{RelPath, normalize_directory};
 use pgpool_recovery_core::plan::Tablespace;
 use pgpool_recovery_core::protocol::message::{Listening, Target};
@@ -35,6 +36,9 @@ use crate::settings::{Overwrite, Settings, Transport};
 /// How often pg_control is read again when it was caught in the middle of a write.
 const CONTROL_READS: usize = 20;
 
+/// Most addresses of the primary that a standby is given.
+const MOST_ADDRESSES: usize = 4;
+
 /// The primary and what is asked of it, put together once.
 pub(crate) struct Situation {
     pub(crate) request: Request,
@@ -46,13 +50,20 @@ pub(crate) struct Situation {
     is_local: bool,
     application_name: String,
     forbids_cleartext_password: bool,
+    /// Where a standby on this host reaches this server as "localhost".
+    localhost: Vec<IpAddr>,
     /// Empty: no slot.
     pub(crate) slot_name: String,
 }
 
 impl Situation {
     /// Gathers the facts; fails only where nothing sensible can be asked any more.
-    pub(crate) fn gather(request: Request, settings: Settings, is_local: bool) -> Result<Self> {
+    pub(crate) fn gather(
+        request: Request,
+        settings: Settings,
+        server: &Server,
+        is_local: bool,
+    ) -> Result<Self> {
         let primary = catalog::primary()?;
         let shown = primary.data_directory.clone();
         let failed = |error| Error::io(format_args!("look at the data directory \"{shown}\""), &error);
@@ -91,6 +102,7 @@ impl Situation {
             is_local,
             application_name,
             forbids_cleartext_password: LIBPQ_HAS_REQUIRE_AUTH && !catalog::asks_standbys_for_cleartext()?,
+            localhost: as_localhost(server),
             slot_name,
         })
     }
@@ -217,11 +229,10 @@ impl Situation {
 
     /// How the standby will connect, given what its host sees.
     pub(crate) fn following(&self, target: &Target) -> Following {
-        // the host's own name may be a loopback address here; its standby's host knows better
-        let seen = |address| target.peer.filter(|_| is_of_this_host_only(address)).unwrap_or(address);
+        let (host, host_addresses) = self.primary_host(target);
         Following {
-            host: self.primary_host(target),
-            host_address: self.request.primary_address.map(seen).map(|address| address.to_canonical()),
+            host,
+            host_addresses,
             port: self.request.port.unwrap_or(self.primary.port),
             user: self.settings.replication_user.clone(),
             application_name: self.application_name.clone(),
@@ -232,7 +243,8 @@ impl Situation {
         }
     }
 
-    fn primary_host(&self, target: &Target) -> String {
+    /// The host, and its addresses where the name must not be looked up again.
+    fn primary_host(&self, target: &Target) -> (String, Vec<IpAddr>) {
         let tcp = self.primary.listen_addresses.split(',').map(str::trim).find(|address| !address.is_empty());
         let socket = || {
             let directories = self.primary.unix_socket_directories.split(',');
@@ -241,9 +253,10 @@ impl Situation {
                 .find(|directory| !directory.is_empty())
         };
         let own = || match tcp {
-            Some("*" | "0.0.0.0" | "::") => "localhost".to_owned(),
-            Some(address) => address.to_owned(),
-            None => socket().unwrap_or("localhost").to_owned(),
+            // of the addresses of this name another program may have one
+            Some("*" | "0.0.0.0" | "::") => ("localhost".to_owned(), self.localhost.clone()),
+            Some(address) => (address.to_owned(), Vec::new()),
+            None => (socket().unwrap_or("localhost").to_owned(), Vec::new()),
         };
         let given = self
             .request
@@ -253,8 +266,15 @@ impl Situation {
         match (given, target.peer) {
             // Pgpool-II says localhost where it knows a socket directory
             (Some(host), _) if host == "localhost" && self.is_local && tcp.is_none() => own(),
-            (Some(host), _) => host,
-            (None, Some(peer)) => peer.to_canonical().to_string(),
+            (Some(host), peer) => {
+                let mut addresses = self.request.primary_addresses.clone();
+                // where the standby's host has seen this one comes first: it need not reach the others
+                let peer = peer.map(|peer| peer.to_canonical());
+                addresses.sort_by_key(|address| Some(*address) != peer);
+                addresses.truncate(MOST_ADDRESSES);
+                (host, addresses)
+            }
+            (None, Some(peer)) => (peer.to_canonical().to_string(), Vec::new()),
             (None, None) => own(),
         }
     }
@@ -282,9 +302,9 @@ impl Situation {
     /// What reaches the target, for one session with it. `wire` counts what its links carry.
     pub(crate) fn connector(&self, wire: Arc<AtomicU64>) -> Result<Arc<dyn Connector>> {
         let bin_directory = PathBuf::from(&self.primary.bin_directory);
-        let local = self
-            .is_local
-            .then(|| LocalConnector::new(bin_directory, self.data_directory.clone(), self.settings.reach()));
+        let reach = self.settings.reach()?;
+        let local =
+            self.is_local.then(|| LocalConnector::new(bin_directory, self.data_directory.clone(), reach));
         connector(&self.request.dest_host, &self.settings, local, wire)
     }
 

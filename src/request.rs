@@ -31,7 +31,7 @@ pub(crate) struct Request {
     /// The primary's host for `primary_conninfo`, as Pgpool-II knows it.
     pub(crate) primary_host: Option<String>,
     /// Where that leads, if it must not be looked up again.
-    pub(crate) primary_address: Option<IpAddr>,
+    pub(crate) primary_addresses: Vec<IpAddr>,
 }
 
 impl Request {

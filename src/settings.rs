@@ -5,14 +5,12 @@
 //! it could name files and commands for the server's OS user to read and run.
 
 use std::ffi::{CStr, CString};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::exclude::is_of_the_copy;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
-use crate::authority::local_directories;
 use crate::pg::compat;
 
 /// How a target is reached.
@@ -146,7 +144,7 @@ pub(crate) struct Settings {
     /// How long to wait for the standby to stream.
     pub(crate) start_timeout: Duration,
     /// Setting only: beneath which directories a caller who is no superuser may have local targets.
-    pub(crate) local_directories: Vec<PathBuf>,
+    pub(crate) local_directories: String,
     /// Neither setting nor option: whether these two bind the caller at all.
     pub(crate) caller_is_superuser: bool,
     /// Option only: Pgpool-II's number of the node.
@@ -184,7 +182,7 @@ impl Default for Settings {
             verify_checksums: true,
             scripts: Scripts::Run,
             start_timeout: Duration::from_secs(u64::from(START_TIMEOUT_DEFAULT)),
-            local_directories: Vec::new(),
+            local_directories: String::new(),
             caller_is_superuser: false,
             node_id: None,
             dest_port: None,
@@ -218,7 +216,7 @@ impl Settings {
             verify_checksums: VERIFY_CHECKSUMS.get(),
             scripts: SCRIPTS.get(),
             start_timeout: Duration::from_secs(u64::try_from(START_TIMEOUT.get()).unwrap_or_default()),
-            local_directories: local_directories(&text("local_directories", &LOCAL_DIRECTORIES)?)?,
+            local_directories: text("local_directories", &LOCAL_DIRECTORIES)?,
             ..Self::default()
         })
     }

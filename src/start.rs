@@ -31,7 +31,7 @@ const REPLAY: Duration = Duration::from_secs(12);
 pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> Result<()> {
     let cancel = Cancel::new();
     let tick = &mut || Ok(());
-    let (transport, reach) = (settings.transport, settings.reach());
+    let (transport, reach) = (settings.transport, settings.reach()?);
     let is_local = || preflight::is_local(host, transport, &reach, directory, &cancel);
     let is_local = threads::wait(&cancel, tick, is_local);
     if let Err(error) = &is_local
@@ -54,6 +54,7 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     one_host::demand_own_tablespaces(Path::new(&catalog::data_directory()?), session.target())?;
     let standby = session.target().standby.clone().unwrap_or_default();
     let expected = Expected {
+        port: catalog::own_address()?.port,
         slot_name: standby.slot_name.filter(|slot| !slot.is_empty()),
         // the walreceiver's own default, where nothing else is set
         application_name: naming::shown_application_name(

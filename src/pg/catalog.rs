@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::own_address::Server;
+use pgpool_recovery_core::sockets;
 use pgpool_recovery_core::streaming::Walsender;
 use pgpool_recovery_core::wal;
 use serde::Deserialize;
@@ -101,15 +102,12 @@ pub(crate) fn primary() -> Result<Primary> {
 pub(crate) fn own_address() -> Result<Own> {
     let setting = |name| setting(name).map(Option::unwrap_or_default);
     let port = setting("port")?;
-    Ok(Own {
-        port: port.parse().map_err(|_| {
-            Error::new(Kind::Internal, format!("could not read this server's port \"{port}\""))
-        })?,
-        server: Server {
-            listen_addresses: setting("listen_addresses")?,
-            socket_directories: setting("unix_socket_directories")?,
-        },
-    })
+    let port: u16 = port
+        .parse()
+        .map_err(|_| Error::new(Kind::Internal, format!("could not read this server's port \"{port}\"")))?;
+    let listening =
+        sockets::listening(port).map_err(Error::on("read where this server listens (/proc/self/net/tcp)"))?;
+    Ok(Own { port, server: Server { listening, socket_directories: setting("unix_socket_directories")? } })
 }
 
 /// The data directory.

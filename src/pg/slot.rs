@@ -84,7 +84,8 @@ impl Slot {
     /// Gives up the WAL from before the backup: what was on the target is not going to follow any more.
     pub(crate) fn forget_older(&self) -> Result<()> {
         let older = self.restart_lsn();
-        if older == 0 || older >= self.start_lsn {
+        // one that this run made begins at most one checkpoint too early, and is ephemeral: released, it would be gone
+        if self.created || older == 0 || older >= self.start_lsn {
             return Ok(());
         }
         // SAFETY: this session holds the slot, which is persistent; pg_replication_slot_advance() takes it itself.

@@ -59,6 +59,7 @@ fn problems(policy: &Policy, cluster: &Cluster) -> Vec<Error> {
     configuration
         .into_iter()
         .chain(elsewhere)
+        .chain(found.doubts.identity)
         .chain(settings.into_iter().flatten())
         .chain(found.starter.err())
         .collect()

@@ -78,8 +78,28 @@ pub fn is_of_the_copy(path: &str) -> bool {
         || top.starts_with("postmaster.")
         || top.starts_with("pgpool_recovery.")
         || top.ends_with(".signal")
-        || top.starts_with("pg_") && !matches!(path, "pg_hba.conf" | "pg_ident.conf" | "pg_log")
+        || OWN_DIRECTORIES.contains(&top)
 }
+
+/// The directories that initdb makes besides base/ and global/ (src/bin/initdb/initdb.c, `subdirs`). Others whose names
+/// begin with "pg_" are an operator's.
+const OWN_DIRECTORIES: &[&str] = &[
+    "pg_commit_ts",
+    "pg_dynshmem",
+    "pg_logical",
+    "pg_multixact",
+    "pg_notify",
+    "pg_replslot",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat",
+    "pg_stat_tmp",
+    "pg_subtrans",
+    "pg_tblspc",
+    "pg_twophase",
+    "pg_wal",
+    "pg_xact",
+];
 
 /// What to do with an entry of the primary's data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

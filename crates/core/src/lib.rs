@@ -45,6 +45,7 @@ pub mod scan;
 pub mod secret;
 pub mod sender;
 pub mod size;
+pub mod sockets;
 pub mod space;
 pub mod standby;
 pub mod streaming;

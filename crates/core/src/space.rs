@@ -46,7 +46,7 @@ impl From<rustix::fs::StatVfs> for Space {
 /// The file systems that a primary and a copy of it share.
 #[derive(Debug, Default)]
 pub struct SharedSpace {
-    /// A directory of the primary on each, and the reserve there.
+    /// A directory of the primary on each, and the bytes below which a run is given up.
     places: Vec<(PathBuf, u64)>,
 }
 
@@ -68,16 +68,22 @@ impl SharedSpace {
                 }
             };
             if written.contains(&device) && known.insert(device) {
-                places.push((directory.to_owned(), reserve(space(directory)?.size, max_wal_size)));
+                let Space { size, free } = space(directory)?;
+                // What the primary itself writes meanwhile is what the reserve is for.
+                places.push((directory.to_owned(), reserve(size, max_wal_size).min(free) / 2));
             }
         }
         Ok(Self { places })
     }
 
-    /// Fails where less than the reserve is left.
+    /// Fails where less than half of the reserve is left, or, where there was less to begin with, half of that.
     pub fn check(&self) -> Result<()> {
         for (directory, reserve) in &self.places {
-            let free = space(directory)?.free;
+            // a tablespace may be dropped meanwhile
+            let free = match space(directory) {
+                Err(error) if error.kind == Kind::MissingFile => continue,
+                space => space?.free,
+            };
             if free < *reserve {
                 return Err(Error::new(Kind::DiskFull, "the primary's own file system is running full")
                     .detail(format!(

@@ -21,7 +21,7 @@ pub struct Following {
     pub host: String,
     /// Where `host` leads, if its name must not be looked up again: whoever answers for the name could lead the
     /// standby, and its password, to another server.
-    pub host_address: Option<IpAddr>,
+    pub host_addresses: Vec<IpAddr>,
     /// Its port.
     pub port: u16,
     /// Replication user.
@@ -76,9 +76,14 @@ impl Following {
     /// `primary_conninfo`: libpq's keyword/value form.
     pub fn conninfo(&self) -> String {
         let port = self.port.to_string();
-        let address = self.host_address.map(|address| address.to_string());
-        let mut pairs = vec![("host", self.host.as_str())];
-        pairs.extend(address.as_ref().map(|address| ("hostaddr", address.as_str())));
+        // libpq tries one address after the other; a password file is asked for the name of each
+        let addresses: Vec<String> = self.host_addresses.iter().map(ToString::to_string).collect();
+        let (hosts, addresses) =
+            (vec![self.host.as_str(); addresses.len().max(1)].join(","), addresses.join(","));
+        let mut pairs = vec![("host", hosts.as_str())];
+        if !addresses.is_empty() {
+            pairs.push(("hostaddr", &addresses));
+        }
         pairs.extend([
             ("port", port.as_str()),
             ("user", &self.user),
@@ -191,7 +196,7 @@ pub fn mapped_tablespace_map(tablespaces: &[crate::plan::Tablespace]) -> String 
 
 fn quote_conninfo(value: &str) -> String {
     let plain = !value.is_empty()
-        && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-:/%@+".contains(&byte));
+        && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-:/%@+,".contains(&byte));
     if plain { value.to_owned() } else { format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'")) }
 }
 
@@ -257,7 +262,7 @@ mod tests {
     fn following() -> Following {
         Following {
             host: "10.0.0.1".to_owned(),
-            host_address: None,
+            host_addresses: Vec::new(),
             port: 5432,
             user: "repl".to_owned(),
             application_name: "node 1's".to_owned(),
@@ -317,14 +322,17 @@ mod tests {
     fn the_connection_is_pinned_and_guarded_where_that_is_asked() {
         let following = Following {
             host: "node1".to_owned(),
-            host_address: Some("10.0.0.1".parse().expect("an address")),
+            host_addresses: vec![
+                "10.0.0.1".parse().expect("an address"),
+                "fd00::1".parse().expect("an address"),
+            ],
             application_name: "a".to_owned(),
             forbids_cleartext_password: true,
             ..following()
         };
         assert_eq!(
             following.conninfo(),
-            "host=node1 hostaddr=10.0.0.1 port=5432 user=repl application_name=a require_auth='!password'"
+            "host=node1,node1 hostaddr=10.0.0.1,fd00::1 port=5432 user=repl application_name=a require_auth='!password'"
         );
     }
 

@@ -51,6 +51,8 @@ pub struct Expected {
     pub slot_name: Option<String>,
     /// As the primary shows it.
     pub application_name: String,
+    /// The port on which this primary listens.
+    pub port: u16,
 }
 
 impl Expected {
@@ -104,7 +106,7 @@ pub fn find<'a>(
     let named: Vec<&Walsender> = walsenders.iter().filter(|walsender| expected.is(walsender)).collect();
     match named.as_slice() {
         [] => Err(format!("No walsender of this primary serves {}.", expected.shown())),
-        [one] => match contradiction(one, walreceiver) {
+        [one] => match contradiction(one, expected, walreceiver) {
             Some(why) => Err(format!(
                 "Process {} serves {}, but not this standby (walreceiver: process {}): {why}.",
                 one.pid,
@@ -122,8 +124,12 @@ pub fn find<'a>(
 }
 
 /// What speaks against a walsender's being the other end of a connection that it was not recognised by.
-fn contradiction(walsender: &Walsender, walreceiver: &Walreceiver) -> Option<&'static str> {
-    if let Some(Connections { tcp, unix }) = &walreceiver.connections {
+fn contradiction(
+    walsender: &Walsender,
+    expected: &Expected,
+    walreceiver: &Walreceiver,
+) -> Option<&'static str> {
+    if let Some(Connections { tcp, peers, unix }) = &walreceiver.connections {
         let Some(client) = walsender.client.map(canonical) else {
             if !unix {
                 return Some("its client uses a unix socket, the standby does not");
@@ -133,8 +139,10 @@ fn contradiction(walsender: &Walsender, walreceiver: &Walreceiver) -> Option<&'s
         if tcp.is_empty() {
             return Some("its client uses TCP, the standby does not");
         }
-        // had the address been translated on the way, it would be another one
-        if tcp.iter().any(|own| canonical(*own).ip() == client.ip()) {
+        // Had the address been translated on the way, it would be another one. A proxy on the standby's own host
+        // leaves the address and changes the port; the standby connects to the proxy's port then.
+        let is_direct = peers.iter().any(|peer| peer.port() == expected.port);
+        if is_direct && tcp.iter().any(|own| canonical(*own).ip() == client.ip()) {
             return Some("its client is another process of the same host");
         }
     }
@@ -187,12 +195,13 @@ mod tests {
     }
 
     fn receiver(age: u64, tcp: &[&str], unix: bool) -> Walreceiver {
-        let tcp = tcp.iter().map(|address| address.parse().expect("an address")).collect();
-        Walreceiver { pid: 77, age, connections: Some(Connections { tcp, unix }) }
+        let tcp: Vec<_> = tcp.iter().map(|address| address.parse().expect("an address")).collect();
+        let peers = vec!["10.0.0.1:5432".parse().expect("an address")];
+        Walreceiver { pid: 77, age, connections: Some(Connections { tcp, peers, unix }) }
     }
 
     fn named(name: &str) -> Expected {
-        Expected { slot_name: None, application_name: name.to_owned() }
+        Expected { slot_name: None, application_name: name.to_owned(), port: 5432 }
     }
 
     fn with_slot(walsender: Walsender, slot: &str) -> Walsender {
@@ -230,13 +239,15 @@ mod tests {
         is_not_proved(&neighbour, &expected, Some(&receiver(10, &[], false)), "has no connection");
         let elsewhere = receiver(10, &["127.0.0.1:50000"], false);
         is_not_proved(&neighbour, &expected, Some(&elsewhere), "another process of the same host");
+        let through_a_proxy = Expected { port: 5433, ..expected.clone() };
+        assert_eq!(find(&neighbour, &through_a_proxy, Some(&elsewhere)).map(|found| found.pid), Ok(1));
         let unix = receiver(10, &[], true);
         is_not_proved(&neighbour, &expected, Some(&unix), "uses TCP, the standby does not");
     }
 
     #[test]
     fn a_slot_that_is_expected_must_be_used() {
-        let expected = Expected { slot_name: Some("s".to_owned()), application_name: "n".to_owned() };
+        let expected = Expected { slot_name: Some("s".to_owned()), ..named("n") };
         let own = receiver(10, &["10.0.0.2:40000"], false);
         let without = sender(1, "n", "10.0.0.2:40000", 10);
         is_not_proved(std::slice::from_ref(&without), &expected, Some(&own), "with no slot instead of");

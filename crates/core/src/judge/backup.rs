@@ -9,6 +9,10 @@ use crate::protocol::message::BackupTraces;
 pub(super) fn unused(traces: &BackupTraces, has_myrecovery: bool) -> Option<&'static str> {
     if let Some(label) = &traces.label {
         let says = |line: &str| label.lines().any(|found| found == line);
+        // pg_rewind makes a label as well; and a server that found no checkpoint leaves it, but has been there since
+        if says("BACKUP METHOD: pg_rewind") || traces.started_since {
+            return None;
+        }
         // what a recovery of ours leaves until its standby starts; backups by others have a manifest, another label,
         // or were taken from a standby
         let is_rebuilt_standby = traces.has_standby_signal
@@ -74,7 +78,20 @@ mod tests {
         let ours = format!("BACKUP FROM: primary\nLABEL: {BACKUP_LABEL}\n");
         let started =
             BackupTraces { has_manifest: true, has_postmaster_opts: true, ..BackupTraces::default() };
+        let label = |text: &str| Some(text.to_owned());
         for backup in [
+            // rewound, not started yet
+            BackupTraces {
+                label: label("BACKUP METHOD: pg_rewind\nBACKUP FROM: standby\n"),
+                ..BackupTraces::default()
+            },
+            // made by pg_basebackup -R, started, and stopped before it found its checkpoint
+            BackupTraces {
+                label: label("BACKUP METHOD: streamed\n"),
+                has_standby_signal: true,
+                started_since: true,
+                ..started.clone()
+            },
             // rebuilt by us, not started yet
             BackupTraces { label: Some(ours), has_standby_signal: true, ..BackupTraces::default() },
             // made by pg_basebackup, and started; promoted later

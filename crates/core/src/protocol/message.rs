@@ -328,6 +328,8 @@ pub struct BackupTraces {
     pub has_standby_signal: bool,
     /// Whether there is a `postmaster.opts`, which a server writes when it starts and no backup has.
     pub has_postmaster_opts: bool,
+    /// Whether that is no older than the label: a copy of files may have brought one along.
+    pub started_since: bool,
 }
 
 /// How the standby is set to follow its primary.
@@ -379,6 +381,9 @@ pub struct Walreceiver {
 pub struct Connections {
     /// Its own ends of TCP connections.
     pub tcp: Vec<SocketAddr>,
+    /// The other ends of these.
+    #[serde(default)]
+    pub peers: Vec<SocketAddr>,
     /// Whether it has a unix socket.
     pub unix: bool,
 }

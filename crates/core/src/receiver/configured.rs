@@ -9,6 +9,7 @@ use super::launch;
 use super::policy::{Cluster, resolve};
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
+use crate::exclude::POSTGRESQL_CONF;
 use crate::process;
 
 /// How long the server's program may take to read its configuration.
@@ -20,6 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// `postgres -C` reads the configuration as a start does and prints a value; it works whether the server runs or
 /// not, and looks at nothing else in the data directory.
 pub(super) fn elsewhere(cluster: &Cluster, cancel: &Cancel) -> Result<Option<PathBuf>> {
+    demand_known(cluster)?;
     // An absent directory cannot be given: the root stands for it, and is what comes back if nothing is configured.
     let stand_in = Path::new("/");
     let base = if cluster.data_directory.is_dir() { &cluster.data_directory } else { stand_in };
@@ -47,6 +49,27 @@ pub(super) fn elsewhere(cluster: &Cluster, cancel: &Cancel) -> Result<Option<Pat
     }
     let is_right = same(found, base) || same(found, &cluster.data_directory);
     Ok((!is_right).then(|| found.to_owned()))
+}
+
+/// Refuses a cluster that a command of the operator's starts with a configuration that is not in its data directory, if
+/// nothing says where it is: what that configuration says about recovery is not known, and it does not read
+/// myrecovery.conf.
+pub(super) fn demand_known(cluster: &Cluster) -> Result<()> {
+    let directory = &cluster.data_directory;
+    let has = |name: &str| match fs::symlink_metadata(directory.join(name)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io(format_args!("look at \"{}\"", directory.join(name).display()), &error)),
+    };
+    let is_known = cluster.start_command.is_none() || cluster.config_file.is_some();
+    if is_known || !has("PG_VERSION")? || has(POSTGRESQL_CONF)? {
+        return Ok(());
+    }
+    let message =
+        format!("it is not known which configuration the server in \"{}\" has", directory.display());
+    Err(Error::new(Kind::TargetRefused, message)
+        .detail("Its data directory has no postgresql.conf, and agent.toml names a start_command, but no config_file.")
+        .hint("Name the server's postgresql.conf as config_file in agent.toml."))
 }
 
 /// The refusal of a configuration that leads elsewhere.
@@ -112,6 +135,35 @@ pub(super) mod tests {
         assert_eq!(found(&says, &missing, Some(Path::new("/etc/x.conf"))), Ok(None));
         let file = "test \"$6\" = config_file=/etc/x.conf && echo \"$4\"";
         assert_eq!(found(file, &data, Some(Path::new("/etc/x.conf"))), Ok(None));
+    }
+
+    #[test]
+    fn a_start_command_that_brings_a_configuration_of_its_own_must_name_it() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let cluster = Cluster {
+            data_directory: data.path().to_owned(),
+            bin_directory: "/nowhere".into(),
+            config_file: None,
+            start_command: Some(vec!["start".to_owned()]),
+            log_file: None,
+            tablespace_roots: Vec::new(),
+        };
+        assert_eq!(demand_known(&cluster), Ok(()), "there is no cluster yet");
+        fs::write(data.path().join("PG_VERSION"), "15\n").expect("write");
+        let error = demand_known(&cluster).expect_err("Debian's layout");
+        assert!(error.hint.as_ref().is_some_and(|hint| hint.contains("config_file")), "{error:?}");
+        let named = Cluster {
+            config_file: Some("/etc/postgresql/15/main/postgresql.conf".into()),
+            ..cluster.clone()
+        };
+        assert_eq!(demand_known(&named), Ok(()));
+        assert_eq!(
+            demand_known(&Cluster { start_command: None, ..cluster.clone() }),
+            Ok(()),
+            "pg_ctl uses the directory"
+        );
+        fs::write(data.path().join("postgresql.conf"), "").expect("write");
+        assert_eq!(demand_known(&cluster), Ok(()));
     }
 
     #[test]

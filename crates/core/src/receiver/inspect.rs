@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::policy::Cluster;
-use super::{configured, readiness, references, running, small_file};
+use super::{configured, places, readiness, references, running, small_file};
 use crate::cancel::Cancel;
 use crate::clock;
 use crate::configuration::{MAX_BYTES, content as configuration_content};
@@ -77,6 +77,7 @@ pub(super) fn inspect_opened(
         .detail(format!("Its owner has user id {}, this process {owner}.", metadata.uid()))
         .hint("PostgreSQL starts only in a directory of its own OS user: chown it."));
     }
+    doubts.identity = places::demand_outside_clusters(directory).err();
     let control = control(&look);
     let control = or_doubt(control, &mut doubts.identity, directory, PG_CONTROL);
     let (control, control_in_place) =
@@ -111,11 +112,19 @@ pub(super) fn inspect_opened(
     let kept_auto = keeps(AUTO_CONF).then(|| auto_configuration(directory));
     let is_readable = configuration_content(&main, MAX_BYTES).is_ok();
     let mut kept = kept.unwrap_or_default();
-    if let Some(settings) = kept_settings {
-        let needed = references::in_directory(directory, &main, settings);
-        kept.extend(needed.into_iter().filter(|path| !keep.contains(path)));
+    let auto = directory.join(AUTO_CONF);
+    let own = [(&main, kept_settings), (&auto, kept_auto.as_ref())];
+    for (file, settings) in own.into_iter().filter_map(|(file, settings)| Some((file, settings?))) {
+        for path in references::in_directory(directory, file, settings) {
+            if !keep.contains(&path) && !kept.contains(&path) {
+                kept.push(path);
+            }
+        }
     }
     let mut starter = readiness::starter(cluster);
+    if let Err(unknown) = configured::demand_known(cluster) {
+        doubts.identity.get_or_insert(unknown);
+    }
     let elsewhere = if kept_settings.is_some() {
         // A configuration that cannot be read now may be complete after the copy: worth knowing, no refusal. The
         // start asks again.

@@ -106,7 +106,7 @@ mod tests {
     fn following() -> Following {
         Following {
             host: "10.0.0.1".to_owned(),
-            host_address: None,
+            host_addresses: Vec::new(),
             port: 5432,
             user: "repl".to_owned(),
             application_name: "node1".to_owned(),

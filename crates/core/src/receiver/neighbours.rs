@@ -99,21 +99,29 @@ impl<'a> Neighbours<'a> {
                         continue;
                     }
                     // one that is starting, or only asked for its version, is elsewhere
-                    let works =
-                        is_data_directory(&cwd).map_err(|error| unreadable(process, "cwd", &error))?;
-                    if works && seen.insert((place.dev(), place.ino())) {
-                        self.compare(&cwd, wanted, &whose)?;
+                    let looked = is_data_directory(&cwd)
+                        .map_err(|error| unreadable(process, "cwd", &error))
+                        .and_then(|works| {
+                            let is_new = works && seen.insert((place.dev(), place.ino()));
+                            if is_new { self.compare(&cwd, wanted, &whose) } else { Ok(()) }
+                        });
+                    match looked {
+                        // it may have ended between two looks
+                        Err(_) if fs::metadata(&cwd).is_err_and(|error| is_gone(&error)) => {
+                            seen.remove(&(place.dev(), place.ino()));
+                            continue;
+                        }
+                        looked => looked?,
                     }
                     match self.open_below(process, wanted) {
                         Ok(None) => {}
                         Ok(Some(wanted)) => return Err(in_use(&wanted.path, &whose)),
                         Err(error) if is_gone(&error) => {}
-                        // another user's files can be read by nobody else, and its server writes none of ours
-                        Err(_) if found.user != user => {}
-                        Err(error) => {
-                            self.hidden(process, found.parent, wanted, &whose)
-                                .unwrap_or_else(|| Err(unreadable(process, "fd", &error)))?;
-                        }
+                        // Another user's files can be read by nobody else, and its server writes none of ours. A process
+                        // that hides its files hides its directory as well: one that shows the directory alone is just
+                        // ending, its memory is gone and its files are being closed.
+                        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                        Err(error) => return Err(unreadable(process, "fd", &error)),
                     }
                 }
                 Err(error) if is_gone(&error) || found.user != user => {}

@@ -6,7 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::inspect;
+use crate::control_file::PG_CONTROL;
 use crate::error::{Error, Kind, Result};
+use crate::exclude::CONTROL_ASIDE;
 use crate::path::RelPath;
 use crate::plan::Tablespace;
 use crate::target::Target;
@@ -40,6 +42,32 @@ pub(super) fn is_used(content: &Path) -> Result<bool> {
         Err(error) => Err(error),
     };
     first.map(|entry| entry.is_some()).map_err(|error| cannot_tell(content, "It", &error))
+}
+
+/// Refuses a directory within another cluster's data directory: what is written there, that cluster's server may take for its
+/// own, or remove. Symbolic links of the path are resolved.
+pub(super) fn demand_outside_clusters(directory: &Path) -> Result<()> {
+    for above in directory.ancestors().skip(1) {
+        for sign in ["PG_VERSION", PG_CONTROL, CONTROL_ASIDE] {
+            match fs::symlink_metadata(above.join(sign)) {
+                Ok(_) => return Err(within(directory, above)),
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(error) => {
+                    let what = above.join(sign);
+                    return Err(Error::io(format_args!("look at \"{}\"", what.display()), &error));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn within(directory: &Path, cluster: &Path) -> Error {
+    let message = format!("directory \"{}\" lies within a data directory", directory.display());
+    Error::new(Kind::TargetRefused, message)
+        .detail(format!("\"{}\" is the data directory of a PostgreSQL cluster.", cluster.display()))
+        .hint("Give the standby directories of its own, outside of every other cluster's.")
 }
 
 /// Device and inode of what a path leads to; `None` if that is missing.
@@ -83,6 +111,23 @@ mod tests {
         let error = is_used(&at("loop")).expect_err("cannot tell");
         assert_eq!(error.kind, Kind::TargetRefused);
         assert!(error.message.contains("cannot tell") && error.hint.is_some(), "{error}");
+    }
+
+    #[test]
+    fn what_lies_within_a_data_directory_is_refused() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let at = |name: &str| top.path().join(name);
+        fs::create_dir_all(at("main/pg_replslot")).expect("make");
+        assert_eq!(demand_outside_clusters(&at("main/base/x/y")), Ok(()), "it is none yet");
+        fs::write(at("main/PG_VERSION"), "15\n").expect("write");
+        for inside in ["main/base/x/y", "main/pg_replslot", "main/new"] {
+            let error = demand_outside_clusters(&at(inside)).expect_err(inside);
+            assert!(error.detail.is_some_and(|detail| detail.contains("/main\"")), "{}", error.message);
+        }
+        assert_eq!(demand_outside_clusters(&at("main")), Ok(()), "the directory itself");
+        assert_eq!(demand_outside_clusters(&at("main2/x")), Ok(()));
+        symlink("loop", at("loop")).expect("link");
+        demand_outside_clusters(&at("loop/x")).expect_err("cannot tell");
     }
 
     #[test]

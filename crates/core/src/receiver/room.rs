@@ -38,15 +38,18 @@ pub(super) fn check(target: &Target, files: &[File], terms: &Terms, found: &Foun
     }
     let needed = growth(target, files, found)?;
     let wal_device = device_of(target, &RelPath::parse("pg_wal/x")?, found);
-    let data_device = file_systems.first().map(|first| first.device);
     for file_system in &file_systems {
         let device = file_system.device;
         let data = needed.get(&device).copied().unwrap_or(0);
-        if data > 0 || Some(device) == data_device {
+        if data > 0 {
             file_system.demand(data, file_system.free)?;
         }
         if device == wal_device && terms.reserve > 0 {
             let freed = found.freed.get(&device).copied().unwrap_or(0);
+            if data.saturating_add(terms.reserve) <= freed {
+                // it becomes no fuller than it is
+                continue;
+            }
             file_system.demand(data.saturating_add(terms.reserve), file_system.free.saturating_add(freed))?;
         }
     }

@@ -216,6 +216,10 @@ impl Session<'_> {
     fn handle(&mut self, request: Request) -> Result<Reply> {
         let cluster = self.cluster.clone().ok_or_else(|| out_of_order("a directory"))?;
         match request {
+            Request::TestReplication { .. } if running::server(&cluster.data_directory)?.is_some() => {
+                // it has its own login; whoever asks for another may be after the password only
+                Err(out_of_order("a stopped server"))
+            }
             Request::TestReplication { following, system_identifier } => {
                 let login = login::test_replication(&cluster, &following, system_identifier, &self.cancel);
                 self.tell(login.map(|warnings| Reply::LoggedIn { warnings }))
@@ -355,6 +359,7 @@ impl Session<'_> {
                 .detail("The data directory, pg_wal and every tablespace of the standby need directories of their own.")
                 .hint("Correct tablespace_mapping."));
             }
+            places::demand_outside_clusters(&resolved)?;
             apart.push(resolved);
             self.receiver.policy().check_outside(cluster, location)?;
             let content = location.join(&terms.tablespace_version_directory);

@@ -3,13 +3,13 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use rustix::time::{ClockId, clock_gettime};
 
 use super::running;
 use crate::protocol::message::{Connections, Walreceiver};
+use crate::sockets::address;
 
 /// Ticks a second in /proc/PID/stat: USER_HZ, the same for all processors that PostgreSQL is packaged for.
 const TICKS: u64 = 100;
@@ -124,10 +124,11 @@ fn connections(process: u32) -> io::Result<Connections> {
     };
     for table in ["tcp", "tcp6"] {
         read(table, &mut |fields| {
-            if let [_, local, _, TCP_ESTABLISHED, _, _, _, _, _, inode, ..] = fields
+            if let [_, local, peer, TCP_ESTABLISHED, _, _, _, _, _, inode, ..] = fields
                 && sockets.contains(*inode)
             {
                 found.tcp.extend(address(local));
+                found.peers.extend(address(peer));
             }
         })?;
     }
@@ -137,25 +138,6 @@ fn connections(process: u32) -> io::Result<Connections> {
         }
     })?;
     Ok(found)
-}
-
-/// An address as /proc/net/tcp writes it: groups of 32 bits in network order, each printed as one number of the
-/// processor's order, and the port.
-fn address(text: &str) -> Option<SocketAddr> {
-    let (host, port) = text.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let group = |at: usize| -> Option<[u8; 4]> {
-        Some(u32::from_str_radix(host.get(at..at + 8)?, 16).ok()?.to_ne_bytes())
-    };
-    let ip = match host.len() {
-        8 => IpAddr::V4(Ipv4Addr::from(group(0)?)),
-        32 => {
-            let groups = [group(0)?, group(8)?, group(16)?, group(24)?].concat();
-            IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(groups).ok()?))
-        }
-        _ => return None,
-    };
-    Some(SocketAddr::new(ip.to_canonical(), port))
 }
 
 #[cfg(test)]

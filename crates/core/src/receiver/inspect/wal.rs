@@ -8,7 +8,7 @@ use super::is_missing;
 use crate::control_file::{ControlFile, wal_system_identifier};
 use crate::error::{Error, Result};
 use crate::protocol::message::LinkedWal;
-use crate::receiver::small_file;
+use crate::receiver::{places, small_file};
 use crate::{target, wal};
 
 /// A pg_wal that is a link.
@@ -30,6 +30,7 @@ pub(super) fn linked(opened: Option<&target::Target>, look: &Path, directory: &P
         };
         (wal.path, wal.identity, look.join("pg_wal"))
     };
+    places::demand_outside_clusters(&path)?;
     let content = wal_of(&look)
         .map_err(Error::on(format_args!("read WAL in \"{}\"", path.display())))
         .map_err(|error| error.hint("Let the link lead to a directory of the standby's own."))?;
