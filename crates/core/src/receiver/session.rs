@@ -216,12 +216,12 @@ impl Session<'_> {
     fn handle(&mut self, request: Request) -> Result<Reply> {
         let cluster = self.cluster.clone().ok_or_else(|| out_of_order("a directory"))?;
         match request {
-            Request::TestReplication { .. } if running::server(&cluster.data_directory)?.is_some() => {
-                // it has its own login; whoever asks for another may be after the password only
-                Err(out_of_order("a stopped server"))
-            }
             Request::TestReplication { following, system_identifier } => {
-                let login = login::test_replication(&cluster, &following, system_identifier, &self.cancel);
+                // a running server has its own login: who asks for another may be after the password only
+                let login = match running::server(&cluster.data_directory)? {
+                    Some(process) => Err(running::refusal(&cluster.data_directory, process)),
+                    None => login::test_replication(&cluster, &following, system_identifier, &self.cancel),
+                };
                 self.tell(login.map(|warnings| Reply::LoggedIn { warnings }))
             }
             Request::TestPort { port, addresses } => {
