@@ -76,6 +76,16 @@ pub fn clusters(primary: &Cluster, standby: &Cluster) -> Difference {
     directories(primary.directory(), standby.directory())
 }
 
+/// Whether this is the first segment of a relation's main fork. Of a relation that is dropped it stays behind, empty, until the
+/// next checkpoint (mdunlink in md.c). Was it dropped just before the backup's checkpoint began, the file is copied, by
+/// pg_basebackup too, and no WAL that is replayed removes it.
+fn is_main_fork(name: &Path) -> bool {
+    let is_number = |name: &std::ffi::OsStr| {
+        name.to_str().is_some_and(|name| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    name.file_name().is_some_and(is_number) && name.parent().and_then(Path::file_name).is_some_and(is_number)
+}
+
 /// Compares two data directories.
 pub fn directories(primary: &Path, standby: &Path) -> Difference {
     let (ours, theirs) = (files_of(primary), files_of(standby));
@@ -86,9 +96,10 @@ pub fn directories(primary: &Path, standby: &Path) -> Difference {
             difference.faults.push(format!("{}: missing", name.display()));
         }
     }
-    for name in theirs.keys().filter(|name| !ours.contains_key(*name)) {
-        if !standby_only(name, &ours) {
-            difference.faults.push(format!("{}: extra", name.display()));
+    for (name, path) in theirs.iter().filter(|(name, _)| !ours.contains_key(*name)) {
+        let bytes = fs::metadata(path).map_or(0, |metadata| metadata.len());
+        if !standby_only(name, &ours) && !(bytes == 0 && is_main_fork(name)) {
+            difference.faults.push(format!("{}: extra, {bytes} bytes", name.display()));
         }
     }
     for (name, path) in &ours {
@@ -299,13 +310,30 @@ mod tests {
         let mut changed = vec![7_u8; 3 * PAGE];
         changed[2 * PAGE + 100] = 8;
         let one = tree(&[("base/1/10", &[7; 3 * PAGE]), ("base/1/11", b"x"), ("pg_wal/0001", b"")]);
-        let other =
-            tree(&[("base/1/10", &changed), ("base/1/12", b"x"), ("standby.signal", b""), ("pg_wal/2", b"")]);
+        let other = tree(&[
+            ("base/1/10", &changed),
+            ("base/1/12", b"x"),
+            ("base/1/13", b""),
+            ("base/1/13_fsm", b""),
+            ("standby.signal", b""),
+            ("pg_wal/2", b""),
+        ]);
         let faults = directories(one.path(), other.path()).faults;
         assert_eq!(
             faults,
-            ["base/1/11: missing", "base/1/12: extra", "base/1/10: page 2 differs from its byte 100 on"]
+            [
+                "base/1/11: missing",
+                "base/1/12: extra, 1 bytes",
+                "base/1/13_fsm: extra, 0 bytes",
+                "base/1/10: page 2 differs from its byte 100 on"
+            ]
         );
+    }
+
+    #[test]
+    fn an_empty_file_is_what_a_dropped_relation_leaves() {
+        assert!(is_main_fork(Path::new("base/1/13")) && is_main_fork(Path::new("pg_tblspc/1/PG_15_2/3/13")));
+        assert!(!is_main_fork(Path::new("base/1/13_fsm")) && !is_main_fork(Path::new("base/1/13.1")));
     }
 
     #[test]
