@@ -168,14 +168,14 @@ fn loopback_is_no_address_for_a_standby_behind_an_agent() {
     let agent = Agent::start(&scratch, &Host::here(), &secret, &[&target]);
     primary.append_conf("pgpool_recovery.secret_file", secret.display());
     primary.use_agent(agent.port());
-    for (host, conninfo) in
-        [("localhost", "host=127.0.0.1 port"), ("127.1", "host=127.1 hostaddr=127.0.0.1 ")]
-    {
+    // the agent sees this host at 127.0.0.1; other addresses of the name's host are used if there are any
+    for host in ["localhost", "127.1"] {
         // No local directory is listed: what an agent writes is for its own list to say.
         let call = classic(target.to_str().expect("ASCII"), primary.port(), host);
         session(&primary, "operator").simple_query(&call).expect(host);
         let conf = std::fs::read_to_string(target.join("myrecovery.conf")).expect("a standby");
-        assert!(conf.contains(conninfo), "{host}: {conf}");
+        let is_other = host == "127.1" && conf.contains("host=127.1") && !conf.contains("hostaddr=127.");
+        assert!(conf.contains("host=127.0.0.1 port") || is_other, "{host}: {conf}");
     }
 }
 
