@@ -285,6 +285,9 @@ fn steps_out_of_order() {
         let (mut peer, _) = host.open();
         peer.request(&json!({ "request": request }));
         peer.answer().expect_err(request);
+        // who asks on is told the same and does not wait for ever
+        peer.request(&json!({ "request": "log" }));
+        peer.answer().expect_err("it has ended");
         peer.assert_refused(request);
         let mut peer = host.dial();
         peer.request(&json!({ "request": request }));

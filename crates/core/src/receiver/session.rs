@@ -218,10 +218,10 @@ impl Session<'_> {
         match request {
             Request::TestReplication { following, system_identifier } => {
                 // a running server has its own login: who asks for another may be after the password only
-                let login = match running::server(&cluster.data_directory)? {
+                let login = running::server(&cluster.data_directory).and_then(|running| match running {
                     Some(process) => Err(running::refusal(&cluster.data_directory, process)),
                     None => login::test_replication(&cluster, &following, system_identifier, &self.cancel),
-                };
+                });
                 self.tell(login.map(|warnings| Reply::LoggedIn { warnings }))
             }
             Request::TestPort { port, addresses } => {
@@ -443,7 +443,14 @@ impl Session<'_> {
         // the link may be what failed
         if self.answer(&Reply::Error(error.clone())).is_ok() {
             // the answer must reach the sender before the link closes; it closes its end then
-            while let Ok(Some(_)) = self.control.receive() {}
+            while let Ok(Some((kind, body))) = self.control.receive() {
+                // a sender that asks on is told the same, or it would wait for ever
+                let is_question =
+                    kind == REQUEST && !matches!(message::decode(&body), Ok(Request::Plan { .. }));
+                if is_question && self.answer(&Reply::Error(error.clone())).is_err() {
+                    break;
+                }
+            }
         }
     }
 
