@@ -110,8 +110,15 @@ fn a_pg_wal_that_leads_to_another_live_server_is_refused() {
     let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
     let standby = stopped_standby(&primary);
     let other = Cluster::place(&scratch, &Host::here(), "other").init();
-    other.start();
     let third = Cluster::standby_by_basebackup(&primary, &Host::here(), "third");
+    third.stop(Stop::Fast);
+    // each has its WAL on a volume of its own
+    let wal_of = |cluster: &Cluster| scratch.join(format!("{}-wal", cluster.name()));
+    for cluster in [&other, &third] {
+        let link = cluster.directory().join("pg_wal");
+        fs::rename(&link, wal_of(cluster)).and_then(|()| symlink(wal_of(cluster), &link)).expect("moved");
+        cluster.start();
+    }
     let secret = agent::secret(&scratch, "secret");
     let clusters = [standby.directory(), third.directory()].map(|directory| {
         format!(
@@ -131,7 +138,7 @@ fn a_pg_wal_that_leads_to_another_live_server_is_refused() {
         Recovery::of(&standby, &primary).option("transport", transport).option("agent_port", agent.port())
     };
     for (victim, transport) in [(&other, "local"), (&third, "local"), (&other, "agent"), (&third, "agent")] {
-        symlink(victim.directory().join("pg_wal"), &link).expect("a link");
+        symlink(wal_of(victim), &link).expect("a link");
         let before = Snapshot::of(standby.directory());
         recovery(transport).fail(&primary).expect("55006").says("another server uses");
         recovery(transport).option("dry_run", true).fail(&primary).expect("55006");
@@ -143,9 +150,12 @@ fn a_pg_wal_that_leads_to_another_live_server_is_refused() {
     }
     // stopped, its WAL tells: it is another system's
     other.stop(Stop::Fast);
-    symlink(other.directory().join("pg_wal"), &link).expect("a link");
+    symlink(wal_of(&other), &link).expect("a link");
     recovery("local").fail(&primary).expect("55000").says("system");
     recovery("local").option("overwrite", "any_cluster").fail(&primary).expect("55000");
+    // within its data directory nothing is for others
+    fs::remove_file(&link).and_then(|()| symlink(other.directory().join("base"), &link)).expect("a link");
+    recovery("local").fail(&primary).expect("55000").says("lies within a data directory");
     other.start();
     other.execute("CREATE TABLE t AS SELECT 1; CHECKPOINT");
     third.wait_for_replay(&primary);
