@@ -1,4 +1,4 @@
-//! Process 1 of a container: whoever has that number inherits all orphans and has to reap them.
+//! Process 1 of a container: the process with that number inherits all orphans and has to reap them.
 //!
 //! A server that the agent starts outlives pg_ctl and becomes such an orphan. Were it not reaped after its end, its
 //! process id would stay in use, PostgreSQL would take the lock files it left for those of a running server, and the standby

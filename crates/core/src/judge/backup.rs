@@ -3,7 +3,7 @@
 use super::BACKUP_LABEL;
 use crate::protocol::message::BackupTraces;
 
-/// Why a directory is taken for a base backup that somebody keeps, if it is. To lose a backup is worse than to be
+/// Why a directory is taken for a base backup that is kept for its own sake, if it is. To lose a backup is worse than to be
 /// asked once more, so a directory made by pg_basebackup -R that has never been started counts as one: a backup
 /// taken from a standby looks the same.
 pub(super) fn unused(traces: &BackupTraces, has_myrecovery: bool) -> Option<&'static str> {

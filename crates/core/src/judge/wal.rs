@@ -4,7 +4,7 @@ use super::{Primary, refused, resumes};
 use crate::error::Error;
 use crate::protocol::message::{LinkedWal, Target};
 
-/// Is a pg_wal that is a link the target's own? Whoever else runs with it was looked for by the receiver.
+/// Is a pg_wal that is a link the target's own? The receiver has looked for other servers that use it.
 pub(super) fn is_its_own(primary: &Primary, target: &Target, any_cluster: bool) -> Result<String, Error> {
     if let Some(doubt) = &target.doubts.wal {
         return Err(doubt.clone());

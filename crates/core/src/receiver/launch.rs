@@ -123,7 +123,7 @@ fn runs(directory: &Path) -> Result<bool> {
     Ok(found.is_some() && found == running::postmaster_pid(directory))
 }
 
-/// Whether a server that somebody else started runs in the directory. If the log says that its lock file was in
+/// Whether a server that was started by something else runs in the directory. If the log says that its lock file was in
 /// the way, it may need a moment.
 fn appears(directory: &Path, log: &str, cancel: &Cancel) -> Result<bool> {
     let end = Instant::now() + if log.contains("postmaster.pid") { GONE } else { Duration::ZERO };

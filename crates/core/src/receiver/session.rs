@@ -217,7 +217,7 @@ impl Session<'_> {
         let cluster = self.cluster.clone().ok_or_else(|| out_of_order("a directory"))?;
         match request {
             Request::TestReplication { following, system_identifier } => {
-                // a running server has its own login: who asks for another may be after the password only
+                // a running server has its own login: a peer that asks for another may be after the password only
                 let login = running::server(&cluster.data_directory).and_then(|running| match running {
                     Some(process) => Err(running::refusal(&cluster.data_directory, process)),
                     None => login::test_replication(&cluster, &following, system_identifier, &self.cancel),
