@@ -98,7 +98,8 @@ pub fn directories(primary: &Path, standby: &Path) -> Difference {
     }
     for (name, path) in theirs.iter().filter(|(name, _)| !ours.contains_key(*name)) {
         let bytes = fs::metadata(path).map_or(0, |metadata| metadata.len());
-        if !standby_only(name, &ours) && !(bytes == 0 && is_main_fork(name)) {
+        let dropped_when_the_backup_began = bytes == 0 && is_main_fork(name);
+        if !standby_only(name, &ours) && !dropped_when_the_backup_began {
             difference.faults.push(format!("{}: extra, {bytes} bytes", name.display()));
         }
     }
