@@ -54,7 +54,7 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     one_host::demand_own_tablespaces(Path::new(&catalog::data_directory()?), session.target())?;
     let standby = session.target().standby.clone().unwrap_or_default();
     let expected = Expected {
-        port: catalog::own_address()?.port,
+        port: catalog::own_port()?,
         slot_name: standby.slot_name.filter(|slot| !slot.is_empty()),
         // the walreceiver's own default, where nothing else is set
         application_name: naming::shown_application_name(

@@ -5,7 +5,6 @@ use std::cmp::Reverse;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 
 use crate::outcomes::{Entry, Figures, Memory, Outcome, Worker};
-use crate::report::sqlstate_text;
 
 /// Most seconds that are said to be left: make_interval() refuses what no interval can hold.
 const LONGEST: f64 = 1e9;
@@ -54,7 +53,7 @@ fn status(entry: Entry, is_alive: impl Fn(&Worker) -> bool) -> Status {
         seconds_left: figures.as_ref().zip(rate).filter(|_| pid.is_some()).map(|(f, rate)| left(f, rate)),
         bytes_per_second: rate,
         figures,
-        sqlstate: error.as_ref().map(|error| sqlstate_text(error.kind)),
+        sqlstate: error.as_ref().map(|error| error.kind.sqlstate().to_owned()),
         error,
         entry,
     }

@@ -100,14 +100,18 @@ pub(crate) fn primary() -> Result<Primary> {
 
 /// Where this server can be reached.
 pub(crate) fn own_address() -> Result<Own> {
-    let setting = |name| setting(name).map(Option::unwrap_or_default);
-    let port = setting("port")?;
-    let port: u16 = port
-        .parse()
-        .map_err(|_| Error::new(Kind::Internal, format!("could not read this server's port \"{port}\"")))?;
+    let port = own_port()?;
     let listening =
         sockets::listening(port).map_err(Error::on("read where this server listens (/proc/self/net/tcp)"))?;
-    Ok(Own { port, server: Server { listening, socket_directories: setting("unix_socket_directories")? } })
+    let socket_directories = setting("unix_socket_directories")?.unwrap_or_default();
+    Ok(Own { port, server: Server { listening, socket_directories } })
+}
+
+/// The port of this server.
+pub(crate) fn own_port() -> Result<u16> {
+    let port = setting("port")?.unwrap_or_default();
+    port.parse()
+        .map_err(|_| Error::new(Kind::Internal, format!("could not read this server's port \"{port}\"")))
 }
 
 /// The data directory.

@@ -1,4 +1,7 @@
 //! What differs between PostgreSQL 13 and 18. Nothing else in the extension names a version.
+//!
+//! The newest version is the default branch everywhere: what an older one lacks is listed. So a version that this file
+//! does not name gets a compile error where a signature has changed, and never an empty function.
 
 use std::ffi::CStr;
 
@@ -59,7 +62,7 @@ pub(super) unsafe fn create_ephemeral_slot(name: &CStr) {
         pg_sys::ReplicationSlotCreate(name.as_ptr(), false, ephemeral, false);
     }
     // SAFETY: as above; neither a failover slot nor one synchronised from a primary.
-    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    #[cfg(not(any(feature = "pg13", feature = "pg14", feature = "pg15", feature = "pg16")))]
     unsafe {
         pg_sys::ReplicationSlotCreate(name.as_ptr(), false, ephemeral, false, false, false);
     }
@@ -81,7 +84,13 @@ pub(super) unsafe fn acquire_slot(name: &CStr) {
         pg_sys::ReplicationSlotAcquire(name.as_ptr(), true);
     }
     // SAFETY: as above; an invalidated slot is an ERROR.
-    #[cfg(feature = "pg18")]
+    #[cfg(not(any(
+        feature = "pg13",
+        feature = "pg14",
+        feature = "pg15",
+        feature = "pg16",
+        feature = "pg17"
+    )))]
     unsafe {
         pg_sys::ReplicationSlotAcquire(name.as_ptr(), true, true);
     }
@@ -111,4 +120,8 @@ pub(super) fn client_socket() -> Option<i32> {
 /// The timeout that would end the session in the middle of a recovery: Pgpool-II switches statement_timeout
 /// off before its call, and does not know this one. PostgreSQL 17 and later have it.
 pub(super) const TRANSACTION_TIMEOUT: Option<&CStr> =
-    if cfg!(any(feature = "pg17", feature = "pg18")) { Some(c"transaction_timeout") } else { None };
+    if cfg!(any(feature = "pg13", feature = "pg14", feature = "pg15", feature = "pg16")) {
+        None
+    } else {
+        Some(c"transaction_timeout")
+    };

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pgpool_recovery_core::error::Kind;
 use syn::visit::Visit;
 use syn::{Expr, ExprCall, ExprMethodCall, File, Item, ItemFn, ItemMod, Lit};
 
@@ -92,14 +93,23 @@ fn kinds() -> BTreeMap<String, (String, String)> {
                 _ => None,
             }
         });
-        let text = text.unwrap_or_default();
-        let (meaning, rest) =
-            text.trim().rsplit_once(" (").unwrap_or_else(|| panic!("no SQLSTATE in {text:?}"));
-        let sqlstate = rest.trim_end_matches([')', '.']);
-        assert_eq!(sqlstate.len(), 5, "{text}");
-        (variant.ident.to_string(), (sqlstate.to_owned(), format!("{meaning}.")))
+        let meaning = text.expect("a meaning").trim().to_owned();
+        let name = variant.ident.to_string();
+        let kind: Kind = serde_json::from_value(snake_case(&name).into()).expect("a kind");
+        (name, (kind.sqlstate().to_owned(), meaning))
     });
     variants.collect()
+}
+
+fn snake_case(name: &str) -> String {
+    let mut snake = String::new();
+    for character in name.chars() {
+        if character.is_ascii_uppercase() && !snake.is_empty() {
+            snake.push('_');
+        }
+        snake.push(character.to_ascii_lowercase());
+    }
+    snake
 }
 
 fn sources() -> Vec<PathBuf> {

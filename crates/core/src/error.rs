@@ -13,55 +13,82 @@ use serde::{Deserialize, Serialize};
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What kind of failure this is. The extension maps each kind to one SQLSTATE.
+/// What kind of failure this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[non_exhaustive]
 pub enum Kind {
-    /// A required argument is NULL (22004).
+    /// A required argument is NULL.
     NullArgument,
-    /// An argument, option or setting has an unusable value (22023).
+    /// An argument, option or setting has an unusable value.
     InvalidArgument,
-    /// The caller lacks the right (42501).
+    /// The caller lacks the right.
     InsufficientPrivilege,
-    /// The primary is not in the state the operation needs: a standby, `wal_level = minimal` (55000).
+    /// The primary is not in the state the operation needs: a standby, `wal_level = minimal`.
     WrongState,
-    /// The target must not be replaced: another cluster, no cluster, the primary itself (55000).
+    /// The target must not be replaced: another cluster, no cluster, the primary itself.
     TargetRefused,
-    /// Something else holds the target or the slot: a running server, a second recovery (55006).
+    /// Something else holds the target or the slot: a running server, a second recovery.
     InUse,
-    /// No walsender or replication slot left (53400).
+    /// No walsender or replication slot left.
     LimitExceeded,
-    /// The target has not enough space (53100).
+    /// The target has not enough space.
     DiskFull,
-    /// Nothing answers at the agent's address (08001).
+    /// Nothing answers at the agent's address.
     Unreachable,
-    /// The connection to the agent broke (08006).
+    /// The connection to the agent broke.
     ConnectionLost,
-    /// The other end could not prove the shared secret, or a login was refused (28000).
+    /// The other end could not prove the shared secret, or a login was refused.
     AuthenticationFailed,
-    /// The other end speaks another version of the protocol (08004).
+    /// The other end speaks another version of the protocol.
     ProtocolVersion,
-    /// The other end broke the protocol (08P01).
+    /// The other end broke the protocol.
     ProtocolViolation,
-    /// Data on disk is damaged (XX001).
+    /// Data on disk is damaged.
     Corrupt,
-    /// A file the operation needs is not there (58P01).
+    /// A file the operation needs is not there.
     MissingFile,
-    /// The operating system refused an operation (58030).
+    /// The operating system refused an operation.
     Io,
-    /// The replication slot lost WAL that the standby needs (55000).
+    /// The replication slot lost WAL that the standby needs.
     SlotLost,
-    /// The standby could not be started, or does not stream (58000).
+    /// The standby could not be started, or does not stream.
     StartFailed,
-    /// A script of the operator's failed (38000).
+    /// A script of the operator's failed.
     ScriptFailed,
-    /// The operation was cancelled (57014).
+    /// The operation was cancelled.
     Canceled,
-    /// The version or platform lacks something (0A000).
+    /// The version or platform lacks something.
     Unsupported,
-    /// An invariant of this software was broken: a bug (XX000).
+    /// An invariant of this software was broken: a bug.
     Internal,
+}
+
+impl Kind {
+    /// The SQLSTATE, as PostgreSQL's errcodes.txt lists them.
+    pub const fn sqlstate(self) -> &'static str {
+        match self {
+            Self::NullArgument => "22004",
+            Self::InvalidArgument => "22023",
+            Self::InsufficientPrivilege => "42501",
+            Self::WrongState | Self::TargetRefused | Self::SlotLost => "55000",
+            Self::InUse => "55006",
+            Self::LimitExceeded => "53400",
+            Self::DiskFull => "53100",
+            Self::Unreachable => "08001",
+            Self::ConnectionLost => "08006",
+            Self::AuthenticationFailed => "28000",
+            Self::ProtocolVersion => "08004",
+            Self::ProtocolViolation => "08P01",
+            Self::Corrupt => "XX001",
+            Self::MissingFile => "58P01",
+            Self::Io => "58030",
+            Self::StartFailed => "58000",
+            Self::ScriptFailed => "38000",
+            Self::Canceled => "57014",
+            Self::Unsupported => "0A000",
+            Self::Internal => "XX000",
+        }
+    }
 }
 
 /// A failure, told so that an operator can act on it.

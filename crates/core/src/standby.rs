@@ -254,13 +254,10 @@ fn conninfo_value(conninfo: &str, wanted: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn following() -> Following {
-        Following {
+impl Following {
+    /// One whose values need quoting.
+    pub(crate) fn example() -> Self {
+        Self {
             host: "10.0.0.1".to_owned(),
             host_addresses: Vec::new(),
             port: 5432,
@@ -272,10 +269,17 @@ mod tests {
             restore_command: String::new(),
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn myrecovery_conf_is_quoted_twice() {
-        let text = following().myrecovery_conf(15).expect("valid");
+        let text = Following::example().myrecovery_conf(15).expect("valid");
         assert!(
             text.contains(
                 r"primary_conninfo = 'host=10.0.0.1 port=5432 user=repl application_name=''node 1\\''s'''"
@@ -287,7 +291,7 @@ mod tests {
 
     #[test]
     fn myrecovery_conf_leaves_nothing_to_other_files() {
-        let own = Following { restore_command: "cp /a/%f %p".to_owned(), ..following() };
+        let own = Following { restore_command: "cp /a/%f %p".to_owned(), ..Following::example() };
         for major in 13..=19 {
             let text = own.myrecovery_conf(major).expect("valid");
             assert_eq!(text.contains("promote_trigger_file = ''\n"), major <= 15, "{major}: {text}");
@@ -312,7 +316,9 @@ mod tests {
 
     #[test]
     fn no_slot_is_written_and_read_as_none() {
-        let text = Following { slot_name: String::new(), ..following() }.myrecovery_conf(15).expect("valid");
+        let text = Following { slot_name: String::new(), ..Following::example() }
+            .myrecovery_conf(15)
+            .expect("valid");
         assert!(text.contains("primary_slot_name = ''\n"), "{text}");
         assert_eq!(parse_myrecovery(text.as_bytes()).slot_name, None);
         assert_eq!(parse_myrecovery(b"primary_slot_name = 'a'\nPRIMARY_SLOT_NAME ''\n").slot_name, None);
@@ -328,7 +334,7 @@ mod tests {
             ],
             application_name: "a".to_owned(),
             forbids_cleartext_password: true,
-            ..following()
+            ..Following::example()
         };
         assert_eq!(
             following.conninfo(),
@@ -338,11 +344,11 @@ mod tests {
 
     #[test]
     fn a_connection_has_only_values_that_can_be_written() {
-        assert_eq!(following().validate_connection(), Ok(()));
-        let absolute = Following { passfile: "/home/of a/'user'/.pgpass".to_owned(), ..following() };
+        assert_eq!(Following::example().validate_connection(), Ok(()));
+        let absolute = Following { passfile: "/home/of a/'user'/.pgpass".to_owned(), ..Following::example() };
         assert_eq!(absolute.validate_connection(), Ok(()));
         let refused = |change: &dyn Fn(&mut Following), word: &str| {
-            let mut following = following();
+            let mut following = Following::example();
             change(&mut following);
             let error = following.validate_connection().expect_err(word);
             assert_eq!(error.kind, Kind::InvalidArgument);
@@ -363,7 +369,7 @@ mod tests {
             host: "h service=x".to_owned(),
             application_name: "a' sslkey='engine:x".to_owned(),
             passfile: "/x\\' passfile=/etc/shadow".to_owned(),
-            ..following()
+            ..Following::example()
         };
         let conninfo = following.conninfo();
         for keyword in ["service", "sslkey"] {
@@ -377,7 +383,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(name in "[ -~é]{1,20}", slot in "[a-z0-9_]{1,10}") {
-            let following = Following { application_name: name.clone(), slot_name: slot.clone(), ..following() };
+            let following = Following { application_name: name.clone(), slot_name: slot.clone(), ..Following::example() };
             let standby = parse_myrecovery(following.myrecovery_conf(15).expect("valid").as_bytes());
             prop_assert_eq!(standby.application_name, Some(name));
             prop_assert_eq!(standby.slot_name, Some(slot));
@@ -398,7 +404,7 @@ mod tests {
 
     #[test]
     fn line_breaks_cannot_smuggle_a_setting() {
-        let mut following = following();
+        let mut following = Following::example();
         following.restore_command = "x'\narchive_command = 'y".to_owned();
         assert!(following.myrecovery_conf(15).is_err());
     }

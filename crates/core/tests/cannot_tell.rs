@@ -10,19 +10,12 @@ use hosts::{Hosts, VERSION, pages, transports};
 use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::Kind;
 use pgpool_recovery_core::exclude::MARKER;
-use pgpool_recovery_core::plan::Tablespace;
 use pgpool_recovery_core::protocol::message::{LinkedWal, Purpose};
 use pgpool_recovery_core::sender::Session;
 
 fn with_tablespace() -> Hosts {
     let mut hosts = Hosts::new();
-    hosts.write(&format!("space/{VERSION}/5/9"), &pages(5, 5));
-    symlink(hosts.path("space"), hosts.path("primary/pg_tblspc/16")).expect("link");
-    hosts.tablespaces = vec![Tablespace {
-        oid: 16,
-        source: hosts.path("space").display().to_string(),
-        target: hosts.path("spaces/16").display().to_string(),
-    }];
+    hosts.add_tablespace();
     hosts
 }
 

@@ -9,7 +9,6 @@ use hosts::{Hosts, VERSION, pages, transports};
 use pgpool_recovery_core::error::{Error, Kind};
 use pgpool_recovery_core::exclude::{CONTROL_ASIDE, MARKER};
 use pgpool_recovery_core::path::RelPath;
-use pgpool_recovery_core::plan::Tablespace;
 use pgpool_recovery_core::protocol::message::Purpose;
 
 /// A primary with a file that the standby has, one that it has not, an empty one, and many small ones.
@@ -82,13 +81,7 @@ fn a_directory_that_changed_since_it_was_judged_is_left_alone() {
 #[test]
 fn a_tablespace_directory_that_was_replaced_is_left_alone() {
     let mut hosts = hosts();
-    hosts.write(&format!("space/{VERSION}/5/9"), &pages(5, 5));
-    symlink(hosts.path("space"), hosts.path("primary/pg_tblspc/16")).expect("link");
-    hosts.tablespaces = vec![Tablespace {
-        oid: 16,
-        source: hosts.path("space").display().to_string(),
-        target: hosts.path("spaces/16").display().to_string(),
-    }];
+    hosts.add_tablespace();
     for (name, connector) in transports(&hosts) {
         stopped_standby(&hosts);
         let (mut session, _) = hosts.open(&connector, Purpose::Recover).expect(name);

@@ -12,7 +12,6 @@ use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::Kind;
 use pgpool_recovery_core::exclude::MARKER;
 use pgpool_recovery_core::path::RelPath;
-use pgpool_recovery_core::plan::Tablespace;
 use pgpool_recovery_core::protocol::message::{Listening, Purpose};
 use pgpool_recovery_core::sender::pack::Compression;
 use pgpool_recovery_core::sender::{Manner, Session};
@@ -122,13 +121,7 @@ fn kept_files_survive_and_read_the_recovery_settings() {
 #[test]
 fn tablespaces_go_where_they_are_mapped() {
     let mut hosts = Hosts::new();
-    hosts.write(&format!("space/{VERSION}/5/9"), &pages(5, 5));
-    symlink(hosts.path("space"), hosts.path("primary/pg_tblspc/16")).expect("link");
-    hosts.tablespaces = vec![Tablespace {
-        oid: 16,
-        source: hosts.path("space").display().to_string(),
-        target: hosts.path("spaces/16").display().to_string(),
-    }];
+    hosts.add_tablespace();
     for (name, connector) in transports(&hosts) {
         hosts.write("spaces/16/PG_14_1/other", b"another major version's");
         hosts.run(&connector).expect(name);

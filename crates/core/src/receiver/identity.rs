@@ -125,23 +125,11 @@ fn strange(message: String) -> Error {
 mod tests {
     use std::fs;
     use std::path::Path;
-    use std::sync::Arc;
 
     use super::*;
-    use crate::cancel::Cancel;
-    use crate::digest::DigestKey;
-    use crate::plan::File;
-    use crate::receiver::ledger::Ledger;
-    use crate::target::Target;
+    use crate::receiver::run::of_one_page;
 
     const FILE: &str = "16384";
-
-    fn run(directory: &Path) -> Run {
-        let file = File { path: RelPath::parse(FILE).expect("valid"), size: 8192, mode: 0o600 };
-        let record = Arc::new(Ledger::new()).unlisted(&[]);
-        let (target, key) = (Target::open(directory).expect("open"), DigestKey::random().expect("random"));
-        Run::new(target, key, Cancel::new(), vec![file], true, record).expect("begins")
-    }
 
     fn open(run: &Run) -> Result<std::fs::File> {
         run.open_to_write(&run.slots()[0])
@@ -159,7 +147,7 @@ mod tests {
             for change in ["replace", "remove", "write", "chmod", "link"] {
                 let _ = (fs::remove_file(&path), fs::remove_file(&other));
                 fs::write(&path, vec![1; 8192]).expect("write");
-                let run = run(data.path());
+                let run = of_one_page(data.path(), FILE);
                 let slot = &run.slots()[0];
                 assert!(run.open_present(slot).expect("opens").is_some());
                 if is_written {
@@ -203,7 +191,7 @@ mod tests {
     fn two_that_write_one_file_do_not_take_each_other_for_strangers() {
         let data = tempfile::tempdir().expect("temporary directory");
         fs::write(data.path().join(FILE), vec![1; 8192]).expect("write");
-        let run = run(data.path());
+        let run = of_one_page(data.path(), FILE);
         let slot = &run.slots()[0];
         assert!(run.open_present(slot).expect("opens").is_some());
         let (one, two) = (open(&run).expect("the same"), open(&run).expect("the same"));

@@ -103,41 +103,29 @@ mod tests {
         test_replication(&cluster, following, 77, &Cancel::new())
     }
 
-    fn following() -> Following {
-        Following {
-            host: "10.0.0.1".to_owned(),
-            host_addresses: Vec::new(),
-            port: 5432,
-            user: "repl".to_owned(),
-            application_name: "node1".to_owned(),
-            passfile: String::new(),
-            forbids_cleartext_password: false,
-            slot_name: String::new(),
-            restore_command: String::new(),
-        }
-    }
-
     #[test]
     fn words_beside_the_answer_are_warnings() {
-        let warned = login("echo 'WARNING: 99|1|' >&2; echo '77|1|0/1|'", &following()).expect("logged in");
+        let warned =
+            login("echo 'WARNING: 99|1|' >&2; echo '77|1|0/1|'", &Following::example()).expect("logged in");
         assert_eq!(warned, ["replication login from the target's host: WARNING: 99|1|"]);
-        assert_eq!(login("echo '77|1|0/1|'", &following()), Ok(Vec::new()));
+        assert_eq!(login("echo '77|1|0/1|'", &Following::example()), Ok(Vec::new()));
     }
 
     #[test]
     fn another_server_is_told_from_no_answer() {
-        let error = login("echo '78|1|0/1|'", &following()).expect_err("another server");
+        let error = login("echo '78|1|0/1|'", &Following::example()).expect_err("another server");
         assert_eq!(error.kind, Kind::AuthenticationFailed);
         assert!(error.detail.is_some_and(|detail| detail.contains("identifier 78, this primary has 77")));
-        let error = login("echo '77|1|0/1|' >&2", &following()).expect_err("no answer");
+        let error = login("echo '77|1|0/1|' >&2", &Following::example()).expect_err("no answer");
         assert!(error.detail.is_some_and(|detail| detail.contains("no answer") && detail.contains("77|1|")));
-        let error = login("echo words; echo 'FATAL: no' >&2; exit 2", &following()).expect_err("failed");
+        let error =
+            login("echo words; echo 'FATAL: no' >&2; exit 2", &Following::example()).expect_err("failed");
         assert!(error.detail.is_some_and(|detail| detail.contains("FATAL: no")));
     }
 
     #[test]
     fn fields_that_no_connection_has_never_reach_psql() {
-        let bad = Following { host: "a\nb".to_owned(), ..following() };
+        let bad = Following { host: "a\nb".to_owned(), ..Following::example() };
         assert_eq!(login("echo '77|1|0/1|'", &bad).expect_err("refused").kind, Kind::InvalidArgument);
     }
 }

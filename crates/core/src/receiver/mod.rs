@@ -85,15 +85,10 @@ impl Receiver {
     /// Serves one link of a peer whose secret is no longer valid. It may go on with a run that began before, and
     /// do nothing else.
     pub fn serve_former(&self, mut link: Link, cancel: &Cancel) -> Result<()> {
-        let mut body = Buffer::new();
-        let first = match link.source.receive(&mut body)? {
-            Some(REQUEST) => message::decode(&body)?,
-            Some(kind) => return Err(unexpected(kind)),
-            None => return Ok(()),
-        };
-        match first {
-            Request::Attach { session } => self.attach(&session, link, cancel),
-            _ => {
+        match first_request(&mut link)? {
+            None => Ok(()),
+            Some(Request::Attach { session }) => self.attach(&session, link, cancel),
+            Some(_) => {
                 let error = Error::new(Kind::AuthenticationFailed, "the secret has been replaced")
                     .detail("This server has the secret that the agent had before.")
                     .hint("Copy the same secret file to every host of the cluster.");
@@ -119,20 +114,15 @@ impl Receiver {
 
     /// Serves one link to its end. `cancel` closes this link.
     pub fn serve(&self, mut link: Link, cancel: &Cancel) -> Result<()> {
-        let mut body = Buffer::new();
-        let first = match link.source.receive(&mut body)? {
-            Some(REQUEST) => message::decode(&body)?,
-            Some(kind) => return Err(unexpected(kind)),
-            // a peer that only proved itself: "is anybody there?"
-            None => return Ok(()),
-        };
-        match first {
-            Request::Open { directory, purpose, keep } => {
+        match first_request(&mut link)? {
+            // a peer that only wanted to know whether the secrets agree
+            None => Ok(()),
+            Some(Request::Open { directory, purpose, keep }) => {
                 session::serve(self, link, cancel, directory, purpose, keep)
             }
-            Request::Attach { session } => self.attach(&session, link, cancel),
-            Request::Status => reply(&mut *link.sink, &Reply::Status(Box::new(self.status()))),
-            other => Err(Error::new(Kind::ProtocolViolation, format!("{other:?} cannot come first"))),
+            Some(Request::Attach { session }) => self.attach(&session, link, cancel),
+            Some(Request::Status) => reply(&mut *link.sink, &Reply::Status(Box::new(self.status()))),
+            Some(other) => Err(Error::new(Kind::ProtocolViolation, format!("{other:?} cannot come first"))),
         }
     }
 
@@ -166,6 +156,16 @@ impl Receiver {
 
     fn runs(&self) -> MutexGuard<'_, HashMap<String, Arc<Run>>> {
         lock(&self.runs)
+    }
+}
+
+/// What a peer asks for first; `None` if it closed the link without a word.
+fn first_request(link: &mut Link) -> Result<Option<Request>> {
+    let mut body = Buffer::new();
+    match link.source.receive(&mut body)? {
+        Some(REQUEST) => message::decode(&body).map(Some),
+        Some(kind) => Err(unexpected(kind)),
+        None => Ok(None),
     }
 }
 

@@ -29,7 +29,8 @@ const TLS_DEFAULTS: &[(&str, &str)] = &[("ssl_cert_file", "server.crt"), ("ssl_k
 /// Files of the primary that a standby gets unless `keep_files` lists them, even where its configuration names them.
 const FOLLOWS_THE_PRIMARY: &[&str] = &["pg_hba.conf", "pg_ident.conf"];
 
-/// The settings of one host: where a standby's own configuration has them, the primary's ALTER SYSTEM has no say.
+/// The settings of one host, besides those in [`NAMED`]: where a standby's own configuration has them, the primary's
+/// ALTER SYSTEM has no say.
 const OF_ONE_HOST: &[&str] = &[
     "port",
     "listen_addresses",
@@ -39,19 +40,9 @@ const OF_ONE_HOST: &[&str] = &[
     "external_pid_file",
     "cluster_name",
     "bonjour_name",
-    "log_directory",
     "log_filename",
     "ssl",
-    "ssl_cert_file",
-    "ssl_key_file",
-    "ssl_ca_file",
-    "ssl_crl_file",
-    "ssl_crl_dir",
-    "ssl_dh_params_file",
     "ssl_passphrase_command",
-    "krb_server_keyfile",
-    "hba_file",
-    "ident_file",
 ];
 
 /// What is there of the files and directories beneath `directory` to which a configuration refers, but for data.
@@ -73,7 +64,7 @@ pub(super) fn in_directory(directory: &Path, main: &Path, configuration: &Readin
 
 /// Which settings of one host a configuration makes.
 pub(super) fn of_one_host(configuration: &Reading) -> Vec<String> {
-    let made = OF_ONE_HOST.iter().filter(|name| configuration.value(name).is_some());
+    let made = OF_ONE_HOST.iter().chain(NAMED).filter(|name| configuration.value(name).is_some());
     made.map(|name| (*name).to_owned()).collect()
 }
 

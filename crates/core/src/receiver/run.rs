@@ -340,23 +340,22 @@ pub(super) fn open_slot<'a>(run: &Run, slots: &'a [Slot], number: u32) -> Result
     slot(slots, number)
 }
 
+/// A run whose plan is one file of a page.
+#[cfg(test)]
+pub(super) fn of_one_page(directory: &std::path::Path, file: &str) -> Run {
+    let file = File { path: RelPath::parse(file).expect("valid"), size: 8192, mode: 0o600 };
+    let record = std::sync::Arc::new(super::ledger::Ledger::new()).unlisted(&[]);
+    let (target, key) = (Target::open(directory).expect("open"), DigestKey::random().expect("random"));
+    Run::new(target, key, Cancel::new(), vec![file], true, record).expect("begins")
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
-    use std::sync::Arc;
 
     use super::*;
-    use crate::receiver::ledger::Ledger;
 
     const FILE: &str = "16384";
-
-    fn run(directory: &Path) -> Run {
-        let file = File { path: RelPath::parse(FILE).expect("valid"), size: 8192, mode: 0o600 };
-        let record = Arc::new(Ledger::new()).unlisted(&[]);
-        let (target, key) = (Target::open(directory).expect("open"), DigestKey::random().expect("random"));
-        Run::new(target, key, Cancel::new(), vec![file], true, record).expect("begins")
-    }
 
     #[test]
     fn what_was_compared_is_never_replaced_by_an_empty_file() {
@@ -364,7 +363,7 @@ mod tests {
             let data = tempfile::tempdir().expect("temporary directory");
             let path = data.path().join(FILE);
             fs::write(&path, "compared").expect("write");
-            let run = run(data.path());
+            let run = of_one_page(data.path(), FILE);
             let slot = &run.slots()[0];
             assert!(run.open_present(slot).expect("opens").is_some());
             if is_linked {
@@ -380,7 +379,7 @@ mod tests {
     #[test]
     fn what_this_run_made_is_never_made_again() {
         let data = tempfile::tempdir().expect("temporary directory");
-        let run = run(data.path());
+        let run = of_one_page(data.path(), FILE);
         let slot = &run.slots()[0];
         run.open_to_write(slot).expect("made");
         run.open_to_write(slot).expect("opened");
@@ -394,7 +393,7 @@ mod tests {
         let (path, other) = (data.path().join(FILE), data.path().join("other"));
         fs::write(&path, "not compared").expect("write");
         fs::hard_link(&path, &other).expect("link");
-        let run = run(data.path());
+        let run = of_one_page(data.path(), FILE);
         let slot = &run.slots()[0];
         assert!(run.open_present(slot).expect("looks").is_none());
         fs::remove_file(&other).expect("one name is left");

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -43,6 +43,19 @@ pub(crate) struct Outcome {
     pub(crate) changed: u64,
 }
 
+impl Outcome {
+    /// What a run that has compared everything came to.
+    fn of(settled: &Settled, progress: &Progress) -> Self {
+        assert_eq!(progress.compared(), progress.total());
+        Self {
+            sent: progress.sent(),
+            total: progress.total(),
+            removed: settled.removed,
+            changed: settled.changed,
+        }
+    }
+}
+
 impl Hosts {
     pub(crate) fn new() -> Self {
         let top = tempfile::tempdir().expect("temporary directory");
@@ -71,6 +84,17 @@ impl Hosts {
 
     pub(crate) fn read(&self, name: &str) -> Vec<u8> {
         fs::read(self.path(name)).unwrap_or_else(|error| panic!("read {name}: {error}"))
+    }
+
+    /// Gives the primary a tablespace with five pages, which goes to `spaces/16` on the target.
+    pub(crate) fn add_tablespace(&mut self) {
+        self.write(&format!("space/{VERSION}/5/9"), &pages(5, 5));
+        symlink(self.path("space"), self.path("primary/pg_tblspc/16")).expect("link");
+        self.tablespaces.push(Tablespace {
+            oid: 16,
+            source: self.path("space").display().to_string(),
+            target: self.path("spaces/16").display().to_string(),
+        });
     }
 
     pub(crate) fn local(&self) -> Arc<dyn Connector> {
@@ -162,13 +186,7 @@ impl Hosts {
         let (mut session, progress) = self.open(connector, Purpose::Look)?;
         self.plan(&mut session)?;
         let settled = session.survey(&self.path("primary"), self.manner())?;
-        assert_eq!(progress.compared(), progress.total());
-        Ok(Outcome {
-            sent: progress.sent(),
-            total: progress.total(),
-            removed: settled.removed,
-            changed: settled.changed,
-        })
+        Ok(Outcome::of(&settled, &progress))
     }
 
     /// Names, sizes, modes and times of everything below a directory.
@@ -186,13 +204,7 @@ impl Hosts {
         Self::begin(&mut session)?;
         self.send(&mut session)?;
         let settled = self.complete(&mut session)?;
-        assert_eq!(progress.compared(), progress.total());
-        Ok(Outcome {
-            sent: progress.sent(),
-            total: progress.total(),
-            removed: settled.removed,
-            changed: settled.changed,
-        })
+        Ok(Outcome::of(&settled, &progress))
     }
 
     /// What follows when all data was sent.
