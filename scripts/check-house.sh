@@ -53,6 +53,21 @@ found=$(grep -nE '^pgpool' crates/core/Cargo.toml || true)
 long=$(find "${dirs[@]}" -name '*.rs' -exec wc -l {} + | awk '$2 != "total" && $1 > 550 { print $2 ": " $1 " lines" }')
 [ -z "$long" ] || complain 'files of more than 550 lines' "$long"
 
+# A safety rule that a comment or a document names by its number is one of docs/safety.md.
+rules=$(grep -oE '^\*\*S[0-9]+[a-z]?\.' docs/safety.md | tr -d '*.' | paste -sd '|')
+texts=("${dirs[@]}")
+for place in fuzz demo scripts sql packaging docs ./*.md; do
+    [ -e "$place" ] && texts+=("$place")
+done
+unresolved=$({
+    grep -rnE --include='*.rs' --exclude-dir=target '//.*\bS[0-9]+[a-z]?\b' "${texts[@]}"
+    grep -rnE --include='*.sql' --exclude-dir=target -e '--.*\bS[0-9]+[a-z]?\b' "${texts[@]}"
+    grep -rnE --include='*.sh' --include='*.py' --include='*.toml' --include='*.service' --exclude-dir=target \
+        '#.*\bS[0-9]+[a-z]?\b' "${texts[@]}"
+    grep -rnE --include='*.md' --exclude-dir=target '\bS[0-9]+[a-z]?\b' "${texts[@]}"
+} | sed -E "s/\\bS(${rules//S/})\\b//g" | grep -E ':[0-9]+:.*\bS[0-9]+[a-z]?\b' || true)
+[ -z "$unresolved" ] || complain 'safety rules that docs/safety.md does not have' "$unresolved"
+
 # Machines differ in where they get packages from; the project names no such place.
 if [ -e .cargo/config.toml ] || [ -e .cargo/config ]; then
     complain 'no .cargo/config: cargo-pgrx needs its own linker flags, and registries are the machine'"'"'s' '.cargo'

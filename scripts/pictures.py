@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Draws docs/pictures/*.svg from real data: the bars from the tables of docs/benchmarks.md, the timeline from the
-report in docs/pictures/report.json (the operator's guide's first call; put there what your own call returned).
+"""Draws docs/pictures/*.svg: the bars from the tables of docs/benchmarks.md, the timeline from the report in
+docs/pictures/report.json (the operator's guide's first call; put there what your own call returned), the others from
+what is written here.
 
     scripts/pictures.py            draw
     scripts/pictures.py --check    fail if a picture is not what would be drawn
@@ -17,10 +18,11 @@ PICTURES = DOCS / "pictures"
 STYLE = """<style>
 text { font: 14px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328 }
 .quiet { fill: #57606a; font-size: 12px } .title { font-weight: 600 } .number { font-variant-numeric: tabular-nums }
-.ours { fill: #1f6fd0 } .other { fill: #8c96a3 } .box { fill: #f3f6fa; stroke: #8c96a3 } .strong { stroke: #1f6fd0 }
+.ours { fill: #1f6fd0 } .other { fill: #8c96a3 } .good { fill: #2f8f5b } .bad { fill: #d0731f } .on { fill: #ffffff }
+.box { fill: #f3f6fa; stroke: #8c96a3 } .strong { stroke: #1f6fd0 }
 .line { stroke: #57606a; stroke-width: 1.5; fill: none } .tip { fill: #57606a } .rule { stroke: #d0d7de }
 @media (prefers-color-scheme: dark) {
-text { fill: #e6edf3 } .quiet { fill: #9da7b3 } .ours { fill: #58a6ff } .other { fill: #6e7781 }
+text { fill: #e6edf3 } .quiet { fill: #9da7b3 } .ours { fill: #58a6ff } .other { fill: #6e7781 } .good { fill: #2f8f5b } .bad { fill: #c4691b } .on { fill: #ffffff }
 .box { fill: #1c2230; stroke: #6e7781 } .strong { stroke: #58a6ff } .line { stroke: #9da7b3 } .tip { fill: #9da7b3 }
 .rule { stroke: #373e47 }
 }
@@ -82,6 +84,69 @@ def data_flow():
     picture.parts.append('<path d="M256 138 C 320 70, 420 51, 558 51" class="line" stroke-dasharray="5 4" '
                          'marker-end="url(#tip)"/>')
     picture.text(440, 42, "afterwards: replication", "quiet", "middle")
+    return picture
+
+
+# What runs in this part of a run, under which the target is in one state: the width, the state, what a run that ends
+# there leaves
+STATES = [
+    (["pre-flight checks", "backup start", "list of all files"], 230, "good", "startable: as it was",
+     ["interrupted here:", "the target is unchanged"]),
+    (["data: compare, send, remove", "pg_control read, backup stop", "WAL, standby files, sync"], 300, "bad",
+     "incomplete: does not start", ["interrupted here: run it again,", "it sends only what still differs"]),
+    (["report, slot kept", "pgpool_remote_start", "the standby streams"], 230, "good", "startable: a standby",
+     ["complete and durable,", "also after a power cut"]),
+]
+
+
+def states():
+    picture = Picture(800, 268, "Which state the target is in during a run: startable, incomplete, startable")
+    x = 20
+    for number, (steps, width, kind, state, left) in enumerate(STATES):
+        for row, step in enumerate(steps):
+            picture.text(x + width / 2, 28 + 20 * row, step, "", "middle")
+        picture.bar(x, 90, width - 4, 40, kind)
+        picture.text(x + width / 2, 115, state, "title on", "middle")
+        for row, line in enumerate(left):
+            picture.text(x + width / 2, 152 + 18 * row, line, "quiet", "middle")
+        if number:
+            picture.parts.append(f'<path d="M{x - 2} 12 L{x - 2} 186" class="line" stroke-dasharray="5 4"/>')
+        x += width
+    first, second = 20 + STATES[0][1] - 2, 20 + STATES[0][1] + STATES[1][1] - 2
+    for x, lines in [
+        (first, ["pgpool_recovery.incomplete written and", "synced; global/pg_control set aside"]),
+        (second, ["all of it synced; pg_control placed by", "rename; the marker removed, synced"]),
+    ]:
+        picture.arrow(x, 208, x, 190)
+        for row, line in enumerate(lines):
+            picture.text(x, 226 + 18 * row, line, "quiet", "middle")
+    return picture
+
+
+def architecture():
+    picture = Picture(800, 400, "The parts: the extension and the agent around one core, and what passes between them")
+    picture.box(20, 20, 330, 330, "primary: a backend of PostgreSQL", [], "box")
+    picture.box(40, 60, 290, 84, "src/", ["SQL functions, settings, checks,", "a run step by step; src/pg calls PostgreSQL"], "box strong")
+    picture.box(40, 186, 290, 66, "crates/core: scan, plan, sender", ["lists, reads, compares, sends"], "box strong")
+    picture.box(40, 268, 290, 66, "data directory and WAL", ["read while the server writes them"])
+    picture.arrow(185, 144, 185, 184)
+    picture.text(197, 168, "drives", "quiet")
+    picture.arrow(185, 268, 185, 254)
+    picture.box(450, 20, 330, 330, "standby's host: pgpool-recovery-agent", [], "box")
+    picture.box(470, 60, 290, 84, "crates/agent", ["connections, agent.toml, status, metrics", "(a local target needs no agent)"], "box strong")
+    picture.box(470, 186, 290, 66, "crates/core: receiver", ["inspects, digests, orders the steps, starts"], "box strong")
+    picture.box(470, 268, 290, 66, "crates/core: target", ["the only code that writes a data directory"], "box strong")
+    picture.arrow(615, 144, 615, 184)
+    picture.text(627, 168, "serves", "quiet")
+    picture.arrow(615, 252, 615, 266)
+    picture.arrow(332, 219, 468, 219, "requests, pages")
+    picture.arrow(468, 240, 332, 240)
+    picture.text(400, 258, "replies, digests", "quiet", "middle")
+    picture.text(400, 300, "protocol, link:", "quiet", "middle")
+    picture.text(400, 318, "TLS, or queues", "quiet", "middle")
+    picture.text(400, 336, "in one process", "quiet", "middle")
+    picture.text(400, 380, "Neither crates/core nor crates/agent knows a PostgreSQL server; only src/ names pgrx", "quiet",
+                 "middle")
     return picture
 
 
@@ -167,7 +232,10 @@ def main():
     if sys.argv[1:] and not check:
         sys.exit(__doc__)
     old = []
-    for name, draw in [("data-flow", data_flow), ("timeline", timeline), ("benchmarks", benchmarks)]:
+    for name, draw in [
+        ("architecture", architecture), ("benchmarks", benchmarks), ("data-flow", data_flow), ("states", states),
+        ("timeline", timeline),
+    ]:
         path, drawn = PICTURES / f"{name}.svg", draw().svg()
         if not check:
             path.write_text(drawn)

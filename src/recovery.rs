@@ -1,4 +1,5 @@
-//! A first stage, step by step (docs/safety.md, S1 to S10, gives the order its reasons).
+//! A first stage, step by step. docs/safety.md (S1 to S11) gives the reasons for the order, docs/architecture.md is the
+//! map of what it calls.
 
 use std::sync::Arc;
 

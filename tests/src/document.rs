@@ -105,9 +105,12 @@ pub fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the project")
 }
 
-/// README.md and everything in docs/ but the decisions, which tell of their day.
+/// The documents at the top and everything in docs/ but the decisions, which tell of their day.
 pub fn all() -> Vec<(PathBuf, String)> {
-    let mut paths = vec![project().join("README.md"), project().join("CONTRIBUTING.md")];
+    let mut paths: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "SECURITY.md"]
+        .into_iter()
+        .map(|name| project().join(name))
+        .collect();
     let docs = std::fs::read_dir(project().join("docs")).expect("docs/");
     paths.extend(
         docs.map(|entry| entry.expect("an entry of docs/").path())
