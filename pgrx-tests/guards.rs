@@ -7,9 +7,9 @@
 mod tests {
     use std::time::Duration;
 
-    use pgpool_recovery_core::cancel::Cancel;
     use pgpool_recovery_core::error::{Error, Kind};
     use pgpool_recovery_core::progress::{Phase, Progress};
+    use pgpool_recovery_core::sys::cancel::Cancel;
     use pgrx::pg_sys::panic::ErrorReport;
     use pgrx::prelude::*;
 

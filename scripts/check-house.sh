@@ -34,20 +34,38 @@ forbid 'pgrx is named under src/ and pgrx-tests/ only' \
 forbid 'unsafe code lives under src/pg/ only' \
     'unsafe' 'src/pg/' "${dirs[@]}"
 forbid 'walkdir is used by the scan only' \
-    'walkdir|WalkDir' 'crates/core/src/scan(\.rs|/)' "${dirs[@]}"
+    'walkdir|WalkDir' 'crates/core/src/manifest/scan(\.rs|/)' "${dirs[@]}"
 forbid 'blake3 is used by the digest and by the proof of the secret only' \
-    'blake3' 'crates/core/src/(digest|secret|link/)' "${dirs[@]}"
+    'blake3' 'crates/core/src/(compare/digest|wire/secret|wire/link/)' "${dirs[@]}"
 forbid 'the core knows none of our other crates' \
     '(use|extern crate) pgpool_recovery.*|pgpool_recovery(_agent|_e2e)?::.*' '$' crates/core/src
+forbid 'pgdata knows none of our other crates' \
+    'pgpool_recovery.*' '$' crates/pgdata/src
 forbid 'the agent knows the core only' \
     'use pgpool_recovery(_e2e)?(::.*|;)|pgpool_recovery(_e2e)?::.*' '$' crates/agent
 
-for manifest in crates/core/Cargo.toml crates/agent/Cargo.toml tests/Cargo.toml bench/Cargo.toml; do
+for manifest in crates/pgdata/Cargo.toml crates/core/Cargo.toml crates/agent/Cargo.toml tests/Cargo.toml bench/Cargo.toml; do
     found=$(grep -nE '^pgrx|^pgpool[-_]recovery( |=)' "$manifest" || true)
     [ -z "$found" ] || complain "$manifest depends on what it must not know" "$found"
 done
 found=$(grep -nE '^pgpool' crates/core/Cargo.toml || true)
-[ -z "$found" ] || complain 'the core depends on none of our other crates' "$found"
+[ -z "$found" ] || complain 'the core depends on pgdata and on none of our other crates' "$found"
+
+# The rooms of the core, from the ground up: each may use those before it, and tests all of them.
+rooms=(error progress sys manifest compare replication wire data_directory host preflight sender receiver local)
+for i in "${!rooms[@]}"; do
+    room=${rooms[i]} above=("${rooms[@]:i+1}")
+    # the two halves of a run do not know each other
+    [ "$room" != receiver ] || above+=(sender)
+    [ ${#above[@]} -gt 0 ] || continue
+    place=crates/core/src/$room
+    [ -d "$place" ] || place=$place.rs
+    found=$(find "$place" -name '*.rs' ! -name tests.rs -exec awk -v above="$(IFS='|'; echo "${above[*]}")" '
+        FNR == 1 { test = 0 }
+        /^#\[cfg\(test\)\]/ { test = 1 }
+        !test && !/^ *\/\// && $0 ~ "crate::(" above ")(::|;| )" { print FILENAME ":" FNR ": " $0 }' {} +)
+    [ -z "$found" ] || complain "the core's room \"$room\" uses one above it" "$found"
+done
 
 # A longer file wants to be two. Give a file that has a good reason a line here.
 long=$(find "${dirs[@]}" -name '*.rs' -exec wc -l {} + | awk '$2 != "total" && $1 > 550 { print $2 ": " $1 " lines" }')

@@ -21,7 +21,7 @@ say() { printf '\n== %s ==\n' "$*"; }
 
 unit() {
     say "core and agent"
-    cargo test --package pgpool-recovery-core --package pgpool-recovery-agent
+    cargo test --package pgpool-recovery-pgdata --package pgpool-recovery-core --package pgpool-recovery-agent
 }
 
 fuzz() {

@@ -5,26 +5,26 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pgpool_recovery_core::cancel::Cancel;
-use pgpool_recovery_core::configuration;
-use pgpool_recovery_core::control_file::PG_CONTROL;
+use pgdata::configuration;
+use pgdata::control_file::PG_CONTROL;
+use pgdata::wal;
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::exclude::{AUTO_CONF, MYRECOVERY_CONF, POSTGRESQL_CONF, Rules};
-use pgpool_recovery_core::path::RelPath;
-use pgpool_recovery_core::plan::{Directory, File, Plan};
-use pgpool_recovery_core::protocol::data::Put;
-use pgpool_recovery_core::protocol::message::{Marker, Target, Terms};
-use pgpool_recovery_core::receiver::inspect::myrecovery_path;
-use pgpool_recovery_core::scan::{Source, scan};
+use pgpool_recovery_core::host::inspect::myrecovery_path;
+use pgpool_recovery_core::manifest::exclude::{AUTO_CONF, MYRECOVERY_CONF, POSTGRESQL_CONF, Rules};
+use pgpool_recovery_core::manifest::path::RelPath;
+use pgpool_recovery_core::manifest::plan::{Directory, File, Plan};
+use pgpool_recovery_core::manifest::scan::{Source, scan};
+use pgpool_recovery_core::replication::standby::{self, Following};
 use pgpool_recovery_core::sender::pack::Compression as Packing;
 use pgpool_recovery_core::sender::{Checksums, Manner};
-use pgpool_recovery_core::standby::{self, Following};
-use pgpool_recovery_core::wal;
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::wire::protocol::data::Put;
+use pgpool_recovery_core::wire::protocol::message::{Marker, Target, Terms};
 
-use crate::configuration::keeps;
-use crate::one_host;
 use crate::pg::backup::BackupStop;
-use crate::preflight::Situation;
+use crate::preflight::configuration::keeps;
+use crate::preflight::one_host;
+use crate::preflight::situation::Situation;
 use crate::settings::Compression;
 
 /// On which terms the plan is received.

@@ -4,17 +4,13 @@
 //!
 //! ```text
 //!  api        SQL functions: arguments in, one call, result or ERROR out
-//!  request    what is to be recovered          settings, options   how
-//!  caller     who asks for it                  authority           what the caller decides
-//!  preflight  may it be done?                  approach            asked in order
-//!  check      the answers shown                survey              what would be sent
-//!  configuration  which one the standby has
-//!  one_host   what a target beside the primary must not do to it
-//!  recovery   a first stage, step by step      contents            what it sends besides data files
-//!  start      the standby starts and streams   outcomes            why it did not
-//!  watch      progress while it goes on        summary             the report after it
-//!  status     what became of all of them
-//!  script, pgctl  what the C extension did     report              error -> SQLSTATE
+//!  settings   how it is done: settings, the options of a call, the request
+//!  commands   a file for each thing that is asked for: first_stage, dry_run, check, remote_start, status, ...
+//!  preflight  may it be done? asked in order, or shown
+//!  contents   what a standby gets besides data files
+//!  watch      progress while it goes on        summary   the report after it
+//!  history    what became of recoveries        process   programs and scripts
+//!  report     errors as PostgreSQL raises them
 //!  pg         everything unsafe
 //! ```
 //!
@@ -27,28 +23,15 @@
 compile_error!("pgrx turns panics into PostgreSQL errors: build with panic = \"unwind\"");
 
 mod api;
-mod approach;
-mod authority;
-mod caller;
-mod check;
-mod configuration;
+mod commands;
 mod contents;
-mod one_host;
-mod options;
-mod outcomes;
+mod history;
 mod pg;
-mod pgctl;
 mod preflight;
 mod process;
-mod recovery;
 mod report;
-mod request;
-mod script;
 mod settings;
-mod start;
-mod status;
 mod summary;
-mod survey;
 mod watch;
 
 use pgrx::pg_guard;

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use pgpool_recovery_core::plan::Plan;
+use pgdata::wal;
+use pgpool_recovery_core::manifest::plan::Plan;
 use pgpool_recovery_core::progress::Progress;
-use pgpool_recovery_core::protocol::message::Target;
 use pgpool_recovery_core::sender::Settled;
-use pgpool_recovery_core::wal;
+use pgpool_recovery_core::wire::protocol::message::Target;
 use serde_json::{Map, Value, json};
 
-use crate::preflight::Situation;
+use crate::preflight::situation::Situation;
 
 /// What is gathered on the way.
 pub(crate) struct Summary {

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::progress::{Phase, Progress};
-use pgpool_recovery_core::size::pretty;
-use pgpool_recovery_core::space::SharedSpace;
+use pgpool_recovery_core::sys::size::pretty;
+use pgpool_recovery_core::sys::space::SharedSpace;
 
-use crate::outcomes::Attempt;
+use crate::history::Attempt;
 use crate::pg::log;
 use crate::pg::progress::ProgressReport;
 use crate::pg::slot::Slot;

@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pgpool_recovery_core::delta::differing;
-use pgpool_recovery_core::digest::PAGE;
+use pgpool_recovery_core::compare::delta::differing;
+use pgpool_recovery_core::compare::digest::PAGE;
 
 /// Few bytes describe many: each stands for so many of its kind, and lengths need not be whole pages.
 fn content(recipe: &[u8]) -> Vec<u8> {

@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pgpool_recovery_core::control_file::{ControlFile, wal_system_identifier};
-use pgpool_recovery_core::path::{RelPath, normalize_directory};
-use pgpool_recovery_core::standby;
+use pgdata::control_file::{ControlFile, wal_system_identifier};
+use pgpool_recovery_core::manifest::path::{RelPath, normalize_directory};
+use pgpool_recovery_core::replication::standby;
 
 fuzz_target!(|data: &[u8]| {
     let _ = ControlFile::parse(data);

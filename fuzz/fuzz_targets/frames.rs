@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pgpool_recovery_core::plan::Range;
-use pgpool_recovery_core::protocol::data::{
+use pgpool_recovery_core::manifest::plan::Range;
+use pgpool_recovery_core::wire::protocol::data::{
     ContentTail, PagesTail, Present, Put, decode_ask, decode_end_of_file, decode_file, encode_ask,
 };
 

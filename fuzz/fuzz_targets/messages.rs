@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pgpool_recovery_core::protocol::message::{self, Reply, Request};
+use pgpool_recovery_core::wire::protocol::message::{self, Reply, Request};
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(request) = message::decode::<Request>(data) {

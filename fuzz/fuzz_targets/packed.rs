@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pgpool_recovery_core::buffer::Buffer;
-use pgpool_recovery_core::compress::{Compressor, Decompressor};
-use pgpool_recovery_core::protocol::data::Codec;
+use pgpool_recovery_core::sys::buffer::Buffer;
+use pgpool_recovery_core::wire::compress::{Compressor, Decompressor};
+use pgpool_recovery_core::wire::protocol::data::Codec;
 
 fuzz_target!(|data: &[u8]| {
     let Some((head, packed)) = data.split_at_checked(3) else { return };

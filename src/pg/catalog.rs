@@ -5,15 +5,15 @@
 
 use std::net::SocketAddr;
 
+use pgdata::wal;
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::own_address::Server;
-use pgpool_recovery_core::sockets;
-use pgpool_recovery_core::streaming::Walsender;
-use pgpool_recovery_core::wal;
+use pgpool_recovery_core::replication::own_address::Server;
+use pgpool_recovery_core::replication::streaming::Walsender;
+use pgpool_recovery_core::sys::sockets;
 use serde::Deserialize;
 
 use super::query;
-use crate::authority::Own;
+use crate::preflight::authority::Own;
 
 /// What a recovery must know about this server.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

@@ -185,7 +185,7 @@ pub(crate) fn validate(name: &str) -> Result<()> {
     }
     Err(Error::new(
         Kind::InvalidArgument,
-        format!("invalid replication slot name {}", crate::request::shown(name)),
+        format!("invalid replication slot name {}", crate::settings::request::shown(name)),
     )
     .detail(format!("It has {} bytes.", name.len()))
     .hint(

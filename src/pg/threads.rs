@@ -11,8 +11,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{Builder, scope};
 use std::time::{Duration, Instant};
 
-use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::sys::cancel::Cancel;
 
 use super::cleanup;
 use super::interrupts::{self, ClientWatch};

@@ -11,7 +11,7 @@ use syn::{Expr, ExprCall, ExprMethodCall, File, Item, ItemFn, ItemMod, Lit};
 use crate::document::project;
 
 /// Where errors are raised.
-const SOURCES: [&str; 3] = ["src", "crates/core/src", "crates/agent/src"];
+const SOURCES: [&str; 4] = ["src", "crates/core/src", "crates/pgdata/src", "crates/agent/src"];
 
 /// What goes before the table.
 const HEAD: &str = "# Errors

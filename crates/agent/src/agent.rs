@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::link::admission::{self, Greeted, Greeting};
-use pgpool_recovery_core::link::tls;
+use pgpool_recovery_core::host::policy::Policy;
 use pgpool_recovery_core::receiver::Receiver;
-use pgpool_recovery_core::receiver::policy::Policy;
-use pgpool_recovery_core::secret::Secret;
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::wire::link::admission::{self, Greeted, Greeting};
+use pgpool_recovery_core::wire::link::tls;
+use pgpool_recovery_core::wire::secret::Secret;
 use rustls::server::Accepted;
 use tracing::warn;
 
@@ -295,9 +295,9 @@ mod tests {
     use std::io::{Read, Write};
     use std::sync::atomic::AtomicBool;
 
-    use pgpool_recovery_core::inquiry;
-    use pgpool_recovery_core::link::Connector;
-    use pgpool_recovery_core::link::dial::AgentConnector;
+    use pgpool_recovery_core::wire::inquiry;
+    use pgpool_recovery_core::wire::link::Connector;
+    use pgpool_recovery_core::wire::link::dial::AgentConnector;
 
     use super::*;
 

@@ -1,11 +1,11 @@
 //! `pgpool-recovery-agent check`: what would stop a recovery that nobody has asked for yet.
 
-use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::receiver::configured;
-use pgpool_recovery_core::receiver::inspect::inspect;
-use pgpool_recovery_core::receiver::policy::{Cluster, Policy};
-use pgpool_recovery_core::secret::Secret;
+use pgpool_recovery_core::host::configured;
+use pgpool_recovery_core::host::inspect::inspect;
+use pgpool_recovery_core::host::policy::{Cluster, Policy};
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::wire::secret::Secret;
 use tracing::warn;
 
 use crate::config::Config;

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::path::normalize_directory;
-use pgpool_recovery_core::receiver::policy::{Cluster, resolve};
+use pgpool_recovery_core::host::policy::{Cluster, resolve};
+use pgpool_recovery_core::manifest::path::normalize_directory;
 use serde::Deserialize;
 
 /// The agent's configuration.

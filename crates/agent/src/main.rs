@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use pgpool_recovery_core::error::{Error, Result};
-use pgpool_recovery_core::secret::Secret;
+use pgpool_recovery_core::wire::secret::Secret;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 

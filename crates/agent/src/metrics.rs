@@ -1,7 +1,7 @@
 //! The metrics: what [`Status`] tells, in Prometheus' text format and by its naming rules.
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::protocol::status::{Moved, Run, Status};
+use pgpool_recovery_core::wire::protocol::status::{Moved, Run, Status};
 use prometheus::core::{AtomicU64, Collector, GenericCounterVec, GenericGaugeVec};
 use prometheus::{Opts, Registry, TextEncoder};
 

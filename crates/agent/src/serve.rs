@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::{Error, Result};
-use pgpool_recovery_core::receiver::policy::Policy;
-use pgpool_recovery_core::secret::Secret;
+use pgpool_recovery_core::host::policy::Policy;
+use pgpool_recovery_core::wire::secret::Secret;
 use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use tracing::{error, info, warn};

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use humantime::{format_duration, format_rfc3339_seconds};
-use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::inquiry;
-use pgpool_recovery_core::link::Connector;
-use pgpool_recovery_core::link::dial::AgentConnector;
-use pgpool_recovery_core::protocol::status::{Account, Directory, Run, State, Status};
-use pgpool_recovery_core::secret::Secret;
-use pgpool_recovery_core::size;
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::sys::size;
+use pgpool_recovery_core::wire::inquiry;
+use pgpool_recovery_core::wire::link::Connector;
+use pgpool_recovery_core::wire::link::dial::AgentConnector;
+use pgpool_recovery_core::wire::protocol::status::{Account, Directory, Run, State, Status};
+use pgpool_recovery_core::wire::secret::Secret;
 
 use crate::config::Config;
 use crate::serve::loopback;
@@ -153,8 +153,8 @@ fn moment(seconds: u64) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use pgpool_recovery_core::protocol::message::Marker;
-    use pgpool_recovery_core::protocol::status::Moved;
+    use pgpool_recovery_core::wire::protocol::message::Marker;
+    use pgpool_recovery_core::wire::protocol::status::Moved;
 
     use super::*;
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pgpool_recovery_core::link::dial;
+use pgpool_recovery_core::sys::addresses;
 use tracing::warn;
 
 /// Connections of one group that are logged one by one in a minute; more are counted.
@@ -82,7 +82,7 @@ impl OwnAddresses {
         }
         self.asked = Some(Instant::now());
         // without a list, loopback is still known
-        if let Ok(own) = dial::own_addresses() {
+        if let Ok(own) = addresses::own_addresses() {
             self.known = own.iter().map(IpAddr::to_canonical).collect();
         }
         Group::of(address, &self.known)
@@ -260,7 +260,7 @@ mod tests {
         let mut own = OwnAddresses::new();
         assert_eq!(own.group([127, 0, 0, 1].into()), Group::ThisHost);
         assert!(own.asked.is_none(), "loopback needs no list");
-        for address in dial::own_addresses().expect("interfaces") {
+        for address in addresses::own_addresses().expect("interfaces") {
             assert_eq!(own.group(address), Group::ThisHost);
         }
         assert_ne!(own.group([192, 0, 2, 1].into()), Group::ThisHost);

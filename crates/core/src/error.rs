@@ -151,6 +151,20 @@ impl Error {
     }
 }
 
+impl From<pgdata::control_file::Invalid> for Error {
+    fn from(invalid: pgdata::control_file::Invalid) -> Self {
+        use pgdata::control_file::Invalid;
+        match invalid {
+            Invalid::Damaged(what) => Self::new(Kind::Corrupt, format!("invalid pg_control file: {what}")),
+            Invalid::UnknownVersion(version) => {
+                Self::new(Kind::Unsupported, format!("unknown pg_control version {version}"))
+                    .detail("Known are 1300 (PostgreSQL 13 to 16), 1700 and 1800.")
+                    .hint("Install a version of pgpool_recovery that knows this PostgreSQL.")
+            }
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;

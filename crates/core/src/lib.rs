@@ -14,40 +14,16 @@
 // a backend runs this, and they panic where its stderr is a closed pipe or a full disk
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
-pub mod buffer;
-pub mod cancel;
-pub mod checksum;
-pub mod clock;
-pub mod compress;
-pub mod configuration;
-pub mod control_file;
-pub mod delta;
-pub mod digest;
-pub mod direct;
+pub mod compare;
+pub mod data_directory;
 pub mod error;
-pub mod exclude;
-pub mod hexadecimal;
-pub mod inquiry;
-pub mod judge;
-pub mod link;
+pub mod host;
 pub mod local;
-mod lock;
-pub mod naming;
-pub mod own_address;
-pub mod path;
-pub mod plan;
-pub mod process;
+pub mod manifest;
+pub mod preflight;
 pub mod progress;
-pub mod protocol;
 pub mod receiver;
-pub mod recovery_settings;
-pub mod scan;
-pub mod secret;
+pub mod replication;
 pub mod sender;
-pub mod size;
-pub mod sockets;
-pub mod space;
-pub mod standby;
-pub mod streaming;
-pub mod target;
-pub mod wal;
+pub mod sys;
+pub mod wire;

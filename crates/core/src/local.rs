@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::cancel::Cancel;
 use crate::error::{Error, Result};
-use crate::link::{Connector, Link, pipe};
-use crate::lock::lock;
+use crate::host::policy::{Policy, Reach};
 use crate::receiver::Receiver;
-use crate::receiver::policy::{Policy, Reach};
+use crate::sys::cancel::Cancel;
+use crate::sys::lock::lock;
+use crate::wire::link::{Connector, Link, pipe};
 
 /// Connects to a receiver in this process. Dropping it waits for the receiver's threads.
 pub struct LocalConnector {

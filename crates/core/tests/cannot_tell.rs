@@ -7,11 +7,11 @@ use std::os::unix::fs::symlink;
 use std::sync::Arc;
 
 use hosts::{Hosts, VERSION, pages, transports};
-use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::Kind;
-use pgpool_recovery_core::exclude::MARKER;
-use pgpool_recovery_core::protocol::message::{LinkedWal, Purpose};
+use pgpool_recovery_core::manifest::exclude::MARKER;
 use pgpool_recovery_core::sender::Session;
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::wire::protocol::message::{LinkedWal, Purpose};
 
 fn with_tablespace() -> Hosts {
     let mut hosts = Hosts::new();

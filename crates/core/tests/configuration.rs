@@ -6,11 +6,11 @@ use std::fs;
 use std::path::Path;
 
 use hosts::{Hosts, transports};
-use pgpool_recovery_core::control_file::PG_CONTROL;
+use pgdata::control_file::PG_CONTROL;
 use pgpool_recovery_core::error::Kind;
-use pgpool_recovery_core::exclude::MARKER;
-use pgpool_recovery_core::path::RelPath;
-use pgpool_recovery_core::protocol::message::Purpose;
+use pgpool_recovery_core::manifest::exclude::MARKER;
+use pgpool_recovery_core::manifest::path::RelPath;
+use pgpool_recovery_core::wire::protocol::message::Purpose;
 
 fn keeping(names: &[&str]) -> Hosts {
     let mut hosts = Hosts::new();

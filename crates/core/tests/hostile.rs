@@ -7,18 +7,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use pgpool_recovery_core::buffer::Buffer;
-use pgpool_recovery_core::cancel::Cancel;
+use pgpool_recovery_core::compare::delta::Extent;
 use pgpool_recovery_core::error::{Error, Kind};
-use pgpool_recovery_core::link::{Link, pipe};
-use pgpool_recovery_core::plan::Range;
-use pgpool_recovery_core::protocol::data::{
-    ASK, BARRIER, CONTENT, Codec, ContentTail, END_OF_FILE, GONE, MAX_RUNS, PAGES, PagesTail, Run,
-};
-use pgpool_recovery_core::protocol::message::{self, Reply, Target};
-use pgpool_recovery_core::protocol::{PUT, REPLY, REQUEST};
+use pgpool_recovery_core::host::policy::{Cluster, Policy};
+use pgpool_recovery_core::manifest::plan::Range;
 use pgpool_recovery_core::receiver::Receiver;
-use pgpool_recovery_core::receiver::policy::{Cluster, Policy};
+use pgpool_recovery_core::sys::buffer::Buffer;
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::wire::link::{Link, pipe};
+use pgpool_recovery_core::wire::protocol::data::{
+    ASK, BARRIER, CONTENT, Codec, ContentTail, END_OF_FILE, GONE, MAX_RUNS, PAGES, PagesTail,
+};
+use pgpool_recovery_core::wire::protocol::message::{self, Reply, Target};
+use pgpool_recovery_core::wire::protocol::{PUT, REPLY, REQUEST};
 use serde_json::{Value, json};
 
 struct Host {
@@ -252,7 +253,7 @@ fn a_survey_writes_nothing_whatever_it_is_told() {
     let host = Host::new();
     let mut page = vec![7; 8192];
     let mut tail = Vec::new();
-    PagesTail::encode(0, Codec::Plain, &[Run { offset: 0, length: 8192 }], &mut tail);
+    PagesTail::encode(0, Codec::Plain, &[Extent { offset: 0, length: 8192 }], &mut tail);
     page.extend_from_slice(&tail);
     let mut content = vec![7; 8192];
     ContentTail::encode(&[Range { file: 0, offset: 0, length: 8192 }], &mut tail);
@@ -348,20 +349,24 @@ fn frames_that_are_none() {
 #[test]
 fn pages_that_belong_nowhere() {
     let host = Host::new();
-    let pages = |file: u32, runs: &[Run], content: &[u8]| {
+    let pages = |file: u32, runs: &[Extent], content: &[u8]| {
         let mut tail = Vec::new();
         PagesTail::encode(file, Codec::Plain, runs, &mut tail);
         [content, &tail].concat()
     };
-    let page = Run { offset: 0, length: 8192 };
+    let page = Extent { offset: 0, length: 8192 };
     let cases: Vec<(&str, u8, Vec<u8>)> = vec![
         ("a file that is not in the plan", PAGES, pages(7, &[page], &[1; 8192])),
         ("the end of the numbers", PAGES, pages(u32::MAX, &[page], &[1; 8192])),
-        ("beyond the planned size", PAGES, pages(0, &[Run { offset: 3 * 8192, length: 8192 }], &[1; 8192])),
+        (
+            "beyond the planned size",
+            PAGES,
+            pages(0, &[Extent { offset: 3 * 8192, length: 8192 }], &[1; 8192]),
+        ),
         (
             "past the end of any file",
             PAGES,
-            pages(0, &[Run { offset: u64::MAX - 1, length: 8192 }], &[1; 8192]),
+            pages(0, &[Extent { offset: u64::MAX - 1, length: 8192 }], &[1; 8192]),
         ),
         ("less content than announced", PAGES, pages(0, &[page, page], &[1; 8192])),
         ("too much in one frame", PAGES, pages(0, &[page; MAX_RUNS], &[])),
@@ -396,7 +401,7 @@ fn a_directory_that_becomes_a_link() {
     symlink(host.path("outside"), host.path("standby/base/5")).expect("link");
     let mut stream = host.attach(&target);
     let mut tail = Vec::new();
-    PagesTail::encode(0, Codec::Plain, &[Run { offset: 0, length: 8192 }], &mut tail);
+    PagesTail::encode(0, Codec::Plain, &[Extent { offset: 0, length: 8192 }], &mut tail);
     stream.send(PAGES, &[&[1; 8192][..], &tail].concat());
     stream.send(BARRIER, &[]);
     let _ = stream.end();
@@ -502,7 +507,7 @@ fn data_after_it_was_settled() {
     let host = Host::new();
     let mut page = vec![7; 8192];
     let mut tail = Vec::new();
-    PagesTail::encode(0, Codec::Plain, &[Run { offset: 0, length: 8192 }], &mut tail);
+    PagesTail::encode(0, Codec::Plain, &[Extent { offset: 0, length: 8192 }], &mut tail);
     page.extend_from_slice(&tail);
     for (kind, body) in [(PAGES, page), (END_OF_FILE, [0; 12].to_vec()), (GONE, vec![0; 4])] {
         let (mut control, target) = host.begin();

@@ -7,9 +7,9 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 
 use hosts::{Hosts, VERSION, pages, transports};
 use pgpool_recovery_core::error::{Error, Kind};
-use pgpool_recovery_core::exclude::{CONTROL_ASIDE, MARKER};
-use pgpool_recovery_core::path::RelPath;
-use pgpool_recovery_core::protocol::message::Purpose;
+use pgpool_recovery_core::manifest::exclude::{CONTROL_ASIDE, MARKER};
+use pgpool_recovery_core::manifest::path::RelPath;
+use pgpool_recovery_core::wire::protocol::message::Purpose;
 
 /// A primary with a file that the standby has, one that it has not, an empty one, and many small ones.
 fn hosts() -> Hosts {

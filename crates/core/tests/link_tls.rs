@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pgpool_recovery_core::buffer::Buffer;
-use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::{Error, Kind};
-use pgpool_recovery_core::link::dial::AgentConnector;
-use pgpool_recovery_core::link::{Connector, Link, tls};
-use pgpool_recovery_core::secret::Secret;
+use pgpool_recovery_core::sys::buffer::Buffer;
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::wire::link::dial::AgentConnector;
+use pgpool_recovery_core::wire::link::{Connector, Link, tls};
+use pgpool_recovery_core::wire::secret::Secret;
 
 fn listener() -> (TcpListener, std::net::SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");

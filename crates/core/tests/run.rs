@@ -8,13 +8,14 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::Arc;
 
 use hosts::{Hosts, VERSION, pages, transports};
-use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::Kind;
-use pgpool_recovery_core::exclude::MARKER;
-use pgpool_recovery_core::path::RelPath;
-use pgpool_recovery_core::protocol::message::{Listening, Purpose};
+use pgpool_recovery_core::manifest::exclude::MARKER;
+use pgpool_recovery_core::manifest::path::RelPath;
+use pgpool_recovery_core::replication::standby::Listening;
 use pgpool_recovery_core::sender::pack::Compression;
 use pgpool_recovery_core::sender::{Manner, Session};
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::wire::protocol::message::Purpose;
 
 #[test]
 fn an_empty_target_gets_everything_and_a_second_run_sends_nothing() {

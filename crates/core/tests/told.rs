@@ -6,12 +6,12 @@ use std::fs;
 use std::sync::Arc;
 
 use hosts::{Hosts, pages};
-use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::Kind;
-use pgpool_recovery_core::inquiry;
-use pgpool_recovery_core::link::Connector;
-use pgpool_recovery_core::protocol::message::Purpose;
-use pgpool_recovery_core::protocol::status::{self, Moved, State};
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::wire::inquiry;
+use pgpool_recovery_core::wire::link::Connector;
+use pgpool_recovery_core::wire::protocol::message::Purpose;
+use pgpool_recovery_core::wire::protocol::status::{self, Moved, State};
 
 /// What the agent tells of its only directory.
 fn told(connector: &Arc<dyn Connector>) -> status::Directory {

@@ -2,12 +2,12 @@
 
 use super::read::read_full;
 use super::run::{Run, slot};
-use crate::buffer::Buffer;
-use crate::digest::Pieces;
-use crate::direct::DirectFile;
+use crate::compare::digest::Pieces;
 use crate::error::Result;
-use crate::plan::Range;
-use crate::protocol::data::Present;
+use crate::manifest::plan::Range;
+use crate::sys::buffer::Buffer;
+use crate::sys::direct::DirectFile;
+use crate::wire::protocol::data::Present;
 
 /// Reads the target's files and digests their pages; keeps the last file open.
 pub(super) struct Digester<'a> {

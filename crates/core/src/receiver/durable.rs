@@ -7,9 +7,9 @@ use std::thread::JoinHandle;
 
 use super::crew;
 use super::run::{Run, Slot};
+use crate::data_directory::Target;
 use crate::error::{Error, Kind, Result};
-use crate::lock::lock;
-use crate::target::Target;
+use crate::sys::lock::lock;
 
 /// From so many files on the whole file system is synced at once: each sync of a file makes the disk empty its
 /// cache.
@@ -113,8 +113,8 @@ fn is_at_least_5_17(release: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::path::RelPath;
-    use crate::plan::File;
+    use crate::manifest::path::RelPath;
+    use crate::manifest::plan::File;
 
     #[test]
     fn what_went_past_the_page_cache_is_synced_by_itself() {

@@ -1,21 +1,22 @@
 //! The last steps, in the order that keeps the target unstartable until it is complete (S2).
 
+use pgdata::configuration::{MAX_BYTES, content};
+use pgdata::control_file::PG_CONTROL;
+
 use super::durable::sync_files;
 use super::identity;
-use super::inspect::{auto_configuration, configuration, main_configuration, myrecovery_path};
-use super::policy::Cluster;
 use super::run::Run;
-use super::running;
 use super::settle::settle_wal;
-use crate::configuration::{MAX_BYTES, content};
-use crate::control_file::PG_CONTROL;
 use crate::error::{Error, Kind, Result};
-use crate::exclude::{CONTROL_ASIDE, MARKER, MYRECOVERY_CONF, POSTGRESQL_CONF};
-use crate::path::RelPath;
-use crate::protocol::data::Put;
-use crate::protocol::message::Marker;
-use crate::recovery_settings;
-use crate::standby;
+use crate::host::inspect::{auto_configuration, configuration, main_configuration, myrecovery_path};
+use crate::host::policy::Cluster;
+use crate::host::running;
+use crate::manifest::exclude::{CONTROL_ASIDE, MARKER, MYRECOVERY_CONF, POSTGRESQL_CONF};
+use crate::manifest::path::RelPath;
+use crate::replication::recovery_settings;
+use crate::replication::standby;
+use crate::wire::protocol::data::Put;
+use crate::wire::protocol::message::Marker;
 
 /// From here on the target cannot be started: the marker is written, pg_control is out of the way.
 ///
@@ -160,10 +161,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::cancel::Cancel;
-    use crate::digest::DigestKey;
+    use crate::compare::digest::DigestKey;
+    use crate::data_directory::Target;
     use crate::receiver::ledger::Ledger;
-    use crate::target::Target;
+    use crate::sys::cancel::Cancel;
 
     fn marker() -> Marker {
         Marker { system_identifier: 7, timeline: 1, ..Marker::default() }

@@ -4,17 +4,17 @@
 //! The lock on the directory keeps other recoveries out, not rsync, pg_rewind or an old script. A file that one of them
 //! replaces, after it was compared equal, would be taken for the primary's.
 
+use pgdata::control_file::PG_CONTROL;
 use serde::Serialize;
 
 use super::run::Run;
-use crate::control_file::PG_CONTROL;
-use crate::digest::random_bytes;
+use crate::compare::digest::random_bytes;
+use crate::data_directory::Stamp;
 use crate::error::{Error, Kind, Result};
-use crate::exclude::MARKER;
-use crate::hexadecimal;
-use crate::path::RelPath;
-use crate::protocol::message;
-use crate::target::Stamp;
+use crate::manifest::exclude::MARKER;
+use crate::manifest::path::RelPath;
+use crate::sys::hexadecimal;
+use crate::wire::protocol::message;
 
 /// A file that was installed as a whole, and how it was then.
 pub(super) type Installed = (RelPath, Stamp);

@@ -1,12 +1,13 @@
 //! What a sender may place in a target, and how. That a target cannot be started before it is complete, and that the
 //! standby keeps its own files, is the receiver's own promise, whatever it is sent.
 
-use crate::control_file::PG_CONTROL;
+use pgdata::control_file::PG_CONTROL;
+use pgdata::wal;
+
 use crate::error::{Error, Kind, Result};
-use crate::exclude::{MYRECOVERY_CONF, is_never_planned};
-use crate::path::RelPath;
-use crate::protocol::data::Put;
-use crate::wal;
+use crate::manifest::exclude::{MYRECOVERY_CONF, is_never_planned};
+use crate::manifest::path::RelPath;
+use crate::wire::protocol::data::Put;
 
 /// The bits of a mode that a copy takes over: nothing of PostgreSQL's is set-user-ID, set-group-ID or sticky, and the
 /// agent's unit may not set such bits.

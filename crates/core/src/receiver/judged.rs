@@ -5,15 +5,15 @@
 
 use std::path::{Path, PathBuf};
 
+use pgdata::control_file::PG_CONTROL;
 use rustix::io::Errno;
 
-use super::inspect;
-use crate::control_file::PG_CONTROL;
+use crate::data_directory::{Stamp, Stat, Target};
 use crate::error::{Error, Kind, Result};
-use crate::exclude::{CONTROL_ASIDE, MARKER};
-use crate::path::RelPath;
-use crate::protocol::message::Content;
-use crate::target::{Stamp, Stat, Target};
+use crate::host::inspect;
+use crate::manifest::exclude::{CONTROL_ASIDE, MARKER};
+use crate::manifest::path::RelPath;
+use crate::wire::protocol::message::Content;
 
 /// Files that a server or another tool changes, or makes, when it works here.
 const FILES: &[&str] =

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::clock;
 use crate::error::{Error, Kind};
-use crate::lock::lock;
-use crate::plan::File;
-use crate::protocol::status::{Account, Moved, Run, State};
+use crate::manifest::plan::File;
+use crate::sys::clock;
+use crate::sys::lock::lock;
+use crate::wire::protocol::status::{Account, Moved, Run, State};
 
 /// The accounts of all directories.
 pub(super) struct Ledger {
@@ -244,7 +244,7 @@ fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::path::RelPath;
+    use crate::manifest::path::RelPath;
 
     const DIRECTORY: &str = "/srv/pg/node1";
 

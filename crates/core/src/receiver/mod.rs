@@ -6,20 +6,16 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::buffer::Buffer;
-use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
-use crate::link::{Link, Sink, closed};
-use crate::lock::lock;
-use crate::protocol::message::{self, Reply, Request};
-use crate::protocol::status::{Directory, Status};
-use crate::protocol::{REPLY, REQUEST};
-
-pub mod configured;
-pub mod inspect;
-pub mod launch;
-pub mod policy;
-pub mod running;
+use crate::host::policy::{self, Policy, resolve};
+use crate::host::{inspect, running};
+use crate::sys::buffer::Buffer;
+use crate::sys::cancel::Cancel;
+use crate::sys::lock::lock;
+use crate::wire::link::{Link, Sink, closed};
+use crate::wire::protocol::message::{self, Reply, Request};
+use crate::wire::protocol::status::{Directory, Status};
+use crate::wire::protocol::{REPLY, REQUEST};
 
 mod clone;
 mod crew;
@@ -30,28 +26,18 @@ mod identity;
 mod incoming;
 mod judged;
 mod ledger;
-mod login;
-mod neighbours;
 mod obstacles;
-mod patience;
-mod places;
-mod procfs;
 mod prune;
 mod read;
-mod readiness;
-mod references;
 mod room;
 mod run;
 mod segments;
 mod session;
 mod settle;
-mod small_file;
 mod stream;
-mod walreceiver;
 mod write;
 
 use ledger::Ledger;
-use policy::{Policy, resolve};
 use run::Run;
 
 /// Serves links to one host's targets.

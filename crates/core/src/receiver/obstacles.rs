@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use rustix::fs::FileType;
 
 use super::prune::{Fate, Pruning};
+use crate::data_directory::{Entries, Target};
 use crate::error::{Error, Kind, Result};
-use crate::exclude::holds_relations;
-use crate::path::RelPath;
-use crate::plan::{Directory, File};
-use crate::protocol::message::Terms;
-use crate::target::{Entries, Target};
+use crate::manifest::exclude::holds_relations;
+use crate::manifest::path::RelPath;
+use crate::manifest::plan::{Directory, File};
+use crate::wire::protocol::message::Terms;
 
 /// What was found.
 #[derive(Debug, Default)]

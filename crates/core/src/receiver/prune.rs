@@ -3,15 +3,15 @@
 
 use std::collections::{HashMap, HashSet};
 
+use pgdata::control_file::PG_CONTROL;
 use rustix::fs::FileType;
 
-use crate::control_file::PG_CONTROL;
+use crate::data_directory::Target;
 use crate::error::Result;
-use crate::exclude::{CONTROL_ASIDE, MARKER, Rules};
-use crate::path::RelPath;
-use crate::plan::Directory;
-use crate::protocol::message::Terms;
-use crate::target::Target;
+use crate::manifest::exclude::{CONTROL_ASIDE, MARKER, Rules};
+use crate::manifest::path::RelPath;
+use crate::manifest::plan::Directory;
+use crate::wire::protocol::message::Terms;
 
 /// What becomes of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

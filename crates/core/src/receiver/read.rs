@@ -3,8 +3,8 @@
 use rustix::io::Errno;
 
 use super::run::Slot;
-use crate::direct::DirectFile;
 use crate::error::{Error, Result};
+use crate::sys::direct::DirectFile;
 
 /// Fills `buffer` from `offset` on; returns how much is there, or `None` if the disk cannot read it.
 pub(super) fn read_full(

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 
-use super::inspect;
 use super::obstacles::Found;
+use crate::data_directory::Target;
 use crate::error::{Error, Kind, Result};
-use crate::path::RelPath;
-use crate::plan::File;
-use crate::protocol::message::{PrimarySpace, Terms};
-use crate::space::{Space, reserve};
-use crate::target::Target;
+use crate::host::inspect;
+use crate::manifest::path::RelPath;
+use crate::manifest::plan::File;
+use crate::sys::space::{Space, reserve};
+use crate::wire::protocol::message::{PrimarySpace, Terms};
 
 /// Room a file system must have beyond what is going to be written, bytes.
 const SLACK: u64 = 16 << 20;

@@ -8,14 +8,14 @@ use rustix::fs::{Advice, fadvise};
 use super::durable::Before;
 use super::identity;
 use super::ledger::Record;
-use crate::cancel::Cancel;
-use crate::digest::DigestKey;
-use crate::direct::DirectFile;
+use crate::compare::digest::DigestKey;
+use crate::data_directory::{Stamp, Stat, Target};
 use crate::error::{Error, Kind, Result};
-use crate::lock::lock;
-use crate::path::RelPath;
-use crate::plan::File;
-use crate::target::{Stamp, Stat, Target};
+use crate::manifest::path::RelPath;
+use crate::manifest::plan::File;
+use crate::sys::cancel::Cancel;
+use crate::sys::direct::DirectFile;
+use crate::sys::lock::lock;
 
 /// A run that has begun.
 pub(super) struct Run {

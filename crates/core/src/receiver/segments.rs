@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::run::Slot;
-use crate::exclude::relation_segment;
+use crate::manifest::exclude::relation_segment;
 
 /// Where a fork turned out to end.
 struct End {
@@ -45,8 +45,8 @@ pub(super) fn end_forks(slots: &[Slot]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::path::RelPath;
-    use crate::plan::File;
+    use crate::manifest::path::RelPath;
+    use crate::manifest::plan::File;
 
     const PLANNED: u64 = 1 << 30;
 

@@ -10,28 +10,26 @@ use tracing::info;
 
 use super::incoming::{self, PERMISSIONS, Puts};
 use super::judged::{self, Judged};
-use super::neighbours::{Neighbours, Wanted};
-use super::policy::{Cluster, Policy, resolve};
 use super::run::Run;
 use super::settle::settle;
-use super::{
-    Receiver, clone, finish, inspect, launch, login, obstacles, places, readiness, room, running, unexpected,
-    walreceiver,
-};
+use super::{Receiver, clone, finish, obstacles, room, unexpected};
+use crate::host::neighbours::{Neighbours, Wanted};
+use crate::host::policy::{Cluster, Policy, resolve};
+use crate::host::{inspect, launch, login, places, readiness, running, walreceiver};
 
-use crate::cancel::Cancel;
-use crate::digest::{DigestKey, random_bytes};
+use crate::compare::digest::{DigestKey, random_bytes};
+use crate::data_directory::Target;
 use crate::error::{Error, Kind, Result};
-use crate::hexadecimal;
-use crate::judge::overlap;
-use crate::link::Link;
-use crate::link::control::Control;
-use crate::path::RelPath;
-use crate::plan::{Directory, File};
-use crate::protocol::message::{self, Purpose, Reply, Request, Terms};
-use crate::protocol::status::State;
-use crate::protocol::{PUT, REPLY, REQUEST};
-use crate::target::Target;
+use crate::manifest::path::RelPath;
+use crate::manifest::path::overlap;
+use crate::manifest::plan::{Directory, File};
+use crate::sys::cancel::Cancel;
+use crate::sys::hexadecimal;
+use crate::wire::link::Link;
+use crate::wire::link::control::Control;
+use crate::wire::protocol::message::{self, Purpose, Reply, Request, Terms};
+use crate::wire::protocol::status::State;
+use crate::wire::protocol::{PUT, REPLY, REQUEST};
 
 /// Most files and directories of a plan: a bound on memory, far beyond any real cluster.
 const MAX_PLAN: usize = 50_000_000;

@@ -7,11 +7,11 @@ use super::identity;
 use super::prune::{Fate, Pruning};
 use super::run::{Run, Slot};
 use super::segments::end_forks;
+use crate::data_directory::Entries;
 use crate::error::{Error, Kind, Result};
-use crate::path::RelPath;
-use crate::plan::Directory;
-use crate::protocol::message::Terms;
-use crate::target::Entries;
+use crate::manifest::path::RelPath;
+use crate::manifest::plan::Directory;
+use crate::wire::protocol::message::Terms;
 
 /// What settling did.
 #[derive(Debug, Default)]

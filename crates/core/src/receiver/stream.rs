@@ -12,17 +12,17 @@ use super::digest::Digester;
 use super::run::{Run, open_slot, slot};
 use super::write::PageWriter;
 use super::{cut, reply, unexpected};
-use crate::buffer::Buffer;
-use crate::cancel::Cancel;
-use crate::compress::Decompressor;
 use crate::error::{Error, Kind, Result};
-use crate::link::{Link, Sink, Source};
-use crate::plan::Range;
-use crate::protocol::data::{
+use crate::manifest::plan::Range;
+use crate::sys::buffer::Buffer;
+use crate::sys::cancel::Cancel;
+use crate::wire::compress::Decompressor;
+use crate::wire::link::{Link, Sink, Source};
+use crate::wire::protocol::data::{
     ASK, BARRIER, CONTENT, ContentTail, DIFFERS, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesTail,
     WRITTEN, decode_ask, decode_end_of_file, decode_file,
 };
-use crate::protocol::message::{self, Reply};
+use crate::wire::protocol::message::{self, Reply};
 
 /// Requests that wait to be answered; the sender keeps fewer on the way.
 const QUEUE: usize = 64;

@@ -6,14 +6,14 @@ use super::cut;
 use super::read::read_full;
 use super::run::{Run, Slot, open_slot};
 use super::stream::Early;
-use crate::buffer::Buffer;
-use crate::delta;
-use crate::digest::PAGE;
-use crate::direct::DirectFile;
+use crate::compare::delta::{self, Extent};
+use crate::compare::digest::PAGE;
+use crate::data_directory::write::Writer;
 use crate::error::{Error, Result};
-use crate::plan::Range;
-use crate::protocol::data::{self, ContentTail, PagesTail};
-use crate::target::write::Writer;
+use crate::manifest::plan::Range;
+use crate::sys::buffer::Buffer;
+use crate::sys::direct::DirectFile;
+use crate::wire::protocol::data::{ContentTail, PagesTail};
 
 /// Writes what arrives; keeps the file of the last pages open.
 pub(super) struct PageWriter<'a> {
@@ -22,7 +22,7 @@ pub(super) struct PageWriter<'a> {
     dirty: &'a SyncSender<Early>,
     open: Option<Open>,
     present: Buffer,
-    runs: Vec<data::Run>,
+    runs: Vec<Extent>,
 }
 
 struct Open {

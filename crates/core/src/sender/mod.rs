@@ -8,22 +8,22 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use crate::buffer::Buffer;
-use crate::cancel::Cancel;
-use crate::digest::DigestKey;
+use crate::compare::digest::DigestKey;
 use crate::error::{Error, Kind, Result};
-use crate::hexadecimal;
-use crate::link::control::Control;
-use crate::link::{Connector, Link};
-use crate::path::RelPath;
-use crate::plan::{Directory, File, Plan, Work};
+use crate::manifest::path::RelPath;
+use crate::manifest::plan::{Directory, File, Plan, Work};
 use crate::progress::Progress;
-use crate::protocol::data::Put;
-use crate::protocol::message::{
-    self, Listening, Marker, Purpose, Reply, Request, Target, Terms, Walreceiver,
-};
-use crate::protocol::{MAX_STREAMS, PUT, REPLY, REQUEST};
-use crate::standby::Following;
+use crate::replication::standby::Following;
+use crate::replication::standby::Listening;
+use crate::replication::streaming::Walreceiver;
+use crate::sys::buffer::Buffer;
+use crate::sys::cancel::Cancel;
+use crate::sys::hexadecimal;
+use crate::wire::link::control::Control;
+use crate::wire::link::{Connector, Link};
+use crate::wire::protocol::data::Put;
+use crate::wire::protocol::message::{self, Marker, Purpose, Reply, Request, Target, Terms};
+use crate::wire::protocol::{MAX_STREAMS, PUT, REPLY, REQUEST};
 
 pub mod pack;
 pub mod rate;
@@ -343,7 +343,7 @@ impl Session {
                 Reply::Error(error) => Err(error),
                 other => Err(unexpected(&other)),
             },
-            _ => Err(crate::link::closed(&self.place)),
+            _ => Err(crate::wire::link::closed(&self.place)),
         }
     }
 

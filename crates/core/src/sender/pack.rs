@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use crate::lock::lock;
-use crate::protocol::data::Codec;
+use crate::sys::lock::lock;
+use crate::wire::protocol::data::Codec;
 
 /// The setting `pgpool_recovery.compression`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -3,9 +3,9 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::cancel::Cancel;
 use crate::error::Result;
-use crate::lock::lock;
+use crate::sys::cancel::Cancel;
+use crate::sys::lock::lock;
 
 /// How much may be sent ahead of the rate: a short burst, so that many threads do not wait in turn
 /// for tiny shares.

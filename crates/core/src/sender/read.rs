@@ -4,12 +4,13 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::checksum::{self, Verdict};
-use crate::direct::DirectFile;
-use crate::error::{Error, Result};
-use crate::exclude::{RelationFile, holds_relations};
-use crate::path::RelPath;
-use crate::plan::{self, Range};
+use pgdata::checksum::{self, Verdict};
+
+use crate::error::{Error, Kind, Result};
+use crate::manifest::exclude::{RelationFile, holds_relations};
+use crate::manifest::path::RelPath;
+use crate::manifest::plan::{self, Range};
+use crate::sys::direct::DirectFile;
 
 /// How often a page whose checksum is wrong is read again: the server may be writing it.
 const RETRIES: usize = 5;
@@ -100,7 +101,7 @@ fn verify(
             verdict = checksum::verify(page, block, checksums.start_lsn);
         }
         if let Verdict::Bad { computed, stored } = verdict {
-            return Err(checksum::corrupt_page(path.as_str(), block, computed, stored));
+            return Err(corrupt_page(path.as_str(), block, computed, stored));
         }
     }
     Ok(())
@@ -108,4 +109,14 @@ fn verify(
 
 fn unreadable(path: &RelPath) -> impl Fn(std::io::Error) -> Error {
     move |error| Error::io(format_args!("read file \"{path}\" of the primary"), &error)
+}
+
+/// The error for a page that stayed bad after being read again.
+fn corrupt_page(path: &str, block: u32, computed: u16, stored: u16) -> Error {
+    Error::new(Kind::Corrupt, format!("checksum verification failed in file \"{path}\", block {block}"))
+        .detail(format!("The checksum calculated is {computed:X}, but the page carries {stored:X}."))
+        .hint(
+            "The page is damaged on the primary. Repair it there; or set pgpool_recovery.verify_checksums \
+             = off to copy it as it is.",
+        )
 }

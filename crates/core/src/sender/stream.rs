@@ -11,21 +11,21 @@ use std::time::Instant;
 use super::pack::Chooser;
 use super::rate::Rate;
 use super::read::{Checksums, Reader};
-use crate::buffer::Buffer;
-use crate::cancel::Cancel;
-use crate::compress::Compressor;
-use crate::delta;
-use crate::digest::{DIGEST, DigestKey, Piece, Pieces};
+use crate::compare::delta::{self, Extent};
+use crate::compare::digest::{DIGEST, DigestKey, Piece, Pieces};
 use crate::error::{Error, Kind, Result};
-use crate::link::{Link, Source, closed};
-use crate::lock::lock;
-use crate::plan::{self, Range, Work};
+use crate::manifest::plan::{self, Range, Work};
 use crate::progress::Progress;
-use crate::protocol::data::{
+use crate::sys::buffer::Buffer;
+use crate::sys::cancel::Cancel;
+use crate::sys::lock::lock;
+use crate::wire::compress::Compressor;
+use crate::wire::link::{Link, Source, closed};
+use crate::wire::protocol::data::{
     ASK, BARRIER, CONTENT, Codec, ContentTail, DIFFERS, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesTail,
-    Present, Run, WRITTEN, decode_written, encode_ask, encode_end_of_file,
+    Present, WRITTEN, decode_written, encode_ask, encode_end_of_file,
 };
-use crate::protocol::message;
+use crate::wire::protocol::message;
 
 /// Batches asked for ahead of the one that is being read.
 const AHEAD: usize = 8;
@@ -70,7 +70,7 @@ pub(super) struct Stream<'a> {
     body: Buffer,
     head: Vec<u8>,
     gathered: Vec<u8>,
-    runs: Vec<Run>,
+    runs: Vec<Extent>,
     digests: Vec<u8>,
     /// Batches handed over of which the receiver has not said what it wrote.
     unanswered: usize,
@@ -286,7 +286,7 @@ impl<'a> Stream<'a> {
             return Ok(bytes);
         }
         self.transfer.rate.admit(bytes, self.transfer.cancel)?;
-        let of = |run: &Run| {
+        let of = |run: &Extent| {
             let start = start + usize::try_from(run.offset - range.offset).unwrap_or(0);
             &self.buffer[start..start + run.length as usize]
         };

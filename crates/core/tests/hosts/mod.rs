@@ -7,23 +7,23 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::Error;
-use pgpool_recovery_core::exclude::{MARKER, Rules};
-use pgpool_recovery_core::link::dial::AgentConnector;
-use pgpool_recovery_core::link::{Connector, tls};
+use pgpool_recovery_core::host::policy::{Cluster, Policy, Reach};
 use pgpool_recovery_core::local::LocalConnector;
-use pgpool_recovery_core::path::RelPath;
-use pgpool_recovery_core::plan::{Directory, File, Tablespace};
+use pgpool_recovery_core::manifest::exclude::{MARKER, Rules};
+use pgpool_recovery_core::manifest::path::RelPath;
+use pgpool_recovery_core::manifest::plan::{Directory, File, Tablespace};
+use pgpool_recovery_core::manifest::scan::{Source, scan};
 use pgpool_recovery_core::progress::Progress;
-use pgpool_recovery_core::protocol::data::Put;
-use pgpool_recovery_core::protocol::message::{Marker, Purpose, Terms};
 use pgpool_recovery_core::receiver::Receiver;
-use pgpool_recovery_core::receiver::policy::{Cluster, Policy, Reach};
-use pgpool_recovery_core::scan::{Source, scan};
-use pgpool_recovery_core::secret::Secret;
 use pgpool_recovery_core::sender::pack::Compression;
 use pgpool_recovery_core::sender::{Manner, Session, Settled};
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::wire::link::dial::AgentConnector;
+use pgpool_recovery_core::wire::link::{Connector, tls};
+use pgpool_recovery_core::wire::protocol::data::Put;
+use pgpool_recovery_core::wire::protocol::message::{Marker, Purpose, Terms};
+use pgpool_recovery_core::wire::secret::Secret;
 
 pub(crate) const VERSION: &str = "PG_15_202209061";
 

@@ -1,0 +1,4 @@
+//! Which pages differ, and the proof for those that may be left out.
+
+pub mod delta;
+pub mod digest;

@@ -1,0 +1,159 @@
+//! The directories that a target lies in besides the data directory: tablespaces, and a pg_wal that is a link.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::directories::{busy, make_directories, open_directory};
+use super::{Root, Target};
+use crate::error::{Error, Kind, Result};
+use crate::manifest::path::RelPath;
+use crate::sys::lock::lock;
+
+/// Where a pg_wal that is a link leads.
+pub struct LinkedWal {
+    /// The directory, open.
+    pub fd: OwnedFd,
+    /// Its path.
+    pub path: PathBuf,
+    /// Device and inode.
+    pub identity: (u64, u64),
+}
+
+/// Where the pg_wal of an opened target leads.
+pub struct OpenedWal {
+    /// Its path.
+    pub path: PathBuf,
+    /// Device and inode.
+    pub identity: (u64, u64),
+    /// A path to what was opened, even if another directory is in its place by now.
+    pub look: PathBuf,
+}
+
+/// Follows `pg_wal` of an opened data directory, which is shown as `shown`; `None` if it is no link. A link that leads
+/// nowhere is an error: what it should lead to may just not be mounted.
+pub fn linked_wal(directory: impl AsFd, shown: &Path) -> Result<Option<LinkedWal>> {
+    let link = shown.join("pg_wal");
+    let failed =
+        |what: &str, error: Errno| Error::io(format_args!("{what} \"{}\"", link.display()), &error.into());
+    let leads_to = match rustix::fs::readlinkat(&directory, "pg_wal", Vec::new()) {
+        Ok(leads_to) => leads_to,
+        // no link, or nothing at all
+        Err(Errno::INVAL | Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(failed("read link", error)),
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = match rustix::fs::openat(&directory, "pg_wal", flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+            return Err(Error::new(
+                Kind::TargetRefused,
+                format!("\"{}\" is a link that leads to no directory", link.display()),
+            )
+            .detail(format!("It leads to \"{}\".", leads_to.to_string_lossy()))
+            .hint(
+                "Mount the volume that it leads to, or remove the link: WAL then lies in the data directory.",
+            ));
+        }
+        Err(error) => return Err(failed("open directory", error)),
+    };
+    let found = rustix::fs::fstat(&fd).map_err(|error| failed("look at", error))?;
+    let path = opened(&fd)?;
+    Ok(Some(LinkedWal { fd, path, identity: (found.st_dev, found.st_ino) }))
+}
+
+/// The path of a directory that is open.
+pub(super) fn opened(fd: impl AsFd) -> Result<PathBuf> {
+    fs::read_link(through(fd)).map_err(Error::on("find the path of an open directory"))
+}
+
+/// A path that leads to what is open, whatever its own path leads to by now.
+pub(super) fn through(fd: impl AsFd) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()).into()
+}
+
+/// The refusal of what is mounted where something would have to be removed.
+pub fn mounted(shown: &str) -> Error {
+    Error::new(Kind::TargetRefused, format!("a file system is mounted at \"{shown}\""))
+        .detail("The primary has no such directory, and a recovery removes nothing across a mount point.")
+        .hint("Unmount it, or mount it outside the target's directories.")
+}
+
+impl Target {
+    /// Lets paths at or below `prefix` start in another directory, a tablespace, and locks that.
+    pub fn add_root(&mut self, prefix: &RelPath, directory: &Path) -> Result<()> {
+        if self.is_view {
+            self.roots.push(Root::view(prefix.as_str(), directory)?);
+            return Ok(());
+        }
+        let made = make_directories(directory)?;
+        lock(&self.made).extend(made);
+        let fd = open_directory(directory)
+            .map_err(Error::on(format_args!("open directory \"{}\"", directory.display())))?;
+        self.push_root(prefix, directory, fd)
+    }
+
+    /// Lets paths in pg_wal start where it leads, and locks that; returns the directory.
+    pub fn follow_wal(&mut self) -> Result<Option<PathBuf>> {
+        if self.roots[0].is_missing {
+            return Ok(None);
+        }
+        let Some(wal) = linked_wal(&self.roots[0].fd, &self.path)? else {
+            return Ok(None);
+        };
+        self.push_root(&RelPath::parse("pg_wal")?, &wal.path, wal.fd)?;
+        Ok(Some(wal.path))
+    }
+
+    fn push_root(&mut self, prefix: &RelPath, directory: &Path, fd: OwnedFd) -> Result<()> {
+        if !self.is_view {
+            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Err(busy(directory)),
+                Err(error) => {
+                    return Err(Error::io(
+                        format_args!("lock directory \"{}\"", directory.display()),
+                        &error.into(),
+                    ));
+                }
+            }
+        }
+        let root = Root::new(prefix.as_str(), fd)
+            .map_err(Error::on(format_args!("look at \"{}\"", directory.display())))?;
+        self.roots.push(root);
+        Ok(())
+    }
+
+    /// A path to the data directory that was opened, even if another one is in its place by now; `None` for a view of
+    /// one that is missing.
+    pub fn look(&self) -> Option<PathBuf> {
+        (!self.roots[0].is_missing).then(|| through(&self.roots[0].fd))
+    }
+
+    /// A pg_wal that is a link.
+    pub fn wal(&self) -> Result<Option<OpenedWal>> {
+        let Some(root) = self.roots.iter().find(|root| root.prefix == "pg_wal") else {
+            return Ok(None);
+        };
+        let found = rustix::fs::fstat(&root.fd).map_err(Error::on("look at the target"))?;
+        Ok(Some(OpenedWal {
+            path: opened(&root.fd)?,
+            identity: (found.st_dev, found.st_ino),
+            look: through(&root.fd),
+        }))
+    }
+
+    /// The directories besides the data directory that are there: their path, device and inode.
+    pub fn others(&self) -> Result<Vec<(PathBuf, (u64, u64))>> {
+        let there = self.roots.iter().skip(1).filter(|root| !root.is_missing);
+        there
+            .map(|root| {
+                let found = rustix::fs::fstat(&root.fd).map_err(Error::on("look at the target"))?;
+                Ok((opened(&root.fd)?, (found.st_dev, found.st_ino)))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,342 @@
+//! Looking at a target directory without changing it.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use pgdata::configuration::{MAX_BYTES, content as configuration_content};
+use pgdata::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE, State};
+
+use super::policy::Cluster;
+use super::{configured, places, readiness, references, running};
+use crate::data_directory as target;
+use crate::error::{Error, Kind, Result};
+use crate::manifest::exclude::{AUTO_CONF, CONTROL_ASIDE, MARKER, POSTGRESQL_CONF};
+use crate::manifest::path::RelPath;
+use crate::replication::{recovery_settings, standby};
+use crate::sys::cancel::Cancel;
+use crate::sys::clock;
+use crate::sys::process;
+use crate::sys::small_file;
+use crate::wire::protocol::message::{Content, Doubts, Marker, Target};
+
+mod backup;
+mod configuration;
+mod wal;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use configuration::{auto_configuration, configuration, log_directory, main_configuration};
+pub use configuration::{myrecovery_path, standby_of};
+
+/// What is in the cluster's directory.
+pub fn inspect(
+    cluster: &Cluster,
+    keep: &[RelPath],
+    session: &str,
+    peer: Option<IpAddr>,
+    cancel: &Cancel,
+) -> Result<Target> {
+    inspect_opened(cluster, None, keep, session, peer, cancel)
+}
+
+/// What is in the cluster's directory. Of one that is open to be written that one is judged, and no other that its path
+/// may lead to by now.
+pub(crate) fn inspect_opened(
+    cluster: &Cluster,
+    opened: Option<&target::Target>,
+    keep: &[RelPath],
+    session: &str,
+    peer: Option<IpAddr>,
+    cancel: &Cancel,
+) -> Result<Target> {
+    let directory = &cluster.data_directory;
+    let look = opened.and_then(target::Target::look).unwrap_or_else(|| directory.clone());
+    let mut doubts = Doubts::default();
+    let metadata = match fs::metadata(&look) {
+        Ok(metadata) => Some(metadata),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            return Err(Error::io(format_args!("look at directory \"{}\"", directory.display()), &error));
+        }
+    };
+    if metadata.as_ref().is_some_and(|metadata| !metadata.is_dir()) {
+        return Err(Error::new(
+            Kind::TargetRefused,
+            format!("\"{}\" is not a directory", directory.display()),
+        )
+        .hint("Give the data directory of the standby."));
+    }
+    let owner = rustix::process::geteuid().as_raw();
+    if let Some(metadata) = metadata.as_ref().filter(|metadata| metadata.uid() != owner) {
+        return Err(Error::new(
+            Kind::TargetRefused,
+            format!("directory \"{}\" belongs to another user", directory.display()),
+        )
+        .detail(format!("Its owner has user id {}, this process {owner}.", metadata.uid()))
+        .hint("PostgreSQL starts only in a directory of its own OS user: chown it."));
+    }
+    doubts.identity = places::demand_outside_clusters(directory).err();
+    let control = control(&look);
+    let control = or_doubt(control, &mut doubts.identity, directory, PG_CONTROL);
+    let (control, control_in_place) =
+        control.map_or((None, false), |(control, in_place)| (Some(control), in_place));
+    let timeline = wal::timeline(&look, control.as_ref());
+    let timeline = or_doubt(timeline, &mut doubts.identity, directory, "pg_wal");
+    let backup = backup::traces(&look).map(Some);
+    let backup = or_doubt(backup, &mut doubts.identity, directory, "the files of a backup");
+    let marker = marker(&look).map(|(_, marker)| marker);
+    let marker = or_doubt(marker, &mut doubts.identity, directory, MARKER);
+    let pg_version = or_doubt(pg_version(&look), &mut doubts.identity, directory, "PG_VERSION");
+    let kept = kept(&look, keep);
+    let kept = or_doubt(kept.map(Some), &mut doubts.identity, directory, "the files to keep");
+    let running = match metadata.as_ref().map_or(Ok(None), |_| running::server_at(&look, directory)) {
+        Ok(running) => running,
+        Err(error) => {
+            doubts.server = Some(error);
+            None
+        }
+    };
+    let wal = match metadata.as_ref().map_or(Ok(None), |_| wal::linked(opened, &look, directory)) {
+        Ok(wal) => wal,
+        Err(error) => {
+            doubts.wal = Some(error);
+            None
+        }
+    };
+    let main = main_configuration(cluster);
+    let keeps = |name: &str| keep.iter().any(|path| path.as_str() == name);
+    let settings = configuration::is_there(&main).then(|| configuration(cluster));
+    let kept_settings = settings.as_ref().filter(|_| cluster.config_file.is_some() || keeps(POSTGRESQL_CONF));
+    let kept_auto = keeps(AUTO_CONF).then(|| auto_configuration(directory));
+    let is_readable = configuration_content(&main, MAX_BYTES).is_ok();
+    let mut kept = kept.unwrap_or_default();
+    let auto = directory.join(AUTO_CONF);
+    let own = [(&main, kept_settings), (&auto, kept_auto.as_ref())];
+    for (file, settings) in own.into_iter().filter_map(|(file, settings)| Some((file, settings?))) {
+        for path in references::in_directory(directory, file, settings) {
+            if !keep.contains(&path) && !kept.contains(&path) {
+                kept.push(path);
+            }
+        }
+    }
+    let mut starter = readiness::starter(cluster);
+    if let Err(unknown) = configured::demand_known(cluster) {
+        doubts.identity.get_or_insert(unknown);
+    }
+    let elsewhere = if kept_settings.is_some() {
+        // A configuration that cannot be read now may be complete after the copy: worth knowing, no refusal. The
+        // start asks again.
+        configured::elsewhere(cluster, cancel).unwrap_or_else(|error| {
+            starter = starter.clone().and(Err(error));
+            None
+        })
+    } else {
+        None
+    };
+    Ok(Target {
+        session: session.to_owned(),
+        content: content(&look, directory, metadata.is_some())?,
+        system_identifier: control
+            .as_ref()
+            .map(|control| control.system_identifier)
+            .or_else(|| wal::identifier_from_wal(&look)),
+        control,
+        control_in_place,
+        timeline,
+        unarchived: wal::unarchived(&look).map_err(Error::on("list pg_wal/archive_status of the target")),
+        marker,
+        running,
+        pg_version,
+        server_version: server_version(cluster, cancel)?,
+        identity: metadata.as_ref().map(|metadata| (metadata.dev(), metadata.ino())),
+        wal_identity: wal.as_ref().map(|wal| wal.identity),
+        linked_wal: wal.as_ref().map(|wal| wal.content),
+        wal_directory: wal.map(|wal| wal.path),
+        configuration_can_be_extended: match &cluster.config_file {
+            // extended in place, by appending
+            Some(file) => is_readable && fs::OpenOptions::new().append(true).open(file).is_ok(),
+            None => is_readable && configuration::is_regular(&main),
+        },
+        boot_id: boot_id(),
+        kept,
+        own_settings: kept_settings.map(references::of_one_host).unwrap_or_default(),
+        includes_myrecovery: settings.as_ref().is_some_and(recovery_settings::reads_last),
+        recovery_settings: recovery_settings::judge(kept_settings, kept_auto.as_ref()),
+        external_configuration: cluster.config_file.clone(),
+        standby: standby_of(&look),
+        backup: backup.unwrap_or_default(),
+        peer,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        clock: clock::now(),
+        starter,
+        elsewhere,
+        listening: kept_settings.map(standby::listening),
+        recovery: None,
+        doubts,
+        directory: directory.clone(),
+    })
+}
+
+/// What was found; else the error becomes the doubt, unless there is one already.
+fn or_doubt<T>(
+    found: io::Result<Option<T>>,
+    doubt: &mut Option<Error>,
+    directory: &Path,
+    what: &str,
+) -> Option<T> {
+    found.unwrap_or_else(|error| {
+        let message = format!("cannot tell what \"{}\" holds", directory.display());
+        doubt.get_or_insert_with(|| {
+            Error::new(Kind::TargetRefused, message)
+                .detail(format!("{what} could not be read there: {error}."))
+                .hint("Make it readable for the receiver's OS user, or remove it if the directory may be replaced.")
+        });
+        None
+    })
+}
+
+/// Whether the marker of a recovery is there, and what it says, if it says anything.
+pub(crate) fn marker(directory: &Path) -> io::Result<(bool, Option<Marker>)> {
+    let path = directory.join(MARKER);
+    if !is_there(&path)? {
+        return Ok((false, None));
+    }
+    let text = small_file::read(&path, 1 << 20)?;
+    Ok((true, text.and_then(|text| serde_json::from_slice(&text).ok())))
+}
+
+/// Which of the files to keep are there.
+fn kept(directory: &Path, keep: &[RelPath]) -> io::Result<Vec<RelPath>> {
+    let mut kept = Vec::new();
+    for path in keep {
+        if is_there(&directory.join(path))? {
+            kept.push(path.clone());
+        }
+    }
+    Ok(kept)
+}
+
+/// Whether something has this name. What cannot be told is an error.
+fn is_there(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// What tells one boot of one machine from all others.
+pub fn boot_id() -> Option<String> {
+    small_file::text(Path::new("/proc/sys/kernel/random/boot_id")).map(|text| text.trim().to_owned())
+}
+
+pub(crate) fn content(look: &Path, shown: &Path, exists: bool) -> Result<Content> {
+    if !exists {
+        return Ok(Content::Missing);
+    }
+    let failed = |name: &str| {
+        let message = format!("look at \"{}\"", shown.join(name).display());
+        move |error| Error::io(message, &error)
+    };
+    let is_there = |name: &str| is_there(&look.join(name)).map_err(failed(name));
+    let is_directory = |name: &str| match fs::metadata(look.join(name)) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(failed(name)(error)),
+    };
+    // global/ and base/ too: a cluster whose PG_VERSION was lost is still a cluster
+    let looks_like_cluster =
+        is_there("PG_VERSION")? || is_there(MARKER)? || (is_directory("global")? && is_directory("base")?);
+    if looks_like_cluster {
+        return Ok(Content::Cluster);
+    }
+    let failed = |error| Error::io(format_args!("list directory \"{}\"", shown.display()), &error);
+    let mut has_wal = false;
+    for entry in fs::read_dir(look).map_err(failed)? {
+        match entry.map_err(failed)?.file_name().to_str() {
+            Some("lost+found") => {}
+            Some("pg_wal") => has_wal = true,
+            _ => return Ok(Content::Other),
+        }
+    }
+    if has_wal { wal_volume(&look.join("pg_wal")).map_err(failed) } else { Ok(Content::Empty) }
+}
+
+/// What a directory is that holds only pg_wal, perhaps a volume for the WAL of a standby that is going to be made.
+fn wal_volume(wal: &Path) -> io::Result<Content> {
+    let entries = match fs::read_dir(wal) {
+        Ok(entries) => entries,
+        // a link that leads nowhere is told apart
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::Empty),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(Content::Other),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        if !matches!(name.to_str(), Some("lost+found" | "archive_status" | "summaries")) {
+            // WAL tells whose it is
+            let holds_wal = !wal::segments(wal)?.is_empty();
+            return Ok(if holds_wal { Content::Cluster } else { Content::Other });
+        }
+    }
+    Ok(Content::Empty)
+}
+
+/// The content of PG_VERSION, unless it is none: a run that broke off may have left the file empty.
+fn pg_version(directory: &Path) -> io::Result<Option<String>> {
+    let text = small_file::read(&directory.join("PG_VERSION"), 64)?.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let version = text.trim();
+    let is_version = version.starts_with(|c: char| c.is_ascii_digit());
+    Ok(is_version.then(|| version.to_owned()))
+}
+
+/// pg_control, and whether it is in place or set aside by an interrupted recovery. A damaged one counts as none: what
+/// matters is whom the directory belongs to, and that can still be told by its WAL.
+fn control(directory: &Path) -> io::Result<Option<(ControlFile, bool)>> {
+    for name in [PG_CONTROL, CONTROL_ASIDE] {
+        let bytes = small_file::read(&directory.join(name), PG_CONTROL_FILE_SIZE)?;
+        if let Some(control) = bytes.and_then(|bytes| ControlFile::parse(&bytes).ok()) {
+            return Ok(Some((control, name == PG_CONTROL)));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether the last server here shut down in order and no recovery has begun since: then all that it wrote was
+/// synced.
+pub(crate) fn was_shut_down(directory: &Path) -> bool {
+    let is_unmarked = [MARKER, CONTROL_ASIDE].iter().all(|name| {
+        fs::symlink_metadata(directory.join(name)).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    });
+    // what cannot be read is not known to be shut down
+    let control = control(directory).ok().flatten();
+    is_unmarked
+        && control
+            .is_some_and(|(control, _)| matches!(control.state, State::ShutDown | State::ShutDownInRecovery))
+}
+
+/// The major version of the server that will be started here.
+fn server_version(cluster: &Cluster, cancel: &Cancel) -> Result<Option<String>> {
+    let postgres = cluster.bin_directory.join("postgres");
+    let outcome = process::run(process::command(&postgres, ["--version"]), Duration::from_secs(10), cancel)
+        .map_err(|error| error.hint("Check bin_directory: it must hold the server's programs."))?;
+    Ok(major_version(&outcome.stdout))
+}
+
+/// The major version in what `postgres --version` says: "postgres (PostgreSQL) 15.18 (Debian ...)", "postgres
+/// (PostgreSQL) 18beta1".
+fn major_version(said: &str) -> Option<String> {
+    let version = said.lines().find_map(|line| line.split_once("(PostgreSQL)"))?.1.trim_start();
+    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
+    (!digits.is_empty()).then_some(digits)
+}

@@ -1,0 +1,229 @@
+use pgdata::control_file::sample;
+
+use super::backup::traces;
+use super::wal::{identifier_from_wal, timeline, unarchived, wal_of};
+use super::*;
+use crate::wire::protocol::message::{BackupTraces, LinkedWal};
+
+fn cluster(directory: &Path) -> Cluster {
+    Cluster {
+        data_directory: directory.to_owned(),
+        bin_directory: "/usr/bin".into(),
+        config_file: None,
+        start_command: None,
+        log_file: None,
+        tablespace_roots: Vec::new(),
+    }
+}
+
+fn put(directory: &Path, name: &str, content: &[u8]) {
+    let path = directory.join(name);
+    fs::create_dir_all(path.parent().expect("parent")).expect("make");
+    fs::write(path, content).expect("write");
+}
+
+#[test]
+fn content_is_told_apart() {
+    let top = tempfile::tempdir().expect("temporary directory");
+    let data = top.path().join("data");
+    assert_eq!(content(&data, &data, false).expect("look"), Content::Missing);
+    fs::create_dir_all(data.join("lost+found")).expect("make");
+    assert_eq!(content(&data, &data, true).expect("look"), Content::Empty);
+    fs::create_dir_all(data.join("pg_wal/lost+found")).expect("make");
+    assert_eq!(content(&data, &data, true).expect("look"), Content::Empty, "a volume for WAL");
+    put(&data, "pg_wal/letter.txt", b"x");
+    assert_eq!(content(&data, &data, true).expect("look"), Content::Other);
+    put(&data, "pg_wal/000000010000000000000003", b"x");
+    assert_eq!(content(&data, &data, true).expect("look"), Content::Cluster, "its WAL is a server's");
+    fs::remove_dir_all(data.join("pg_wal")).expect("remove");
+    put(&data, "holiday.jpg", b"x");
+    assert_eq!(content(&data, &data, true).expect("look"), Content::Other);
+    put(&data, "PG_VERSION", b"15\n");
+    assert_eq!(content(&data, &data, true).expect("look"), Content::Cluster);
+}
+
+#[test]
+fn a_version_that_is_none_does_not_count() {
+    let data = tempfile::tempdir().expect("temporary directory");
+    assert_eq!(pg_version(data.path()).expect("missing"), None);
+    for (content, version) in [("15\n", Some("15")), ("9.6", Some("9.6")), ("", None), ("\0\0\0", None)] {
+        put(data.path(), "PG_VERSION", content.as_bytes());
+        assert_eq!(pg_version(data.path()).expect("read").as_deref(), version, "{content:?}");
+    }
+}
+
+#[test]
+fn a_damaged_cluster_is_known_by_its_wal() {
+    let data = tempfile::tempdir().expect("temporary directory");
+    put(data.path(), PG_CONTROL, b"");
+    assert_eq!(control(data.path()).expect("damaged"), None);
+    let mut head = vec![0; 64];
+    head[..4].copy_from_slice(&[0x10, 0xD1, 0x02, 0x00]);
+    head[24..32].copy_from_slice(&77_u64.to_le_bytes());
+    put(data.path(), "pg_wal/000000010000000000000003", &head);
+    assert_eq!(identifier_from_wal(data.path()), Some(77));
+    put(data.path(), CONTROL_ASIDE, &sample(78));
+    let (aside, in_place) = control(data.path()).expect("read").expect("aside");
+    assert_eq!((aside.system_identifier, in_place), (78, false));
+    put(data.path(), PG_CONTROL, &sample(79));
+    let (own, in_place) = control(data.path()).expect("read").expect("in place");
+    assert_eq!((own.system_identifier, in_place), (79, true));
+}
+
+fn segment(identifier: u64) -> Vec<u8> {
+    let mut head = vec![0; 64];
+    head[..4].copy_from_slice(&[0x10, 0xD1, 0x02, 0x00]);
+    head[24..32].copy_from_slice(&identifier.to_le_bytes());
+    head
+}
+
+#[test]
+fn the_newest_wal_tells_whose_it_is() {
+    let wal = tempfile::tempdir().expect("temporary directory");
+    let found = || wal_of(wal.path()).expect("read");
+    put(wal.path(), "archive_status/x", b"");
+    assert_eq!(found(), LinkedWal::Empty);
+    put(wal.path(), "00000001000000000000000A", &[0; 64]);
+    assert_eq!(found(), LinkedWal::Unknown);
+    put(wal.path(), "000000010000000000000008", &segment(7));
+    put(wal.path(), "000000010000000000000009", &segment(8));
+    assert_eq!(found(), LinkedWal::Of(8), "an allocated segment without content says nothing");
+}
+
+/// Something that is there and cannot be read, by root either.
+fn unreadable(directory: &Path, name: &str) {
+    let path = directory.join(name);
+    fs::create_dir_all(path.parent().expect("parent")).expect("make");
+    std::os::unix::fs::symlink(path.file_name().expect("name"), &path).expect("link");
+}
+
+#[test]
+fn what_cannot_be_read_is_a_doubt_and_not_missing() {
+    let programs = tempfile::tempdir().expect("temporary directory");
+    std::os::unix::fs::symlink("/bin/true", programs.path().join("postgres")).expect("link");
+    let look = |directory: &Path, keep: &[RelPath]| {
+        let cluster = Cluster { bin_directory: programs.path().to_owned(), ..cluster(directory) };
+        inspect(&cluster, keep, "s", None, &Cancel::new()).expect("looks").doubts
+    };
+    for name in [PG_CONTROL, CONTROL_ASIDE, MARKER, "PG_VERSION"] {
+        let data = tempfile::tempdir().expect("temporary directory");
+        put(data.path(), "base/1", b"");
+        assert_eq!(look(data.path(), &[]), Doubts::default(), "{name}");
+        unreadable(data.path(), name);
+        let doubts = look(data.path(), &[]);
+        assert!(doubts.identity.is_some() && doubts.server.is_none(), "{name}: {doubts:?}");
+    }
+    let data = tempfile::tempdir().expect("temporary directory");
+    unreadable(data.path(), "conf.d");
+    let keep = RelPath::parse("conf.d/site.conf").expect("valid");
+    assert!(look(data.path(), &[keep]).identity.is_some(), "a file to keep that may be there");
+
+    let data = tempfile::tempdir().expect("temporary directory");
+    unreadable(data.path(), "postmaster.pid");
+    assert!(look(data.path(), &[]).server.is_some());
+    let data = tempfile::tempdir().expect("temporary directory");
+    std::os::unix::fs::symlink("/not/mounted", data.path().join("pg_wal")).expect("link");
+    let doubt = look(data.path(), &[]).wal.expect("a link to nowhere");
+    assert!(doubt.detail.expect("a detail").contains("/not/mounted"));
+}
+
+#[test]
+fn what_is_open_is_judged_and_not_what_took_its_place() {
+    let programs = tempfile::tempdir().expect("temporary directory");
+    std::os::unix::fs::symlink("/bin/true", programs.path().join("postgres")).expect("link");
+    let parent = tempfile::tempdir().expect("temporary directory");
+    let data = parent.path().join("data");
+    put(&data, PG_CONTROL, &sample(7));
+    put(&data, "base/1", b"");
+    let cluster = Cluster { bin_directory: programs.path().to_owned(), ..cluster(&data) };
+    let opened = target::Target::open(&data).expect("open");
+    fs::rename(&data, parent.path().join("moved")).expect("rename");
+    put(&data, PG_CONTROL, &sample(8));
+    let look = |opened| inspect_opened(&cluster, opened, &[], "s", None, &Cancel::new()).expect("looks");
+    assert_eq!(look(Some(&opened)).system_identifier, Some(7));
+    assert_eq!(look(None).system_identifier, Some(8));
+}
+
+#[test]
+fn missing_programs_are_named() {
+    let data = tempfile::tempdir().expect("temporary directory");
+    let error =
+        inspect(&cluster(data.path()), &[], "s", None, &Cancel::new()).expect_err("no postgres there");
+    assert!(error.to_string().contains("/usr/bin/postgres") && error.hint.is_some(), "{error:?}");
+}
+
+#[test]
+fn the_latest_timeline_counts() {
+    let data = tempfile::tempdir().expect("temporary directory");
+    let latest = || {
+        let control = control(data.path()).expect("read").map(|(control, _)| control);
+        timeline(data.path(), control.as_ref()).expect("looks")
+    };
+    assert_eq!(latest(), None);
+    put(data.path(), "pg_wal/000000020000000000000003", b"");
+    put(data.path(), "pg_wal/00000009.history", b"known of, but nothing of it is here");
+    assert_eq!(latest(), Some(2));
+    put(data.path(), PG_CONTROL, &sample(7));
+    assert_eq!(latest(), Some(4), "of the minimum recovery point");
+    put(data.path(), "pg_wal/000000050000000000000003", b"");
+    assert_eq!(latest(), Some(5));
+    fs::remove_dir_all(data.path().join("pg_wal")).expect("remove");
+    std::os::unix::fs::symlink("pg_wal", data.path().join("pg_wal")).expect("link");
+    timeline(data.path(), None).expect_err("it cannot be told");
+}
+
+#[test]
+fn traces_of_a_backup_are_found_or_the_error_is_told() {
+    let data = tempfile::tempdir().expect("temporary directory");
+    let found = || traces(data.path()).expect("found");
+    assert_eq!(found(), BackupTraces::default());
+    put(data.path(), "backup_label", b"LABEL: nightly\n");
+    put(data.path(), "backup_manifest", b"{}");
+    let backup = BackupTraces {
+        label: Some("LABEL: nightly\n".to_owned()),
+        has_manifest: true,
+        ..BackupTraces::default()
+    };
+    assert_eq!(found(), backup);
+    // a label that is no text is one all the same
+    put(data.path(), "backup_label", b"\xff");
+    assert_eq!(found().label.as_deref(), Some(""));
+    put(data.path(), "standby.signal", b"");
+    put(data.path(), "postmaster.opts", b"");
+    assert!(found().has_standby_signal && found().has_postmaster_opts);
+    std::os::unix::fs::symlink("loop", data.path().join("loop")).expect("link");
+    traces(&data.path().join("loop")).expect_err("it cannot be told");
+}
+
+#[test]
+fn a_servers_version_is_found_among_other_words() {
+    assert_eq!(major_version("postgres (PostgreSQL) 15.18 (Debian 15.18-1)").as_deref(), Some("15"));
+    assert_eq!(major_version("postgres (PostgreSQL) 18beta1").as_deref(), Some("18"));
+    assert_eq!(major_version("some words\npostgres (PostgreSQL) 13.1").as_deref(), Some("13"));
+    assert_eq!(major_version("libpq.so.5: no version information available"), None);
+}
+
+#[test]
+fn the_loaders_warnings_are_no_version() {
+    let top = tempfile::tempdir().expect("temporary directory");
+    let program = "echo 'a b 99.9' >&2; echo 'postgres (PostgreSQL) 15.18'";
+    process::tests::script(&top.path().join("postgres"), program);
+    let cluster = Cluster { bin_directory: top.path().to_owned(), ..cluster(top.path()) };
+    assert_eq!(server_version(&cluster, &Cancel::new()).expect("ran").as_deref(), Some("15"));
+}
+
+#[test]
+fn what_was_never_archived_is_counted() {
+    let data = tempfile::tempdir().expect("temporary directory");
+    let count = || unarchived(data.path());
+    assert_eq!(count().expect("counted"), 0);
+    for name in ["000000010000000000000003.ready", "00000002.history.ready", "000000010000000000000002.done"]
+    {
+        put(data.path(), &format!("pg_wal/archive_status/{name}"), b"");
+    }
+    assert_eq!(count().expect("counted"), 2);
+    fs::remove_dir_all(data.path().join("pg_wal/archive_status")).expect("remove");
+    let link = data.path().join("pg_wal/archive_status");
+    std::os::unix::fs::symlink("archive_status", link).expect("link");
+    count().expect_err("it cannot be told");
+}

@@ -1,0 +1,452 @@
+//! Starting the standby.
+
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::patience::Patience;
+use super::policy::Cluster;
+use super::{configured, inspect, running};
+use crate::error::{Error, Kind, Result};
+use crate::manifest::exclude::MARKER;
+use crate::sys::cancel::Cancel;
+use crate::sys::process;
+
+/// How long pg_ctl waits, seconds: longer than we do, who see whether the server comes forward.
+const PG_CTL_TIMEOUT: &str = "10000000";
+
+/// How long a start command of the operator's may go on after the server's time is over.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a server may be away before it counts as stopped: while a supervisor starts it again, or before it has
+/// written postmaster.pid.
+const GONE: Duration = Duration::from_secs(2);
+
+/// Most of the standby's log that an error carries, bytes.
+const LOG_TAIL: u64 = 4 << 10;
+
+/// What makes a server start as a standby.
+const STANDBY_SIGNAL: &str = "standby.signal";
+
+/// Where the standby's first words go, within its data directory.
+const START_LOG: &str = "log/pgpool_remote_start.log";
+
+/// Starts the server and waits until it accepts connections. False if it ran already.
+pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bool> {
+    let directory = &cluster.data_directory;
+    // what cannot be told forbids the start
+    let is_incomplete = directory
+        .join(MARKER)
+        .symlink_metadata()
+        .map(|_| true)
+        .or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(false) } else { Err(error) })
+        .map_err(Error::on(format_args!("look at \"{}\"", directory.join(MARKER).display())))?;
+    if is_incomplete {
+        return Err(Error::new(Kind::StartFailed, format!("\"{}\" is not complete", directory.display()))
+            .detail("A recovery of this directory was broken off.")
+            .hint("Run the recovery again; it sends only what is missing."));
+    }
+    // a server keeps the file until it is promoted
+    if !directory.join(STANDBY_SIGNAL).exists() {
+        return Err(no_standby(directory));
+    }
+    let mut patience = Patience::new(directory, timeout);
+    let mut logs = Logs::now(cluster);
+    let mut launched = running::server(directory)?.is_none();
+    if launched {
+        if let Some(elsewhere) = configured::elsewhere(cluster, cancel)? {
+            return Err(configured::refusal(Kind::StartFailed, directory, &elsewhere));
+        }
+        while let Err(error) = launch(cluster, &mut patience, &logs, cancel) {
+            let tail = logs.tail();
+            let is_zombie = running::zombie_holds_lock(&tail);
+            // a supervisor, or another call, may have been faster: what counts is the server that runs
+            if !is_zombie && appears(directory, &tail, cancel)? {
+                launched = false;
+                break;
+            }
+            if !is_zombie || patience.is_over() {
+                return Err(error);
+            }
+            pause(Duration::from_millis(500), cancel)?;
+            logs = Logs::now(cluster);
+        }
+    }
+    let mut gone: Option<Instant> = None;
+    loop {
+        let last_words = || {
+            let lines = logs.tail();
+            let why = cause(&lines).map_or_else(String::new, |cause| format!(": {cause}"));
+            (lines, why)
+        };
+        let is_running = runs(directory)?;
+        match running::postmaster_status(directory).as_deref() {
+            Some("ready") if is_running => {
+                // promoted meanwhile, or started by something that made a primary of it
+                if !directory.join(STANDBY_SIGNAL).exists() {
+                    return Err(no_standby(directory));
+                }
+                return Ok(launched);
+            }
+            _ if !is_running && gone.get_or_insert_with(Instant::now).elapsed() >= GONE => {
+                let (lines, why) = last_words();
+                return Err(Error::new(Kind::StartFailed, format!("standby stopped while starting{why}"))
+                    .detail(lines)
+                    .hint("The log lines above are the standby's own."));
+            }
+            status if patience.is_over() => {
+                let hint = if status == Some("standby") {
+                    "The server runs but accepts no connections: is hot_standby off, or does it lack WAL?"
+                } else {
+                    "See the standby's log; pgpool_recovery.start_timeout is the time it has without progress."
+                };
+                let (lines, why) = last_words();
+                let seconds = timeout.as_secs();
+                let message =
+                    format!("standby accepts no connections and made no progress for {seconds} s{why}");
+                return Err(Error::new(Kind::StartFailed, message).detail(lines).hint(hint));
+            }
+            _ => {}
+        }
+        if is_running {
+            gone = None;
+        }
+        pause(Duration::from_millis(50), cancel)?;
+    }
+}
+
+/// Whether the process that postmaster.pid names serves the directory.
+fn runs(directory: &Path) -> Result<bool> {
+    let found = running::find(directory)?;
+    Ok(found.is_some() && found == running::postmaster_pid(directory))
+}
+
+/// Whether a server that was started by something else runs in the directory. If the log says that its lock file was in
+/// the way, it may need a moment.
+fn appears(directory: &Path, log: &str, cancel: &Cancel) -> Result<bool> {
+    let end = Instant::now() + if log.contains("postmaster.pid") { GONE } else { Duration::ZERO };
+    loop {
+        if runs(directory)? {
+            return Ok(true);
+        }
+        if Instant::now() >= end {
+            return Ok(false);
+        }
+        pause(Duration::from_millis(50), cancel)?;
+    }
+}
+
+fn no_standby(directory: &Path) -> Error {
+    Error::new(Kind::StartFailed, format!("\"{}\" is no standby", directory.display()))
+        .detail(format!(
+            "It has no {STANDBY_SIGNAL}: its server is a primary, or would start as a second one."
+        ))
+        .hint("Run pgpool_recovery_1st_stage for it first.")
+}
+
+fn pause(duration: Duration, cancel: &Cancel) -> Result<()> {
+    std::thread::sleep(duration);
+    cancel.check()
+}
+
+/// The last lines of the server's log, whenever they were written.
+pub fn log_tail(cluster: &Cluster) -> String {
+    Logs { cluster: cluster.clone(), before: Vec::new() }.tail()
+}
+
+fn launch(cluster: &Cluster, patience: &mut Patience, logs: &Logs, cancel: &Cancel) -> Result<()> {
+    let directory = &cluster.data_directory;
+    let (command, output) = match &cluster.start_command {
+        Some(words) => {
+            let (program, arguments) = words
+                .split_first()
+                .ok_or_else(|| Error::new(Kind::InvalidArgument, "start_command in agent.toml is empty"))?;
+            (process::command(Path::new(program), arguments), process::anonymous_file()?)
+        }
+        None => {
+            // pg_ctl passes -D, -l and -o through a shell: the directory goes by PGDATA instead, and the
+            // log is what pg_ctl itself writes to
+            let mut command = process::command(
+                &cluster.bin_directory.join("pg_ctl"),
+                ["start", "-w", "-t", PG_CTL_TIMEOUT],
+            );
+            command.env("PGDATA", directory);
+            if let Some(file) = &cluster.config_file {
+                command.arg("-o").arg(format!("-c config_file={}", shell_quoted(&file.to_string_lossy())));
+            }
+            (command, start_log(directory)?)
+        }
+    };
+    let grace = if cluster.start_command.is_some() { GRACE } else { Duration::ZERO };
+    let mut over: Option<Instant> = None;
+    let mut goes_on = || !patience.is_over() || over.get_or_insert_with(Instant::now).elapsed() < grace;
+    let Some(outcome) = process::run_while(command, output, &mut goes_on, cancel)? else {
+        if runs(directory)? {
+            // it goes on without pg_ctl, which has a session of its own; the caller says what it lacks
+            return Ok(());
+        }
+        return Err(Error::new(Kind::StartFailed, "the start command did not end")
+            .detail(format!(
+                "The server in \"{}\" made no progress. Log:\n{}",
+                directory.display(),
+                logs.tail()
+            ))
+            .hint("pgpool_recovery.start_timeout is the time that it has without progress."));
+    };
+    if outcome.status.success() {
+        return Ok(());
+    }
+    let said = if cluster.start_command.is_some() { outcome.said() } else { String::new() };
+    let lines = [said, logs.tail()].join("\n");
+    // Pgpool-II cuts what it shows of an error after some 200 characters: the cause comes first
+    let cause = cause(&lines).unwrap_or_else(|| format!("the start command {}", outcome.describe()));
+    Err(Error::new(Kind::StartFailed, format!("standby could not be started: {cause}"))
+        .detail(format!(
+            "The start command for \"{}\" {}. Log:\n{}",
+            directory.display(),
+            outcome.describe(),
+            lines.trim()
+        ))
+        .hint("The log lines above are the standby's own."))
+}
+
+/// What a server's log says about why it stopped: its first FATAL or PANIC message, or, where that only
+/// points to a faulty configuration, the message before it.
+pub fn cause(lines: &str) -> Option<String> {
+    let message = |line: &str| {
+        let levels = ["FATAL:  ", "PANIC:  ", "LOG:  ", "ERROR:  "];
+        levels.iter().find_map(|level| line.split_once(level)).map(|(_, message)| message.trim().to_owned())
+    };
+    let lines: Vec<&str> = lines.lines().collect();
+    let last = lines.iter().position(|line| line.contains("FATAL:  ") || line.contains("PANIC:  "))?;
+    let about_configuration = lines[last].contains("contains errors");
+    let before =
+        about_configuration.then(|| lines[..last].iter().rev().find_map(|line| message(line))).flatten();
+    before.or_else(|| message(lines[last]))
+}
+
+/// The file that gets what pg_ctl and the server say before the server's own logging begins.
+fn start_log(directory: &Path) -> Result<fs::File> {
+    let path = directory.join(START_LOG);
+    let open = || {
+        if let Some(parent) = path.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        }
+        fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)
+    };
+    open().map_err(Error::on(format_args!("open log file \"{}\"", path.display())))
+}
+
+/// pg_ctl passes `-o` through a shell.
+fn shell_quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+/// The log files of a standby, and how long they were before it started.
+struct Logs {
+    cluster: Cluster,
+    before: Vec<(PathBuf, u64)>,
+}
+
+impl Logs {
+    fn now(cluster: &Cluster) -> Self {
+        let before = log_files(cluster)
+            .into_iter()
+            .map(|path| (path.clone(), fs::metadata(&path).map_or(0, |metadata| metadata.len())))
+            .collect();
+        Self { cluster: cluster.clone(), before }
+    }
+
+    /// The last lines written since.
+    fn tail(&self) -> String {
+        let mut text = String::new();
+        for path in log_files(&self.cluster) {
+            let start = self.before.iter().find(|(known, _)| *known == path).map_or(0, |(_, length)| *length);
+            let Ok(mut file) = fs::File::open(&path) else {
+                continue;
+            };
+            let length = file.metadata().map_or(0, |metadata| metadata.len());
+            let from = start.max(length.saturating_sub(LOG_TAIL));
+            let mut bytes = Vec::new();
+            if file.seek(SeekFrom::Start(from)).is_ok() && file.take(LOG_TAIL).read_to_end(&mut bytes).is_ok()
+            {
+                text.push_str(&String::from_utf8_lossy(&bytes));
+            }
+        }
+        let lines: Vec<&str> = text.trim().lines().collect();
+        let last = lines[lines.len().saturating_sub(20)..].join("\n");
+        if last.is_empty() { "The standby's log has no new lines.".to_owned() } else { last }
+    }
+}
+
+/// The start log, the newest file of the standby's own log directory, and the log outside it.
+fn log_files(cluster: &Cluster) -> Vec<PathBuf> {
+    let directory = &cluster.data_directory;
+    let mut files = vec![directory.join(START_LOG)];
+    let mut directories = vec![directory.join("log"), directory.join("pg_log")];
+    directories.extend(inspect::log_directory(cluster).filter(|own| !directories.contains(own)));
+    for logs in directories {
+        let newest = fs::read_dir(logs)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let metadata = entry.metadata().ok()?;
+                let is_other = metadata.is_file() && entry.path() != files[0];
+                is_other.then(|| (metadata.modified().ok(), entry.path()))
+            })
+            .max();
+        files.extend(newest.map(|(_, path)| path));
+    }
+    files.extend(cluster.log_file.clone());
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cluster whose server is a `sleep` that postmaster.pid names, started by `start` in the data directory. As
+    /// `postgres -C data_directory` says, its configuration leads to `configured`.
+    fn fake(data: &Path, configured: &str, start: &str) -> (Cluster, tempfile::TempDir) {
+        let programs = configured::tests::programs(&format!("echo '{configured}'"));
+        fs::write(data.join(STANDBY_SIGNAL), "").expect("write");
+        let serve = "sleep 60 >/dev/null 2>&1 & pid=$!; is() { printf '%s\\n2\\n3\\n4\\n5\\n6\\n7\\n%s\\n' $pid $1 >new; mv new postmaster.pid; }";
+        let script = format!("cd '{}'; touch started; {serve}; {start}", data.display());
+        let cluster = Cluster {
+            bin_directory: programs.path().to_owned(),
+            start_command: Some(vec!["/bin/sh".to_owned(), "-c".to_owned(), script]),
+            ..in_directory(data)
+        };
+        (cluster, programs)
+    }
+
+    fn end(data: &Path) {
+        let process = running::postmaster_pid(data).and_then(|process| i32::try_from(process).ok());
+        let process = process.and_then(rustix::process::Pid::from_raw).expect("a server");
+        rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("ended");
+    }
+
+    #[test]
+    fn a_start_that_fails_because_another_was_faster_succeeds() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let place = data.path().canonicalize().expect("real path");
+        let (cluster, _programs) = fake(&place, &place.display().to_string(), "is ready; exit 1");
+        let started = start(&cluster, Duration::from_secs(30), &Cancel::new());
+        end(&place);
+        assert_eq!(started, Ok(false), "not by us");
+    }
+
+    #[test]
+    fn a_start_takes_as_long_as_it_comes_forward() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let place = data.path().canonicalize().expect("real path");
+        let steps = "for word in one two three ready; do sleep 1; is $word; done";
+        let (cluster, _programs) = fake(&place, &place.display().to_string(), steps);
+        let started = start(&cluster, Duration::from_secs(3), &Cancel::new());
+        end(&place);
+        assert_eq!(started, Ok(true));
+    }
+
+    #[test]
+    fn a_server_that_does_not_come_forward_is_given_up() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let place = data.path().canonicalize().expect("real path");
+        let (cluster, _programs) = fake(&place, &place.display().to_string(), "is standby");
+        let error = start(&cluster, Duration::from_secs(1), &Cancel::new()).expect_err("given up");
+        end(&place);
+        assert!(error.message.contains("no progress for 1 s"), "{error}");
+        assert!(error.hint.is_some_and(|hint| hint.contains("hot_standby")));
+    }
+
+    #[test]
+    fn what_a_configuration_of_another_directory_would_start_is_not_started() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let (cluster, _programs) = fake(data.path(), "/tmp", "is ready");
+        let error = start(&cluster, Duration::from_secs(5), &Cancel::new()).expect_err("refused");
+        assert!(error.message.contains("belongs to another directory"), "{error}");
+        assert!(!data.path().join("started").exists());
+    }
+
+    #[test]
+    fn a_server_that_lost_its_signal_file_is_no_success() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let place = data.path().canonicalize().expect("real path");
+        let (cluster, _programs) = fake(&place, &place.display().to_string(), "rm standby.signal; is ready");
+        let error = start(&cluster, Duration::from_secs(5), &Cancel::new()).expect_err("promoted");
+        end(&place);
+        assert!(error.message.contains("is no standby"), "{error}");
+    }
+
+    fn in_directory(directory: &Path) -> Cluster {
+        Cluster {
+            data_directory: directory.to_owned(),
+            bin_directory: "/nonexistent".into(),
+            config_file: None,
+            start_command: None,
+            log_file: None,
+            tablespace_roots: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn only_new_log_lines_are_shown() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let log = data.path().join("log");
+        fs::create_dir(&log).expect("make");
+        fs::write(log.join("postgresql-Mon.log"), "old line\n").expect("write");
+        let outside = data.path().join("postgresql-15-main.log");
+        fs::write(&outside, "line of yesterday\n").expect("write");
+        let cluster = Cluster { log_file: Some(outside.clone()), ..in_directory(data.path()) };
+        let logs = Logs::now(&cluster);
+        assert_eq!(logs.tail(), "The standby's log has no new lines.");
+        fs::write(log.join("postgresql-Mon.log"), "old line\nFATAL:  new line\n").expect("write");
+        fs::write(data.path().join(START_LOG), "first words\n").expect("write");
+        assert_eq!(logs.tail(), "first words\nFATAL:  new line");
+        fs::write(&outside, "line of yesterday\nLOG:  line of today\n").expect("write");
+        assert_eq!(logs.tail(), "first words\nFATAL:  new line\nLOG:  line of today");
+    }
+
+    #[test]
+    fn logs_are_found_where_the_configuration_puts_them() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let outside = tempfile::tempdir().expect("temporary directory");
+        let cluster = in_directory(data.path());
+        fs::write(outside.path().join("x.log"), "FATAL:  from outside\n").expect("write");
+        fs::create_dir(data.path().join("server_log")).expect("make");
+        fs::write(data.path().join("server_log/x.log"), "FATAL:  from inside\n").expect("write");
+        assert_eq!(log_tail(&cluster), "The standby's log has no new lines.");
+        let main = format!("log_directory = '{}'\n", outside.path().display());
+        fs::write(data.path().join("postgresql.conf"), main).expect("write");
+        assert_eq!(log_tail(&cluster), "FATAL:  from outside");
+        fs::write(data.path().join("postgresql.auto.conf"), "log_directory = 'server_log'\n").expect("write");
+        assert_eq!(log_tail(&cluster), "FATAL:  from inside", "ALTER SYSTEM counts last");
+    }
+
+    #[test]
+    fn the_cause_is_found_in_the_log() {
+        let log = "x LOG:  starting PostgreSQL\nx FATAL:  could not create lock file\nx LOG:  shut down";
+        assert_eq!(cause(log).as_deref(), Some("could not create lock file"));
+        let log = "LOG:  invalid value for parameter \"port\": \"x\"\nFATAL:  configuration file \"f\" contains errors";
+        assert_eq!(cause(log).as_deref(), Some("invalid value for parameter \"port\": \"x\""));
+        assert_eq!(cause("waiting for server to start"), None);
+    }
+
+    #[test]
+    fn an_incomplete_directory_is_not_started() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        fs::write(data.path().join(MARKER), "{}").expect("write");
+        let cluster = in_directory(data.path());
+        let refused =
+            || start(&cluster, Duration::from_secs(1), &Cancel::new()).expect_err("refused").message;
+        assert!(refused().contains("not complete"));
+        fs::remove_file(data.path().join(MARKER)).expect("remove");
+        assert!(refused().contains("is no standby"), "it would be a second primary");
+        let mut server = running::tests::serve(data.path());
+        let running = refused();
+        server.kill().and_then(|()| server.wait()).expect("ended");
+        assert!(running.contains("is no standby"), "it is one");
+    }
+}

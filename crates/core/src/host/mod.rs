@@ -1,0 +1,17 @@
+//! What a host does with one data directory, with a run or without: may it be used, what is in it, does a server run
+//! there, starting one.
+
+pub mod configured;
+pub mod inspect;
+pub mod launch;
+pub mod policy;
+pub mod running;
+
+pub(crate) mod login;
+pub(crate) mod neighbours;
+mod patience;
+pub(crate) mod places;
+mod procfs;
+pub(crate) mod readiness;
+mod references;
+pub(crate) mod walreceiver;

@@ -1,0 +1,303 @@
+//! Does another server use a directory that lies outside the data directory?
+//!
+//! A pg_wal or tablespace link says where a standby's files are, and may be wrong: a copy of a data directory has the
+//! links of its original. Who uses the directory as well is told by the servers that run, by the files they have open
+//! and the links in their own data directories, and by the links of the clusters that are listed beside this one.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::procfs::{Proc, is_gone};
+use super::running;
+use crate::error::{Error, Kind, Result};
+use crate::manifest::path::overlap;
+
+/// The other servers and clusters of this host.
+pub(crate) struct Neighbours<'a> {
+    proc: Proc,
+    /// Device and inode of the data directory itself.
+    own: Option<(u64, u64)>,
+    /// Data directories of other clusters.
+    listed: &'a [PathBuf],
+}
+
+/// A directory that is about to be written.
+pub(crate) struct Wanted {
+    /// Without symbolic links.
+    pub(crate) path: PathBuf,
+    /// Device and inode.
+    pub(crate) identity: (u64, u64),
+}
+
+impl<'a> Neighbours<'a> {
+    pub(crate) fn new(own: Option<(u64, u64)>, listed: &'a [PathBuf]) -> Self {
+        Self { proc: Proc::here(), own, listed }
+    }
+
+    /// Refuses directories that another server uses, or may use.
+    pub(crate) fn demand_unused(&self, wanted: &[Wanted]) -> Result<()> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        for directory in self.listed {
+            let whose = format!("The cluster in \"{}\" uses it.", directory.display());
+            self.compare(directory, wanted, &whose)?;
+        }
+        self.running(wanted)
+    }
+
+    /// Compares with what a data directory and its links lead to.
+    fn compare(&self, directory: &Path, wanted: &[Wanted], whose: &str) -> Result<()> {
+        let used = match used_by(directory) {
+            Ok(used) => used,
+            Err(error) => {
+                let why = format!("What \"{}\" uses could not be read: {error}.", directory.display());
+                return Err(cannot_tell(&wanted[0].path, why));
+            }
+        };
+        if used.first().is_some_and(|found| Some(found.identity) == self.own) {
+            return Ok(());
+        }
+        for found in &used {
+            let same =
+                |wanted: &&Wanted| wanted.identity == found.identity || overlap(&wanted.path, &found.path);
+            if let Some(wanted) = wanted.iter().find(same) {
+                return Err(in_use(&wanted.path, whose));
+            }
+        }
+        Ok(())
+    }
+
+    fn running(&self, wanted: &[Wanted]) -> Result<()> {
+        let user = rustix::process::geteuid().as_raw();
+        let mut seen = HashSet::new();
+        let unreadable = |process: u32, what: &str, error: &io::Error| {
+            let place = self.proc.of(process, what);
+            let why = format!("\"{}\" of a server could not be read: {error}.", place.display());
+            cannot_tell(&wanted[0].path, why)
+        };
+        let processes = self.proc.processes().map_err(|error| cannot_tell(&wanted[0].path, error.message))?;
+        // a recovery within a server has its own target open
+        for process in processes.into_iter().filter(|process| *process != std::process::id()) {
+            let found = match self.proc.look(process) {
+                Ok(Some(found)) if found.is_server() => found,
+                Ok(_) => continue,
+                // it is hidden; as it is where one searches for the target's own server
+                Err(error) => match fs::metadata(self.proc.of(process, "")) {
+                    Ok(place) if place.uid() == user => return Err(unreadable(process, "status", &error)),
+                    _ => continue,
+                },
+            };
+            let whose = format!("Process {process} of another server uses it.");
+            let cwd = self.proc.of(process, "cwd");
+            match fs::metadata(&cwd) {
+                Ok(place) => {
+                    if Some((place.dev(), place.ino())) == self.own {
+                        continue;
+                    }
+                    // one that is starting, or only asked for its version, is elsewhere
+                    let looked = is_data_directory(&cwd)
+                        .map_err(|error| unreadable(process, "cwd", &error))
+                        .and_then(|works| {
+                            let is_new = works && seen.insert((place.dev(), place.ino()));
+                            if is_new { self.compare(&cwd, wanted, &whose) } else { Ok(()) }
+                        });
+                    match looked {
+                        // it may have ended between two looks
+                        Err(_) if fs::metadata(&cwd).is_err_and(|error| is_gone(&error)) => {
+                            seen.remove(&(place.dev(), place.ino()));
+                            continue;
+                        }
+                        looked => looked?,
+                    }
+                    match self.open_below(process, wanted) {
+                        Ok(None) => {}
+                        Ok(Some(wanted)) => return Err(in_use(&wanted.path, &whose)),
+                        Err(error) if is_gone(&error) => {}
+                        // Another user's files can be read by nobody else, and its server writes none of ours. A process
+                        // that hides its files hides its directory as well: one that shows the directory alone is just
+                        // ending, its memory is gone and its files are being closed.
+                        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                        Err(error) => return Err(unreadable(process, "fd", &error)),
+                    }
+                }
+                Err(error) if is_gone(&error) || found.user != user => {}
+                Err(error) => {
+                    self.hidden(process, found.parent, wanted, &whose)
+                        .unwrap_or_else(|| Err(unreadable(process, "cwd", &error)))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Of a server that cannot be looked at: what is known of it otherwise. `None`: nothing.
+    fn hidden(&self, process: u32, parent: u32, wanted: &[Wanted], whose: &str) -> Option<Result<()>> {
+        // it may have ended between two looks
+        if matches!(self.proc.look(process), Ok(None)) {
+            return Some(Ok(()));
+        }
+        let directory = running::hidden_directory(&self.proc, process, parent)?;
+        Some(self.compare(&directory, wanted, whose))
+    }
+
+    /// Which of the directories a process has files open in.
+    fn open_below<'w>(&self, process: u32, wanted: &'w [Wanted]) -> io::Result<Option<&'w Wanted>> {
+        for entry in fs::read_dir(self.proc.of(process, "fd"))? {
+            let read = entry.and_then(|entry| Ok((entry.path(), fs::read_link(entry.path())?)));
+            let (place, leads_to) = match read {
+                Ok(read) => read,
+                Err(error) if is_gone(&error) => continue,
+                Err(error) => return Err(error),
+            };
+            let Some(found) = wanted.iter().find(|wanted| leads_to.starts_with(&wanted.path)) else {
+                continue;
+            };
+            // a server has files open; a recovery that just ends has the directory
+            match fs::metadata(&place) {
+                Ok(open) if open.is_dir() => {}
+                Err(error) if is_gone(&error) => {}
+                _ => return Ok(Some(found)),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Whether a directory has anything of a data directory.
+fn is_data_directory(directory: &Path) -> io::Result<bool> {
+    for name in ["PG_VERSION", "global", "postmaster.pid"] {
+        match fs::symlink_metadata(directory.join(name)) {
+            Ok(_) => return Ok(true),
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+/// A data directory, and where its pg_wal and tablespaces are. What is missing is not used.
+fn used_by(directory: &Path) -> io::Result<Vec<Wanted>> {
+    let mut used = Vec::new();
+    let mut add = |path: PathBuf| -> io::Result<()> {
+        match fs::metadata(&path).and_then(|found| Ok((found, path.canonicalize()?))) {
+            Ok((found, path)) => used.push(Wanted { path, identity: (found.dev(), found.ino()) }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    };
+    add(directory.to_owned())?;
+    add(directory.join("pg_wal"))?;
+    match fs::read_dir(directory.join("pg_tblspc")) {
+        Ok(entries) => {
+            for entry in entries {
+                add(entry?.path())?;
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(used)
+}
+
+fn in_use(directory: &Path, whose: &str) -> Error {
+    let message = format!("another server uses directory \"{}\"", directory.display());
+    Error::new(Kind::InUse, message)
+        .detail(whose)
+        .hint("Let the link in the target's pg_wal or pg_tblspc, or tablespace_mapping, lead to a directory of the standby's own.")
+}
+
+fn cannot_tell(directory: &Path, why: impl Into<String>) -> Error {
+    let message = format!("cannot tell whether another server uses directory \"{}\"", directory.display());
+    Error::new(Kind::InUse, message)
+        .detail(why)
+        .hint("Stop the other servers of this host, or let the receiver see them: as the same OS user, without file capabilities on the program \"postgres\".")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn wanted(path: &Path) -> Vec<Wanted> {
+        let path = path.canonicalize().expect("there");
+        let found = fs::metadata(&path).expect("stat");
+        vec![Wanted { identity: (found.dev(), found.ino()), path }]
+    }
+
+    /// Two data directories, the second of which has a pg_wal and a tablespace elsewhere.
+    fn stage() -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let (one, other) = (top.path().join("one"), top.path().join("other"));
+        for made in ["one", "other/pg_tblspc", "wal", "space/PG_15_1", "free"] {
+            fs::create_dir_all(top.path().join(made)).expect("make");
+        }
+        symlink(top.path().join("wal"), other.join("pg_wal")).expect("link");
+        symlink(top.path().join("space"), other.join("pg_tblspc/16400")).expect("link");
+        (top, one, other)
+    }
+
+    #[test]
+    fn what_a_listed_cluster_uses_is_not_taken() {
+        let (top, one, other) = stage();
+        let identity = fs::metadata(&one).map(|found| (found.dev(), found.ino())).ok();
+        let listed = [other.clone(), top.path().join("not/made/yet")];
+        let neighbours = Neighbours::new(identity, &listed);
+        neighbours.demand_unused(&wanted(&top.path().join("free"))).expect("nobody uses it");
+        for used in ["wal", "space", "space/PG_15_1", "other", "."] {
+            let error = neighbours.demand_unused(&wanted(&top.path().join(used))).expect_err(used);
+            assert!(error.kind == Kind::InUse && error.detail.is_some_and(|detail| detail.contains("other")));
+        }
+        fs::remove_file(other.join("pg_wal"))
+            .and_then(|()| symlink("pg_wal", other.join("pg_wal")))
+            .expect("loop");
+        let error = neighbours.demand_unused(&wanted(&top.path().join("free"))).expect_err("cannot tell");
+        assert!(error.message.contains("cannot tell"), "{error}");
+    }
+
+    #[test]
+    fn the_clusters_own_links_are_its_own() {
+        let (top, _, other) = stage();
+        let identity = fs::metadata(&other).map(|found| (found.dev(), found.ino())).ok();
+        let listed = [other];
+        Neighbours::new(identity, &listed).demand_unused(&wanted(&top.path().join("wal"))).expect("its own");
+    }
+
+    #[test]
+    fn what_a_running_server_has_open_is_not_taken() {
+        let (top, one, other) = stage();
+        let root = tempfile::tempdir().expect("temporary directory");
+        let proc = || Proc::at(root.path());
+        symlink(std::process::id().to_string(), root.path().join("self")).expect("link");
+        let user = rustix::process::geteuid().as_raw();
+        fs::create_dir_all(proc().of(7, "fd")).expect("make");
+        let status = format!("Name:\tpostgres\nPPid:\t1\nUid:\t{user}\t{user}\t{user}\t{user}\n");
+        fs::write(proc().of(7, "status"), status).expect("write");
+        symlink(&one, proc().of(7, "cwd")).expect("link");
+        let segment = top.path().canonicalize().expect("real").join("free/segment");
+        fs::write(&segment, "WAL").expect("write");
+        symlink(segment, proc().of(7, "fd/3")).expect("link");
+        let identity = fs::metadata(&other).map(|found| (found.dev(), found.ino())).ok();
+        let neighbours = Neighbours { proc: proc(), own: identity, listed: &[] };
+        neighbours.demand_unused(&wanted(&top.path().join("wal"))).expect("nobody else uses it");
+        let error = neighbours.demand_unused(&wanted(&top.path().join("free"))).expect_err("open");
+        assert!(error.detail.as_deref().is_some_and(|detail| detail.contains("Process 7")), "{error}");
+        // its links, although nothing there is open
+        fs::write(one.join("PG_VERSION"), "15").expect("write");
+        symlink(top.path().join("wal"), one.join("pg_wal")).expect("link");
+        neighbours.demand_unused(&wanted(&top.path().join("wal"))).expect_err("linked");
+
+        fs::remove_file(proc().of(7, "cwd")).and_then(|()| symlink("/", proc().of(7, "cwd"))).expect("link");
+        neighbours.demand_unused(&wanted(&top.path().join("wal"))).expect("it is only starting");
+        fs::remove_file(proc().of(7, "cwd"))
+            .and_then(|()| symlink("cwd", proc().of(7, "cwd")))
+            .expect("hidden");
+        let error = neighbours.demand_unused(&wanted(&top.path().join("space"))).expect_err("hidden");
+        assert!(error.message.contains("cannot tell"), "{error}");
+    }
+}

@@ -1,0 +1,182 @@
+//! What the configuration that a standby keeps needs of the standby's own data directory: files that it includes or
+//! names. They are kept with it, because without them the server does not start, or starts as another one.
+
+use std::fs;
+use std::path::Path;
+
+use pgdata::configuration::{self, Reading};
+
+use crate::manifest::exclude::is_of_the_copy;
+use crate::manifest::path::RelPath;
+
+/// Parameters that name a file or directory, relative to the data directory.
+const NAMED: &[&str] = &[
+    "ssl_cert_file",
+    "ssl_key_file",
+    "ssl_ca_file",
+    "ssl_crl_file",
+    "ssl_crl_dir",
+    "ssl_dh_params_file",
+    "krb_server_keyfile",
+    "hba_file",
+    "ident_file",
+    // the log of the failure that made the recovery necessary
+    "log_directory",
+];
+
+/// What a server with `ssl = on` reads where nothing else is said.
+const TLS_DEFAULTS: &[(&str, &str)] = &[("ssl_cert_file", "server.crt"), ("ssl_key_file", "server.key")];
+
+/// Files of the primary that a standby gets unless `keep_files` lists them, even where its configuration names them.
+const FOLLOWS_THE_PRIMARY: &[&str] = &["pg_hba.conf", "pg_ident.conf"];
+
+/// The settings of one host, besides those in [`NAMED`]: where a standby's own configuration has them, the primary's
+/// ALTER SYSTEM has no say.
+const OF_ONE_HOST: &[&str] = &[
+    "port",
+    "listen_addresses",
+    "unix_socket_directories",
+    "unix_socket_group",
+    "unix_socket_permissions",
+    "external_pid_file",
+    "cluster_name",
+    "bonjour_name",
+    "log_filename",
+    "ssl",
+    "ssl_passphrase_command",
+];
+
+/// What is there of the files and directories beneath `directory` to which a configuration refers, but for data.
+pub(crate) fn in_directory(directory: &Path, main: &Path, configuration: &Reading) -> Vec<RelPath> {
+    let text = |name| configuration.value(name).map(configuration::path);
+    let included = configuration.files.iter().filter(|file| *file != main).chain(&configuration.directories);
+    let mut paths: Vec<&Path> = included.map(AsRef::as_ref).collect();
+    paths.extend(NAMED.iter().filter_map(|name| text(name)));
+    if configuration.value("ssl").is_some_and(is_on) {
+        paths.extend(
+            TLS_DEFAULTS.iter().filter(|(name, _)| text(name).is_none()).map(|(_, file)| Path::new(*file)),
+        );
+    }
+    let mut found: Vec<RelPath> = paths.into_iter().filter_map(|path| beneath(directory, path)).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// Which settings of one host a configuration makes.
+pub(crate) fn of_one_host(configuration: &Reading) -> Vec<String> {
+    let made = OF_ONE_HOST.iter().chain(NAMED).filter(|name| configuration.value(name).is_some());
+    made.map(|name| (*name).to_owned()).collect()
+}
+
+/// The path as one beneath the directory, if it may be kept and is there. Of a path that leads through a link, the link.
+fn beneath(directory: &Path, path: &Path) -> Option<RelPath> {
+    let absolute = directory.join(path);
+    let inside = absolute.strip_prefix(directory).map(Path::to_owned).ok().or_else(|| {
+        // the configuration may name the directory by another path
+        let parent = absolute.parent()?.canonicalize().ok()?;
+        Some(parent.strip_prefix(directory).ok()?.join(absolute.file_name()?))
+    })?;
+    let path = RelPath::parse(inside.components().as_path().to_str()?).ok()?;
+    if is_of_the_copy(path.as_str()) || FOLLOWS_THE_PRIMARY.contains(&path.as_str()) {
+        return None;
+    }
+    let mut part = String::new();
+    for component in path.components() {
+        if !part.is_empty() {
+            part.push('/');
+        }
+        part.push_str(component);
+        if fs::symlink_metadata(directory.join(&part)).ok()?.is_symlink() {
+            break;
+        }
+    }
+    RelPath::parse(&part).ok()
+}
+
+/// Whether a boolean parameter is on: PostgreSQL takes any beginning of these words that is not ambiguous.
+fn is_on(value: &[u8]) -> bool {
+    let value = value.to_ascii_lowercase();
+    let begins = |word: &[u8], least: usize| value.len() >= least && word.starts_with(&value);
+    value == b"1" || begins(b"on", 2) || begins(b"true", 1) || begins(b"yes", 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn names(directory: &Path, text: &str) -> Vec<String> {
+        let main = directory.join("postgresql.conf");
+        fs::write(&main, text).expect("write");
+        let found = in_directory(directory, &main, &Reading::of(&main, None));
+        found.iter().map(|path| path.as_str().to_owned()).collect()
+    }
+
+    #[test]
+    fn what_a_configuration_refers_to_is_found() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let directory = top.path().canonicalize().expect("resolved").join("data");
+        for name in [
+            "conf.d/a.conf",
+            "own/hba",
+            "own/key",
+            "host.conf",
+            "server.crt",
+            "server.key",
+            "logs/x",
+            "pg_hba.conf",
+        ] {
+            let path = directory.join(name);
+            fs::create_dir_all(path.parent().expect("parent")).expect("make");
+            fs::write(path, "").expect("write");
+        }
+        fs::create_dir_all(directory.join("base/5")).expect("make");
+        symlink(top.path(), directory.join("link")).expect("link");
+        symlink(&directory, top.path().join("other")).expect("link");
+        fs::write(top.path().join("outside.conf"), "").expect("write");
+        let text = format!(
+            "include 'host.conf'\ninclude_dir 'conf.d'\ninclude_if_exists 'none.conf'\ninclude 'link/outside.conf'\n\
+             hba_file = '{}/other/own/hba'\nssl_key_file = './own/key'\nssl = 'tru'\nlog_directory = '{}/logs'\n",
+            top.path().display(),
+            directory.display(),
+        );
+        let expected =
+            ["conf.d", "conf.d/a.conf", "host.conf", "link", "logs", "own/hba", "own/key", "server.crt"];
+        assert_eq!(names(&directory, &text), expected);
+        assert_eq!(names(&directory, "ssl = on"), ["server.crt", "server.key"]);
+        assert_eq!(names(&directory, "ssl = off\nssl_key_file = ''\nlog_directory = 'nowhere'"), [""; 0]);
+    }
+
+    #[test]
+    fn data_is_never_kept() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let directory = top.path().canonicalize().expect("resolved");
+        for name in ["base/5", "global", "pg_wal", "pg_tblspc"] {
+            fs::create_dir_all(directory.join(name)).expect("make");
+        }
+        fs::write(directory.join("pg_hba.conf"), "").expect("write");
+        fs::write(directory.join("standby.signal"), "").expect("write");
+        for text in [
+            "log_directory = 'base'",
+            "log_directory = 'pg_wal'",
+            "log_directory = '.'",
+            "log_directory = '..'",
+            "ssl_key_file = 'global/../base/5'",
+            "ssl_ca_file = 'standby.signal'",
+            "include_dir = 'global'",
+            "hba_file = 'pg_hba.conf'",
+        ] {
+            assert_eq!(names(&directory, text), [""; 0], "{text}");
+        }
+    }
+
+    #[test]
+    fn settings_of_one_host_are_named() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let main = top.path().join("postgresql.conf");
+        fs::write(&main, "PORT = 1\nwork_mem = 1\nlisten_addresses = ''\n").expect("write");
+        assert_eq!(of_one_host(&Reading::of(&main, None)), ["port", "listen_addresses"]);
+    }
+}

@@ -1,0 +1,188 @@
+//! Paths inside a data directory.
+//!
+//! Every path that crosses the wire is a [`RelPath`]: parsed once, and from then on known to name
+//! something beneath the directory it is opened in.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+
+/// Longest relative path accepted, in bytes (PostgreSQL's MAXPGPATH is 1024, with its NUL).
+pub const MAX_PATH: usize = 1023;
+
+/// A normalised, non-empty path relative to a data directory: components joined by single slashes,
+/// none of them empty, `.` or `..`, no NUL byte.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RelPath(String);
+
+impl RelPath {
+    /// Parses a path that arrived from outside.
+    pub fn parse(text: &str) -> Result<Self> {
+        let reason = if text.is_empty() {
+            "it is empty"
+        } else if text.len() > MAX_PATH {
+            "it is too long"
+        } else if text.contains('\0') {
+            "it contains a NUL byte"
+        } else if text.starts_with('/') {
+            "it is absolute"
+        } else if text.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+            "it has an empty, \".\" or \"..\" component"
+        } else {
+            return Ok(Self(text.to_owned()));
+        };
+        let shown: String = text.chars().take(100).collect();
+        Err(Error::new(Kind::ProtocolViolation, format!("invalid relative path {shown:?}"))
+            .detail(format!("The path is refused because {reason}.")))
+    }
+
+    /// Appends one component or a relative path.
+    pub fn join(&self, tail: &str) -> Result<Self> {
+        Self::parse(&format!("{}/{tail}", self.0))
+    }
+
+    /// The path as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The components, at least one.
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/')
+    }
+
+    /// The last component.
+    pub fn file_name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+
+    /// The path without its last component, if anything is left.
+    pub fn parent(&self) -> Option<&str> {
+        self.0.rsplit_once('/').map(|(parent, _)| parent)
+    }
+
+    /// Whether the path is `ancestor` or lies beneath it.
+    pub fn is_at_or_below(&self, ancestor: &str) -> bool {
+        self.0.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+impl TryFrom<String> for RelPath {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        Self::parse(&text)
+    }
+}
+
+impl From<RelPath> for String {
+    fn from(path: RelPath) -> Self {
+        path.0
+    }
+}
+
+impl AsRef<Path> for RelPath {
+    fn as_ref(&self) -> &Path {
+        Path::new(&self.0)
+    }
+}
+
+impl fmt::Debug for RelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for RelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A data directory as a person writes it, made comparable: absolute, without `.`, `..`, repeated
+/// or trailing slashes. Symbolic links stay, this looks at no file system.
+pub fn normalize_directory(text: &str) -> Result<PathBuf> {
+    let bad = |why: &str| {
+        let shown: String = text.chars().take(100).collect();
+        Error::new(Kind::InvalidArgument, format!("invalid directory {shown:?}"))
+            .detail(why.to_owned())
+            .hint("Give the absolute path of a PostgreSQL data directory.")
+    };
+    if !text.starts_with('/') {
+        return Err(bad("The path is not absolute."));
+    }
+    if text.len() > MAX_PATH {
+        return Err(bad(&format!("The path is longer than {MAX_PATH} bytes.")));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(bad("The path contains a control character."));
+    }
+    let mut path = PathBuf::from("/");
+    for part in text.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        if part == ".." {
+            return Err(bad("The path contains a \"..\" component."));
+        }
+        path.push(part);
+    }
+    if path.parent().is_none() {
+        return Err(bad("The root directory cannot be a data directory."));
+    }
+    Ok(path)
+}
+
+/// Whether one of two directories is, or lies in, the other.
+pub fn overlap(one: &Path, other: &Path) -> bool {
+    one.starts_with(other) || other.starts_with(one)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn refuses_everything_that_could_leave_the_directory() {
+        for bad in ["", "/", "/etc/passwd", "..", "a/../b", "a/..", "./a", "a//b", "a/", "a\0b", "a/."] {
+            assert!(RelPath::parse(bad).is_err(), "{bad:?} was accepted");
+        }
+        assert!(RelPath::parse(&"a".repeat(MAX_PATH + 1)).is_err());
+    }
+
+    #[test]
+    fn knows_its_parts() {
+        let path = RelPath::parse("base/16384/2619_vm").expect("valid");
+        assert_eq!(path.file_name(), "2619_vm");
+        assert_eq!(path.parent(), Some("base/16384"));
+        assert!(path.is_at_or_below("base/16384"));
+        assert!(path.is_at_or_below("base/16384/2619_vm"));
+        assert!(!path.is_at_or_below("base/1638"));
+    }
+
+    #[test]
+    fn directories_are_normalised_or_refused() {
+        assert_eq!(normalize_directory("/a//b/./c/").expect("valid"), PathBuf::from("/a/b/c"));
+        for bad in ["", "a", "/", "//", "/a/../b", "/a\nb"] {
+            assert!(normalize_directory(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_accepted_stays_beneath(text in "[a./\\\\\0é]{0,12}") {
+            if let Ok(path) = RelPath::parse(&text) {
+                let joined = Path::new("/root").join(&path);
+                prop_assert!(joined.starts_with("/root"));
+                prop_assert!(joined.components().count() > 2);
+                let plain = joined.components().all(|part| {
+                    matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_))
+                });
+                prop_assert!(plain);
+            }
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! May this target be replaced? Facts in, findings out.
+
+pub mod judge;

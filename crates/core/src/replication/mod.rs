@@ -1,0 +1,7 @@
+//! What makes a copy a standby, and how it is told that it follows: names, settings, connections.
+
+pub mod naming;
+pub mod own_address;
+pub mod recovery_settings;
+pub mod standby;
+pub mod streaming;

@@ -1,0 +1,230 @@
+//! Files read and written past the page cache where that is faster and kinder to other programs.
+//!
+//! A run reads every byte of a cluster once. Through the page cache that would push out what the server
+//! has there, and cost memory and a copy for pages that nobody reads again. So what is not cached is read
+//! with `O_DIRECT`, and long runs are written so. The kernel keeps both ways coherent.
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroU64;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+use crate::sys::buffer::ALIGNMENT;
+
+/// Shortest direct read or write, bytes. Each waits for the disk, so short ones are left to the kernel to
+/// gather.
+const DIRECT: usize = 128 << 10;
+
+/// A file that switches between the page cache and direct I/O. Nobody else may use the same open file.
+#[derive(Debug)]
+pub struct DirectFile {
+    file: File,
+    mode: Mode,
+    /// Whether the kernel was told to read nothing ahead.
+    is_advised: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Cached,
+    Direct,
+    /// The file system cannot do direct I/O.
+    AlwaysCached,
+}
+
+impl DirectFile {
+    /// Takes a file that was opened without `O_DIRECT`.
+    pub const fn new(file: File) -> Self {
+        Self { file, mode: Mode::Cached, is_advised: false }
+    }
+
+    /// The open file.
+    pub const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Fills `buffer` from `offset` on; less only at the end of the file.
+    pub fn read_full(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if is_for_direct(buffer, offset)
+            && let Some(missed) = self.first_miss(offset, buffer.len())
+            && self.enter(Mode::Direct)
+        {
+            let read = self.fill(buffer, offset);
+            // looking for it had the kernel cache that page
+            let _ = fadvise(&self.file, missed, NonZeroU64::new(ALIGNMENT as u64), Advice::DontNeed);
+            match read {
+                Err(error) if is_refusal(&error) => self.give_up(),
+                done => return done,
+            }
+        }
+        self.enter(Mode::Cached);
+        self.fill(buffer, offset)
+    }
+
+    /// Writes all of `bytes`; true if they went past the page cache. They last only once the file is
+    /// synced, whichever way they went.
+    pub fn write_all(&mut self, bytes: &[u8], offset: u64) -> io::Result<bool> {
+        if is_for_direct(bytes, offset) && self.enter(Mode::Direct) {
+            match self.file.write_all_at(bytes, offset) {
+                Err(error) if is_refusal(&error) => self.give_up(),
+                done => return done.map(|()| true),
+            }
+        }
+        self.enter(Mode::Cached);
+        self.file.write_all_at(bytes, offset).map(|()| false)
+    }
+
+    fn fill(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            // a direct read ends unaligned at the end of the file only, and cannot go on from there
+            if self.mode == Mode::Direct && !filled.is_multiple_of(ALIGNMENT) {
+                break;
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Where the page cache lacks a range, judged by two of its pages; `None` if it has it, or if the kernel
+    /// or the file system does not tell.
+    fn first_miss(&mut self, offset: u64, length: usize) -> Option<u64> {
+        if self.mode == Mode::AlwaysCached {
+            return None;
+        }
+        self.enter(Mode::Cached);
+        if !self.is_advised {
+            // Looking for a page must not have the kernel read more. A file system that does not take the
+            // advice does.
+            let _ = fadvise(&self.file, 0, None, Advice::Random);
+            self.is_advised = true;
+        }
+        let middle = length / 2 / ALIGNMENT * ALIGNMENT;
+        [offset, offset + middle as u64].into_iter().find(|&at| {
+            let mut byte = [0];
+            let mut probe = [io::IoSliceMut::new(&mut byte)];
+            preadv2(&self.file, &mut probe, at, ReadWriteFlags::NOWAIT) == Err(Errno::AGAIN)
+        })
+    }
+
+    /// Switches; false if the file system will not.
+    fn enter(&mut self, mode: Mode) -> bool {
+        if self.mode == mode {
+            return true;
+        }
+        if self.mode == Mode::AlwaysCached {
+            return false;
+        }
+        let switched = fcntl_getfl(&self.file).and_then(|flags| {
+            let flags = if mode == Mode::Direct { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT };
+            fcntl_setfl(&self.file, flags)
+        });
+        self.mode = if switched.is_ok() { mode } else { Mode::AlwaysCached };
+        switched.is_ok()
+    }
+
+    /// Larger blocks than anybody knows of, or a file system that notices only when it is asked to read.
+    fn give_up(&mut self) {
+        self.enter(Mode::Cached);
+        self.mode = Mode::AlwaysCached;
+    }
+}
+
+fn is_for_direct(memory: &[u8], offset: u64) -> bool {
+    memory.len() >= DIRECT
+        && memory.len().is_multiple_of(ALIGNMENT)
+        && memory.as_ptr().addr().is_multiple_of(ALIGNMENT)
+        && offset.is_multiple_of(ALIGNMENT as u64)
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::INVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sys::buffer::Buffer;
+
+    /// Where file systems differ: /tmp is usually on a disk, /dev/shm never.
+    fn files() -> impl Iterator<Item = tempfile::NamedTempFile> {
+        ["/tmp", "/dev/shm"]
+            .into_iter()
+            .filter_map(|directory| tempfile::NamedTempFile::new_in(directory).ok())
+    }
+
+    fn buffer(length: usize, byte: u8) -> Buffer {
+        let mut buffer = Buffer::new();
+        buffer.resize(length);
+        buffer.fill(byte);
+        buffer
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20))]
+
+        #[test]
+        fn both_ways_see_the_same_bytes(
+            writes in prop::collection::vec((0_u64..200, 1_usize..200, 0_usize..3), 1..12),
+            reads in prop::collection::vec((0_u64..250, 1_usize..200, 0_usize..3), 1..12),
+        ) {
+            for file in files() {
+                let mut writer = DirectFile::new(file.reopen().expect("reopens"));
+                let mut model = Vec::new();
+                for (number, &(page, pages, odd)) in writes.iter().enumerate() {
+                    let (offset, length) = (page * 4096 + odd as u64, pages * 4096 - odd);
+                    writer.write_all(&buffer(length, number as u8 + 1), offset).expect("writes");
+                    let end = offset as usize + length;
+                    model.resize(model.len().max(end), 0);
+                    model[offset as usize..end].fill(number as u8 + 1);
+                }
+                prop_assert!(std::fs::read(file.path()).expect("reads") == model);
+                let mut reader = DirectFile::new(file.reopen().expect("reopens"));
+                for &(page, pages, odd) in &reads {
+                    // now and then nothing of the file is cached
+                    if page % 2 == 0 {
+                        file.as_file().sync_all().expect("syncs");
+                        fadvise(file.as_file(), 0, None, Advice::DontNeed).expect("advises");
+                    }
+                    let (offset, length) = (page * 4096 + odd as u64, pages * 4096 - odd);
+                    let mut found = buffer(length, 0);
+                    let count = reader.read_full(&mut found, offset).expect("reads");
+                    let start = model.len().min(offset as usize);
+                    let end = model.len().min(offset as usize + length);
+                    prop_assert!(found[..count] == model[start..end]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_not_cached_stays_so() {
+        let file = tempfile::NamedTempFile::new_in("/tmp").expect("a file");
+        let mut writer = DirectFile::new(file.reopen().expect("reopens"));
+        let is_direct = writer.write_all(&buffer(1 << 20, 7), 0).expect("writes");
+        file.as_file().sync_all().expect("syncs");
+        if !is_direct {
+            // this file system has only the page cache
+            return;
+        }
+        let mut reader = DirectFile::new(file.reopen().expect("reopens"));
+        let mut content = buffer(256 << 10, 0);
+        for offset in [0, 256 << 10, 512 << 10, 768 << 10] {
+            assert_eq!(reader.read_full(&mut content, offset).expect("reads"), 256 << 10);
+            assert!(content.iter().all(|&byte| byte == 7));
+        }
+        let mut again = DirectFile::new(file.reopen().expect("reopens"));
+        // other pages than those that the reader looked for: looking may bring in the page itself
+        assert!(again.first_miss(276 << 10, 64 << 10).is_some(), "reading it once filled the page cache");
+    }
+}

@@ -1,0 +1,14 @@
+//! The operating system, without a word of PostgreSQL.
+
+pub mod addresses;
+pub mod buffer;
+pub mod cancel;
+pub mod clock;
+pub mod direct;
+pub mod hexadecimal;
+pub(crate) mod lock;
+pub mod process;
+pub mod size;
+pub(crate) mod small_file;
+pub mod sockets;
+pub mod space;

@@ -1,0 +1,7 @@
+//! How two hosts talk: frames and messages, and the links that carry them.
+
+pub mod compress;
+pub mod inquiry;
+pub mod link;
+pub mod protocol;
+pub mod secret;

@@ -1,0 +1,352 @@
+//! Control messages, as JSON: rare, small, and readable in a trace.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use pgdata::control_file::ControlFile;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+use crate::manifest::path::RelPath;
+use crate::manifest::plan::{Directory, File, Tablespace};
+use crate::replication::recovery_settings::RecoverySettings;
+use crate::replication::standby::{Following, Listening, Standby};
+use crate::replication::streaming::Walreceiver;
+use crate::wire::protocol::status::{Run, Status};
+
+/// What the sender asks of the receiver.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// First message of a control link: look at a directory. Answer: [`Reply::Target`].
+    Open {
+        /// The data directory, absolute.
+        directory: PathBuf,
+        /// What for.
+        purpose: Purpose,
+        /// Files of the standby's own that must survive (`keep_files`).
+        keep: Vec<RelPath>,
+    },
+    /// First message of a data link: join the run with this token. Answer: [`Reply::Ok`].
+    Attach {
+        /// The token of [`Target::session`].
+        session: String,
+    },
+    /// First and only message of a link: how are you, and what has been done here? Nothing changes.
+    /// Answer: [`Reply::Status`].
+    Status,
+    /// Log in to the primary for replication, as the standby will. Answer: [`Reply::LoggedIn`].
+    TestReplication {
+        /// What the connection string is made of.
+        following: Following,
+        /// The system identifier that the server there must have.
+        system_identifier: u64,
+    },
+    /// May a server listen here? Answer: [`Reply::Ok`], or an error of kind [`Kind::InUse`].
+    TestPort {
+        /// `port`
+        port: u16,
+        /// `listen_addresses`
+        addresses: String,
+    },
+    /// A part of the plan; no answer.
+    Plan {
+        /// Directories, parents first.
+        directories: Vec<Directory>,
+        /// Files; their numbers go on from the parts before.
+        files: Vec<File>,
+    },
+    /// The plan is complete: is there room for it? Nothing changes yet. Answer: [`Reply::Planned`].
+    PlanEnd(Terms),
+    /// Make the target unstartable and get ready for data. Answer: [`Reply::Ok`].
+    Begin {
+        /// What the marker says to whoever finds it.
+        marker: Marker,
+        /// Key of the digests, hexadecimal.
+        digest_key: String,
+    },
+    /// Of a directory that was opened to look: get ready to tell what would differ. Answer: [`Reply::Ok`].
+    Survey {
+        /// Key of the digests, hexadecimal.
+        digest_key: String,
+    },
+    /// Of a receiver in the sender's process: clone what can be cloned. Answer: [`Reply::Cloned`].
+    Clone,
+    /// All data was sent: set sizes, remove what the primary does not have; in a survey, count that.
+    /// Answer: [`Reply::Settled`].
+    Settle,
+    /// The parts of the plan since [`Request::Settle`] are WAL, for the pg_wal that settling emptied.
+    /// Answer: [`Reply::Ok`].
+    WalEnd,
+    /// Install the small files sent as PUT frames, sync everything, place pg_control, remove the marker; a configuration that the standby keeps is made to read myrecovery.conf.
+    /// Answer: [`Reply::Durable`].
+    Finish,
+    /// The last lines of the server's log. Answer: [`Reply::Log`].
+    Log,
+    /// Does the server in the opened directory receive WAL, and over which connection? Answer:
+    /// [`Reply::Walreceiver`].
+    Walreceiver,
+    /// Start the server in the opened directory and wait until it accepts connections.
+    /// Answer: [`Reply::Started`].
+    Start {
+        /// How long to wait, seconds.
+        timeout: u32,
+    },
+}
+
+/// Why a directory is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// To replace its content: it is made if missing, and locked.
+    Recover,
+    /// To look, or to start its server: nothing changes.
+    Look,
+}
+
+/// What is needed to receive a plan.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// Tablespaces and where they go.
+    pub tablespaces: Vec<Tablespace>,
+    /// The directory of this cluster in each of them: `PG_15_202209061`.
+    pub tablespace_version_directory: String,
+    /// Directories left alone besides the usual ones.
+    pub host_directories: Vec<RelPath>,
+    /// Bytes that will come besides the plan: WAL.
+    pub reserve: u64,
+    /// Permission bits of the data directory.
+    pub mode: u32,
+    /// What a receiver on the primary's own host leaves the primary.
+    #[serde(default)]
+    pub primary_space: Option<PrimarySpace>,
+}
+
+/// Where a primary writes, and how much room it may want there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrimarySpace {
+    /// The kernel's identifier of the boot of the primary's host.
+    pub boot_id: Option<String>,
+    /// Devices of the file systems it lies on.
+    pub devices: Vec<u64>,
+    /// `max_wal_size`, bytes.
+    pub max_wal_size: u64,
+}
+
+/// What the receiver answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// Done.
+    Ok,
+    /// The login worked, and the primary's server is there.
+    LoggedIn {
+        /// What psql and libpq said besides.
+        warnings: Vec<String>,
+    },
+    /// What is in the directory.
+    Target(Box<Target>),
+    /// The plan fits.
+    Planned {
+        /// Device and inode of every directory that is going to be written: the data directory, a linked
+        /// pg_wal, tablespaces.
+        locations: Vec<(u64, u64)>,
+    },
+    /// Some files are there and need not be sent.
+    Cloned {
+        /// First and last number of each row of neighbours in the plan.
+        files: Vec<(u32, u32)>,
+    },
+    /// Sizes are right and nothing is left over.
+    Settled {
+        /// Files and links removed.
+        removed: u64,
+        /// Files written to, created or truncated.
+        changed: u64,
+        /// What an operator should know.
+        warnings: Vec<String>,
+    },
+    /// The target is complete and durable.
+    Durable {
+        /// What an operator should know.
+        warnings: Vec<String>,
+    },
+    /// The server accepts connections.
+    Started {
+        /// False if it ran already.
+        launched: bool,
+    },
+    /// The end of the server's log.
+    Log {
+        /// A few lines.
+        lines: String,
+    },
+    /// The server's walreceiver; none if no server runs in the directory, or it receives nothing.
+    Walreceiver {
+        /// What was found.
+        found: Option<Walreceiver>,
+        /// What the server's startup process says of itself: `startup recovering 000000010000000000000003`.
+        startup: Option<String>,
+    },
+    /// How the receiver is.
+    Status(Box<Status>),
+    /// It did not work.
+    Error(Error),
+}
+
+/// What the receiver found in the directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Token for the data links of this run.
+    pub session: String,
+    /// The directory, symbolic links resolved as far as it exists.
+    pub directory: PathBuf,
+    /// What kind of content it has.
+    pub content: Content,
+    /// pg_control, if it can be read (in place, or set aside by a broken-off recovery).
+    pub control: Option<ControlFile>,
+    /// Whether that is in its place: then it is the directory's own, whatever a marker says.
+    pub control_in_place: bool,
+    /// The latest timeline of which there is WAL, or which pg_control tells.
+    pub timeline: Option<u32>,
+    /// How many of its WAL and history files wait to be archived, or why that cannot be told.
+    pub unarchived: Result<u32>,
+    /// The system identifier in pg_control, or failing that in the target's WAL.
+    pub system_identifier: Option<u64>,
+    /// The marker of a broken-off recovery.
+    pub marker: Option<Marker>,
+    /// The process that runs on the directory.
+    pub running: Option<u32>,
+    /// The line `PG_VERSION` holds.
+    pub pg_version: Option<String>,
+    /// Major version of the server that will be started: `15`.
+    pub server_version: Option<String>,
+    /// Device and inode of the directory.
+    pub identity: Option<(u64, u64)>,
+    /// Where its pg_wal leads, where that is a link.
+    pub wal_directory: Option<PathBuf>,
+    /// Whether the include line can be added to its configuration.
+    pub configuration_can_be_extended: bool,
+    /// Device and inode of that.
+    pub wal_identity: Option<(u64, u64)>,
+    /// The kernel's identifier of this boot: equal on one machine only.
+    pub boot_id: Option<String>,
+    /// Which of the files to keep are there, and what else the configuration that it keeps needs of its directory.
+    pub kept: Vec<RelPath>,
+    /// Settings of one host (port, addresses, certificates) that the configuration it keeps makes.
+    #[serde(default)]
+    pub own_settings: Vec<String>,
+    /// Whether the configuration lives outside the data directory.
+    pub external_configuration: Option<PathBuf>,
+    /// Whether the configuration in use reads myrecovery.conf already.
+    pub includes_myrecovery: bool,
+    /// What the configuration that it keeps says about recovery.
+    #[serde(default)]
+    pub recovery_settings: RecoverySettings,
+    /// What the standby's myrecovery.conf says, if there is one.
+    pub standby: Option<Standby>,
+    /// What tells a base backup from a cluster in use.
+    pub backup: BackupTraces,
+    /// The sender's address as seen from here.
+    pub peer: Option<IpAddr>,
+    /// Version of the receiver's software.
+    pub version: String,
+    /// The clock of the target's host, milliseconds since 1970.
+    pub clock: u64,
+    /// What starts the server, or why that cannot work.
+    pub starter: Result<String>,
+    /// The directory that the configuration it keeps leads to, if that is another one.
+    pub elsewhere: Option<PathBuf>,
+    /// What the configuration it keeps says about listening, if it keeps one.
+    pub listening: Option<Listening>,
+    /// The recovery that another session is at, of a directory that was opened to look.
+    pub recovery: Option<Run>,
+    /// What a pg_wal that is a link leads to.
+    #[serde(default)]
+    pub linked_wal: Option<LinkedWal>,
+    /// What could not be told.
+    #[serde(default)]
+    pub doubts: Doubts,
+}
+
+/// What a directory holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Content {
+    /// It does not exist.
+    Missing,
+    /// It exists and has no entries (a file system's `lost+found` does not count).
+    Empty,
+    /// A PostgreSQL data directory, whole or not.
+    Cluster,
+    /// Something else.
+    Other,
+}
+
+/// What a data directory has of a base backup, and of a server that ran in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupTraces {
+    /// `backup_label`, which a server renames when it starts from the backup; empty if it cannot be read.
+    pub label: Option<String>,
+    /// Whether there is a `backup_manifest`. A server leaves it where it is.
+    pub has_manifest: bool,
+    /// Whether there is a `standby.signal`.
+    pub has_standby_signal: bool,
+    /// Whether there is a `postmaster.opts`, which a server writes when it starts and no backup has.
+    pub has_postmaster_opts: bool,
+    /// Whether that is no older than the label: a copy of files may have brought one along.
+    pub started_since: bool,
+}
+
+/// What could not be told about a directory. Each forbids what its answer might have permitted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Doubts {
+    /// Whether a server is running there.
+    pub server: Option<Error>,
+    /// Whose cluster it is, or what it holds.
+    pub identity: Option<Error>,
+    /// Whether the directory that its pg_wal leads to is its own.
+    pub wal: Option<Error>,
+}
+
+/// What a pg_wal that is a link leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkedWal {
+    /// No WAL.
+    Empty,
+    /// WAL of the cluster with this system identifier, as its newest segment says.
+    Of(u64),
+    /// WAL that does not say whose it is.
+    Unknown,
+}
+
+/// The content of the marker file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marker {
+    /// Says in plain words what the file means.
+    pub note: String,
+    /// The primary's system identifier.
+    pub system_identifier: u64,
+    /// The primary's timeline.
+    pub timeline: u32,
+    /// When the recovery began, seconds since 1970.
+    pub started: u64,
+    /// Where it put the tablespaces, by OID: a power cut may have taken their links. The keys are text, as JSON has them.
+    #[serde(default)]
+    pub tablespaces: BTreeMap<String, String>,
+}
+
+/// Parses a message, refusing what is not one.
+pub fn decode<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(body)
+        .map_err(|error| Error::new(Kind::ProtocolViolation, format!("invalid message: {error}")))
+}
+
+/// Serialises a message.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(message)
+        .map_err(|error| Error::new(Kind::Internal, format!("could not encode a message: {error}")))
+}

@@ -1,0 +1,17 @@
+//! PostgreSQL's files, read without a server. Nothing here knows of recovery.
+//!
+//! | module | file | PostgreSQL's source |
+//! |---|---|---|
+//! | [`control_file`] | `global/pg_control` | `catalog/pg_control.h` |
+//! | [`checksum`] | pages of relations | `storage/checksum_impl.h` |
+//! | [`wal`] | names in `pg_wal` | `access/xlog_internal.h` |
+//! | [`configuration`] | `postgresql.conf` and what it includes | `utils/misc/guc-file.l` |
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+// a backend runs this, and they panic where its stderr is a closed pipe or a full disk
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
+pub mod checksum;
+pub mod configuration;
+pub mod control_file;
+pub mod wal;

@@ -1,0 +1,204 @@
+//! A first stage, step by step. docs/safety.md (S1 to S11) gives the reasons for the order, docs/architecture.md is the
+//! map of what it calls.
+
+use std::sync::Arc;
+
+use pgdata::wal;
+use pgpool_recovery_core::error::Result;
+use pgpool_recovery_core::preflight::judge::BACKUP_LABEL;
+use pgpool_recovery_core::progress::{Phase, Progress};
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::sys::size::pretty;
+use pgpool_recovery_core::wire::protocol::message::{Purpose, Target};
+use serde_json::Value;
+
+use crate::commands::remote_start;
+use crate::contents;
+use crate::history::{Attempt, Memory};
+use crate::pg::backup::Backup;
+use crate::pg::slot::Slot;
+use crate::pg::{catalog, cleanup, log, threads};
+use crate::preflight::approach::{Approach, Demand, Way, approach, unheard};
+use crate::preflight::one_host::{self, Tablespaces};
+use crate::preflight::situation::{self, Situation};
+use crate::settings::Settings;
+use crate::settings::request::Request;
+use crate::summary::Summary;
+use crate::watch::Watch;
+
+/// Rebuilds the target as this primary's standby; returns the report.
+pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value> {
+    let (host, directory) = (request.dest_host.clone(), request.dest_dir.clone());
+    let start_after = settings.start.then(|| settings.clone());
+    let memory = Memory::of_this_server()?;
+    let progress = Arc::new(Progress::default());
+    let attempt = memory.begin(&host, &directory, Arc::clone(&progress));
+    let _unwound = cleanup::while_unwinding("log the end of the recovery", || {
+        log::log(&format!("pgpool_recovery: recovery of \"{directory}\" on host \"{host}\" was interrupted"));
+    });
+    let done = rebuild(request, settings, progress, &attempt);
+    if let Err(error) = &done {
+        let message = format!(
+            "pgpool_recovery: recovery of \"{directory}\" on host \"{host}\" failed: {}",
+            error.message
+        );
+        log::log_detail(&message, error.detail.as_deref(), error.hint.as_deref());
+    }
+    attempt.settle(done.as_ref().map(drop).map_err(Clone::clone));
+    if let (Ok(_), Some(settings)) = (&done, start_after) {
+        remote_start::remote_start(&host, &directory, settings)?;
+    }
+    done
+}
+
+/// Starts the backup and reserves its WAL, so that the standby finds all of it (S8). The slot comes second: an older
+/// one, or one reserved from an earlier checkpoint, could be beyond max_slot_wal_keep_size when the backup's own
+/// checkpoint looks at it, which would terminate this session.
+fn start_backup(situation: &Situation) -> Result<(Option<Slot>, Backup)> {
+    let start = || Backup::start(BACKUP_LABEL, !situation.settings.wait_for_checkpoint);
+    let backup = start()?;
+    if situation.slot_name.is_empty() {
+        return Ok((None, backup));
+    }
+    let mut slot = Slot::reserve(&situation.slot_name, backup.start_lsn)?;
+    if slot.reserves_from_start() {
+        return Ok((Some(slot), backup));
+    }
+    // another checkpoint came in between: the slot reserves from there, and the next backup starts after it
+    drop(backup);
+    let backup = start()?;
+    slot.begin_at(backup.start_lsn);
+    Ok((Some(slot), backup))
+}
+
+/// What to say of the slot that the target was set to use before, where that is another one. It may be a slot of
+/// another node, so it is left alone.
+fn former_slot(situation: &Situation, target: &Target) -> Result<Option<String>> {
+    let former = target.standby.as_ref().and_then(|standby| standby.slot_name.as_deref());
+    let Some(former) = former.filter(|former| *former != situation.slot_name) else { return Ok(None) };
+    Ok(catalog::retained_by_idle_slot(former)?.map(|retained| {
+        format!(
+            "replication slot \"{former}\", which the target used before, is inactive and retains {} of WAL: unless another \
+             standby uses it, drop it with SELECT pg_drop_replication_slot('{former}')",
+            pretty(retained)
+        )
+    }))
+}
+
+fn rebuild(
+    request: Request,
+    settings: Settings,
+    progress: Arc<Progress>,
+    attempt: &Attempt<'_>,
+) -> Result<Value> {
+    let cancel = Cancel::new();
+    let mut summary = Summary::start(Arc::clone(&progress));
+    let mut watch = Watch::start(Arc::clone(&progress), Some(attempt));
+
+    // Is this a primary that can have a standby, and a target that may be replaced?
+    let mut demand = Demand::default();
+    let way = Way {
+        purpose: Purpose::Recover,
+        progress: &progress,
+        wire: summary.wire(),
+        cancel: &cancel,
+        tick: &mut || watch.tick(None),
+    };
+    let Approach { situation, mut session, target, following } =
+        approach(request, settings, way, &mut demand)?.ok_or_else(unheard)?;
+    summary.warn(demand.warnings);
+    let dir = &situation.request.dest_dir;
+    attempt.goes(situation.transport(), situation.strategy(&target).name());
+    summary.lap("preflight");
+    log::log(&format!(
+        "pgpool_recovery: recovery of \"{dir}\" on host \"{}\" begins ({}, {})",
+        situation.request.dest_host,
+        situation.transport(),
+        situation.strategy(&target).name(),
+    ));
+
+    // what is created from here on is in the WAL that the standby replays
+    let tablespaces = Tablespaces::now(&situation, &target)?;
+
+    watch.enter(Phase::WaitCheckpoint);
+    let (slot, backup) = start_backup(&situation)?;
+    let start_lsn = backup.start_lsn;
+    summary.lap("backup_start");
+
+    // From here on what is read counts (S4). Until `begin` nothing changes on the target.
+    watch.enter(Phase::EstimateSize);
+    let terms = contents::terms(&situation)?;
+    let list = || contents::plan(&situation, &target, &terms, &cancel);
+    let plan = threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), list)?;
+    summary.plan(&plan);
+    watch.tablespaces(plan.tablespaces.len() + 1);
+    log::log(&format!(
+        "pgpool_recovery: backup for \"{dir}\" started at {}, comparing {} files, {}",
+        wal::lsn(start_lsn),
+        plan.files.len(),
+        pretty(plan.bytes()),
+    ));
+    let marker = contents::marker(&situation);
+    let begin = || {
+        let locations = session.plan(plan, terms.clone())?;
+        situation.demand_other_locations(&target, &locations)?;
+        let shared = one_host::shared_space(&situation, &target, &locations)?;
+        session.begin(marker)?;
+        Ok(shared)
+    };
+    let shared = threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), begin)?;
+    watch.guard(shared);
+    slot.as_ref().map(Slot::forget_older).transpose()?;
+    summary.lap("scan");
+
+    // Data: compared and sent by parallel streams; then sizes are set and what is surplus goes.
+    watch.enter(Phase::Stream);
+    let manner = contents::manner(&situation, start_lsn);
+    let send = || {
+        session.send_data(&situation.data_directory, manner)?;
+        session.settle()
+    };
+    let settled = threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), send)?;
+    watch.tablespaces_streamed(terms.tablespaces.len() + 1);
+    watch.data_done();
+    log::log(&format!(
+        "pgpool_recovery: data of \"{dir}\" is there, {} of {} sent, {} files removed",
+        pretty(progress.sent()),
+        pretty(progress.total()),
+        settled.removed,
+    ));
+    summary.settled(settled);
+    summary.lap("data");
+
+    // pg_control is the last file read; only then may the backup end (S4).
+    let (_, control) = situation::read_control(&situation.data_directory)?;
+    watch.enter(Phase::WaitWalArchive);
+    let stop = backup.stop()?;
+    summary.lap("backup_stop");
+
+    // WAL, the standby's own files, durability, and pg_control last of all (S2, S10).
+    watch.enter(Phase::TransferWal);
+    let (directories, files) = contents::wal(&situation, start_lsn, stop.stop_lsn)?;
+    let puts = contents::puts(&situation, &target, &following, &terms, &files, &stop, control)?;
+    let identities = contents::identities(&situation.data_directory, &files);
+    let finish = || {
+        session.send_wal(&situation.data_directory, &directories, files.clone())?;
+        contents::demand_wal_kept(&situation, &files, &identities)?;
+        tablespaces.demand_unchanged()?;
+        session.finish(&puts)
+    };
+    summary.warn(threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), finish)?);
+    slot.map(Slot::keep).transpose()?;
+    if let Some(warning) = former_slot(&situation, &target)? {
+        log::log(&format!("pgpool_recovery: {warning}"));
+        summary.warn(vec![warning]);
+    }
+    summary.lap("finish");
+    let report = summary.report(&situation, &target, start_lsn, stop.stop_lsn);
+    log::log(&format!(
+        "pgpool_recovery: recovery of \"{dir}\" is complete at {}, durable, in {} ms",
+        wal::lsn(stop.stop_lsn),
+        summary.total_ms(),
+    ));
+    Ok(report)
+}

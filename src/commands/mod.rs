@@ -1,0 +1,9 @@
+//! What a person or Pgpool-II asks for: a file for each, which reads as a table of contents.
+
+pub(crate) mod check;
+pub(crate) mod dry_run;
+pub(crate) mod first_stage;
+pub(crate) mod pgctl;
+pub(crate) mod remote_start;
+pub(crate) mod script;
+pub(crate) mod status;

@@ -1,0 +1,206 @@
+//! `pgpool_remote_start`: starts the standby and waits until it streams from this primary (S10).
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::host::launch;
+use pgpool_recovery_core::local::LocalConnector;
+use pgpool_recovery_core::replication::naming;
+use pgpool_recovery_core::replication::streaming::{self, Expected, Replay};
+use pgpool_recovery_core::sender::Session;
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::wire::protocol::message::Purpose;
+
+use crate::history::{Entry, Memory, Outcome};
+use crate::pg::threads::DropAside;
+use crate::pg::{catalog, log, threads};
+use crate::preflight::one_host;
+use crate::preflight::situation;
+use crate::settings::Settings;
+
+/// How often replication is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long replay may stand still before that is said: longer than wal_receiver_status_interval, 10 s.
+const REPLAY: Duration = Duration::from_secs(12);
+
+/// Starts the standby in `directory` on `host`. Succeeds if it runs and streams already.
+pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> Result<()> {
+    let cancel = Cancel::new();
+    let tick = &mut || Ok(());
+    let (transport, reach) = (settings.transport, settings.reach()?);
+    let is_local = || situation::is_local(host, transport, &reach, directory, &cancel);
+    let is_local = threads::wait(&cancel, tick, is_local);
+    if let Err(error) = &is_local
+        && error.kind == Kind::InsufficientPrivilege
+    {
+        return Err(error.clone());
+    }
+    if let Some(failure) = Memory::of_this_server()?.recall(host, directory).as_ref().and_then(failure) {
+        return Err(failure);
+    }
+    let local = if is_local? {
+        Some(LocalConnector::new(catalog::bin_directory()?.into(), catalog::data_directory()?.into(), reach))
+    } else {
+        None
+    };
+    let connector = situation::connector(host, &settings, local, Arc::default())?;
+    let open =
+        || Session::open(connector, Path::new(directory), Purpose::Look, Vec::new(), Arc::default(), &cancel);
+    let mut session = DropAside::new(threads::wait(&cancel, tick, open)?);
+    one_host::demand_own_tablespaces(Path::new(&catalog::data_directory()?), session.target())?;
+    let standby = session.target().standby.clone().unwrap_or_default();
+    let expected = Expected {
+        port: catalog::own_port()?,
+        slot_name: standby.slot_name.filter(|slot| !slot.is_empty()),
+        // the walreceiver's own default, where nothing else is set
+        application_name: naming::shown_application_name(
+            standby.application_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("walreceiver"),
+            catalog::major_version()?,
+        ),
+    };
+    let timeout = u32::try_from(settings.start_timeout.as_secs()).unwrap_or(u32::MAX);
+    let launched = threads::wait(&cancel, tick, || session.start(timeout))?;
+    let mut wait = Wait::new(settings.start_timeout);
+    while let Err(why) = streams(&mut session, &expected, &mut wait, &cancel)? {
+        if wait.is_over() {
+            let lines = threads::wait(&cancel, tick, || session.log_tail())?;
+            return Err(not_streaming(directory, &settings, &why, &lines));
+        }
+        threads::pause(LOOK);
+    }
+    // Replay of a server that was just started has only asked for WAL because it had replayed all that was there.
+    if !launched && replay_stands(&mut session, &expected, &cancel)? {
+        log::notice_detail(
+            &format!("replay on the standby in \"{directory}\" stands still"),
+            Some(&format!(
+                "It streams from this primary, but has replayed nothing of the WAL it has received for {} s.",
+                REPLAY.as_secs()
+            )),
+            Some(
+                "If it was paused, call pg_wal_replay_resume() on the standby; a query there, or recovery_min_apply_delay, \
+                 can hold it up, too.",
+            ),
+        );
+    }
+    let how = if launched { "was started" } else { "ran already" };
+    log::log(&format!(
+        "pgpool_recovery: the standby in \"{directory}\" on host \"{host}\" {how} and streams from this primary"
+    ));
+    Ok(())
+}
+
+/// A first stage that failed is why the start must: Pgpool-II shows this error, not that one.
+fn failure(last: &Entry) -> Option<Error> {
+    let directory = &last.directory;
+    if let Some(worker) = last.other_worker() {
+        return Some(
+            Error::new(Kind::InUse, format!("a recovery of \"{directory}\" is running"))
+                .detail(format!("Process {} works on it.", worker.pid))
+                .hint("Wait until it ends; the view pgpool_recovery_status shows it."),
+        );
+    }
+    match last.outcome.clone() {
+        Outcome::Succeeded => None,
+        Outcome::Failed { error } => Some(Error {
+            // Pgpool-II cuts what it shows after some 200 characters: the cause comes first
+            message: format!("first stage failed: {}", error.message),
+            detail: Some(match error.detail {
+                Some(detail) => format!("{detail} The target is \"{directory}\"."),
+                None => format!("The target is \"{directory}\"."),
+            }),
+            hint: error.hint.or_else(|| Some("Run the recovery again when the cause is removed.".to_owned())),
+            ..error
+        }),
+        Outcome::Running(worker) => Some(
+            Error::new(Kind::Canceled, format!("first stage of \"{directory}\" was broken off"))
+                .detail(format!("Process {}, which worked on it, was terminated.", worker.pid))
+                .hint("Run the recovery again; it sends only what is missing."),
+        ),
+    }
+}
+
+/// The time a standby has to stream, counted from its last progress.
+struct Wait {
+    timeout: Duration,
+    deadline: Instant,
+    /// Signs of progress that were seen: a segment that replay has come to, a position that was sent.
+    seen: HashSet<String>,
+}
+
+impl Wait {
+    fn new(timeout: Duration) -> Self {
+        Self { timeout, deadline: Instant::now() + timeout, seen: HashSet::new() }
+    }
+
+    fn progress(&mut self, sign: String) {
+        if self.seen.insert(sign) {
+            self.deadline = Instant::now() + self.timeout;
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+}
+
+/// Whether this standby streams from this server, or why that is not proved.
+fn streams(
+    session: &mut Session,
+    expected: &Expected,
+    wait: &mut Wait,
+    cancel: &Cancel,
+) -> Result<std::result::Result<(), String>> {
+    let walsenders = catalog::walsenders()?;
+    // Asked after the walsenders: a connection is then never older than the walreceiver that made it.
+    let (walreceiver, startup) = threads::wait(cancel, &mut || Ok(()), || session.walreceiver())?;
+    if walreceiver.is_none() {
+        // it replays what it has, or what restore_command brings
+        startup.into_iter().for_each(|sign| wait.progress(sign));
+    }
+    Ok(match streaming::find(&walsenders, expected, walreceiver.as_ref()) {
+        Ok(walsender) if walsender.is_streaming() => Ok(()),
+        Ok(walsender) => {
+            walsender.sent.into_iter().for_each(|sent| wait.progress(sent.to_string()));
+            Err(format!("Its walsender (process {}) is in state \"{}\".", walsender.pid, walsender.state))
+        }
+        Err(why) => Err(why),
+    })
+}
+
+/// Whether there is WAL to replay on the standby and nothing of it has been replayed for some time. A standby
+/// tells its position at least every wal_receiver_status_interval.
+fn replay_stands(session: &mut Session, expected: &Expected, cancel: &Cancel) -> Result<bool> {
+    let end = Instant::now() + REPLAY;
+    let mut replay = Replay::default();
+    loop {
+        let walsenders = catalog::walsenders()?;
+        let (walreceiver, _) = threads::wait(cancel, &mut || Ok(()), || session.walreceiver())?;
+        let found = streaming::find(&walsenders, expected, walreceiver.as_ref());
+        if !found.is_ok_and(|walsender| replay.stands(walsender)) {
+            return Ok(false);
+        }
+        if Instant::now() >= end {
+            return Ok(true);
+        }
+        threads::pause(LOOK);
+    }
+}
+
+fn not_streaming(directory: &str, settings: &Settings, why: &str, lines: &str) -> Error {
+    let seconds = settings.start_timeout.as_secs();
+    // Pgpool-II shows the message alone
+    let cause = launch::cause(lines).map_or_else(String::new, |cause| format!(": {cause}"));
+    let hint = if cause.contains("has already been removed") {
+        "Run the recovery again, with a slot (pgpool_recovery.slot_name), so that the primary keeps the WAL."
+    } else {
+        "Is it a standby of this primary? See its primary_conninfo, and pg_stat_replication here."
+    };
+    let message = format!("standby runs but does not stream from this primary after {seconds} s{cause}");
+    Error::new(Kind::StartFailed, message)
+        .detail(format!("{why} The last lines of the log in \"{directory}\" are:\n{lines}"))
+        .hint(hint)
+}

@@ -1,0 +1,123 @@
+//! `pgpool_recovery_status`: the running and the last recovery of each target.
+
+use std::cmp::Reverse;
+
+use pgpool_recovery_core::error::{Error, Kind, Result};
+
+use crate::history::{Entry, Figures, Memory, Outcome, Worker};
+
+/// Most seconds that are said to be left: make_interval() refuses what no interval can hold.
+const LONGEST: f64 = 1e9;
+
+/// How a recovery stands.
+pub(crate) struct Status {
+    /// Target, and when it began and was last heard of.
+    pub(crate) entry: Entry,
+    /// `running`, `succeeded`, `failed`, or `interrupted`: whoever worked on it is gone.
+    pub(crate) state: &'static str,
+    /// The backend that works on it.
+    pub(crate) pid: Option<u32>,
+    /// What is known of the bytes, once they have been counted.
+    pub(crate) figures: Option<Figures>,
+    pub(crate) bytes_per_second: Option<f64>,
+    pub(crate) seconds_left: Option<f64>,
+    pub(crate) sqlstate: Option<String>,
+    pub(crate) error: Option<Error>,
+}
+
+/// All that is remembered, the newest first.
+pub(crate) fn all() -> Result<Vec<Status>> {
+    let mut entries = Memory::of_this_server()?.all();
+    entries.sort_by_key(|entry| Reverse(entry.started));
+    Ok(entries.into_iter().map(|entry| status(entry, Worker::is_alive)).collect())
+}
+
+fn status(entry: Entry, is_alive: impl Fn(&Worker) -> bool) -> Status {
+    let (state, pid, error) = match &entry.outcome {
+        Outcome::Running(worker) if is_alive(worker) => ("running", Some(worker.pid), None),
+        Outcome::Running(_) => ("interrupted", None, None),
+        Outcome::Failed { error } if error.kind == Kind::Canceled => {
+            ("interrupted", None, Some(error.clone()))
+        }
+        Outcome::Failed { error } => ("failed", None, Some(error.clone())),
+        Outcome::Succeeded => ("succeeded", None, None),
+    };
+    let figures = entry.figures.clone().filter(|figures| figures.total > 0);
+    let rate = figures.as_ref().and_then(rate);
+    let left = |figures: &Figures, rate: f64| {
+        (figures.total.saturating_sub(figures.compared) as f64 / rate).min(LONGEST)
+    };
+    Status {
+        state,
+        pid,
+        seconds_left: figures.as_ref().zip(rate).filter(|_| pid.is_some()).map(|(f, rate)| left(f, rate)),
+        bytes_per_second: rate,
+        figures,
+        sqlstate: error.as_ref().map(|error| error.kind.sqlstate().to_owned()),
+        error,
+        entry,
+    }
+}
+
+/// Bytes compared a second while data streamed; `None` where nothing has been compared.
+fn rate(figures: &Figures) -> Option<f64> {
+    let milliseconds = figures.streaming?.max(1);
+    (figures.compared > 0).then(|| figures.compared as f64 * 1000.0 / milliseconds as f64)
+}
+
+/// How much of the plan has been compared.
+pub(crate) fn percent(figures: &Figures) -> i32 {
+    let percent = figures.compared.min(figures.total).saturating_mul(100) / figures.total.max(1);
+    i32::try_from(percent).unwrap_or(100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(outcome: Outcome) -> Entry {
+        Entry {
+            host: "h".to_owned(),
+            directory: "/d".to_owned(),
+            started: 1_000,
+            updated: 9_000,
+            outcome,
+            transport: None,
+            strategy: None,
+            figures: Some(Figures {
+                streaming: Some(2_000),
+                total: 1_000,
+                compared: 400,
+                ..Figures::default()
+            }),
+        }
+    }
+
+    #[test]
+    fn a_running_one_has_a_rate_and_an_end() {
+        let begun = || entry(Outcome::Running(Worker::this()));
+        let status = status(begun(), |_| true);
+        assert_eq!((status.state, status.pid), ("running", Some(std::process::id())));
+        assert_eq!((status.bytes_per_second, status.seconds_left), (Some(200.0), Some(3.0)));
+        assert_eq!(status.figures.as_ref().map(percent), Some(40));
+        let slow = Figures { streaming: Some(u64::MAX), total: u64::MAX, compared: 1, ..Figures::default() };
+        let slow = super::status(Entry { figures: Some(slow), ..begun() }, |_| true);
+        assert_eq!(slow.seconds_left, Some(LONGEST));
+    }
+
+    #[test]
+    fn one_whose_backend_is_gone_was_interrupted() {
+        let status = status(entry(Outcome::Running(Worker::this())), |_| false);
+        assert_eq!((status.state, status.pid, status.seconds_left), ("interrupted", None, None));
+        assert_eq!(status.bytes_per_second, Some(200.0), "until it was last heard of");
+    }
+
+    #[test]
+    fn a_failed_one_says_why() {
+        let error = Error::new(Kind::DiskFull, "full");
+        let failed = status(entry(Outcome::Failed { error }), |_| true);
+        assert_eq!((failed.state, failed.sqlstate.as_deref()), ("failed", Some("53100")));
+        let canceled = status(entry(Outcome::Failed { error: Error::canceled() }), |_| true);
+        assert_eq!((canceled.state, canceled.sqlstate.as_deref()), ("interrupted", Some("57014")));
+    }
+}

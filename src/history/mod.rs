@@ -1,0 +1,425 @@
+//! What became of the last first stage of each target.
+//!
+//! Pgpool-II throws away the text of an error from `pgpool_recovery`, but shows that of
+//! `pgpool_remote_start`, which it may call in another session. So the cause is kept in a small file
+//! beside the server's socket, where PostgreSQL itself keeps what belongs to one server and not into
+//! its data directory (docs/decisions/). `pgpool_recovery_status` shows what is remembered, and a running
+//! recovery tells there how far it is.
+
+mod file;
+mod worker;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pgpool_recovery_core::error::Error;
+use pgpool_recovery_core::manifest::path::normalize_directory;
+use pgpool_recovery_core::progress::Progress;
+use pgpool_recovery_core::sys::clock::now;
+use serde::{Deserialize, Serialize};
+
+use self::file::{OutcomesFile, Unwritten};
+pub(crate) use self::worker::Worker;
+use crate::pg::{catalog, interrupts};
+
+/// Most targets remembered; the oldest go first.
+const MOST: usize = 100;
+
+/// How often a running recovery writes down how far it is.
+const SHOW: Duration = Duration::from_secs(1);
+
+/// How long the beginning of a recovery waits for other sessions that write theirs down.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long its end does: until it is told, the recovery counts as running for as long as the backend lives.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
+
+thread_local! {
+    /// What this session could not write down. Main thread only.
+    static SESSION: RefCell<Outcomes> = RefCell::default();
+}
+
+/// How a first stage ended, or that it has not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    /// A backend works on it, or died doing so.
+    Running(Worker),
+    /// It failed, and this is why.
+    Failed { error: Error },
+    /// The target is complete.
+    Succeeded,
+}
+
+/// A recovery of one target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) host: String,
+    pub(crate) directory: String,
+    /// Milliseconds since 1970.
+    pub(crate) started: u64,
+    /// When it was last heard of, milliseconds since 1970.
+    pub(crate) updated: u64,
+    pub(crate) outcome: Outcome,
+    /// As the report calls them, once they are known.
+    pub(crate) transport: Option<String>,
+    pub(crate) strategy: Option<String>,
+    pub(crate) figures: Option<Figures>,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Figures {
+    pub(crate) phase: String,
+    pub(crate) streams: u32,
+    /// How long data has been streaming, milliseconds.
+    pub(crate) streaming: Option<u64>,
+    pub(crate) total: u64,
+    pub(crate) compared: u64,
+    pub(crate) sent: u64,
+    pub(crate) cloned: u64,
+    pub(crate) wal: u64,
+}
+
+impl Entry {
+    fn key(&self) -> String {
+        format!("{}:{}", self.host, self.directory)
+    }
+
+    /// The other backend that works on it now. What this one began has ended when it asks.
+    pub(crate) fn other_worker(&self) -> Option<&Worker> {
+        match &self.outcome {
+            Outcome::Running(worker) if *worker != Worker::this() && worker.is_alive() => Some(worker),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Outcomes {
+    /// By host and directory.
+    targets: BTreeMap<String, Entry>,
+}
+
+impl Outcomes {
+    fn put(&mut self, entry: &Entry) {
+        self.targets.insert(entry.key(), entry.clone());
+        while self.targets.len() > MOST {
+            self.forget_one();
+        }
+    }
+
+    /// Whether another backend works on a target.
+    fn is_worked_on(&self, key: &str) -> bool {
+        self.targets.get(key).is_some_and(|entry| entry.other_worker().is_some())
+    }
+
+    /// What either knows, of each target the newest.
+    fn merge(&mut self, other: Self) {
+        for (key, entry) in other.targets {
+            if self.targets.get(&key).is_none_or(|known| known.updated <= entry.updated) {
+                self.targets.insert(key, entry);
+            }
+        }
+    }
+
+    /// The oldest goes, and first of all what was refused before it did anything.
+    fn forget_one(&mut self) {
+        let worth = |entry: &Entry| {
+            let is_running = matches!(entry.outcome, Outcome::Running(_));
+            (is_running || entry.strategy.is_some(), entry.updated)
+        };
+        let least = self.targets.iter().min_by_key(|(_, entry)| worth(entry));
+        if let Some(key) = least.map(|(key, _)| key.clone()) {
+            self.targets.remove(&key);
+        }
+    }
+}
+
+/// The memory of one server.
+pub(crate) struct Memory {
+    file: Option<OutcomesFile>,
+    /// Whether this session is being terminated: then it waits for nobody.
+    is_ending: fn() -> bool,
+}
+
+impl Memory {
+    /// The memory of this server.
+    pub(crate) fn of_this_server() -> Result<Self, Error> {
+        let directories = catalog::setting("unix_socket_directories")?.unwrap_or_default();
+        let port = catalog::setting("port")?.and_then(|port| port.parse().ok()).unwrap_or(0);
+        Ok(Self { is_ending: interrupts::terminating, ..Self::of(&directories, port) })
+    }
+
+    /// The memory of the server with these socket directories and this port.
+    fn of(unix_socket_directories: &str, port: u16) -> Self {
+        Self { file: OutcomesFile::beside_socket(unix_socket_directories, port), is_ending: || false }
+    }
+
+    /// Everything that is remembered.
+    pub(crate) fn all(&self) -> Vec<Entry> {
+        let mut outcomes = self.file.as_ref().and_then(OutcomesFile::read).unwrap_or_default();
+        outcomes.merge(SESSION.with_borrow(Clone::clone));
+        outcomes.targets.into_values().collect()
+    }
+
+    /// The last first stage of a target, if any is known.
+    pub(crate) fn recall(&self, host: &str, directory: &str) -> Option<Entry> {
+        let directory = normal(directory);
+        self.all().into_iter().find(|entry| entry.host == host && entry.directory == directory)
+    }
+
+    /// A first stage begins. What becomes of it is remembered even if an interrupt ends it.
+    pub(crate) fn begin<'a>(&'a self, host: &str, directory: &str, progress: Arc<Progress>) -> Attempt<'a> {
+        let entry = Entry {
+            host: host.to_owned(),
+            directory: normal(directory),
+            started: now(),
+            updated: now(),
+            outcome: Outcome::Running(Worker::this()),
+            transport: None,
+            strategy: None,
+            figures: None,
+        };
+        let key = entry.key();
+        let mut other_runs = false;
+        self.change(PATIENCE, Unwritten::Keeps, |outcomes| {
+            other_runs |= outcomes.is_worked_on(&key);
+            if !other_runs {
+                outcomes.put(&entry);
+            }
+        });
+        Attempt {
+            memory: self,
+            progress,
+            entry: RefCell::new(entry),
+            shown: Cell::new(Instant::now()),
+            is_silent: Cell::new(other_runs),
+        }
+    }
+
+    /// Best effort: a recovery must not fail because its story cannot be written down. What could not be is
+    /// written with the next change.
+    fn change(&self, patience: Duration, if_unwritten: Unwritten, mut change: impl FnMut(&mut Outcomes)) {
+        let mut unwritten = SESSION.take();
+        let written = self.file.as_ref().map(|file| {
+            file.change(patience, self.is_ending, if_unwritten, |outcomes| {
+                outcomes.merge(unwritten.clone());
+                change(outcomes);
+            })
+        });
+        if !matches!(written, Some(Ok(()))) {
+            change(&mut unwritten);
+            SESSION.set(unwritten);
+        }
+    }
+}
+
+/// A first stage in progress. Dropped without a word it counts as broken off: an ERROR raised by an
+/// interrupt unwinds past everything else.
+pub(crate) struct Attempt<'a> {
+    memory: &'a Memory,
+    progress: Arc<Progress>,
+    entry: RefCell<Entry>,
+    /// When it was last written down.
+    shown: Cell<Instant>,
+    /// Nothing more is to be said, or another session's run of the same target is what counts.
+    is_silent: Cell<bool>,
+}
+
+impl Attempt<'_> {
+    /// The target is this run's alone. How it is going to be filled, as the report calls it.
+    pub(crate) fn goes(&self, transport: &str, strategy: &str) {
+        self.is_silent.set(false);
+        let mut entry = self.entry.borrow_mut();
+        entry.transport = Some(transport.to_owned());
+        entry.strategy = Some(strategy.to_owned());
+    }
+
+    /// Writes down how far it is, now and then.
+    pub(crate) fn show(&self) {
+        if self.shown.get().elapsed() >= SHOW {
+            self.show_now();
+        }
+    }
+
+    /// Writes down how far it is, unless somebody else is just writing.
+    pub(crate) fn show_now(&self) {
+        self.shown.set(Instant::now());
+        self.put(None);
+    }
+
+    /// It ended.
+    pub(crate) fn settle(self, outcome: Result<(), Error>) {
+        let end = match outcome {
+            Ok(()) => Outcome::Succeeded,
+            Err(error) => Outcome::Failed { error },
+        };
+        self.put(Some(end));
+    }
+
+    /// Writes the story down; `end`: it goes no further.
+    fn put(&self, end: Option<Outcome>) {
+        if self.is_silent.get() {
+            return;
+        }
+        let mut entry = self.entry.borrow_mut();
+        entry.updated = now();
+        entry.figures = Some(figures(&self.progress));
+        let (patience, if_unwritten) = match end {
+            // the next time will do
+            None => (Duration::ZERO, Unwritten::Keeps),
+            Some(outcome) => {
+                entry.outcome = outcome;
+                self.is_silent.set(true);
+                (LAST_PATIENCE, Unwritten::Removes)
+            }
+        };
+        self.memory.change(patience, if_unwritten, |outcomes| outcomes.put(&entry));
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        let error = Error::canceled()
+            .detail("The session was canceled, ran into a timeout, or ended during the recovery.")
+            .hint("Run the recovery again; it sends only what is missing.");
+        self.put(Some(Outcome::Failed { error }));
+    }
+}
+
+fn figures(progress: &Progress) -> Figures {
+    let milliseconds = |streaming: Duration| u64::try_from(streaming.as_millis()).unwrap_or(u64::MAX);
+    Figures {
+        phase: progress.phase().name().to_owned(),
+        streams: progress.streams(),
+        streaming: progress.streaming().map(milliseconds),
+        total: progress.total(),
+        compared: progress.compared(),
+        sent: progress.sent(),
+        cloned: progress.cloned(),
+        wal: progress.wal(),
+    }
+}
+
+/// A directory may be written in several ways.
+fn normal(directory: &str) -> String {
+    normalize_directory(directory).map_or_else(|_| directory.to_owned(), |path| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use pgpool_recovery_core::error::Kind;
+
+    use super::*;
+
+    #[test]
+    fn survives_the_session_and_forgets_damage() {
+        let directory = std::env::temp_dir().join(format!("pgpool_recovery_outcomes_{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("make");
+        let memory = || Memory::of(&format!("{}, /other", directory.display()), 7);
+        let error = Error::new(Kind::DiskFull, "full").hint("Free some.");
+        memory().begin("h", "/d/", Arc::default()).settle(Err(error.clone()));
+        let recall = |directory| memory().recall("h", directory).map(|entry| entry.outcome);
+        assert_eq!(recall("/d"), Some(Outcome::Failed { error }));
+        assert_eq!(recall("/e"), None);
+        drop(memory().begin("h", "/d", Arc::default()));
+        assert!(matches!(recall("/d"), Some(Outcome::Failed { error }) if error.kind == Kind::Canceled));
+        memory().begin("h", "/d", Arc::default()).settle(Ok(()));
+        assert_eq!(recall("/d"), Some(Outcome::Succeeded));
+        let file = directory.join(".s.PGSQL.7.recovery.json");
+        std::fs::write(&file, "{").expect("write");
+        assert_eq!(recall("/d"), None);
+        std::fs::remove_file(&file).expect("remove");
+        std::os::unix::fs::symlink("/etc/passwd", &file).expect("link");
+        assert_eq!(recall("/d"), None, "a link is not followed");
+        std::fs::remove_dir_all(&directory).expect("clean");
+    }
+
+    #[test]
+    fn an_end_that_cannot_be_written_leaves_nobody_waiting() {
+        let directory = std::env::temp_dir().join(format!("pgpool_recovery_end_{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("make");
+        let memory = Memory::of(&directory.display().to_string(), 7);
+        let attempt = memory.begin("h", "/d", Arc::default());
+        let file = directory.join(".s.PGSQL.7.recovery.json");
+        assert!(file.exists());
+        // nothing can be put into its place
+        let new = directory.join(".s.PGSQL.7.recovery.new");
+        std::fs::create_dir(&new).expect("in the way");
+        attempt.settle(Ok(()));
+        assert!(!file.exists(), "other sessions know nothing");
+        let recall = || memory.recall("h", "/d").map(|entry| entry.outcome);
+        assert_eq!(recall(), Some(Outcome::Succeeded), "this one does");
+        std::fs::remove_dir(&new).expect("out of the way");
+        memory.begin("h", "/e", Arc::default()).settle(Ok(()));
+        SESSION.take();
+        assert_eq!(recall(), Some(Outcome::Succeeded), "told with the next one");
+        std::fs::remove_dir_all(&directory).expect("clean");
+    }
+
+    #[test]
+    fn who_works_on_a_target_keeps_its_place() {
+        let directory = std::env::temp_dir().join(format!("pgpool_recovery_place_{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("make");
+        let memory = Memory::of(&directory.display().to_string(), 7);
+        let mut other = std::process::Command::new("sleep").arg("60").spawn().expect("a process");
+        let running = Outcome::Running(Worker::of(other.id()));
+        memory.change(PATIENCE, Unwritten::Keeps, |outcomes| {
+            outcomes.put(&entry("/d", 1, Some("delta"), running.clone()))
+        });
+        let refused = memory.begin("h", "/d", Arc::default());
+        refused.settle(Err(Error::new(Kind::InUse, "locked")));
+        let recall = || memory.recall("h", "/d").expect("known");
+        assert!(recall().other_worker().is_some_and(|worker| worker.pid == other.id()));
+        other.kill().and_then(|()| other.wait()).expect("ended");
+        assert!(recall().other_worker().is_none());
+        memory.begin("h", "/d", Arc::default()).settle(Ok(()));
+        assert_eq!(recall().outcome, Outcome::Succeeded);
+        std::fs::remove_dir_all(&directory).expect("clean");
+    }
+
+    fn entry(directory: &str, updated: u64, strategy: Option<&str>, outcome: Outcome) -> Entry {
+        Entry {
+            host: "h".to_owned(),
+            directory: directory.to_owned(),
+            started: 0,
+            updated,
+            outcome,
+            transport: None,
+            strategy: strategy.map(str::to_owned),
+            figures: None,
+        }
+    }
+
+    #[test]
+    fn refusals_are_forgotten_before_anything_else() {
+        let mut outcomes = Outcomes::default();
+        let (real, running) = (Outcome::Succeeded, Outcome::Running(Worker::this()));
+        outcomes.put(&entry("/old", 1, Some("delta"), real.clone()));
+        outcomes.put(&entry("/running", 2, None, running));
+        for number in 0..300 {
+            outcomes.put(&entry(&format!("/refused/{number}"), 100 + number, None, real.clone()));
+        }
+        assert_eq!(outcomes.targets.len(), MOST);
+        assert!(outcomes.targets.contains_key("h:/old") && outcomes.targets.contains_key("h:/running"));
+        assert!(outcomes.targets.contains_key("h:/refused/299"));
+    }
+
+    #[test]
+    fn whose_number_somebody_else_has_now_runs_no_more() {
+        let directory = std::env::temp_dir().join(format!("pgpool_recovery_number_{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("make");
+        let memory = Memory::of(&directory.display().to_string(), 7);
+        // a backend of that number died in the middle
+        let gone = Outcome::Running(Worker::this().successor());
+        memory.change(PATIENCE, Unwritten::Keeps, |outcomes| {
+            outcomes.put(&entry("/d", 1, Some("delta"), gone.clone()))
+        });
+        memory.begin("h", "/d", Arc::default()).settle(Ok(()));
+        assert_eq!(memory.recall("h", "/d").map(|entry| entry.outcome), Some(Outcome::Succeeded));
+        std::fs::remove_dir_all(&directory).expect("clean");
+    }
+}

@@ -1,0 +1,141 @@
+//! A target on the primary's own host: what only there can harm the primary.
+//!
+//! A standby replays the creation of a tablespace at the path the primary gave it. On the primary's host that is the
+//! primary's own directory: replay empties it, and both servers write there from then on. And a copy may take the
+//! space that the primary's WAL needs.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::host::inspect;
+use pgpool_recovery_core::manifest::scan::tablespace_links;
+use pgpool_recovery_core::sys::space::SharedSpace;
+use pgpool_recovery_core::wire::protocol::message::{PrimarySpace, Target};
+
+use crate::pg::log;
+use crate::preflight::situation::Situation;
+
+/// Whether the target may be on this host: it is unless two kernels say that they are different ones.
+fn may_be_here(boot_id: Option<&str>, target: &Target) -> bool {
+    boot_id.zip(target.boot_id.as_deref()).is_none_or(|(ours, theirs)| ours == theirs)
+}
+
+/// Where this primary writes.
+pub(crate) fn primary_space(situation: &Situation) -> Result<PrimarySpace> {
+    let mut devices = Vec::new();
+    for directory in &situation.facts().own {
+        match fs::metadata(directory) {
+            Ok(metadata) if devices.contains(&metadata.dev()) => {}
+            Ok(metadata) => devices.push(metadata.dev()),
+            // a tablespace that was dropped meanwhile
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io(format_args!("stat \"{}\"", directory.display()), &error)),
+        }
+    }
+    Ok(PrimarySpace {
+        boot_id: situation.facts().boot_id.clone(),
+        devices,
+        max_wal_size: situation.primary.max_wal_size,
+    })
+}
+
+/// The file systems of this primary that the target is written to; `locations`: device and inode of each of its
+/// directories.
+pub(crate) fn shared_space(
+    situation: &Situation,
+    target: &Target,
+    locations: &[(u64, u64)],
+) -> Result<SharedSpace> {
+    if !may_be_here(situation.facts().boot_id.as_deref(), target) {
+        return Ok(SharedSpace::default());
+    }
+    let written: HashSet<u64> = locations.iter().map(|(device, _)| *device).collect();
+    let own = situation.facts().own.iter().map(PathBuf::as_path);
+    SharedSpace::new(own, &written, situation.primary.max_wal_size)
+}
+
+/// The primary's tablespaces at one moment, where the target may be on its host.
+pub(crate) struct Tablespaces {
+    data_directory: PathBuf,
+    before: Option<Vec<(u32, String)>>,
+}
+
+impl Tablespaces {
+    pub(crate) fn now(situation: &Situation, target: &Target) -> Result<Self> {
+        let data_directory = situation.data_directory.clone();
+        let before = may_be_here(situation.facts().boot_id.as_deref(), target)
+            .then(|| tablespace_links(&data_directory))
+            .transpose()?;
+        Ok(Self { data_directory, before })
+    }
+
+    /// Fails if there is a tablespace that was not there then. One that was dropped does no harm: the standby
+    /// drops its own.
+    pub(crate) fn demand_unchanged(&self) -> Result<()> {
+        let Some(before) = &self.before else { return Ok(()) };
+        let now = tablespace_links(&self.data_directory)?;
+        match now.iter().find(|link| !before.contains(link)) {
+            None => Ok(()),
+            Some((oid, location)) => Err(would_be_shared(*oid, location)
+                .hint("Run the recovery again with this tablespace in tablespace_mapping, and create none while it runs.")),
+        }
+    }
+}
+
+/// Refuses to start a standby on this host that does not have every tablespace of the primary `primary` in a
+/// directory of its own: it would replay the creation of the others.
+pub(crate) fn demand_own_tablespaces(primary: &Path, target: &Target) -> Result<()> {
+    if target.running.is_some() || !may_be_here(inspect::boot_id().as_deref(), target) {
+        return Ok(());
+    }
+    let links = tablespace_links(primary)?;
+    let Some(directory) = target.directory.to_str().filter(|_| !links.is_empty()) else { return Ok(()) };
+    match identity(directory) {
+        Ok(seen) if seen.is_some() && seen == target.identity => {}
+        // an agent that sees other mounts: the same path is another directory there
+        Ok(_) => return Ok(()),
+        Err(error) => {
+            log::log(&format!(
+                "pgpool_recovery: cannot tell whether the standby shares a tablespace: {error}"
+            ));
+            return Ok(());
+        }
+    }
+    let standby = tablespace_links(&target.directory)?;
+    for (oid, location) in links {
+        let its = standby.iter().find(|(its_oid, _)| *its_oid == oid).map(|(_, its)| its);
+        let is_own = match its {
+            Some(its) => identity(its)? != identity(&location)?,
+            None => false,
+        };
+        if !is_own {
+            return Err(would_be_shared(oid, &location)
+                .hint("Run the recovery again with this tablespace in pgpool_recovery.tablespace_mapping."));
+        }
+    }
+    Ok(())
+}
+
+/// Device and inode of a directory; `None` if there is none.
+fn identity(directory: &str) -> Result<Option<(u64, u64)>> {
+    match fs::metadata(directory) {
+        Ok(metadata) => Ok(Some((metadata.dev(), metadata.ino()))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(format_args!("stat \"{directory}\""), &error)),
+    }
+}
+
+fn would_be_shared(oid: u32, location: &str) -> Error {
+    Error::new(
+        Kind::WrongState,
+        format!("tablespace {oid} in \"{location}\" was created after the standby was copied"),
+    )
+    .detail(
+        "The standby is on the primary's own host. It would replay the creation with the primary's path, empty that \
+         directory and write there.",
+    )
+}
