@@ -47,6 +47,11 @@ const IN_PLACE: OFlags = OFlags::RDWR.union(OFlags::NOFOLLOW).union(OFlags::NONB
 /// Suffix of a file that is being written and takes its name by rename.
 const TEMPORARY: &str = ".pgpool_recovery.tmp";
 
+/// The name under which a file is written before it takes its own. A process that dies in between leaves it behind.
+pub fn temporary_name(name: &str) -> String {
+    format!("{name}{TEMPORARY}")
+}
+
 /// An opened target directory: locked to be written, or a view that nothing can be written through.
 pub struct Target {
     path: PathBuf,
@@ -333,7 +338,7 @@ impl Target {
         {
             return Ok(());
         }
-        let temporary = format!("{name}{TEMPORARY}");
+        let temporary = temporary_name(name);
         remove::entry(&parent, temporary.as_str()).map_err(failed)?;
         rustix::fs::symlinkat(destination, &parent, temporary.as_str()).map_err(failed)?;
         self.make_way(&parent, name).map_err(failed)?;
@@ -358,7 +363,7 @@ impl Target {
         let failed =
             |error: io::Error| Error::io(format_args!("write file \"{}\"", self.shown(path)), &error);
         let failed_to = |error: Errno| failed(error.into());
-        let temporary = format!("{}{TEMPORARY}", path.file_name());
+        let temporary = temporary_name(path.file_name());
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = self.change(path, |parent| {
             remove::entry(parent, temporary.as_str())?;

@@ -261,9 +261,12 @@ pub(crate) fn content(look: &Path, shown: &Path, exists: bool) -> Result<Content
     }
     let failed = |error| Error::io(format_args!("list directory \"{}\"", shown.display()), &error);
     let mut has_wal = false;
+    // of a run that died while it wrote its marker, before anything else
+    let unfinished_marker = target::temporary_name(MARKER);
     for entry in fs::read_dir(look).map_err(failed)? {
         match entry.map_err(failed)?.file_name().to_str() {
             Some("lost+found") => {}
+            Some(name) if name == unfinished_marker => {}
             Some("pg_wal") => has_wal = true,
             _ => return Ok(Content::Other),
         }
