@@ -17,7 +17,7 @@ use pgpool_recovery_core::link::Connector;
 use pgpool_recovery_core::link::dial::{AgentConnector, is_this_host};
 use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::naming::{self, Node};
-use pgpool_recovery_core::own_address::{Server, as_localhost};
+use pgpool_recovery_core::own_address::{Server, as_localhost, for_standby, is_among, is_localhost, network};
 use pgpool_recovery_core::path::{RelPath, normalize_directory};
 use pgpool_recovery_core::plan::Tablespace;
 use pgpool_recovery_core::protocol::message::{Listening, Target};
@@ -253,27 +253,29 @@ impl Situation {
                 .find(|directory| !directory.is_empty())
         };
         let own = || match tcp {
-            // of the addresses of this name another program may have one
+            // of the addresses of this name another program may have one, even where the server is told to listen on both
             Some("*" | "0.0.0.0" | "::") => ("localhost".to_owned(), self.localhost.clone()),
+            Some(address) if is_localhost(address) => (address.to_owned(), self.localhost.clone()),
             Some(address) => (address.to_owned(), Vec::new()),
             None => (socket().unwrap_or("localhost").to_owned(), Vec::new()),
         };
-        let given = self
-            .request
-            .primary_host
-            .clone()
-            .or_else(|| Some(self.settings.primary_host.clone()).filter(|host| !host.is_empty()));
+        let is_one_network = network().is_some_and(|own| target.network == Some(own));
+        let theirs: &[IpAddr] = if is_one_network { &[] } else { &target.addresses };
+        let checked = for_standby(&self.request.primary_addresses, target.peer, theirs, MOST_ADDRESSES);
+        let is_usable = |host: &String| {
+            let is_checked = !self.request.primary_addresses.is_empty();
+            let leads_there = || host.parse().is_ok_and(|address| is_among(address, theirs));
+            self.settings.caller_is_superuser
+                || *host == self.settings.primary_host
+                || if is_checked { !checked.is_empty() } else { !leads_there() }
+        };
+        let given = self.request.primary_host.clone().filter(is_usable);
+        let given =
+            given.or_else(|| Some(self.settings.primary_host.clone()).filter(|host| !host.is_empty()));
         match (given, target.peer) {
             // Pgpool-II says localhost where it knows a socket directory
             (Some(host), _) if host == "localhost" && self.is_local && tcp.is_none() => own(),
-            (Some(host), peer) => {
-                let mut addresses = self.request.primary_addresses.clone();
-                // where the standby's host has seen this one comes first: it need not reach the others
-                let peer = peer.map(|peer| peer.to_canonical());
-                addresses.sort_by_key(|address| Some(*address) != peer);
-                addresses.truncate(MOST_ADDRESSES);
-                (host, addresses)
-            }
+            (Some(host), _) => (host, checked),
             (None, Some(peer)) => (peer.to_canonical().to_string(), Vec::new()),
             (None, None) => own(),
         }

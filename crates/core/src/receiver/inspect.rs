@@ -15,6 +15,8 @@ use crate::configuration::{MAX_BYTES, content as configuration_content};
 use crate::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE, State};
 use crate::error::{Error, Kind, Result};
 use crate::exclude::{AUTO_CONF, CONTROL_ASIDE, MARKER, POSTGRESQL_CONF};
+use crate::link::dial::own_addresses;
+use crate::own_address::network;
 use crate::path::RelPath;
 use crate::process;
 use crate::protocol::message::{Content, Doubts, Marker, Target};
@@ -168,6 +170,8 @@ pub(super) fn inspect_opened(
         standby: standby_of(&look),
         backup: backup.unwrap_or_default(),
         peer,
+        addresses: own_addresses().unwrap_or_default(),
+        network: network(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         clock: clock::now(),
         starter,
