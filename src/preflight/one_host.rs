@@ -11,8 +11,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::host::inspect;
 use pgpool_recovery_core::manifest::scan::tablespace_links;
+use pgpool_recovery_core::sys::machine;
 use pgpool_recovery_core::sys::space::SharedSpace;
 use pgpool_recovery_core::wire::protocol::message::{PrimarySpace, Target};
 
@@ -89,7 +89,7 @@ impl Tablespaces {
 /// Refuses to start a standby on this host that does not have every tablespace of the primary `primary` in a
 /// directory of its own: it would replay the creation of the others.
 pub(crate) fn demand_own_tablespaces(primary: &Path, target: &Target) -> Result<()> {
-    if target.running.is_some() || !may_be_here(inspect::boot_id().as_deref(), target) {
+    if target.running.is_some() || !may_be_here(machine::boot_id().as_deref(), target) {
         return Ok(());
     }
     let links = tablespace_links(primary)?;

@@ -10,7 +10,6 @@ use std::sync::atomic::AtomicU64;
 
 use pgdata::control_file::{ControlFile, PG_CONTROL};
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::host::inspect;
 use pgpool_recovery_core::host::policy::{Reach, resolve};
 use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::manifest::path::{RelPath, normalize_directory, overlap};
@@ -18,11 +17,14 @@ use pgpool_recovery_core::manifest::plan::Tablespace;
 use pgpool_recovery_core::manifest::scan::tablespace_links;
 use pgpool_recovery_core::preflight::judge::{self, Finding};
 use pgpool_recovery_core::replication::naming::{self, Node};
-use pgpool_recovery_core::replication::own_address::{Server, as_localhost};
+use pgpool_recovery_core::replication::own_address::{
+    Server, as_localhost, for_standby, is_among, is_localhost,
+};
 use pgpool_recovery_core::replication::standby::Following;
 use pgpool_recovery_core::replication::standby::Listening;
 use pgpool_recovery_core::sys::addresses::is_this_host;
 use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::sys::machine::{self, network};
 use pgpool_recovery_core::wire::link::Connector;
 use pgpool_recovery_core::wire::link::dial::AgentConnector;
 use pgpool_recovery_core::wire::protocol::message::Target;
@@ -82,7 +84,7 @@ impl Situation {
             identity: (metadata.dev(), metadata.ino()),
             own,
             wal_identity: Some((wal.dev(), wal.ino())),
-            boot_id: inspect::boot_id(),
+            boot_id: machine::boot_id(),
             system_identifier: primary.system_identifier,
             timeline: primary.timeline,
             major_version: (primary.server_version_num / 10_000).to_string(),
@@ -254,27 +256,29 @@ impl Situation {
                 .find(|directory| !directory.is_empty())
         };
         let own = || match tcp {
-            // of the addresses of this name another program may have one
+            // of the addresses of this name another program may have one, even where the server is told to listen on both
             Some("*" | "0.0.0.0" | "::") => ("localhost".to_owned(), self.localhost.clone()),
+            Some(address) if is_localhost(address) => (address.to_owned(), self.localhost.clone()),
             Some(address) => (address.to_owned(), Vec::new()),
             None => (socket().unwrap_or("localhost").to_owned(), Vec::new()),
         };
-        let given = self
-            .request
-            .primary_host
-            .clone()
-            .or_else(|| Some(self.settings.primary_host.clone()).filter(|host| !host.is_empty()));
+        let is_one_network = network().is_some_and(|own| target.network == Some(own));
+        let theirs: &[IpAddr] = if is_one_network { &[] } else { &target.addresses };
+        let checked = for_standby(&self.request.primary_addresses, target.peer, theirs, MOST_ADDRESSES);
+        let is_usable = |host: &String| {
+            let is_checked = !self.request.primary_addresses.is_empty();
+            let leads_there = || host.parse().is_ok_and(|address| is_among(address, theirs));
+            self.settings.caller_is_superuser
+                || *host == self.settings.primary_host
+                || if is_checked { !checked.is_empty() } else { !leads_there() }
+        };
+        let given = self.request.primary_host.clone().filter(is_usable);
+        let given =
+            given.or_else(|| Some(self.settings.primary_host.clone()).filter(|host| !host.is_empty()));
         match (given, target.peer) {
             // Pgpool-II says localhost where it knows a socket directory
             (Some(host), _) if host == "localhost" && self.is_local && tcp.is_none() => own(),
-            (Some(host), peer) => {
-                let mut addresses = self.request.primary_addresses.clone();
-                // where the standby's host has seen this one comes first: it need not reach the others
-                let peer = peer.map(|peer| peer.to_canonical());
-                addresses.sort_by_key(|address| Some(*address) != peer);
-                addresses.truncate(MOST_ADDRESSES);
-                (host, addresses)
-            }
+            (Some(host), _) => (host, checked),
             (None, Some(peer)) => (peer.to_canonical().to_string(), Vec::new()),
             (None, None) => own(),
         }

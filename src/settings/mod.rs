@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::manifest::exclude::is_of_the_copy;
+use pgpool_recovery_core::manifest::path::normalize_directory;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
 use crate::pg::compat;
@@ -275,9 +276,11 @@ pub(crate) fn tablespace_mapping(text: &str) -> Result<Vec<(String, String)>> {
                 let read: Vec<&str> = read.iter().map(|side| side.trim()).collect();
                 match read[..] {
                     [""] => {}
-                    [old, new] if is_clean(old) && is_clean(new) => {
-                        pairs.push((old.to_owned(), new.to_owned()))
-                    }
+                    // as PostgreSQL writes the location of a tablespace, or a slash too many would make it another one
+                    [old, new] => match (normal(old), normal(new)) {
+                        (Some(old), Some(new)) => pairs.push((old, new)),
+                        _ => return Err(bad_mapping(&read.join("="))),
+                    },
                     _ => return Err(bad_mapping(&read.join("="))),
                 }
             }
@@ -287,9 +290,9 @@ pub(crate) fn tablespace_mapping(text: &str) -> Result<Vec<(String, String)>> {
     Ok(pairs)
 }
 
-/// An absolute path without `..` and control characters.
-fn is_clean(path: &str) -> bool {
-    path.starts_with('/') && path.split('/').all(|part| part != "..") && !path.chars().any(char::is_control)
+/// An absolute path without `..` and control characters, in its shortest form.
+fn normal(path: &str) -> Option<String> {
+    Some(normalize_directory(path).ok()?.to_str()?.to_owned())
 }
 
 fn bad_mapping(found: &str) -> Error {
@@ -500,7 +503,12 @@ mod tests {
             tablespace_mapping(r"/a=/b, /c\,d=/e\=f\\,").expect("valid"),
             [pair("/a", "/b"), pair("/c,d", r"/e=f\")]
         );
-        for bad in ["/a", "a=/b", "/a=b", "/a=/b=/c", "=", "/a=/b/../c", "/a=/b\nc"] {
+        assert_eq!(
+            tablespace_mapping("/srv/a/=/srv//b/./c/").expect("valid"),
+            [pair("/srv/a", "/srv/b/c")],
+            "however it is written"
+        );
+        for bad in ["/a", "a=/b", "/a=b", "/a=/b=/c", "=", "/a=/b/../c", "/a=/b\nc", "/=/b"] {
             assert_eq!(tablespace_mapping(bad).expect_err(bad).kind, Kind::InvalidArgument, "{bad}");
         }
     }

@@ -50,6 +50,14 @@ impl Network {
         }
     }
 
+    /// Gives every host this address, as a bridge for containers has the same one on many hosts.
+    pub fn share(&self, address: &str) {
+        for host in &self.hosts {
+            let namespace = host.namespace.as_ref().expect("hosts of a network have a namespace");
+            namespace.ip(&format!("address add {address}/32 dev lo"));
+        }
+    }
+
     /// The host of this number, from 0.
     pub fn host(&self, index: usize) -> Host {
         self.hosts[index].clone()

@@ -17,8 +17,10 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::{AUTO_CONF, CONTROL_ASIDE, MARKER, POSTGRESQL_CONF};
 use crate::manifest::path::RelPath;
 use crate::replication::{recovery_settings, standby};
+use crate::sys::addresses::own_addresses;
 use crate::sys::cancel::Cancel;
 use crate::sys::clock;
+use crate::sys::machine::{boot_id, network};
 use crate::sys::process;
 use crate::sys::small_file;
 use crate::wire::protocol::message::{Content, Doubts, Marker, Target};
@@ -171,6 +173,8 @@ pub(crate) fn inspect_opened(
         standby: standby_of(&look),
         backup: backup.unwrap_or_default(),
         peer,
+        addresses: own_addresses().unwrap_or_default(),
+        network: network(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         clock: clock::now(),
         starter,
@@ -232,11 +236,6 @@ fn is_there(path: &Path) -> io::Result<bool> {
 
 fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-}
-
-/// What tells one boot of one machine from all others.
-pub fn boot_id() -> Option<String> {
-    small_file::text(Path::new("/proc/sys/kernel/random/boot_id")).map(|text| text.trim().to_owned())
 }
 
 pub(crate) fn content(look: &Path, shown: &Path, exists: bool) -> Result<Content> {

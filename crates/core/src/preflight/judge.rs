@@ -368,6 +368,8 @@ mod tests {
             standby: None,
             backup: BackupTraces::default(),
             peer: None,
+            addresses: Vec::new(),
+            network: None,
             version: String::new(),
             clock: 0,
             starter: Ok(String::new()),

@@ -6,9 +6,9 @@ use std::os::fd::AsFd;
 use super::obstacles::Found;
 use crate::data_directory::Target;
 use crate::error::{Error, Kind, Result};
-use crate::host::inspect;
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::File;
+use crate::sys::machine;
 use crate::sys::space::{Space, reserve};
 use crate::wire::protocol::message::{PrimarySpace, Terms};
 
@@ -30,7 +30,7 @@ struct FileSystem {
 pub(super) fn check(target: &Target, files: &[File], terms: &Terms, found: &Found) -> Result<()> {
     // sizes are the peer's
     let whole = files.iter().fold(terms.reserve, |sum, file| sum.saturating_add(file.size));
-    let kept = Kept::on_this_host(terms.primary_space.as_ref(), inspect::boot_id().as_deref());
+    let kept = Kept::on_this_host(terms.primary_space.as_ref(), machine::boot_id().as_deref());
     let file_systems = file_systems(target, found, &kept)?;
     if file_systems.iter().all(|one| one.free >= whole.saturating_add(one.kept)) {
         // every file system has room for all of it: what is there already need not be looked at

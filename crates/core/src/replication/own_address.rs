@@ -96,6 +96,23 @@ pub fn as_localhost(server: &Server) -> Vec<IpAddr> {
     LOOPBACK.into_iter().filter(|address| server.listens_on(*address)).collect()
 }
 
+/// Of the addresses at which a host leads to this server, those that a standby is given: the one at which its host has
+/// seen this server (`peer`) first, and none that is its host's own, too (`theirs`), as a bridge for containers has one address on
+/// many hosts. There another program may listen, or its own server, which it would follow for good.
+pub fn for_standby(own: &[IpAddr], peer: Option<IpAddr>, theirs: &[IpAddr], most: usize) -> Vec<IpAddr> {
+    let peer = peer.map(|peer| peer.to_canonical());
+    let mut addresses: Vec<IpAddr> =
+        own.iter().copied().filter(|address| !is_among(*address, theirs)).collect();
+    addresses.sort_by_key(|address| Some(*address) != peer);
+    addresses.truncate(most);
+    addresses
+}
+
+/// Whether an address is one of these, in whichever notation.
+pub fn is_among(address: IpAddr, others: &[IpAddr]) -> bool {
+    others.iter().any(|other| other.to_canonical() == address.to_canonical())
+}
+
 /// Whether an address means another host, or nothing, to other hosts.
 fn is_of_this_host_only(address: IpAddr) -> bool {
     address.is_loopback() || matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
@@ -104,7 +121,8 @@ fn is_of_this_host_only(address: IpAddr) -> bool {
 const LOOPBACK: [IpAddr; 2] =
     [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
 
-fn is_localhost(host: &str) -> bool {
+/// Whether a name is that of the loopback addresses.
+pub fn is_localhost(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost")
 }
 
@@ -176,6 +194,22 @@ mod tests {
         for host in ["localhost", "127.0.0.1"] {
             assert_eq!(chosen(host, &["127.0.0.1"], &["0.0.0.0"], false), Leads::HereOnly, "{host}");
         }
+    }
+
+    #[test]
+    fn a_standby_is_given_no_address_of_its_own_host() {
+        let own = addresses(&["172.17.0.1", "10.1.0.1", "10.0.0.1", "fd00::1"]);
+        let given = |peer: &str, theirs: &[&str], most| {
+            for_standby(&own, peer.parse().ok(), &addresses(theirs), most)
+        };
+        let bridge = ["10.0.0.2", "172.17.0.1", "::ffff:10.1.0.1"];
+        assert_eq!(given("10.0.0.1", &bridge, 4), addresses(&["10.0.0.1", "fd00::1"]));
+        let first = given("::ffff:10.0.0.1", &[], 2);
+        assert_eq!(first, addresses(&["10.0.0.1", "172.17.0.1"]), "it is known to lead here");
+        assert_eq!(given("192.0.2.1", &["10.0.0.2"], 4), own, "behind address translation");
+        let all = ["172.17.0.1", "10.1.0.1", "10.0.0.1", "fd00::1"];
+        assert!(given("fd00::1", &all, 4).is_empty(), "none leads here from there");
+        assert_eq!(given("", &[], 4), own);
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod direct;
 pub mod hexadecimal;
 pub(crate) mod lock;
+pub mod machine;
 pub mod process;
 pub mod size;
 pub(crate) mod small_file;

@@ -30,7 +30,11 @@ fn content_is_told_apart() {
     fs::create_dir_all(data.join("lost+found")).expect("make");
     assert_eq!(content(&data, &data, true).expect("look"), Content::Empty);
     fs::write(data.join("pgpool_recovery.incomplete.pgpool_recovery.tmp"), "").expect("write");
-    assert_eq!(content(&data, &data, true).expect("look"), Content::Empty, "of a run that died before its marker was there");
+    assert_eq!(
+        content(&data, &data, true).expect("look"),
+        Content::Empty,
+        "of a run that died before its marker was there"
+    );
     fs::create_dir_all(data.join("pg_wal/lost+found")).expect("make");
     assert_eq!(content(&data, &data, true).expect("look"), Content::Empty, "a volume for WAL");
     put(&data, "pg_wal/letter.txt", b"x");

@@ -250,6 +250,12 @@ pub struct Target {
     pub backup: BackupTraces,
     /// The sender's address as seen from here.
     pub peer: Option<IpAddr>,
+    /// The addresses of the target's host; empty where they cannot be listed.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// The network namespace that has them ([`crate::sys::machine::network`]).
+    #[serde(default)]
+    pub network: Option<String>,
     /// Version of the receiver's software.
     pub version: String,
     /// The clock of the target's host, milliseconds since 1970.

@@ -1,0 +1,28 @@
+//! What tells this machine, and the network of this process, from others.
+
+use std::path::Path;
+
+use crate::sys::small_file;
+
+/// What tells one boot of one machine from all others.
+pub fn boot_id() -> Option<String> {
+    small_file::text(Path::new("/proc/sys/kernel/random/boot_id")).map(|text| text.trim().to_owned())
+}
+
+/// What tells the network namespace of this process from all others; `None` where that is not known. Two processes in
+/// one have the same addresses.
+pub fn network() -> Option<String> {
+    let namespace = std::fs::read_link("/proc/self/ns/net").ok()?;
+    Some(format!("{} {}", boot_id()?, namespace.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_in_one_network_namespace_know_it() {
+        assert!(network().is_none_or(|name| name.contains("net:[")));
+        assert_eq!(network(), network());
+    }
+}
