@@ -7,13 +7,17 @@ DESTDIR ?=
 export PG_CONFIG PREFIX DESTDIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install demo demo-agent lint test test-unit test-indb test-e2e faults fuzz soak matrix bench package try-packages guide clean
+.PHONY: help setup setup-pgrx install demo demo-agent lint test test-unit test-indb test-e2e faults fuzz soak matrix bench package try-packages guide clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## install what building, testing and the demos need (packages, cargo-pgrx)
+setup: ## install what building, the demos and most tests need (packages)
 	scripts/setup.sh
+
+# cargo-pgrx takes minutes to build: for what needs it only
+setup-pgrx: setup
+	scripts/setup.sh pgrx
 
 install: ## extension into the server of PG_CONFIG=..., agent into PREFIX=/usr/local (or below DESTDIR=)
 	scripts/install.sh
@@ -24,7 +28,7 @@ demo: setup install ## the tutorial: a real Pgpool-II brings a dead node back, o
 demo-agent: setup install ## the same on three hosts (network namespaces), through agents
 	demo/agents.sh
 
-lint: setup ## formatting, clippy, the rules of the house
+lint: setup-pgrx ## formatting, clippy, the rules of the house
 	scripts/lint.sh
 
 test: lint ## every test
@@ -33,7 +37,7 @@ test: lint ## every test
 test-unit: setup ## core and agent, without PostgreSQL
 	scripts/test.sh unit
 
-test-indb: setup ## inside a PostgreSQL server
+test-indb: setup-pgrx ## inside a PostgreSQL server
 	scripts/test.sh indb
 
 test-e2e: setup ## real clusters, agents and Pgpool-II
@@ -50,7 +54,7 @@ soak: setup ## recoveries under write load and DDL, round after round (10 of the
 	PGPOOL_RECOVERY_SOAK_ROUNDS=$(or $(ROUNDS),100) PGPOOL_RECOVERY_SOAK_SEED=$(or $(SEED),1) scripts/test.sh soak
 
 # make matrix PG=17
-matrix: setup ## every PostgreSQL and Pgpool-II of Debian 11 to 14, each in a chroot (root only; PG=17: one of them)
+matrix: setup-pgrx ## every PostgreSQL and Pgpool-II of Debian 11 to 14, each in a chroot (root only; PG=17: one of them)
 	scripts/matrix.sh $(PG)
 
 # make bench SIZE=300 REPETITIONS=3 WORKS=full,refresh-10 CONTENDERS='ours*,rsync' JSON=run.json ARGS=--cold

@@ -3,8 +3,8 @@
 
 command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
 export PATH
-# cargo-pgrx reads the SQL of the extension from a section of the library, which a linker flag of its
-# own keeps there; with RUSTFLAGS set it leaves that flag out.
+# cargo-pgrx and scripts/sql.sh read the SQL of the extension from a section of the library, which a linker flag
+# keeps there; with RUSTFLAGS set cargo-pgrx leaves that flag out.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 # With it pgrx puts a backtrace into the DETAIL of every ERROR.
 unset RUST_BACKTRACE
@@ -16,5 +16,10 @@ while IFS= read -r name; do
         *) unset "$name" ;;
     esac
 done < <(compgen -e | grep -E '^PG[A-Z]' || true)
+# The server to build for. pgrx, with or without cargo-pgrx, finds its headers by the second name.
+export PG_CONFIG=${PG_CONFIG:-/usr/lib/postgresql/15/bin/pg_config}
+export PGRX_PG_CONFIG_PATH=$PG_CONFIG
+# pgrx has a feature for each major version: pg$(pg_major)
+pg_major() { "$PG_CONFIG" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'; }
 # shellcheck disable=SC2034 # for those who source this
 TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}

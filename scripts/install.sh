@@ -6,11 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-PG_CONFIG=${PG_CONFIG:-/usr/lib/postgresql/15/bin/pg_config}
 PREFIX=${PREFIX:-/usr/local}
 DESTDIR=${DESTDIR:-}
-export PG_CONFIG
-
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
 scripts/setup.sh build
@@ -19,21 +16,19 @@ as_owner() {
     if [ "$(id -u)" = 0 ] || [ -n "$DESTDIR" ]; then "$@"; else sudo "$@"; fi
 }
 
-# Built into a staging directory and moved in from there: cargo-pgrx's own install writes over the
-# library in place, which crashes every server that has it loaded. install(1) makes a new file.
-major=$("$PG_CONFIG" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
-stage=$TARGET_DIR/stage/pg$major
-rm -rf "$stage"
-cargo pgrx package --pg-config "$PG_CONFIG" --no-default-features --features "pg$major" --out-dir "$stage"
+cargo build --release --package pgpool_recovery --no-default-features --features "pg$(pg_major)"
 cargo build --release --package pgpool-recovery-agent
 
-while IFS= read -r file; do
-    case $file in
-        *.so) mode=0755 ;;
-        *) mode=0644 ;;
-    esac
-    as_owner install -D -m "$mode" "$stage/$file" "$DESTDIR/$file"
-    echo "installed $DESTDIR/$file"
-done < <(cd "$stage" && find . -type f -printf '%P\n' | sort)
-as_owner install -D -m 0755 "$TARGET_DIR/release/pgpool-recovery-agent" "$DESTDIR$PREFIX/bin/pgpool-recovery-agent"
-echo "installed $DESTDIR$PREFIX/bin/pgpool-recovery-agent"
+# put MODE FILE DESTINATION : install(1) makes a new file. Written over in place, a library crashes every server that
+# has it loaded.
+put() {
+    as_owner install -D -m "$1" "$2" "$DESTDIR$3"
+    echo "installed $DESTDIR$3"
+}
+
+extension=$("$PG_CONFIG" --sharedir)/extension
+put 0755 "$TARGET_DIR/release/libpgpool_recovery.so" "$("$PG_CONFIG" --pkglibdir)/pgpool_recovery.so"
+for file in sql/pgpool_recovery--*.sql pgpool_recovery.control; do
+    put 0644 "$file" "$extension/${file##*/}"
+done
+put 0755 "$TARGET_DIR/release/pgpool-recovery-agent" "$PREFIX/bin/pgpool-recovery-agent"

@@ -17,12 +17,14 @@ case $(cargo clippy --version) in
         ;;
 esac
 cargo fmt --all --check
-cargo clippy --quiet --workspace --all-targets -- "${lints[@]}"
+cargo clippy --quiet --workspace --all-targets \
+    --no-default-features --features "pgpool_recovery/pg$(pg_major)" -- "${lints[@]}"
 scripts/check-house.sh
 for script in scripts/*.sh scripts/*/*.sh demo/*.sh demo/lib/*.sh .ci/run; do
     bash -n "$script"
 done
 scripts/pictures.py --check
+scripts/sql.sh --check
 if command -v cargo-deny >/dev/null; then
     cargo deny --log-level error check bans licenses sources
 fi

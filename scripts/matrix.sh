@@ -89,24 +89,21 @@ prepare() {
     local suite=$1 root=$2
     # called where a failure has to be handed on: set -e does not hold here
     copy_sources "$root" || return 1
-    # This machine's runs where the C library is not older; else setup.sh builds one.
+    # For the tests in the database. This machine's runs where the C library is not older; else setup.sh builds one.
     if [ ! -e "$root/root/.cargo/bin/cargo-pgrx" ] && [ -e "$HOME/.cargo/bin/cargo-pgrx" ]; then
         install -D "$HOME/.cargo/bin/cargo-pgrx" "$root/root/.cargo/bin/cargo-pgrx"
     fi
     PG_CONFIG_INSIDE=$(pg_config "${DEBIANS[$suite]}") enter --network "$root" bash -ec '
         cd /src
         dpkg --configure -a
-        # cargo-pgrx links to OpenSSL
-        dpkg -s libssl-dev >/dev/null 2>&1 || { apt-get update && apt-get install -y --no-install-recommends libssl-dev; }
-        scripts/setup.sh
+        scripts/setup.sh build runtime pgrx
         cargo fetch --locked' || return 1
     [ "$PG" != 16 ] || enter --network "$root" bash -ec "
         [ -e /opt/pgserver ] || {
             apt-get install -y --no-install-recommends python3-pip
             pip install --no-deps --target /opt/pgserver.new pgserver==$PGSERVER
             mv /opt/pgserver.new /opt/pgserver
-        }
-        cd /src && scripts/setup.sh"
+        }"
 }
 
 # step DIRECTORY KEY NAME COMMAND... : runs it unless it passed before; records KEY, outcome, tests, seconds

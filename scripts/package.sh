@@ -25,7 +25,6 @@ cp -r packaging/debian "$tree/debian"
 (
     cd "$tree"
     export CARGO_TARGET_DIR=$TARGET_DIR
-    # what cargo-pgrx built has its own idea of compiler flags
     dpkg-buildpackage --build=binary --unsigned-source --unsigned-changes --no-check-builddeps
 )
 mv "${tree%/*}"/*.deb "$packages/"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Brings a Debian 12 machine to the point where the project can be built, tested and played.
 #
-#   scripts/setup.sh build      what `make install` needs: compiler, libclang, server headers, cargo-pgrx
+#   scripts/setup.sh build      what `make install` needs: compiler, libclang, server headers
 #   scripts/setup.sh runtime    what the demo and the tests need on top: PostgreSQL, Pgpool-II, tools
+#   scripts/setup.sh pgrx       what the in-database tests and scripts/sql.sh need on top: cargo-pgrx
 #   scripts/setup.sh bench      what `make bench` needs on top: the peers to measure against
 #   scripts/setup.sh package    what `make package` needs on top: Debian's packaging tools
 #   scripts/setup.sh guide      what `make guide` needs on top: containers
@@ -128,35 +129,22 @@ cargo_there() {
     die "Rust $there ($(command -v rustc)) is too old, $needed or later is needed: install it with rustup, and see that its cargo comes first in PATH"
 }
 
+build() {
+    local packages=(gcc libc6-dev make pkg-config clang libclang-dev)
+    [ -z "$MAJOR" ] || packages+=("postgresql-$MAJOR" "postgresql-server-dev-$MAJOR")
+    install_packages "${packages[@]}"
+    cargo_there
+    [ -x "$PG_CONFIG" ] || die "no pg_config at $PG_CONFIG"
+}
+
 pgrx() {
+    install_packages gcc libc6-dev pkg-config libssl-dev
     cargo_there
     if [ "$(cargo pgrx --version 2>/dev/null || true)" != "cargo-pgrx $PGRX_VERSION" ]; then
         say "building cargo-pgrx $PGRX_VERSION (several minutes, once)"
         # --force: one that does not run here (made for another system) is in the way
         cargo install cargo-pgrx --version "=$PGRX_VERSION" --locked --quiet --force
     fi
-    [ -x "$PG_CONFIG" ] || die "no pg_config at $PG_CONFIG"
-    local major config
-    major=$("$PG_CONFIG" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
-    config=${PGRX_HOME:-$HOME/.pgrx}/config.toml
-    if ! grep -qs "^pg$major *=" "$config"; then
-        say "telling cargo-pgrx about $PG_CONFIG"
-        # init writes the file anew: hand it the servers it already knew as well.
-        local known=() line
-        if [ -e "$config" ]; then
-            while IFS= read -r line; do
-                known+=("$line")
-            done < <(sed -nE 's/^(pg[0-9]+) *= *"(.*)"$/--\1=\2/p' "$config")
-        fi
-        cargo pgrx init --no-run "${known[@]}" "--pg$major=$PG_CONFIG" >/dev/null
-    fi
-}
-
-build() {
-    local packages=(gcc libc6-dev make pkg-config clang libclang-dev)
-    [ -z "$MAJOR" ] || packages+=("postgresql-$MAJOR" "postgresql-server-dev-$MAJOR")
-    install_packages "${packages[@]}"
-    pgrx
 }
 
 runtime() {
@@ -190,7 +178,7 @@ fuzz() {
 [ $# -gt 0 ] || set -- build runtime
 for tier in "$@"; do
     case $tier in
-        build | runtime | bench | package | guide | fuzz) "$tier" ;;
-        *) die "unknown tier \"$tier\": use build, runtime, bench, package, guide or fuzz" ;;
+        build | runtime | pgrx | bench | package | guide | fuzz) "$tier" ;;
+        *) die "unknown tier \"$tier\": use build, runtime, pgrx, bench, package, guide or fuzz" ;;
     esac
 done

@@ -37,15 +37,13 @@ indb() {
     # shellcheck disable=SC2064 # the directory of now
     trap "as_root rm -rf '$home'" EXIT
     as_root chown postgres: "$home"
-    local major
-    major=$("${PG_CONFIG:-/usr/lib/postgresql/15/bin/pg_config}" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
-    cargo pgrx test "pg$major" --runas postgres --pgdata "$home/data"
+    cargo pgrx test "pg$(pg_major)" --runas postgres --pgdata "$home/data"
     as_root rm -rf "$home"
     trap - EXIT
 }
 
 installed() {
-    # cargo-pgrx's tests leave a library with the tests in it: this puts the real one back.
+    # cargo-pgrx's tests leave a library and an install script with the tests in them: this puts the real ones back.
     scripts/install.sh
     if [ "$(id -u)" != 0 ]; then
         # The tests start servers as user postgres and make network namespaces.

@@ -1,6 +1,8 @@
 -- pgpool_recovery 1.3, the C extension of Pgpool-II, becomes pgpool_recovery 2.0.0.
 --
--- The functions are dropped and made anew: their C symbols changed, and CREATE OR REPLACE cannot rename
+-- Made by scripts/sql.sh from sql/from-c--2.0.0.sql.in, which is the same for every old version: change that and run it.
+--
+-- The functions are dropped and created again: their C symbols changed, and CREATE OR REPLACE cannot rename
 -- parameters, whose names differ between the old versions. Dropping needs no old library.
 \echo Use "ALTER EXTENSION pgpool_recovery UPDATE TO '2.0.0'" to load this file. \quit
 
@@ -34,147 +36,153 @@ DROP FUNCTION pgpool_remote_start(text, text);
 DROP FUNCTION pgpool_pgctl(text, text);
 DROP FUNCTION pgpool_switch_xlog(text);
 
-CREATE FUNCTION pgpool_recovery_1st_stage(
-    dest_host text,
-    dest_dir text,
-    port text
+-- from src/api.rs
+CREATE FUNCTION "pgpool_recovery_1st_stage"(
+    "dest_host" text,
+    "dest_dir" text,
+    "port" text
 ) RETURNS jsonb
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_text_wrapper';
 
-CREATE FUNCTION pgpool_recovery_1st_stage(
-    dest_host text,
-    dest_dir text,
-    port integer
+CREATE FUNCTION "pgpool_recovery_1st_stage"(
+    "dest_host" text,
+    "dest_dir" text,
+    "port" INT
 ) RETURNS jsonb
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_integer_wrapper';
 
-CREATE FUNCTION pgpool_recovery_1st_stage(
-    dest_host text,
-    dest_dir text,
-    port integer,
-    options jsonb
+CREATE FUNCTION "pgpool_recovery_1st_stage"(
+    "dest_host" text,
+    "dest_dir" text,
+    "port" INT,
+    "options" jsonb
 ) RETURNS jsonb
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_options_wrapper';
 
-CREATE FUNCTION pgpool_recovery_check(
-    dest_host text,
-    dest_dir text,
-    port integer,
-    options jsonb DEFAULT '{}'
-) RETURNS TABLE (step text, ok boolean, detail text, hint text)
+CREATE FUNCTION "pgpool_recovery_check"(
+    "dest_host" text,
+    "dest_dir" text,
+    "port" INT,
+    "options" jsonb DEFAULT '{}'
+) RETURNS TABLE (
+    "step" TEXT,
+    "ok" bool,
+    "detail" TEXT,
+    "hint" TEXT
+)
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_check_wrapper';
 
-CREATE FUNCTION pgpool_recovery(
-    script_name text,
-    remote_host text,
-    remote_data_directory text
-) RETURNS boolean
+CREATE FUNCTION "pgpool_recovery"(
+    "script_name" text,
+    "remote_host" text,
+    "remote_data_directory" text
+) RETURNS bool
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_3_wrapper';
 
-CREATE FUNCTION pgpool_recovery(
-    script_name text,
-    remote_host text,
-    remote_data_directory text,
-    primary_port text
-) RETURNS boolean
+CREATE FUNCTION "pgpool_recovery"(
+    "script_name" text,
+    "remote_host" text,
+    "remote_data_directory" text,
+    "primary_port" text
+) RETURNS bool
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_4_wrapper';
 
-CREATE FUNCTION pgpool_recovery(
-    script_name text,
-    remote_host text,
-    remote_data_directory text,
-    primary_port text,
-    remote_node integer
-) RETURNS boolean
+CREATE FUNCTION "pgpool_recovery"(
+    "script_name" text,
+    "remote_host" text,
+    "remote_data_directory" text,
+    "primary_port" text,
+    "remote_node" INT
+) RETURNS bool
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_5_wrapper';
 
-CREATE FUNCTION pgpool_recovery(
-    script_name text,
-    remote_host text,
-    remote_data_directory text,
-    primary_port text,
-    remote_node integer,
-    remote_port text
-) RETURNS boolean
+CREATE FUNCTION "pgpool_recovery"(
+    "script_name" text,
+    "remote_host" text,
+    "remote_data_directory" text,
+    "primary_port" text,
+    "remote_node" INT,
+    "remote_port" text
+) RETURNS bool
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_6_wrapper';
 
-CREATE FUNCTION pgpool_recovery(
-    script_name text,
-    remote_host text,
-    remote_data_directory text,
-    primary_port text,
-    remote_node integer,
-    remote_port text,
-    primary_host text
-) RETURNS boolean
+CREATE FUNCTION "pgpool_recovery"(
+    "script_name" text,
+    "remote_host" text,
+    "remote_data_directory" text,
+    "primary_port" text,
+    "remote_node" INT,
+    "remote_port" text,
+    "primary_host" text
+) RETURNS bool
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_7_wrapper';
 
-CREATE FUNCTION pgpool_remote_start(
-    remote_host text,
-    remote_data_directory text
-) RETURNS boolean
+CREATE FUNCTION "pgpool_remote_start"(
+    "remote_host" text,
+    "remote_data_directory" text
+) RETURNS bool
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_remote_start_wrapper';
 
-CREATE FUNCTION pgpool_pgctl(
-    action text,
-    stop_mode text
-) RETURNS boolean
+CREATE FUNCTION "pgpool_pgctl"(
+    "action" text,
+    "stop_mode" text
+) RETURNS bool
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_pgctl_wrapper';
 
-CREATE FUNCTION pgpool_switch_xlog(
-    archive_dir text
-) RETURNS text
+CREATE FUNCTION "pgpool_switch_xlog"(
+    "archive_dir" text
+) RETURNS TEXT
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_switch_xlog_wrapper';
 
-CREATE FUNCTION pgpool_recovery_status() RETURNS TABLE (
-    host text,
-    directory text,
-    state text,
-    phase text,
-    percent integer,
-    bytes_per_second bigint,
-    seconds_left double precision,
-    streams integer,
-    total_bytes bigint,
-    compared_bytes bigint,
-    sent_bytes bigint,
-    cloned_bytes bigint,
-    wal_bytes bigint,
-    transport text,
-    strategy text,
-    pid integer,
-    started double precision,
-    ended double precision,
-    sqlstate text,
-    error text,
-    detail text,
-    hint text
+CREATE FUNCTION "pgpool_recovery_status"() RETURNS TABLE (
+    "host" TEXT,
+    "directory" TEXT,
+    "state" TEXT,
+    "phase" TEXT,
+    "percent" INT,
+    "bytes_per_second" bigint,
+    "seconds_left" double precision,
+    "streams" INT,
+    "total_bytes" bigint,
+    "compared_bytes" bigint,
+    "sent_bytes" bigint,
+    "cloned_bytes" bigint,
+    "wal_bytes" bigint,
+    "transport" TEXT,
+    "strategy" TEXT,
+    "pid" INT,
+    "started" double precision,
+    "ended" double precision,
+    "sqlstate" TEXT,
+    "error" TEXT,
+    "detail" TEXT,
+    "hint" TEXT
 )
-VOLATILE PARALLEL UNSAFE
+STRICT VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_status_wrapper';
 
@@ -187,6 +195,8 @@ CREATE VIEW pgpool_recovery_status AS
         s.sqlstate, s.error, s.detail, s.hint
     FROM pgpool_recovery_status() AS s;
 COMMENT ON VIEW pgpool_recovery_status IS 'the running and the last recovery of each target, as this server remembers them';
+-- what generates this SQL makes a function without arguments STRICT
+ALTER FUNCTION pgpool_recovery_status() CALLED ON NULL INPUT;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_status() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION pgpool_recovery_status() TO pg_monitor;
 GRANT SELECT ON pgpool_recovery_status TO pg_monitor;

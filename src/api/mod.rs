@@ -34,8 +34,8 @@ use crate::settings::{Scripts, Settings};
 /// The script name in pgpool.conf that selects the engine of this extension.
 const ENGINE: &str = "pgpool_recovery_1st_stage";
 
-// Where several functions share a name, their Rust names tell the C symbols apart. The scripts in sql/
-// repeat these symbols; pgrx-tests/upgrade.rs compares the two.
+// Where several functions share a name, their Rust names tell the C symbols apart. After a change here
+// scripts/sql.sh writes the scripts in sql/.
 
 #[pg_extern(name = "pgpool_recovery_1st_stage", volatile, parallel_unsafe)]
 fn pgpool_recovery_1st_stage_text(
