@@ -94,9 +94,8 @@ pub(crate) fn demand_own_tablespaces(primary: &Path, target: &Target) -> Result<
     }
     let links = tablespace_links(primary)?;
     let Some(directory) = target.directory.to_str().filter(|_| !links.is_empty()) else { return Ok(()) };
-    match identity(directory) {
-        Ok(seen) if seen.is_some() && seen == target.identity => {}
-        // an agent that sees other mounts: the same path is another directory there
+    match look(directory) {
+        Ok(Some(seen)) if could_share(&seen, target.identity, rustix::process::geteuid().as_raw()) => {}
         Ok(_) => return Ok(()),
         Err(error) => {
             log::log(&format!(
@@ -120,13 +119,27 @@ pub(crate) fn demand_own_tablespaces(primary: &Path, target: &Target) -> Result<
     Ok(())
 }
 
-/// Device and inode of a directory; `None` if there is none.
-fn identity(directory: &str) -> Result<Option<(u64, u64)>> {
+/// Whether the target's directory, as it is seen here, is that of a standby that could write where this primary does.
+fn could_share(seen: &fs::Metadata, target: Option<(u64, u64)>, user: u32) -> bool {
+    // an agent may see other mounts: the same path is another directory there
+    let is_it = Some((seen.dev(), seen.ino())) == target;
+    // the server runs as the owner of its directory, and another user may not write into this primary's tablespaces,
+    // nor this process look into that user's
+    is_it && seen.uid() == user
+}
+
+/// A directory; `None` if there is none.
+fn look(directory: &str) -> Result<Option<fs::Metadata>> {
     match fs::metadata(directory) {
-        Ok(metadata) => Ok(Some((metadata.dev(), metadata.ino()))),
+        Ok(metadata) => Ok(Some(metadata)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io(format_args!("stat \"{directory}\""), &error)),
     }
+}
+
+/// Device and inode of a directory; `None` if there is none.
+fn identity(directory: &str) -> Result<Option<(u64, u64)>> {
+    Ok(look(directory)?.map(|metadata| (metadata.dev(), metadata.ino())))
 }
 
 fn would_be_shared(oid: u32, location: &str) -> Error {
@@ -138,4 +151,19 @@ fn would_be_shared(oid: u32, location: &str) -> Error {
         "The standby is on the primary's own host. It would replay the creation with the primary's path, empty that \
          directory and write there.",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_standby_of_the_same_user_in_the_same_directory_can_share_a_tablespace() {
+        let seen = fs::metadata("/").expect("there");
+        let identity = (seen.dev(), seen.ino());
+        assert!(could_share(&seen, Some(identity), seen.uid()));
+        assert!(!could_share(&seen, Some(identity), seen.uid() + 1), "another user's");
+        assert!(!could_share(&seen, Some((identity.0, identity.1 + 1)), seen.uid()), "another directory");
+        assert!(!could_share(&seen, None, seen.uid()), "missing");
+    }
 }

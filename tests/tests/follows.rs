@@ -265,3 +265,49 @@ fn a_recovery_target_in_capitals_keeps_a_server_from_starting() {
     assert!(!server.try_start().status.success(), "it is refused for nothing");
     assert!(server.log().contains("multiple recovery targets"), "{}", server.log());
 }
+
+#[test]
+fn a_file_that_the_server_skips_is_no_reason_to_refuse() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    recovery(&target, &primary).run(&primary);
+    let configuration = target.directory().join("postgresql.conf");
+    // behind the line that a recovery has added
+    append(&configuration, b"include_if_exists = 'closed.conf'\ninclude_if_exists = 'masked.conf'\n");
+    let closed = target.directory().join("closed.conf");
+    append(&closed, b"recovery_target = 'immediate'\n");
+    fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o000)).expect("chmod");
+    std::os::unix::fs::symlink("/dev/null", target.directory().join("masked.conf")).expect("link");
+    recovery(&target, &primary).run(&primary);
+    assert!(closed.exists(), "it is the standby's own");
+    let last = text(fs::read(&configuration).expect("it"));
+    assert!(last.ends_with("myrecovery.conf'\n"), "read after a file that another server might read: {last}");
+    remote_start(&primary, "localhost", target.dir());
+    assert!(target.log().contains("skipping missing configuration file"), "{}", target.log());
+    assert_follows(&scratch, &primary, &target, "localhost");
+}
+
+#[test]
+fn a_configuration_that_was_replaced_after_the_recovery_makes_no_second_primary() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let configuration = target.directory().join("postgresql.conf");
+    recovery(&target, &primary).run(&primary);
+    let whole = fs::read(&configuration).expect("it");
+    let own: String = text(whole.clone())
+        .lines()
+        .filter(|line| !line.contains("myrecovery.conf"))
+        .fold(String::new(), |text, line| text + line + "\n");
+    // as a tool that manages configurations writes it
+    let managed = format!("{own}recovery_target = 'immediate'\nrecovery_target_action = 'promote'\n");
+    fs::write(&configuration, &managed).expect("write");
+    let error = pgpool_recovery_e2e::recovery::try_remote_start(&primary, "localhost", target.dir())
+        .expect_err("it would promote itself");
+    error.expect("58000").says("would end its recovery").says("postgresql.conf").says("recovery_target");
+    assert!(target.postmaster().is_none(), "it was started: {}", target.log());
+    fs::write(&configuration, &whole).expect("write");
+    remote_start(&primary, "localhost", target.dir());
+    assert!(target.in_recovery());
+}

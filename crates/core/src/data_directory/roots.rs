@@ -33,6 +33,16 @@ pub struct OpenedWal {
     pub look: PathBuf,
 }
 
+/// A directory that a target lies in besides the data directory.
+pub struct Other {
+    /// Its path.
+    pub path: PathBuf,
+    /// Device and inode.
+    pub identity: (u64, u64),
+    /// Whether it is a tablespace's; else it is that of pg_wal.
+    pub is_tablespace: bool,
+}
+
 /// Follows `pg_wal` of an opened data directory, which is shown as `shown`; `None` if it is no link. A link that leads
 /// nowhere is an error: what it should lead to may just not be mounted.
 pub fn linked_wal(directory: impl AsFd, shown: &Path) -> Result<Option<LinkedWal>> {
@@ -146,13 +156,17 @@ impl Target {
         }))
     }
 
-    /// The directories besides the data directory that are there: their path, device and inode.
-    pub fn others(&self) -> Result<Vec<(PathBuf, (u64, u64))>> {
+    /// The directories besides the data directory that are there.
+    pub fn others(&self) -> Result<Vec<Other>> {
         let there = self.roots.iter().skip(1).filter(|root| !root.is_missing);
         there
             .map(|root| {
                 let found = rustix::fs::fstat(&root.fd).map_err(Error::on("look at the target"))?;
-                Ok((opened(&root.fd)?, (found.st_dev, found.st_ino)))
+                Ok(Other {
+                    path: opened(&root.fd)?,
+                    identity: (found.st_dev, found.st_ino),
+                    is_tablespace: root.prefix != "pg_wal",
+                })
             })
             .collect()
     }

@@ -5,10 +5,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::launch;
+use pgdata::configuration::{Reading, What};
+
 use super::policy::{Cluster, resolve};
+use super::{inspect, launch};
 use crate::error::{Error, Kind, Result};
-use crate::manifest::exclude::POSTGRESQL_CONF;
+use crate::manifest::exclude::{MYRECOVERY_CONF, POSTGRESQL_CONF};
+use crate::replication::recovery_settings::{self, Place};
 use crate::sys::cancel::Cancel;
 use crate::sys::process;
 
@@ -70,6 +73,27 @@ pub(crate) fn demand_known(cluster: &Cluster) -> Result<()> {
     Err(Error::new(Kind::TargetRefused, message)
         .detail("Its data directory has no postgresql.conf, and agent.toml names a start_command, but no config_file.")
         .hint("Name the server's postgresql.conf as config_file in agent.toml."))
+}
+
+/// Refuses to start a server as a standby that would end its recovery by itself and become a second primary. What a
+/// recovery judged and wrote may have been replaced since, by a tool that manages configurations for instance.
+pub(super) fn demand_no_end(cluster: &Cluster) -> Result<()> {
+    let directory = &cluster.data_directory;
+    // the content of myrecovery.conf counts where it is read, and only there
+    let main = Reading::of(&inspect::main_configuration(cluster), None);
+    let auto = inspect::auto_configuration(directory);
+    let Some(item) = recovery_settings::end(&main, &auto, directory) else { return Ok(()) };
+    let name = match &item.what {
+        What::Setting { name, .. } => String::from_utf8_lossy(name).to_ascii_lowercase(),
+        _ => String::new(),
+    };
+    let message = format!("the server in \"{}\" would end its recovery by itself", directory.display());
+    Err(Error::new(Kind::StartFailed, message)
+        .detail(format!("{name} is set in {}, and nothing that is read later takes it back.", Place::of(item)))
+        .hint(format!(
+            "Remove it there. If {MYRECOVERY_CONF} is not read last any more, run the recovery again; it sends only what \
+             still differs."
+        )))
 }
 
 /// The refusal of a configuration that leads elsewhere.
@@ -164,6 +188,47 @@ pub(crate) mod tests {
         );
         fs::write(data.path().join("postgresql.conf"), "").expect("write");
         assert_eq!(demand_known(&cluster), Ok(()));
+    }
+
+    #[test]
+    fn a_server_that_would_promote_itself_is_not_started() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let put = |name: &str, text: &str| fs::write(data.path().join(name), text).expect("write");
+        let cluster = Cluster {
+            data_directory: data.path().to_owned(),
+            bin_directory: "/nowhere".into(),
+            config_file: None,
+            start_command: None,
+            log_file: None,
+            tablespace_roots: Vec::new(),
+        };
+        let asked = || demand_no_end(&cluster);
+        assert_eq!(asked(), Ok(()), "no configuration at all is for the server to tell");
+        put("myrecovery.conf", "recovery_target = ''\npromote_trigger_file = ''\n");
+        let leftover = "# x\nRecovery_Target = 'immediate'\nrecovery_target_action = 'promote'\n";
+        put("postgresql.conf", &format!("{leftover}include_if_exists = 'myrecovery.conf'\n"));
+        assert_eq!(asked(), Ok(()), "it is taken back");
+        // what a tool made of it after the recovery
+        put("postgresql.conf", leftover);
+        let error = asked().expect_err("a second primary");
+        assert_eq!(error.kind, Kind::StartFailed);
+        let detail = error.detail.expect("a detail");
+        assert!(
+            detail.contains("recovery_target is set") && detail.contains("postgresql.conf\" line 2"),
+            "{detail}"
+        );
+        put("postgresql.conf", "include_if_exists = 'myrecovery.conf'\n");
+        for (auto, is_refused) in [
+            ("recovery_target_time = '2025-03-03'", true),
+            ("promote_trigger_file = 'trigger'", false),
+            ("recovery_target_timeline = 'current'\nrecovery_target_action = 'promote'", false),
+        ] {
+            put("postgresql.auto.conf", auto);
+            assert_eq!(asked().is_err(), is_refused, "{auto}");
+        }
+        put("trigger", "");
+        put("postgresql.auto.conf", "promote_trigger_file = 'trigger'\n");
+        assert!(asked().is_err(), "it is there");
     }
 
     #[test]

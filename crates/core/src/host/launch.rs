@@ -59,6 +59,7 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
         if let Some(elsewhere) = configured::elsewhere(cluster, cancel)? {
             return Err(configured::refusal(Kind::StartFailed, directory, &elsewhere));
         }
+        configured::demand_no_end(cluster)?;
         while let Err(error) = launch(cluster, &mut patience, &logs, cancel) {
             let tail = logs.tail();
             let is_zombie = running::zombie_holds_lock(&tail);

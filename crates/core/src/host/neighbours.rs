@@ -14,6 +14,7 @@ use super::procfs::{Proc, is_gone};
 use super::running;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::overlap;
+use crate::sys::small_file;
 
 /// The other servers and clusters of this host.
 pub(crate) struct Neighbours<'a> {
@@ -30,6 +31,38 @@ pub(crate) struct Wanted {
     pub(crate) path: PathBuf,
     /// Device and inode.
     pub(crate) identity: (u64, u64),
+    /// If it is a tablespace's, the directory in it that is the cluster's: `PG_15_202209061`.
+    pub(crate) within: Option<String>,
+}
+
+impl Wanted {
+    /// The part of it that is written.
+    fn content(&self) -> PathBuf {
+        self.within.as_ref().map_or_else(|| self.path.clone(), |within| self.path.join(within))
+    }
+
+    /// Whether the two are one, or one lies in the other. Clusters of different major versions may have their
+    /// tablespaces in one directory, where each has a directory of its own: pg_upgrade leaves them so.
+    fn collides(&self, used: &Used) -> bool {
+        if self.identity == used.identity {
+            let version = self.within.as_deref().and_then(major);
+            return version.is_none() || used.version.is_none() || version == used.version.as_deref();
+        }
+        overlap(&self.path, &used.path)
+    }
+}
+
+/// The major version in a name such as `PG_15_202209061`.
+fn major(within: &str) -> Option<&str> {
+    within.strip_prefix("PG_")?.split_once('_').map(|(major, _)| major)
+}
+
+/// A directory that another cluster uses.
+struct Used {
+    path: PathBuf,
+    identity: (u64, u64),
+    /// If it is a tablespace's, the cluster's major version, if that can be told.
+    version: Option<String>,
 }
 
 impl<'a> Neighbours<'a> {
@@ -62,9 +95,7 @@ impl<'a> Neighbours<'a> {
             return Ok(());
         }
         for found in &used {
-            let same =
-                |wanted: &&Wanted| wanted.identity == found.identity || overlap(&wanted.path, &found.path);
-            if let Some(wanted) = wanted.iter().find(same) {
+            if let Some(wanted) = wanted.iter().find(|wanted| wanted.collides(found)) {
                 return Err(in_use(&wanted.path, whose));
             }
         }
@@ -153,7 +184,7 @@ impl<'a> Neighbours<'a> {
                 Err(error) if is_gone(&error) => continue,
                 Err(error) => return Err(error),
             };
-            let Some(found) = wanted.iter().find(|wanted| leads_to.starts_with(&wanted.path)) else {
+            let Some(found) = wanted.iter().find(|wanted| leads_to.starts_with(wanted.content())) else {
                 continue;
             };
             // a server has files open; a recovery that just ends has the directory
@@ -180,22 +211,28 @@ fn is_data_directory(directory: &Path) -> io::Result<bool> {
 }
 
 /// A data directory, and where its pg_wal and tablespaces are. What is missing is not used.
-fn used_by(directory: &Path) -> io::Result<Vec<Wanted>> {
+fn used_by(directory: &Path) -> io::Result<Vec<Used>> {
     let mut used = Vec::new();
-    let mut add = |path: PathBuf| -> io::Result<()> {
+    let mut add = |path: PathBuf, version: Option<&String>| -> io::Result<()> {
         match fs::metadata(&path).and_then(|found| Ok((found, path.canonicalize()?))) {
-            Ok((found, path)) => used.push(Wanted { path, identity: (found.dev(), found.ino()) }),
+            Ok((found, path)) => {
+                let identity = (found.dev(), found.ino());
+                used.push(Used { path, identity, version: version.cloned() });
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
         Ok(())
     };
-    add(directory.to_owned())?;
-    add(directory.join("pg_wal"))?;
+    add(directory.to_owned(), None)?;
+    add(directory.join("pg_wal"), None)?;
+    // what cannot be told may be any
+    let version = small_file::text(&directory.join("PG_VERSION")).map(|text| text.trim().to_owned());
+    let version = version.filter(|version| version.bytes().next().is_some_and(|byte| byte.is_ascii_digit()));
     match fs::read_dir(directory.join("pg_tblspc")) {
         Ok(entries) => {
             for entry in entries {
-                add(entry?.path())?;
+                add(entry?.path(), version.as_ref())?;
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -227,7 +264,7 @@ mod tests {
     fn wanted(path: &Path) -> Vec<Wanted> {
         let path = path.canonicalize().expect("there");
         let found = fs::metadata(&path).expect("stat");
-        vec![Wanted { identity: (found.dev(), found.ino()), path }]
+        vec![Wanted { identity: (found.dev(), found.ino()), path, within: None }]
     }
 
     /// Two data directories, the second of which has a pg_wal and a tablespace elsewhere.
@@ -258,6 +295,50 @@ mod tests {
             .expect("loop");
         let error = neighbours.demand_unused(&wanted(&top.path().join("free"))).expect_err("cannot tell");
         assert!(error.message.contains("cannot tell"), "{error}");
+    }
+
+    #[test]
+    fn clusters_of_two_major_versions_may_share_a_tablespaces_directory() {
+        let (top, one, other) = stage();
+        let root = tempfile::tempdir().expect("temporary directory");
+        let proc = || Proc::at(root.path());
+        symlink(std::process::id().to_string(), root.path().join("self")).expect("link");
+        let user = rustix::process::geteuid().as_raw();
+        fs::create_dir_all(proc().of(7, "fd")).expect("make");
+        let status = format!("Name:\tpostgres\nPPid:\t1\nUid:\t{user}\t{user}\t{user}\t{user}\n");
+        fs::write(proc().of(7, "status"), status).expect("write");
+        symlink(&other, proc().of(7, "cwd")).expect("link");
+        fs::create_dir(other.join("global")).expect("make");
+        let space = top.path().canonicalize().expect("real").join("space");
+        let file = |within: &str| {
+            let file = space.join(within).join("file");
+            fs::create_dir_all(file.parent().expect("parent"))
+                .and_then(|()| fs::write(&file, ""))
+                .expect("write");
+            let _ = fs::remove_file(proc().of(7, "fd/3"));
+            symlink(file, proc().of(7, "fd/3")).expect("link");
+        };
+        let identity = fs::metadata(&one).map(|found| (found.dev(), found.ino())).ok();
+        let listed = [other.clone()];
+        let asked = |path: &Path, within: &str, listed: &[PathBuf]| {
+            let mut wanted = wanted(path);
+            wanted[0].within = Some(within.to_owned());
+            Neighbours { proc: proc(), own: identity, listed }.demand_unused(&wanted)
+        };
+        file("PG_15_202209061");
+        for listed in [&listed[..], &[]] {
+            asked(&space, "PG_16_202307071", listed).expect_err("its version is unknown");
+            fs::write(other.join("PG_VERSION"), "15\n").expect("write");
+            asked(&space, "PG_16_202307071", listed).expect("another version's");
+            asked(&space, "PG_15_202209061", listed).expect_err("its own");
+            asked(&space, "PG_15_202209062", listed).expect_err("the same version, before its release");
+            asked(&space.join("PG_15_1"), "PG_16_202307071", listed).expect_err("within");
+            asked(&top.path().join("wal"), "PG_16_202307071", listed).expect_err("its pg_wal");
+            fs::remove_file(other.join("PG_VERSION")).expect("remove");
+        }
+        fs::write(other.join("PG_VERSION"), "15\n").expect("write");
+        file("PG_16_202307071");
+        asked(&space, "PG_16_202307071", &[]).expect_err("it has a file open there");
     }
 
     #[test]

@@ -17,14 +17,17 @@ const LOOK: Duration = Duration::from_millis(200);
 /// A deadline that moves with the server.
 ///
 /// A sign counts when it was never seen before: the status in postmaster.pid, the segment that the startup process
-/// names in its title, the content of pg_control. A server that waits for WAL in vain goes through the same
-/// titles again and again, which is no progress.
+/// names in its title, a file that it works on (it syncs all of them, millions perhaps, before it replays), the content
+/// of pg_control. A server that waits for WAL in vain goes through the same titles and files again and again, which
+/// is no progress.
 pub(crate) struct Patience {
     directory: PathBuf,
     timeout: Duration,
     deadline: Instant,
     next_look: Instant,
     seen: HashSet<u64>,
+    /// The first startup process that was seen. One that is started again and again goes through new files each time.
+    startup: Option<u32>,
 }
 
 impl Patience {
@@ -36,6 +39,7 @@ impl Patience {
             deadline: now + timeout,
             next_look: now + LOOK,
             seen: HashSet::new(),
+            startup: None,
         };
         // what an earlier server left is no progress
         patience.sees_new();
@@ -58,8 +62,14 @@ impl Patience {
         let status = running::postmaster_status(&self.directory);
         let startup = walreceiver::startup(&self.directory);
         let control = small_file::head(&self.directory.join(PG_CONTROL), PG_CONTROL_FILE_SIZE);
-        let signs = [hash(("status", status)), hash(("startup", startup)), hash(("control", control))];
-        // all three, not only up to the first new one
+        let mut signs =
+            vec![hash(("status", status)), hash(("startup", startup)), hash(("control", control))];
+        if let Some((process, files)) = walreceiver::startup_files(&self.directory)
+            && *self.startup.get_or_insert(process) == process
+        {
+            signs.extend(files.iter().map(|file| hash(("file", file))));
+        }
+        // all of them, not only up to the first new one
         signs.into_iter().filter(|sign| self.seen.insert(*sign)).count() > 0
     }
 }
@@ -97,6 +107,32 @@ mod tests {
             assert!(!patience.sees_new());
         }
         assert!(patience.is_over());
+    }
+
+    #[test]
+    fn a_startup_process_that_goes_through_its_files_comes_forward() {
+        use crate::host::walreceiver::tests::{Starting, await_file};
+        let data = tempfile::tempdir().expect("temporary directory");
+        let place = data.path().canonicalize().expect("real path");
+        let server = Starting::new(&place);
+        await_file(&place, "one");
+        let mut patience = Patience::new(&place, Duration::ZERO);
+        while patience.sees_new() {}
+        fs::write(place.join("next"), "").expect("write");
+        await_file(&place, "two");
+        assert!(patience.sees_new(), "another file");
+        assert!(!patience.sees_new(), "the same");
+        // one that is started again and again is no progress
+        drop(server);
+        fs::remove_file(place.join("next")).expect("remove");
+        let _server = Starting::new(&place);
+        await_file(&place, "one");
+        while patience.sees_new() {}
+        fs::rename(place.join("two"), place.join("three")).expect("rename");
+        std::os::unix::fs::symlink("three", place.join("two")).expect("link");
+        fs::write(place.join("next"), "").expect("write");
+        await_file(&place, "three");
+        assert!(!patience.sees_new(), "of another process");
     }
 
     #[test]

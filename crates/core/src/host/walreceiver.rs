@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -30,6 +30,17 @@ pub(crate) fn find(directory: &Path) -> Option<Walreceiver> {
 /// What the process that replays WAL says of itself: "startup recovering 000000010000000000000003".
 pub(crate) fn startup(directory: &Path) -> Option<String> {
     children(directory)?.find_map(|(_, _, title)| startup_words(&title))
+}
+
+/// The process that replays WAL, and the files that it has open now, those of tablespaces included.
+///
+/// Before it replays anything it syncs every file, which its title does not tell.
+pub(super) fn startup_files(directory: &Path) -> Option<(u32, Vec<PathBuf>)> {
+    let (process, ..) = children(directory)?.find(|(_, _, title)| startup_words(title).is_some())?;
+    let open = fs::read_dir(format!("/proc/{process}/fd")).ok()?;
+    let open = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    // sockets and the like have numbers in the place of names
+    Some((process, open.filter(|file| file.is_absolute()).collect()))
 }
 
 /// The processes of the server in `directory`, with their titles.
@@ -141,7 +152,7 @@ fn connections(process: u32) -> io::Result<Connections> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
 
@@ -210,6 +221,54 @@ mod tests {
         for bad in ["", "0100007F", "0100007F:x", "01:1", "\u{e9}100007:1538"] {
             assert_eq!(address(bad), None, "{bad}");
         }
+    }
+
+    /// A server, as far as can be told, whose startup process works on the file "one", and on "two" once "next" is there.
+    pub(crate) struct Starting {
+        server: std::process::Child,
+    }
+
+    impl Starting {
+        pub(crate) fn new(place: &Path) -> Self {
+            use std::os::unix::process::CommandExt;
+            let script = "exec 3<one; while [ ! -e next ]; do sleep 0.02; done; exec 3<two; sleep 60; true";
+            let titled = format!("(exec -a 'postgres: startup' bash -c '{script}') & wait");
+            for name in ["one", "two"] {
+                fs::write(place.join(name), "").expect("write");
+            }
+            let mut server = std::process::Command::new("bash");
+            server.args(["-c", &titled]).current_dir(place).process_group(0);
+            let server = server.spawn().expect("bash");
+            fs::write(place.join("postmaster.pid"), format!("{}\n", server.id())).expect("write");
+            Self { server }
+        }
+    }
+
+    impl Drop for Starting {
+        fn drop(&mut self) {
+            let group = rustix::process::Pid::from_child(&self.server);
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            let _ = self.server.wait();
+        }
+    }
+
+    pub(crate) fn await_file(place: &Path, name: &str) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while startup_files(place).is_none_or(|(_, files)| !files.contains(&place.join(name))) {
+            assert!(std::time::Instant::now() < deadline, "no {name}: {:?}", startup_files(place));
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn the_file_that_a_startup_process_works_on_is_found() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let place = data.path().canonicalize().expect("real path");
+        let _server = Starting::new(&place);
+        await_file(&place, "one");
+        fs::write(place.join("next"), "").expect("write");
+        await_file(&place, "two");
+        assert!(startup_files(&place).is_some_and(|(_, files)| !files.contains(&place.join("one"))));
     }
 
     #[test]

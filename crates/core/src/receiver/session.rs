@@ -156,7 +156,8 @@ impl Session<'_> {
             inspect::inspect_opened(&cluster, target.as_ref(), &self.keep, &self.token, peer, &self.cancel)?;
         if let (Some(path), Some(identity)) = (found.wal_directory.clone(), found.wal_identity) {
             let listed = self.receiver.policy().beside(&cluster);
-            let unused = Neighbours::new(found.identity, &listed).demand_unused(&[Wanted { path, identity }]);
+            let wanted = [Wanted { path, identity, within: None }];
+            let unused = Neighbours::new(found.identity, &listed).demand_unused(&wanted);
             found.doubts.wal = found.doubts.wal.take().or(unused.err());
         }
         let mut judged = judged?;
@@ -345,7 +346,7 @@ impl Session<'_> {
             return Err(out_of_order("a directory where nothing has begun"));
         };
         let mut apart = vec![cluster.data_directory.clone()];
-        apart.extend(target.others()?.into_iter().map(|(path, _)| path));
+        apart.extend(target.others()?.into_iter().map(|other| other.path));
         for tablespace in &terms.tablespaces {
             let location = Path::new(&tablespace.target);
             let resolved = resolve(location);
@@ -376,7 +377,7 @@ impl Session<'_> {
             }
             target.add_root(&places::link(tablespace)?, location)?;
         }
-        demand_own(&self.receiver.policy(), cluster, target)?;
+        demand_own(&self.receiver.policy(), cluster, target, &terms)?;
         let found = obstacles::search(target, &self.directories, &self.files, &self.keep, &terms)?;
         room::check(target, &self.files, &terms, &found)?;
         if let Some(obstacle) = found.obstacle {
@@ -477,11 +478,12 @@ impl Drop for Session<'_> {
 }
 
 /// Refuses what the directories outside the data directory turned out to be once they were opened.
-fn demand_own(policy: &Policy, cluster: &Cluster, target: &Target) -> Result<()> {
+fn demand_own(policy: &Policy, cluster: &Cluster, target: &Target, terms: &Terms) -> Result<()> {
     let mut wanted = Vec::new();
-    for (path, identity) in target.others()? {
-        policy.check_outside(cluster, &path)?;
-        wanted.push(Wanted { path, identity });
+    for other in target.others()? {
+        policy.check_outside(cluster, &other.path)?;
+        let within = other.is_tablespace.then(|| terms.tablespace_version_directory.clone());
+        wanted.push(Wanted { path: other.path, identity: other.identity, within });
     }
     // without it the target's own links are taken for another's
     let own = target.look().and_then(|look| Some(identity(&std::fs::metadata(look).ok()?)));

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
-use pgdata::configuration::{Item, Reading, What, is_named};
+use pgdata::configuration::{Item, Reading, What, is_named, path};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
@@ -120,7 +120,8 @@ pub fn reads_last(configuration: &Reading) -> bool {
     let behind = configuration.items.iter().rev().take_while(|item| item.what != What::Mark);
     let overrides = |item: &Item| match &item.what {
         What::Setting { name, .. } => named(name).is_some(),
-        What::Mark | What::Missing(_) | What::Problem(_) => true,
+        // the server may have a right that we lack
+        What::Mark | What::Missing(_) | What::Skipped(_) | What::Problem(_) => true,
     };
     configuration.items.iter().any(|item| item.what == What::Mark) && !behind.into_iter().any(overrides)
 }
@@ -155,6 +156,12 @@ pub struct Place {
 /// the first: the second is read after it.
 pub fn judge(main: Option<&Reading>, auto: Option<&Reading>) -> RecoverySettings {
     let mut said = RecoverySettings::default();
+    // what the server skips in the first, or reads although we may not, is overridden
+    for item in auto.into_iter().flat_map(|reading| &reading.items) {
+        if let What::Skipped(problem) = &item.what {
+            said.problems.push(place(item, problem.clone()));
+        }
+    }
     for item in main.into_iter().chain(auto).flat_map(|reading| &reading.items) {
         match &item.what {
             What::Missing(path) => {
@@ -163,7 +170,7 @@ pub fn judge(main: Option<&Reading>, auto: Option<&Reading>) -> RecoverySettings
                 said.missing.push(path);
             }
             What::Problem(problem) => said.problems.push(place(item, problem.clone())),
-            What::Setting { .. } | What::Mark => {}
+            What::Setting { .. } | What::Skipped(_) | What::Mark => {}
         }
     }
     for (parameter, item, value) in last(main) {
@@ -189,6 +196,27 @@ pub fn judge(main: Option<&Reading>, auto: Option<&Reading>) -> RecoverySettings
     }
     said.missing.truncate(MAX_PLACES);
     said
+}
+
+/// The setting by which a server that reads these two in full, myrecovery.conf included, would end its recovery by itself.
+pub fn end<'a>(main: &'a Reading, auto: &'a Reading, data_directory: &Path) -> Option<&'a Item> {
+    let mut last: HashMap<&str, (&Item, &[u8])> = HashMap::new();
+    for item in main.items.iter().chain(&auto.items) {
+        if let What::Setting { name, value } = &item.what
+            && let Some(parameter) = named(name)
+        {
+            last.insert(parameter.name, (item, value));
+        }
+    }
+    let ends = |(name, value): (&str, &[u8])| match name {
+        "promote_trigger_file" => {
+            // what cannot be told may be there
+            !value.is_empty() && data_directory.join(path(value)).try_exists().unwrap_or(true)
+        }
+        name => !value.is_empty() && named(name.as_bytes()).is_some_and(Parameter::is_target),
+    };
+    let found = last.into_iter().filter(|(name, (_, value))| ends((name, value)));
+    found.map(|(_, (item, _))| item).min_by_key(|item| (&item.file, item.line))
 }
 
 /// What the files of a primary say that its standby gets a copy of, without what
@@ -332,6 +360,11 @@ impl RecoverySettings {
 }
 
 impl Place {
+    /// The place of an item, as it is shown.
+    pub fn of(item: &Item) -> String {
+        place(item, String::new()).at()
+    }
+
     fn at(&self) -> String {
         if self.line == 0 {
             format!("\"{}\"", self.file)

@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -54,6 +54,8 @@ pub enum What {
     Mark,
     /// It includes a file or directory that does not exist, so the server does not start.
     Missing(PathBuf),
+    /// It includes a file, if that exists, which cannot be opened: the server skips it. A clause that says why.
+    Skipped(String),
     /// The server does not start because of it, or its content cannot be told: a clause that says why.
     Problem(String),
 }
@@ -118,10 +120,20 @@ pub fn path(value: &[u8]) -> &Path {
 
 /// All bytes of a regular file. An error if it has more than `limit`.
 pub fn content(file: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    all_of(open(file)?, limit)
+}
+
+/// A FIFO in the place of a file does not block us.
+fn open(file: &Path) -> io::Result<fs::File> {
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
-    // a FIFO in the place of a file must not block us
-    let opened = fs::OpenOptions::new().read(true).custom_flags(flags).open(file)?;
-    if !opened.metadata()?.is_file() {
+    fs::OpenOptions::new().read(true).custom_flags(flags).open(file)
+}
+
+fn all_of(opened: fs::File, limit: u64) -> io::Result<Vec<u8>> {
+    let found = opened.metadata()?;
+    // a link to /dev/null stands for an empty file
+    let is_null = found.file_type().is_char_device() && found.rdev() == rustix::fs::makedev(1, 3);
+    if !found.is_file() && !is_null {
         return Err(io::Error::other("it is not a regular file"));
     }
     let mut bytes = Vec::new();
@@ -209,14 +221,22 @@ impl Reader {
         } else if path == &**from {
             "the file includes itself".to_owned()
         } else {
-            match content(path, self.left) {
-                Ok(bytes) => return self.text(&Arc::from(path), &bytes, depth),
+            match open(path) {
+                Ok(opened) => match all_of(opened, self.left) {
+                    Ok(bytes) => return self.text(&Arc::from(path), &bytes, depth),
+                    Err(error) => cannot_read(path, &error),
+                },
                 Err(error) if is_missing(&error) => {
                     self.reading.files.push(path.to_owned());
                     if is_strict {
                         self.note(from, line, What::Missing(path.to_owned()));
                     }
                     return;
+                }
+                // whatever the error is
+                Err(error) if !is_strict => {
+                    self.reading.files.push(path.to_owned());
+                    return self.note(from, line, What::Skipped(cannot_read(path, &error)));
                 }
                 Err(error) => cannot_read(path, &error),
             }

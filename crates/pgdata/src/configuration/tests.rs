@@ -39,6 +39,7 @@ impl Files {
                 }
                 What::Mark => "MARK".to_owned(),
                 What::Missing(path) => format!("MISSING {}", path.file_name().expect("name").display()),
+                What::Skipped(problem) => format!("SKIPPED {problem}"),
                 What::Problem(problem) => format!("PROBLEM {problem}"),
             };
             format!("{file}:{} {what}", item.line)
@@ -117,6 +118,26 @@ fn what_keeps_a_server_from_starting_is_told_by_file_and_line() {
     let shown = files.shown();
     assert!(shown.len() == 3 && shown.iter().all(|line| line.contains("PROBLEM")), "{shown:?}");
     assert!(shown[0].contains("includes itself") && shown[1].contains("not a regular file"), "{shown:?}");
+}
+
+#[test]
+fn what_the_server_skips_or_finds_empty_keeps_it_from_nothing() {
+    // what a closed file is to an ordinary user, and a link that leads to itself to root as well
+    let files = Files::new(&[("postgresql.conf", "include_if_exists 'loop.conf'\ninclude_dir 'd'\na = 1\n")]);
+    symlink("loop.conf", files.at("loop.conf")).expect("link");
+    fs::create_dir(files.at("d")).expect("make");
+    symlink("/dev/null", files.at("d/masked.conf")).expect("link");
+    let shown = files.shown();
+    assert!(shown.len() == 2 && shown[0].starts_with("postgresql.conf:1 SKIPPED"), "{shown:?}");
+    assert_eq!(shown[1], "postgresql.conf:3 a=1");
+    assert!(files.read().files.contains(&files.at("loop.conf")), "it belongs to the configuration");
+
+    files.put("postgresql.conf", b"include 'loop.conf'\n");
+    assert!(files.shown()[0].contains("PROBLEM"), "without it there is no start");
+    fs::create_dir(files.at("directory")).expect("make");
+    files.put("postgresql.conf", b"include_if_exists 'directory'\ninclude '/dev/zero'\n");
+    let shown = files.shown();
+    assert!(shown.len() == 2 && shown.iter().all(|line| line.contains("PROBLEM")), "it opens: {shown:?}");
 }
 
 #[test]

@@ -175,3 +175,16 @@ fn what_a_copy_leaves_out_does_not_count() {
     files.put("auto.conf", "promote_trigger_file = '/x'\n");
     assert_eq!(names(&said().conflicts), ["promote_trigger_file"]);
 }
+
+#[test]
+fn a_file_that_the_server_skips_is_no_problem_where_ours_is_read_later() {
+    let files = Files::new("include_if_exists = 'loop.conf'\ninclude_if_exists = 'myrecovery.conf'\n");
+    std::os::unix::fs::symlink("loop.conf", files.at("loop.conf")).expect("link");
+    assert_eq!(files.said(), RecoverySettings::default());
+    assert!(reads_last(&files.main()));
+    // behind ours it would count, should the server have the right to read it
+    files.put("postgresql.conf", "include_if_exists = 'myrecovery.conf'\ninclude_if_exists = 'loop.conf'\n");
+    assert!(!reads_last(&files.main()), "another line of ours is added");
+    files.put("postgresql.auto.conf", "include_if_exists = 'loop.conf'\n");
+    assert_eq!(files.said().problems.len(), 1, "nothing is read after that file");
+}
