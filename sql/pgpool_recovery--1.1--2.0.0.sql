@@ -34,7 +34,7 @@ DROP FUNCTION pgpool_remote_start(text, text);
 DROP FUNCTION pgpool_pgctl(text, text);
 DROP FUNCTION pgpool_switch_xlog(text);
 
--- from src/api.rs
+-- from src/api/mod.rs
 CREATE FUNCTION "pgpool_recovery_1st_stage"(
     "dest_host" text,
     "dest_dir" text,

@@ -3,7 +3,7 @@
 -- Made by scripts/sql.sh from the sources, which are named below: change those and run it.
 \echo Use "CREATE EXTENSION pgpool_recovery" to load this file. \quit
 
--- from src/api.rs
+-- from src/api/mod.rs
 CREATE FUNCTION "pgpool_recovery_1st_stage"(
     "dest_host" text,
     "dest_dir" text,
