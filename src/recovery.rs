@@ -6,7 +6,7 @@ use pgpool_recovery_core::cancel::Cancel;
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::judge::BACKUP_LABEL;
 use pgpool_recovery_core::progress::{Phase, Progress};
-use pgpool_recovery_core::protocol::message::{Purpose, Target};
+use pgpool_recovery_core::protocol::message::Purpose;
 use pgpool_recovery_core::size::pretty;
 use pgpool_recovery_core::wal;
 use serde_json::Value;
@@ -17,7 +17,7 @@ use crate::one_host::{self, Tablespaces};
 use crate::outcomes::{Attempt, Memory};
 use crate::pg::backup::Backup;
 use crate::pg::slot::Slot;
-use crate::pg::{catalog, cleanup, log, threads};
+use crate::pg::{cleanup, log, threads};
 use crate::preflight::{self, Situation};
 use crate::request::Request;
 use crate::settings::Settings;
@@ -68,20 +68,6 @@ fn start_backup(situation: &Situation) -> Result<(Option<Slot>, Backup)> {
     let backup = start()?;
     slot.begin_at(backup.start_lsn);
     Ok((Some(slot), backup))
-}
-
-/// What to say of the slot that the target was set to use before, where that is another one. It may be a slot of
-/// another node, so it is left alone.
-fn former_slot(situation: &Situation, target: &Target) -> Result<Option<String>> {
-    let former = target.standby.as_ref().and_then(|standby| standby.slot_name.as_deref());
-    let Some(former) = former.filter(|former| *former != situation.slot_name) else { return Ok(None) };
-    Ok(catalog::retained_by_idle_slot(former)?.map(|retained| {
-        format!(
-            "replication slot \"{former}\", which the target used before, is inactive and retains {} of WAL: unless another \
-             standby uses it, drop it with SELECT pg_drop_replication_slot('{former}')",
-            pretty(retained)
-        )
-    }))
 }
 
 fn rebuild(
@@ -188,7 +174,7 @@ fn rebuild(
     };
     summary.warn(threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), finish)?);
     slot.map(Slot::keep).transpose()?;
-    if let Some(warning) = former_slot(&situation, &target)? {
+    if let Some(warning) = situation.former_slot(&target)? {
         log::log(&format!("pgpool_recovery: {warning}"));
         summary.warn(vec![warning]);
     }

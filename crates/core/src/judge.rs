@@ -327,7 +327,7 @@ mod tests {
     use super::*;
     use crate::control_file::ControlFile;
     use crate::control_file::tests::sample;
-    use crate::protocol::message::{BackupTraces, Doubts, Marker, RecoverySettings};
+    use crate::protocol::message::{BackupTraces, Doubts, HotStandby, Marker, RecoverySettings};
 
     pub(super) fn primary() -> Primary {
         Primary {
@@ -368,6 +368,7 @@ mod tests {
             external_configuration: None,
             includes_myrecovery: false,
             recovery_settings: RecoverySettings::default(),
+            hot_standby: HotStandby::default(),
             standby: None,
             backup: BackupTraces::default(),
             peer: None,

@@ -27,6 +27,7 @@ pub mod direct;
 pub mod error;
 pub mod exclude;
 pub mod hexadecimal;
+pub mod hot_standby;
 pub mod inquiry;
 pub mod judge;
 pub mod link;

@@ -305,7 +305,8 @@ impl RecoverySettings {
 }
 
 impl Place {
-    fn at(&self) -> String {
+    /// File and line, as a message names them.
+    pub fn at(&self) -> String {
         if self.line == 0 {
             format!("\"{}\"", self.file)
         } else {

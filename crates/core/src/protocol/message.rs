@@ -150,6 +150,12 @@ pub enum Reply {
         /// Device and inode of every directory that is going to be written: the data directory, a linked
         /// pg_wal, tablespaces.
         locations: Vec<(u64, u64)>,
+        /// Why there is no room for it. Of a directory that was opened to be replaced this is an error instead.
+        #[serde(default)]
+        space: Option<Error>,
+        /// What stands in the way of a run. The same holds.
+        #[serde(default)]
+        obstacle: Option<Error>,
     },
     /// Some files are there and need not be sent.
     Cloned {
@@ -242,6 +248,9 @@ pub struct Target {
     /// What the configuration that it keeps says about recovery.
     #[serde(default)]
     pub recovery_settings: RecoverySettings,
+    /// What the configuration that it keeps says about parameters that hot standby needs.
+    #[serde(default)]
+    pub hot_standby: HotStandby,
     /// What the standby's myrecovery.conf says, if there is one.
     pub standby: Option<Standby>,
     /// What tells a base backup from a cluster in use.
@@ -281,6 +290,25 @@ pub struct RecoverySettings {
     pub problems: Vec<Place>,
     /// The files and directories among the problems that do not exist, absolute.
     pub missing: Vec<String>,
+}
+
+/// What a configuration says about the parameters that hot standby needs (see [`crate::hot_standby`]): of each the
+/// last setting, of all files that are included, too.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HotStandby {
+    /// In the main configuration; `None`: it keeps none.
+    pub main: Option<Vec<Setting>>,
+    /// In `postgresql.auto.conf`, which is read last; `None`: it keeps none.
+    pub auto: Option<Vec<Setting>>,
+}
+
+/// A setting in a configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// The parameter, in lower case, and the line that sets it.
+    pub place: Place,
+    /// Without quotes.
+    pub value: String,
 }
 
 /// A line of a configuration file.

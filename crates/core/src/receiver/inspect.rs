@@ -17,8 +17,8 @@ use crate::error::{Error, Kind, Result};
 use crate::exclude::{AUTO_CONF, CONTROL_ASIDE, MARKER, POSTGRESQL_CONF};
 use crate::path::RelPath;
 use crate::process;
-use crate::protocol::message::{Content, Doubts, Marker, Target};
-use crate::{recovery_settings, standby, target};
+use crate::protocol::message::{Content, Doubts, HotStandby, Marker, Target};
+use crate::{hot_standby, recovery_settings, standby, target};
 
 mod backup;
 mod configuration;
@@ -164,6 +164,10 @@ pub(super) fn inspect_opened(
         own_settings: kept_settings.map(references::of_one_host).unwrap_or_default(),
         includes_myrecovery: settings.as_ref().is_some_and(recovery_settings::reads_last),
         recovery_settings: recovery_settings::judge(kept_settings, kept_auto.as_ref()),
+        hot_standby: HotStandby {
+            main: kept_settings.map(hot_standby::settings),
+            auto: kept_auto.as_ref().map(hot_standby::settings),
+        },
         external_configuration: cluster.config_file.clone(),
         standby: standby_of(&look),
         backup: backup.unwrap_or_default(),

@@ -14,7 +14,7 @@ use pgpool_recovery_core::link::dial::AgentConnector;
 use pgpool_recovery_core::link::{Connector, tls};
 use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::path::RelPath;
-use pgpool_recovery_core::plan::{Directory, File, Tablespace};
+use pgpool_recovery_core::plan::{Directory, File, Plan, Tablespace};
 use pgpool_recovery_core::progress::Progress;
 use pgpool_recovery_core::protocol::data::Put;
 use pgpool_recovery_core::protocol::message::{Marker, Purpose, Terms};
@@ -124,6 +124,12 @@ impl Hosts {
     }
 
     pub(crate) fn plan(&self, session: &mut Session) -> Result<(), Error> {
+        let (plan, terms) = self.list(session)?;
+        session.plan(plan, terms).map(drop)
+    }
+
+    /// What is asked for.
+    pub(crate) fn list(&self, session: &Session) -> Result<(Plan, Terms), Error> {
         let mut private_files = session.target().kept.clone();
         private_files.extend(CONFIGURATION.iter().map(|name| RelPath::parse(name).expect("valid")));
         let rules = Rules { private_files, ..Rules::default() };
@@ -142,7 +148,7 @@ impl Hosts {
             mode: 0o700,
             primary_space: None,
         };
-        session.plan(plan, terms).map(drop)
+        Ok((plan, terms))
     }
 
     pub(crate) fn begin(session: &mut Session) -> Result<(), Error> {
