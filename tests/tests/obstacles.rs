@@ -374,7 +374,7 @@ fn configuration_of_any_bytes_and_length() {
     write_bytes(&hosts.at("postgresql.conf"), &[&own[..], &BYTES.repeat(1 << 20)].concat());
     for transport in hosts.transports {
         let before = Snapshot::of(hosts.target.directory());
-        hosts.recovery(transport).fail(primary).expect("55000").says("larger than");
+        hosts.recovery(transport).fail(primary).expect("55000").says("too large");
         let (ok, said, hint) = &hosts.check(transport)["configuration"];
         assert!(!ok && said.contains("postgresql.conf") && !hint.is_empty(), "{said}");
         before.assert_unchanged(hosts.target.directory());
