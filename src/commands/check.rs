@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::preflight::judge::Finding;
+use pgpool_recovery_core::sender::Planned;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
@@ -68,23 +69,41 @@ pub(crate) fn check(request: Request, settings: Settings, rows: &mut Vec<CheckRo
     Ok(())
 }
 
-/// Whether the target's file systems have room for what the primary has now.
+/// Whether a run could end: everything can be read here, and written there.
 fn room(approach: Approach, cancel: &Cancel, rows: &mut Vec<CheckRow>) -> Result<()> {
     let Approach { situation, mut session, target, .. } = approach;
-    let planned = contents::terms(&situation).and_then(|terms| {
-        threads::wait(cancel, &mut || Ok(()), || {
-            let plan = contents::plan(&situation, &target, &terms, cancel)?;
-            let bytes = plan.bytes();
-            let locations = session.plan(plan, terms)?;
-            situation.demand_other_locations(&target, &locations)?;
-            Ok(bytes)
-        })
-    });
-    let step = match &planned {
-        Err(error) if error.kind == Kind::TargetRefused => "target_tablespaces",
-        _ => "space",
+    let terms = match contents::terms(&situation) {
+        Ok(terms) => terms,
+        Err(error) => return rows.hear(Finding::new(asked_by(&error, "primary_files"), Err(error))),
     };
-    let room = planned
-        .map(|planned| format!("there is room for {}, what is there already counted", pretty(planned)));
-    rows.hear(Finding::new(step, room))
+    let list = || contents::plan(&situation, &target, &terms, cancel);
+    let plan = match threads::wait(cancel, &mut || Ok(()), list) {
+        Ok(plan) => plan,
+        Err(error) => return rows.hear(Finding::new("primary_files", Err(error))),
+    };
+    let (files, bytes) = (plan.files.len(), pretty(plan.bytes()));
+    let readable = format!("{files} files, {bytes}, can be read");
+    rows.hear(Finding::new("primary_files", Ok(readable)).warned(plan.warnings.clone()))?;
+    let propose = || {
+        let planned = session.propose(plan, terms.clone())?;
+        situation.demand_other_locations(&target, &planned.locations)?;
+        Ok(planned)
+    };
+    let Planned { space, obstacle, .. } = match threads::wait(cancel, &mut || Ok(()), propose) {
+        Ok(planned) => planned,
+        Err(error) => return rows.hear(Finding::new(asked_by(&error, "target_writable"), Err(error))),
+    };
+    let answer = |refusal: Option<Error>, good: String| refusal.map_or(Ok(good), Err);
+    let room = format!("there is room for {bytes}, what is there already counted");
+    rows.hear(Finding::new("space", answer(space, room)))?;
+    let writable = "nothing in the target is in the way of a recovery".to_owned();
+    rows.hear(Finding::new("target_writable", answer(obstacle, writable)))
+}
+
+/// The question that an error answers: one of tablespaces, or else `step`.
+fn asked_by(error: &Error, step: &'static str) -> &'static str {
+    match error.kind {
+        Kind::TargetRefused | Kind::InUse => "target_tablespaces",
+        _ => step,
+    }
 }

@@ -9,7 +9,7 @@ use pgpool_recovery_core::preflight::judge::BACKUP_LABEL;
 use pgpool_recovery_core::progress::{Phase, Progress};
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::size::pretty;
-use pgpool_recovery_core::wire::protocol::message::{Purpose, Target};
+use pgpool_recovery_core::wire::protocol::message::Purpose;
 use serde_json::Value;
 
 use crate::commands::remote_start;
@@ -17,7 +17,7 @@ use crate::contents;
 use crate::history::{Attempt, Memory};
 use crate::pg::backup::Backup;
 use crate::pg::slot::Slot;
-use crate::pg::{catalog, cleanup, log, threads};
+use crate::pg::{cleanup, log, threads};
 use crate::preflight::approach::{Approach, Demand, Way, approach, unheard};
 use crate::preflight::one_host::{self, Tablespaces};
 use crate::preflight::situation::{self, Situation};
@@ -69,20 +69,6 @@ fn start_backup(situation: &Situation) -> Result<(Option<Slot>, Backup)> {
     let backup = start()?;
     slot.begin_at(backup.start_lsn);
     Ok((Some(slot), backup))
-}
-
-/// What to say of the slot that the target was set to use before, where that is another one. It may be a slot of
-/// another node, so it is left alone.
-fn former_slot(situation: &Situation, target: &Target) -> Result<Option<String>> {
-    let former = target.standby.as_ref().and_then(|standby| standby.slot_name.as_deref());
-    let Some(former) = former.filter(|former| *former != situation.slot_name) else { return Ok(None) };
-    Ok(catalog::retained_by_idle_slot(former)?.map(|retained| {
-        format!(
-            "replication slot \"{former}\", which the target used before, is inactive and retains {} of WAL: unless another \
-             standby uses it, drop it with SELECT pg_drop_replication_slot('{former}')",
-            pretty(retained)
-        )
-    }))
 }
 
 fn rebuild(
@@ -189,7 +175,7 @@ fn rebuild(
     };
     summary.warn(threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), finish)?);
     slot.map(Slot::keep).transpose()?;
-    if let Some(warning) = former_slot(&situation, &target)? {
+    if let Some(warning) = situation.former_slot(&target)? {
         log::log(&format!("pgpool_recovery: {warning}"));
         summary.warn(vec![warning]);
     }

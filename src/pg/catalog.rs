@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 
 use pgdata::wal;
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::preflight::hot_standby::Required;
+use pgpool_recovery_core::replication::hot_standby;
 use pgpool_recovery_core::replication::own_address::Server;
 use pgpool_recovery_core::replication::streaming::Walsender;
 use pgpool_recovery_core::sys::sockets;
@@ -96,6 +98,20 @@ pub(crate) fn primary() -> Result<Primary> {
         primary.timeline = timeline;
     }
     Ok(primary)
+}
+
+/// The parameters of which a hot standby must have as much as this server.
+pub(crate) fn required_by_standbys() -> Result<Vec<Required>> {
+    let sql = "SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+                   'name', s.name, 'value', s.setting::int8, 'default', s.boot_val::int8,
+                   'is_on_command_line', s.source OPERATOR(pg_catalog.=) 'command line'))::text
+               FROM pg_catalog.pg_settings AS s
+               WHERE s.name OPERATOR(pg_catalog.=) ANY (pg_catalog.string_to_array($1, ','))";
+    let names = hot_standby::PARAMETERS.join(",");
+    let text = query::row(sql, &[names.as_str().into()])?.string("parameters of this server")?;
+    serde_json::from_str(&text.unwrap_or_default()).map_err(|error| {
+        Error::new(Kind::Internal, "could not read what a standby needs").detail(format!("{error}."))
+    })
 }
 
 /// Where this server can be reached.

@@ -151,6 +151,15 @@ pub(crate) fn approach(
     if let Purpose::Look = purpose {
         // whoever recovers has the target's lock instead
         audience.hear(Finding::new("target_free", not_worked_on(&situation.request, &target)))?;
+        // a recovery says it when it has ended, with what the slot retains then
+        let left = situation.former_slot(&target)?.map_or_else(
+            || Ok("no slot of its own is left behind".to_owned()),
+            |warning| {
+                let hint = "A recovery under this name leaves it as it is.";
+                Err(Error::new(Kind::WrongState, warning).hint(hint))
+            },
+        );
+        audience.hear(Finding::advice("former_slot", left))?;
     }
     if target.running.is_none() {
         let listening = situation.listening(&target);

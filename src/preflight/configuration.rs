@@ -8,7 +8,9 @@ use pgpool_recovery_core::host::configured;
 use pgpool_recovery_core::host::inspect::myrecovery_path;
 use pgpool_recovery_core::manifest::exclude::{AUTO_CONF, MYRECOVERY_CONF, POSTGRESQL_CONF};
 use pgpool_recovery_core::manifest::path::RelPath;
+use pgpool_recovery_core::preflight::hot_standby::finding;
 use pgpool_recovery_core::preflight::judge::Finding;
+use pgpool_recovery_core::replication::hot_standby;
 use pgpool_recovery_core::replication::recovery_settings::RecoverySettings;
 use pgpool_recovery_core::replication::recovery_settings::judge_copies;
 use pgpool_recovery_core::wire::protocol::message::Target;
@@ -22,7 +24,7 @@ pub(crate) fn keeps(target: &Target, name: &str) -> bool {
 
 impl Situation {
     /// Questions about the standby's configuration.
-    pub(crate) fn configuration_findings(&self, target: &Target) -> [Finding; 2] {
+    pub(crate) fn configuration_findings(&self, target: &Target) -> Vec<Finding> {
         let said = self.recovery_settings(target);
         let answer = self.configuration(target).and_then(|found| {
             said.demand_no_conflict("The configuration that the standby would have")?;
@@ -33,7 +35,28 @@ impl Situation {
             said.demand_readable("The configuration that the standby would have", will_come)?;
             Ok(found)
         });
-        [Finding::new("configuration", answer), Finding::advice("recovery_settings", said.advice())]
+        let mut findings =
+            vec![Finding::new("configuration", answer), Finding::advice("recovery_settings", said.advice())];
+        findings.extend(self.hot_standby(target));
+        findings
+    }
+
+    /// Whether the server would start as a standby of this one; `None`: its configuration is not known.
+    fn hot_standby(&self, target: &Target) -> Option<Finding> {
+        let copied = |file: &Path| hot_standby::settings(&Reading::of(file, None));
+        let main = if self.keeps_main_configuration(target) {
+            target.hot_standby.main.clone()?
+        } else if self.config_is_inside() {
+            copied(Path::new(&self.primary.config_file))
+        } else {
+            return None;
+        };
+        let auto = if keeps(target, AUTO_CONF) {
+            target.hot_standby.auto.clone()?
+        } else {
+            copied(&self.data_directory.join(AUTO_CONF))
+        };
+        Some(finding(&main, &auto, &self.hot_standby))
     }
 
     /// Whether the target's main configuration stays as it is.

@@ -15,6 +15,7 @@ use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::manifest::path::{RelPath, normalize_directory, overlap};
 use pgpool_recovery_core::manifest::plan::Tablespace;
 use pgpool_recovery_core::manifest::scan::tablespace_links;
+use pgpool_recovery_core::preflight::hot_standby::Required;
 use pgpool_recovery_core::preflight::judge::{self, Finding};
 use pgpool_recovery_core::replication::naming::{self, Node};
 use pgpool_recovery_core::replication::own_address::{
@@ -25,6 +26,7 @@ use pgpool_recovery_core::replication::standby::Listening;
 use pgpool_recovery_core::sys::addresses::is_this_host;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::machine::{self, network};
+use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::link::Connector;
 use pgpool_recovery_core::wire::link::dial::AgentConnector;
 use pgpool_recovery_core::wire::protocol::message::Target;
@@ -49,6 +51,8 @@ pub(crate) struct Situation {
     pub(crate) primary: catalog::Primary,
     pub(crate) data_directory: PathBuf,
     pub(crate) control: ControlFile,
+    /// What a hot standby of it must have.
+    pub(crate) hot_standby: Vec<Required>,
     facts: judge::Primary,
     is_local: bool,
     application_name: String,
@@ -101,6 +105,7 @@ impl Situation {
             primary,
             data_directory,
             control,
+            hot_standby: catalog::required_by_standbys()?,
             facts,
             is_local,
             application_name,
@@ -139,6 +144,20 @@ impl Situation {
         let mut findings = judge::judge(&self.facts, target, self.is_local, any_cluster);
         findings.extend(self.configuration_findings(target));
         findings
+    }
+
+    /// What to say of the slot that the target was set to use before, where that is another one. It may be a slot of
+    /// another node, so it is left alone.
+    pub(crate) fn former_slot(&self, target: &Target) -> Result<Option<String>> {
+        let former = target.standby.as_ref().and_then(|standby| standby.slot_name.as_deref());
+        let Some(former) = former.filter(|former| *former != self.slot_name) else { return Ok(None) };
+        Ok(catalog::retained_by_idle_slot(former)?.map(|retained| {
+            format!(
+                "replication slot \"{former}\", which the target used before, is inactive and retains {} of WAL: unless \
+                 another standby uses it, drop it with SELECT pg_drop_replication_slot('{former}')",
+                pretty(retained)
+            )
+        }))
     }
 
     /// How the target is going to be filled.

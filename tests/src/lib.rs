@@ -18,6 +18,7 @@ pub mod dice;
 pub mod document;
 pub mod dump;
 pub mod error_table;
+pub mod ext4;
 pub mod fake_agent;
 pub mod fake_server;
 pub mod host;

@@ -63,12 +63,12 @@ fn what_the_kept_configuration_refers_to_is_kept() {
     target.stop(Stop::Fast);
 
     // a start that fails shows the log, wherever the configuration puts it
-    put(&target, "host.conf", "max_connections = 10\n");
+    put(&target, "host.conf", "shared_preload_libraries = 'no_such_library'\n");
     recovery(&target, &primary).run(&primary);
     try_remote_start(&primary, "localhost", target.dir())
-        .expect_err("fewer connections than the primary's")
+        .expect_err("a library that is not there")
         .expect("58000")
-        .says("insufficient parameter settings");
+        .says("could not access file \"no_such_library\"");
 }
 
 #[test]

@@ -112,6 +112,15 @@ fn a_former_slot_of_the_node_is_named() {
     let primary = Cluster::primary(&scratch);
     let target = Cluster::place(&scratch, &Host::here(), "target");
     recovery(&target, &primary).run(&primary);
+    let sql = "SELECT ok, concat_ws(' ', detail, hint) FROM pgpool_recovery_check($1, $2, $3) WHERE step = 'former_slot'";
+    let former = |host: &str| {
+        let port = i32::from(primary.port());
+        let row = primary.connect().query_one(sql, &[&host, &target.dir(), &port]).expect(sql);
+        (row.get::<_, bool>(0), row.get::<_, String>(1))
+    };
+    assert!(former("localhost").0);
+    let (ok, said) = former("127.0.0.1");
+    assert!(!ok && said.contains("pg_drop_replication_slot('localhost')"), "{said}");
     let report = Recovery::to("127.0.0.1", target.dir(), primary.port())
         .option("application_name", "target")
         .run(&primary);

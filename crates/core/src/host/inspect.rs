@@ -16,6 +16,7 @@ use crate::data_directory as target;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::{AUTO_CONF, CONTROL_ASIDE, MARKER, POSTGRESQL_CONF};
 use crate::manifest::path::RelPath;
+use crate::replication::hot_standby::{self, HotStandby};
 use crate::replication::{recovery_settings, standby};
 use crate::sys::addresses::own_addresses;
 use crate::sys::cancel::Cancel;
@@ -169,6 +170,10 @@ pub(crate) fn inspect_opened(
         own_settings: kept_settings.map(references::of_one_host).unwrap_or_default(),
         includes_myrecovery: settings.as_ref().is_some_and(recovery_settings::reads_last),
         recovery_settings: recovery_settings::judge(kept_settings, kept_auto.as_ref()),
+        hot_standby: HotStandby {
+            main: kept_settings.map(hot_standby::settings),
+            auto: kept_auto.as_ref().map(hot_standby::settings),
+        },
         external_configuration: cluster.config_file.clone(),
         standby: standby_of(&look),
         backup: backup.unwrap_or_default(),

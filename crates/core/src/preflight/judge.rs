@@ -321,6 +321,7 @@ fn version(primary: &Primary, target: &Target, any_cluster: bool) -> Result<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replication::hot_standby::HotStandby;
     use crate::replication::recovery_settings::RecoverySettings;
     use crate::wire::protocol::message::{BackupTraces, Doubts, Marker};
     use pgdata::control_file::ControlFile;
@@ -365,6 +366,7 @@ mod tests {
             external_configuration: None,
             includes_myrecovery: false,
             recovery_settings: RecoverySettings::default(),
+            hot_standby: HotStandby::default(),
             standby: None,
             backup: BackupTraces::default(),
             peer: None,

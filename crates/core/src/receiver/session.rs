@@ -379,13 +379,14 @@ impl Session<'_> {
         }
         demand_own(&self.receiver.policy(), cluster, target, &terms)?;
         let found = obstacles::search(target, &self.directories, &self.files, &self.keep, &terms)?;
-        room::check(target, &self.files, &terms, &found)?;
-        if let Some(obstacle) = found.obstacle {
-            return Err(obstacle);
-        }
+        let space = room::check(target, &self.files, &terms, &found).err();
         let locations = target.identities()?;
+        let refusal = space.as_ref().or(found.obstacle.as_ref());
+        if let (Stage::Locked(_), Some(refusal)) = (&self.stage, refusal) {
+            return Err(refusal.clone());
+        }
         self.terms = Some(terms);
-        Ok(Reply::Planned { locations })
+        Ok(Reply::Planned { locations, space, obstacle: found.obstacle })
     }
 
     /// The directory is still what the sender judged, and so are those beside it.

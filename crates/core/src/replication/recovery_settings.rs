@@ -365,7 +365,8 @@ impl Place {
         place(item, String::new()).at()
     }
 
-    fn at(&self) -> String {
+    /// File and line, as a message names them.
+    pub fn at(&self) -> String {
         if self.line == 0 {
             format!("\"{}\"", self.file)
         } else {

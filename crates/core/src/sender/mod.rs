@@ -66,6 +66,17 @@ pub struct Settled {
     pub warnings: Vec<String>,
 }
 
+/// What [`Session::propose`] was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// Device and inode of every directory that is going to be written.
+    pub locations: Vec<(u64, u64)>,
+    /// Why there is no room for the plan.
+    pub space: Option<Error>,
+    /// What in the target could not be removed, entered or written.
+    pub obstacle: Option<Error>,
+}
+
 /// A run, from looking at the target to its durability.
 pub struct Session {
     connector: Arc<dyn Connector>,
@@ -144,17 +155,23 @@ impl Session {
         self.done(&Request::TestPort { port, addresses })
     }
 
-    /// Sends the plan; fails if there is no room for it. Returns device and inode of every directory that
-    /// is going to be written. Nothing changes yet.
+    /// Sends the plan; fails if there is no room for it, or if something stands in its way. Returns device and inode of
+    /// every directory that is going to be written. Nothing changes yet.
     pub fn plan(&mut self, plan: Plan, terms: Terms) -> Result<Vec<(u64, u64)>> {
+        let Planned { locations, space, obstacle } = self.propose(plan, terms)?;
+        space.or(obstacle).map_or(Ok(locations), Err)
+    }
+
+    /// Sends the plan. Of a directory that was opened to look every answer is told.
+    pub fn propose(&mut self, plan: Plan, terms: Terms) -> Result<Planned> {
         self.send_plan(&plan.directories, &plan.files)?;
-        let locations = match request(&self.control, &Request::PlanEnd(terms))? {
-            Reply::Planned { locations } => locations,
+        let planned = match request(&self.control, &Request::PlanEnd(terms))? {
+            Reply::Planned { locations, space, obstacle } => Planned { locations, space, obstacle },
             other => return Err(unexpected(&other)),
         };
         self.progress.set_total(plan.bytes());
         self.files = plan.files;
-        Ok(locations)
+        Ok(planned)
     }
 
     /// Counts what differs between the plan and a directory that was opened to look: nothing is sent.

@@ -12,7 +12,7 @@ use pgpool_recovery_core::host::policy::{Cluster, Policy, Reach};
 use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::manifest::exclude::{MARKER, Rules};
 use pgpool_recovery_core::manifest::path::RelPath;
-use pgpool_recovery_core::manifest::plan::{Directory, File, Tablespace};
+use pgpool_recovery_core::manifest::plan::{Directory, File, Plan, Tablespace};
 use pgpool_recovery_core::manifest::scan::{Source, scan};
 use pgpool_recovery_core::progress::Progress;
 use pgpool_recovery_core::receiver::Receiver;
@@ -148,6 +148,12 @@ impl Hosts {
     }
 
     pub(crate) fn plan(&self, session: &mut Session) -> Result<(), Error> {
+        let (plan, terms) = self.list(session)?;
+        session.plan(plan, terms).map(drop)
+    }
+
+    /// What is asked for.
+    pub(crate) fn list(&self, session: &Session) -> Result<(Plan, Terms), Error> {
         let mut private_files = session.target().kept.clone();
         private_files.extend(CONFIGURATION.iter().map(|name| RelPath::parse(name).expect("valid")));
         let rules = Rules { private_files, ..Rules::default() };
@@ -166,7 +172,7 @@ impl Hosts {
             mode: 0o700,
             primary_space: None,
         };
-        session.plan(plan, terms).map(drop)
+        Ok((plan, terms))
     }
 
     pub(crate) fn begin(session: &mut Session) -> Result<(), Error> {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::{Directory, File, Tablespace};
+use crate::replication::hot_standby::HotStandby;
 use crate::replication::recovery_settings::RecoverySettings;
 use crate::replication::standby::{Following, Listening, Standby};
 use crate::replication::streaming::Walreceiver;
@@ -152,6 +153,12 @@ pub enum Reply {
         /// Device and inode of every directory that is going to be written: the data directory, a linked
         /// pg_wal, tablespaces.
         locations: Vec<(u64, u64)>,
+        /// Why there is no room for it. Of a directory that was opened to be replaced this is an error instead.
+        #[serde(default)]
+        space: Option<Error>,
+        /// What stands in the way of a run. The same holds.
+        #[serde(default)]
+        obstacle: Option<Error>,
     },
     /// Some files are there and need not be sent.
     Cloned {
@@ -244,6 +251,9 @@ pub struct Target {
     /// What the configuration that it keeps says about recovery.
     #[serde(default)]
     pub recovery_settings: RecoverySettings,
+    /// What the configuration that it keeps says about parameters that hot standby needs.
+    #[serde(default)]
+    pub hot_standby: HotStandby,
     /// What the standby's myrecovery.conf says, if there is one.
     pub standby: Option<Standby>,
     /// What tells a base backup from a cluster in use.

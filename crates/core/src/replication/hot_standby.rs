@@ -1,0 +1,57 @@
+//! The parameters that must be at least as large on a standby as on its primary: with a smaller one and `hot_standby = on`
+//! PostgreSQL ends the standby's recovery before it accepts connections (`CheckRequiredParameterValues` in
+//! src/backend/access/transam/xlog.c, `RecoveryRequiresIntParameter` in xlogrecovery.c; the same five in 13 to 18).
+
+use pgdata::configuration::{Item, Reading, What, is_named};
+use serde::{Deserialize, Serialize};
+
+use super::recovery_settings::Place;
+
+/// The switch: without it nothing is compared, and the standby accepts no connections.
+pub const HOT_STANDBY: &str = "hot_standby";
+
+/// The parameters, in PostgreSQL's order.
+pub const PARAMETERS: [&str; 5] = [
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+];
+
+/// What a configuration says about the parameters that hot standby needs: of each the
+/// last setting, of all files that are included, too.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HotStandby {
+    /// In the main configuration; `None`: it keeps none.
+    pub main: Option<Vec<Setting>>,
+    /// In `postgresql.auto.conf`, which is read last; `None`: it keeps none.
+    pub auto: Option<Vec<Setting>>,
+}
+
+/// A setting in a configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// The parameter, in lower case, and the line that sets it.
+    pub place: Place,
+    /// Without quotes.
+    pub value: String,
+}
+
+/// What a configuration says about these parameters: the last setting of each counts.
+pub fn settings(configuration: &Reading) -> Vec<Setting> {
+    let last = |name: &&str| {
+        configuration.items.iter().rev().find_map(|item: &Item| match &item.what {
+            What::Setting { name: set, value } if is_named(set, name) => Some(Setting {
+                place: Place {
+                    what: (*name).to_owned(),
+                    file: item.file.display().to_string(),
+                    line: item.line,
+                },
+                value: String::from_utf8_lossy(value).into_owned(),
+            }),
+            _ => None,
+        })
+    };
+    PARAMETERS.iter().chain(&[HOT_STANDBY]).filter_map(last).collect()
+}
