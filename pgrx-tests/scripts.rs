@@ -151,7 +151,7 @@ mod tests {
         let text = std::fs::read_to_string(&pids).expect("PIDs");
         stop(session, pid);
         for process in text.split_whitespace() {
-            // An orphan that was killed may stay a zombie where nobody reaps.
+            // An orphan that was killed may stay a zombie where nothing reaps it.
             let alive = || {
                 std::fs::read_to_string(format!("/proc/{process}/stat"))
                     .is_ok_and(|stat| !stat.contains(") Z "))

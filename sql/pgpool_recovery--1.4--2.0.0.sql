@@ -203,7 +203,7 @@ REVOKE EXECUTE ON FUNCTION pgpool_recovery_status() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION pgpool_recovery_status() TO pg_monitor;
 GRANT SELECT ON pgpool_recovery_status TO pg_monitor;
 
--- Recovery replaces data directories: nobody may by default.
+-- Recovery replaces data directories: no role may call it by default.
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer, jsonb) FROM PUBLIC;

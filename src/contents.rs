@@ -64,7 +64,7 @@ fn rules(situation: &Situation, target: &Target) -> Result<Rules> {
     Ok(Rules { host_directories: host_directories(situation), private_files })
 }
 
-/// What the marker says to whoever finds it.
+/// What the marker tells the reader who finds it.
 pub(crate) fn marker(situation: &Situation) -> Marker {
     Marker {
         note: "A recovery of this directory by pgpool_recovery is not complete. Do not start a server here; \
@@ -210,7 +210,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Directories nobody but their host touches: `log_directory`, where it lies inside.
+/// Directories that only their own host touches: `log_directory`, where it lies inside.
 fn host_directories(situation: &Situation) -> Vec<RelPath> {
     inside(situation, &situation.primary.log_directory).into_iter().collect()
 }

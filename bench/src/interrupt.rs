@@ -1,6 +1,6 @@
 //! Ending early, by Ctrl-C or SIGTERM, without leaving anything behind.
 //!
-//! The signal only sets a flag; whoever does something long asks for it and returns, so that every value
+//! The signal only sets a flag; long work asks for it and returns, so that every value
 //! that stands for a server, a directory or a namespace is dropped as usual.
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 /// Why the bench does not go on.
 #[derive(Debug)]
 pub(crate) enum Stop {
-    /// Somebody asked for it.
+    /// It was asked for.
     Interrupted,
     /// Something went wrong; what it says goes to the user.
     Failed(String),

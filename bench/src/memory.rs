@@ -48,7 +48,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Starts to look. Sessions the primary has now belong to nobody's run.
+    /// Starts to look. Sessions that the primary has now belong to no run.
     pub(crate) fn start(postmaster: u32, agent: Option<u32>) -> Self {
         let watched = Arc::new(Watched {
             postmaster,

@@ -52,7 +52,7 @@ impl<'a> Rounds<'a> {
             table.rows.push(row);
         }
         for round in 0..=self.repetitions {
-            // Whoever comes first finds the target as the last one left it: that is each one's turn once.
+            // The first one finds the target as the last one left it: each is the first once.
             if round > 0 && !present.is_empty() {
                 present.rotate_left(1);
             }

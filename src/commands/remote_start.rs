@@ -116,7 +116,7 @@ fn failure(last: &Entry) -> Option<Error> {
             ..error
         }),
         Outcome::Running(worker) => Some(
-            Error::new(Kind::Canceled, format!("first stage of \"{directory}\" was broken off"))
+            Error::new(Kind::Canceled, format!("first stage of \"{directory}\" was interrupted"))
                 .detail(format!("Process {}, which worked on it, was terminated.", worker.pid))
                 .hint("Run the recovery again; it sends only what is missing."),
         ),

@@ -13,7 +13,7 @@ const LONGEST: f64 = 1e9;
 pub(crate) struct Status {
     /// Target, and when it began and was last heard of.
     pub(crate) entry: Entry,
-    /// `running`, `succeeded`, `failed`, or `interrupted`: whoever worked on it is gone.
+    /// `running`, `succeeded`, `failed`, or `interrupted`: its session is gone.
     pub(crate) state: &'static str,
     /// The backend that works on it.
     pub(crate) pid: Option<u32>,

@@ -1,4 +1,4 @@
-//! The small file beside the server's socket: replaced as a whole, so whoever reads it needs no lock.
+//! The small file beside the server's socket: replaced as a whole, so readers need no lock.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Result, Write};
@@ -65,7 +65,7 @@ impl OutcomesFile {
             outcomes.forget_one();
             text = serde_json::to_vec(&outcomes)?;
         }
-        // a new one: nothing that is there already is written to, whoever put it there
+        // a new one: nothing that is there already is written to
         let new = self.path.with_extension("new");
         let _ = std::fs::remove_file(&new);
         let replaced = open_ours(&new, writing().create_new(true))
@@ -89,7 +89,7 @@ pub(super) enum Unwritten {
     Removes,
 }
 
-/// Opens a file that nobody else can have put there or may write to.
+/// Opens a file that no other user can have put there or may write to.
 fn open_ours(path: &Path, options: &OpenOptions) -> Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
     let file = options.clone().custom_flags(flags.cast_signed()).open(path)?;

@@ -141,7 +141,7 @@ impl Outcomes {
 /// The memory of one server.
 pub(crate) struct Memory {
     file: Option<OutcomesFile>,
-    /// Whether this session is being terminated: then it waits for nobody.
+    /// Whether this session is being terminated: then it does not wait.
     is_ending: fn() -> bool,
 }
 
@@ -217,7 +217,7 @@ impl Memory {
     }
 }
 
-/// A first stage in progress. Dropped without a word it counts as broken off: an ERROR raised by an
+/// A first stage in progress. Dropped without a word it counts as interrupted: an ERROR raised by an
 /// interrupt unwinds past everything else.
 pub(crate) struct Attempt<'a> {
     memory: &'a Memory,
@@ -245,7 +245,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Writes down how far it is, unless somebody else is just writing.
+    /// Writes down how far it is, unless another session is just writing.
     pub(crate) fn show_now(&self) {
         self.shown.set(Instant::now());
         self.put(None);

@@ -39,7 +39,7 @@ fn start_of(pid: u32) -> Option<u64> {
 
 #[cfg(test)]
 impl Worker {
-    /// Somebody else who has this one's number.
+    /// Another process that has this one's number.
     pub(crate) fn successor(&self) -> Self {
         Self { since: self.since + 1, ..*self }
     }

@@ -27,7 +27,7 @@ pub(super) const BACKUP_STOP: &str =
 pub(super) const BACKUP_STOP_NAME: &str =
     if cfg!(any(feature = "pg13", feature = "pg14")) { "pg_stop_backup" } else { "pg_backup_stop" };
 
-/// Makes settings of this prefix that nobody defines an error, as PostgreSQL 15 and later can.
+/// Makes undefined settings of this prefix an error, as PostgreSQL 15 and later can.
 pub(crate) fn reserve_setting_prefix(prefix: &'static CStr) {
     // SAFETY: a NUL-terminated string of static lifetime; called from _PG_init.
     #[cfg(not(any(feature = "pg13", feature = "pg14")))]

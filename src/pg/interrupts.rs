@@ -45,7 +45,7 @@ impl ClientWatch {
         self.last = Instant::now();
         if client_gone() {
             return Err(Error::new(Kind::ConnectionLost, "connection to client lost")
-                .detail("Whoever called the function is gone, so the recovery was ended.")
+                .detail("The client that called the function is gone, so the recovery was ended.")
                 .hint("Run the recovery again; it sends only what is missing."));
         }
         Ok(())

@@ -137,7 +137,7 @@ impl Slot {
         matches!(availability, Availability::WALAVAIL_RESERVED | Availability::WALAVAIL_EXTENDED)
     }
 
-    /// Makes the slot outlive this run and lets go of it, for the standby to use.
+    /// Makes the slot outlive this run and releases it, for the standby to use.
     pub(crate) fn keep(self) -> Result<()> {
         self.check_wal_reserved()?;
         if self.created {
@@ -170,7 +170,7 @@ pub(crate) fn wrong_type(name: &str, slot_type: &str) -> Error {
         .hint("Choose another name with pgpool_recovery.slot_name.")
 }
 
-/// The refusal of a slot that somebody uses.
+/// The refusal of a slot that is in use.
 pub(crate) fn active(name: &str, pid: i32) -> Error {
     Error::new(Kind::InUse, format!("replication slot \"{name}\" is active for PID {pid}"))
         .detail("A standby that streams, or another recovery, uses the slot.")

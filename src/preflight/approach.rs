@@ -1,4 +1,4 @@
-//! The way to a target: every pre-flight question, asked in order, by whoever goes there.
+//! The way to a target: every pre-flight question, in order.
 //!
 //! A recovery takes the first bad answer for a refusal. `pgpool_recovery_check` lists all of them and ends only
 //! where nothing more can be asked.
@@ -58,7 +58,7 @@ pub(crate) struct Approach {
     pub(crate) following: Following,
 }
 
-/// How one goes there.
+/// How a target is reached.
 pub(crate) struct Way<'a> {
     pub(crate) purpose: Purpose,
     pub(crate) progress: &'a Arc<Progress>,
@@ -149,7 +149,7 @@ pub(crate) fn approach(
         audience.hear(finding)?;
     }
     if let Purpose::Look = purpose {
-        // whoever recovers has the target's lock instead
+        // a recovery has the target's lock instead
         audience.hear(Finding::new("target_free", not_worked_on(&situation.request, &target)))?;
         // a recovery says it when it has ended, with what the slot retains then
         let left = situation.former_slot(&target)?.map_or_else(
@@ -199,7 +199,7 @@ fn shown_otherwise(application_name: &str, server_version_num: u32) -> Option<St
     })
 }
 
-/// Whether nobody recovers the target now, as far as this server and the receiver know.
+/// Whether no recovery of the target is running, as far as this server and the receiver know.
 fn not_worked_on(request: &Request, target: &Target) -> Result<String> {
     let last = Memory::of_this_server()?.recall(&request.dest_host, &request.dest_dir);
     let detail = match (last.as_ref().and_then(|entry| entry.other_worker()), &target.recovery) {

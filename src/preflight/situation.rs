@@ -282,14 +282,17 @@ impl Situation {
             None => (socket().unwrap_or("localhost").to_owned(), Vec::new()),
         };
         let is_one_network = network().is_some_and(|own| target.network == Some(own));
-        let theirs: &[IpAddr] = if is_one_network { &[] } else { &target.addresses };
-        let checked = for_standby(&self.request.primary_addresses, target.peer, theirs, MOST_ADDRESSES);
+        let theirs = if is_one_network { Some([].as_slice()) } else { target.addresses.as_deref() };
+        let checked = theirs.map_or_else(Vec::new, |theirs| {
+            for_standby(&self.request.primary_addresses, target.peer, theirs, MOST_ADDRESSES)
+        });
         let is_usable = |host: &String| {
             let is_checked = !self.request.primary_addresses.is_empty();
-            let leads_there = || host.parse().is_ok_and(|address| is_among(address, theirs));
+            let leads_there = |theirs| host.parse().is_ok_and(|address| is_among(address, theirs));
             self.settings.caller_is_superuser
                 || *host == self.settings.primary_host
-                || if is_checked { !checked.is_empty() } else { !leads_there() }
+                // where the addresses there are not known, it might lead there
+                || theirs.is_some_and(|theirs| if is_checked { !checked.is_empty() } else { !leads_there(theirs) })
         };
         let given = self.request.primary_host.clone().filter(is_usable);
         let given =

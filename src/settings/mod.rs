@@ -34,7 +34,7 @@ pub(crate) enum Transport {
 /// Which non-empty target may be replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
 pub(crate) enum Overwrite {
-    /// A stopped cluster with this primary's system identifier, or what a broken-off recovery left.
+    /// A stopped cluster with this primary's system identifier, or what an interrupted recovery left.
     #[name = c"same"]
     Same,
     /// Any stopped PostgreSQL cluster.

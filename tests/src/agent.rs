@@ -21,7 +21,7 @@ pub struct Agent {
     /// Whether it is process 1 of a namespace.
     contained: bool,
     port: u16,
-    /// None: a port of a namespace, which nobody else can take.
+    /// None: a port of a namespace, which no other process can take.
     _claim: Option<Port>,
 }
 

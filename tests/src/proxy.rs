@@ -17,7 +17,7 @@ pub enum Weather {
     Fair,
     /// Connections are closed, new ones too.
     Cut,
-    /// Nothing arrives, and nobody is told.
+    /// Nothing arrives, without an error at either end.
     Hole,
     /// One bit of what the primary sends is flipped, then it is fair again.
     Flip,

@@ -55,7 +55,7 @@ impl Snapshot {
 }
 
 fn visit(root: &Path, path: &Path, entries: &mut BTreeMap<PathBuf, Entry>) {
-    let metadata = fs::symlink_metadata(path).expect("a tree nobody else changes");
+    let metadata = fs::symlink_metadata(path).expect("a tree that nothing else changes");
     let (kind, content) = if metadata.is_file() {
         ("file", digest(&fs::read(path).expect("a readable file")))
     } else if metadata.is_symlink() {
@@ -82,7 +82,7 @@ fn visit(root: &Path, path: &Path, entries: &mut BTreeMap<PathBuf, Entry>) {
 }
 
 fn digest(content: &impl Hash) -> u64 {
-    // Nobody forges these files: any good hash tells a change.
+    // These files are not forged: any good hash tells a change.
     let mut hasher = DefaultHasher::new();
     content.hash(&mut hasher);
     hasher.finish()

@@ -65,7 +65,7 @@ impl Storm {
             let config = cluster.config();
             std::thread::spawn(move || {
                 let Ok(mut client) = config.connect(NoTls) else { return };
-                // nobody waits for another for long
+                // no session waits for another for long
                 run(&mut client, "SET lock_timeout = '2s'; SET statement_timeout = '20s'");
                 while !stop.load(Ordering::Relaxed) && !client.is_closed() {
                     gust(&mut client, &mut dice, number);

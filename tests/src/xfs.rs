@@ -49,15 +49,15 @@ impl Xfs {
         must(shutdown, "xfs_io -c shutdown").expect("the end of the disk");
     }
 
-    /// The disk is back, as the last sync left it. Nobody may have a file of it open.
+    /// The disk is back, as the last sync left it. No process may have a file of it open.
     #[track_caller]
     pub fn plug_in(&self) {
         let umount = || must(Command::new("umount").arg(&self.path).output(), "umount").is_ok();
-        wait::until_true("nobody to use the disk", wait::PATIENCE, umount);
+        wait::until_true("the disk to be unused", wait::PATIENCE, umount);
         self.mount().expect("the disk");
     }
 
-    /// From now on whoever writes waits.
+    /// From now on every write waits.
     #[track_caller]
     pub fn freeze(&self) {
         must(Command::new("xfs_freeze").arg("-f").arg(&self.path).output(), "xfs_freeze -f").expect("frozen");

@@ -99,7 +99,7 @@ fn all_problems_at_once() {
     let directory = small.path().join("data");
     let directory = directory.to_str().expect("UTF-8");
     // 127.0.0.1 as a host name is this host: written directly, to a file system with too little room, for a
-    // server on the primary's own port, which would log in as somebody who may not
+    // server on the primary's own port, which would log in as a role that may not
     primary.set_hba("local all all trust\nhost all all 127.0.0.1/32 trust\n");
     primary.reload();
     let answers = check(&primary, "localhost", directory, &json!({}));

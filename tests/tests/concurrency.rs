@@ -1,4 +1,4 @@
-//! Recoveries that meet: one target is one run's, two targets are nobody's quarrel.
+//! Recoveries that meet: one target has one run, two targets do not disturb each other.
 
 use std::time::{Duration, Instant};
 
@@ -85,7 +85,7 @@ fn two_targets_at_the_same_time() {
     compare::stop_and_compare(&primary, &targets[1]).assert_none();
 }
 
-/// Whoever looked before the server started must look again: a running server is never replaced, and none starts
+/// A look from before the server's start is not enough: a running server is never replaced, and none starts
 /// while its files are.
 #[test]
 fn a_server_that_starts_while_a_recovery_begins() {

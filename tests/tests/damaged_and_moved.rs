@@ -45,7 +45,7 @@ fn damage_of_every_kind_is_repaired() {
     // A page differs in a file that may be read but not written: it is replaced as a whole.
     damage(&standby, &table);
     fs::set_permissions(standby.directory().join(&table), fs::Permissions::from_mode(0o400)).expect("chmod");
-    // Nobody may write it here, and the primary has nothing but zeros, which are not sent to where nothing is.
+    // It may not be written here, and the primary has nothing but zeros, which are not sent to where nothing is.
     for (directory, byte) in [(primary.directory(), 0), (standby.directory(), 7)] {
         write_as_postgres(
             &directory.join("zeros"),
@@ -298,7 +298,7 @@ fn pg_wal_stays_where_the_standby_has_it() {
     account::give(&lost);
 }
 
-/// PostgreSQL makes neither; a recovery that stopped at them would leave a target that somebody has to clean by hand.
+/// PostgreSQL makes neither; a recovery that stopped at them would leave a target that has to be cleaned by hand.
 #[test]
 fn closed_directories_and_strange_names_are_no_obstacle() {
     let scratch = Scratch::new();

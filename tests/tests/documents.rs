@@ -324,7 +324,7 @@ fn the_table_of_errors_is_that_of_the_sources() {
     let stale: Vec<&str> = written.lines().filter(|line| !made.contains(*line)).collect();
     assert!(
         made == written,
-        "make docs/errors.md anew (see its head)\nmissing: {missing:#?}\nstale: {stale:#?}"
+        "regenerate docs/errors.md (see its head)\nmissing: {missing:#?}\nstale: {stale:#?}"
     );
     assert!(made.lines().filter(|line| line.starts_with("| ")).count() > 100, "{made}");
 }

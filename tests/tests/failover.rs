@@ -4,7 +4,7 @@ use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::recovery::{Report, remote_start};
 use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, compare, dump, workload};
 
-/// A primary killed after writes nobody else has, and its standby, promoted and written to.
+/// A primary killed after writes that no standby has, and its standby, promoted and written to.
 fn split(scratch: &Scratch) -> (Cluster, Cluster) {
     let old = Cluster::primary(scratch);
     workload::fill(&old, 60);

@@ -169,7 +169,7 @@ impl Stage {
         self.wait_for(moment, running.backend(), || running.has_ended());
         fault(self, &running);
         // SILENCE, and a little
-        let error = running.finish_within(Duration::from_secs(45)).expect_err("it was broken off");
+        let error = running.finish_within(Duration::from_secs(45)).expect_err("it was interrupted");
         if let Some(error) = error.as_db_error() {
             assert_ne!(error.code().code(), "XX000", "{error:?}");
         }
@@ -441,7 +441,7 @@ fn a_disk_that_dies_through_an_agent() {
     a_disk_that_dies(Way::Agent);
 }
 
-/// Somebody else fills the target's disk.
+/// Another process fills the target's disk.
 fn a_full_disk(way: Way) {
     for moment in [Moment::Start, Moment::Middle] {
         let scratch = Scratch::new();
@@ -511,7 +511,7 @@ fn an_unreadable_file_through_an_agent() {
     an_unreadable_file(Way::Agent);
 }
 
-/// Somebody drops the slot: PostgreSQL refuses while the run holds it, and the run goes on.
+/// The slot is dropped: PostgreSQL refuses while the run holds it, and the run goes on.
 fn a_slot_that_somebody_drops(way: Way) {
     let mut stage = Stage::new(way);
     stage.damage();

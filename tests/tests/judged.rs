@@ -120,7 +120,7 @@ fn a_cluster_that_was_put_where_a_recovery_was_interrupted_is_another_cluster() 
     assert!(other.in_recovery());
 }
 
-/// After a split brain somebody chose the wrong half.
+/// After a split brain the wrong half was chosen.
 #[test]
 fn a_target_on_a_later_timeline_is_lost_only_on_demand() {
     let scratch = Scratch::new();

@@ -51,7 +51,7 @@ fn a_dead_primary_comes_back_as_a_standby() {
 fn a_failure_is_shown_with_its_cause() {
     let scratch = Scratch::new();
     let primary = node(&scratch, "node0").into_primary();
-    // Somebody else's cluster where node 1 should be.
+    // Another cluster where node 1 should be.
     let foreign = node(&scratch, "node1").init();
     let before = pgpool_recovery_e2e::snapshot::Snapshot::of(foreign.directory());
     let pgpool = Setup::new(&scratch, &Host::here(), &[&primary, &foreign]).start();

@@ -93,7 +93,7 @@ fn what_ended_badly_says_how() {
         ("interrupted", "57014")
     );
 
-    // killed: nobody is left to tell
+    // killed: no session is left to tell
     let running = Running::start(&primary, &recovery, "");
     running.wait_for_bytes(&primary, 1 << 20);
     let backend = rustix::process::Pid::from_raw(running.backend()).expect("a process");

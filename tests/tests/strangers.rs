@@ -1,4 +1,4 @@
-//! Who does not know the secret: floods, silence, and what somebody else said before.
+//! Who does not know the secret: floods, silence, and what was recorded before.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -81,7 +81,7 @@ fn a_stranger_who_speaks_slowly_is_given_up() {
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
 }
 
-/// What a primary said is of no use to somebody else who says it again.
+/// What a primary said is of no use when it is replayed.
 #[test]
 fn a_conversation_cannot_be_replayed() {
     let scratch = Scratch::new();
@@ -107,7 +107,7 @@ fn a_conversation_cannot_be_replayed() {
         let _ = back.join();
         said
     });
-    // a data link finds nobody at that port: the run breaks off after its first conversation
+    // no data link can be made at that port: the run ends after its first conversation
     let error = recovery.option("agent_port", port).fail(&primary);
     assert!(["08001", "08006"].contains(&error.sqlstate.as_str()), "{error:?}");
     let said = said.join().expect("a conversation");

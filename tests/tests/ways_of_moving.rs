@@ -121,7 +121,7 @@ fn a_corrupt_page_is_found_on_every_transport() {
         assert!(!standby.has("global/pg_control"), "{transport}: it could be started");
         probe::assert_nothing_left(&primary);
     }
-    // whoever wants the page as it is gets it
+    // with checksums off the page is copied as it is
     let recovery =
         Recovery::of(&standby, &primary).option("transport", "local").option("verify_checksums", false);
     recovery.run(&primary);

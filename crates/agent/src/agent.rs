@@ -482,7 +482,7 @@ mod tests {
         inquiry::status(&connector, &Cancel::new()).expect("an answer");
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         served.settle();
-        // nobody learns more than the handshake of TLS
+        // a peer learns no more than the handshake of TLS
         for mut socket in crowd {
             socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a limit");
             let mut answer = Vec::new();

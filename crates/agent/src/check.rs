@@ -1,4 +1,4 @@
-//! `pgpool-recovery-agent check`: what would stop a recovery that nobody has asked for yet.
+//! `pgpool-recovery-agent check`: what would stop a recovery, before one is asked for.
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::configured;

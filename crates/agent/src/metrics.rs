@@ -10,7 +10,7 @@ const DIRECTORY: &str = "data_directory";
 
 /// The page. `connections` are open now, `refused` have been turned away since the start.
 pub(crate) fn page(status: &Status, connections: usize, refused: u64) -> Result<String> {
-    // made anew each time: what is counted is kept elsewhere, in one place
+    // made for each answer: the counters are kept elsewhere, in one place
     render(status, connections as u64, refused)
         .map_err(|error| Error::new(Kind::Internal, format!("could not render metrics: {error}")))
 }

@@ -1,4 +1,4 @@
-//! What a run has done so far, written by worker threads and read by whoever shows it.
+//! What a run has done so far, written by worker threads and read where it is shown.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};

@@ -45,7 +45,7 @@ fn a_tablespace_whose_link_was_lost_is_the_interrupted_recoverys_own() {
             }
         }
         assert_eq!(hosts.read(&format!("standby/pg_tblspc/16/{VERSION}/5/9")), pages(5, 5));
-        // once it is complete, a place that no link leads to is somebody else's
+        // once it is complete, a place that no link leads to is not its own
         fs::remove_file(&link).expect("removed");
         let error = hosts.run(&connector).expect_err(name);
         assert!(error.message.contains("is in use"), "{name}: {error}");
@@ -113,7 +113,7 @@ fn a_pg_wal_that_leads_nowhere_is_refused() {
         let error = hosts.run(&connector).expect_err(name);
         assert!(error.kind == Kind::TargetRefused && error.hint.is_some(), "{name}: {error}");
         let (session, _) = hosts.open(&connector, Purpose::Look).expect(name);
-        let doubt = session.target().doubts.wal.clone().expect("it is told to whoever looks");
+        let doubt = session.target().doubts.wal.clone().expect("it is told");
         assert!(doubt.message.contains("leads to no directory"), "{doubt}");
         assert_eq!(hosts.listing("standby"), before, "{name}");
     }

@@ -333,7 +333,7 @@ fn frames_that_are_none() {
     let mut peer = host.dial();
     peer.request(&json!({ "request": "attach", "session": "guessed" }));
     peer.answer().expect_err("no such run");
-    peer.assert_refused("a token that nobody was told");
+    peer.assert_refused("a token that was never given out");
     // more of small files than any recovery has
     let mut peer = host.settled();
     for number in 0..40 {
@@ -391,7 +391,7 @@ fn pages_that_belong_nowhere() {
     host.assert_unharmed();
 }
 
-/// Somebody exchanges a directory for a link while pages arrive.
+/// A directory is exchanged for a link while pages arrive.
 #[test]
 fn a_directory_that_becomes_a_link() {
     let host = Host::new();

@@ -44,7 +44,7 @@ fn frames_pass_both_ways_at_once() {
 
     let big = vec![0x5A; 1 << 20];
     thread::scope(|scope| {
-        // each direction carries more than any socket buffer, and nobody reads before it has written
+        // each direction carries more than any socket buffer, and neither end reads before it has written
         let near_sink = &mut near.sink;
         let far_sink = &mut far.sink;
         let big = &big;

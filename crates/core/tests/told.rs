@@ -88,7 +88,7 @@ fn an_agent_tells_what_broke_a_run() {
     let (mut session, _) = hosts.open(&connector, Purpose::Recover).expect("open");
     hosts.plan(&mut session).expect("plan");
     Hosts::begin(&mut session).expect("begin");
-    // somebody puts a file into the place of a directory that the run has made
+    // a file takes the place of a directory that the run has made
     fs::remove_dir(hosts.path("standby/base/5")).expect("remove");
     hosts.write("standby/base/5", b"no directory");
     let error = hosts.send(&mut session).expect_err("no place for the file");

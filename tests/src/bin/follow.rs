@@ -156,6 +156,6 @@ fn script(block: &Block) -> Result<String, String> {
             let database = block.get("db").unwrap_or("postgres");
             Ok(format!("psql -X -v ON_ERROR_STOP=1 -d {database} <<'{END}'\n{}{END}", block.text))
         }
-        other => Err(format!("nobody knows how to follow \"{other}\"")),
+        other => Err(format!("unknown node \"{other}\"")),
     }
 }

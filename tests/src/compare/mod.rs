@@ -189,7 +189,7 @@ fn content_differs_by_right(name: &Path) -> bool {
     primary_only(name) || OWN.iter().any(|own| name == Path::new(own))
 }
 
-/// Caches of the catalogs, made anew by every server.
+/// Caches of the catalogs, which every server makes for itself.
 fn is_init_file(name: &Path) -> bool {
     file_name(name) == "pg_internal.init"
 }

@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 pub const PAGE: usize = 8192;
 
 /// Bytes of one page digest on the wire. 128 bits of a keyed hash: two different pages collide with
-/// probability 2^-128, and nobody who does not know the run's key can construct a collision.
+/// probability 2^-128, and without the run's key a collision cannot be constructed.
 pub const DIGEST: usize = 16;
 
 /// Bytes of a page that are hashed by themselves: the longest message that is one chunk to BLAKE3, of

@@ -24,7 +24,7 @@ pub(super) fn make_directories(path: &Path) -> Result<Vec<PathBuf>> {
     for directory in missing {
         match fs::DirBuilder::new().mode(0o700).create(directory) {
             Ok(()) => made.push(directory.to_owned()),
-            // somebody else makes the same path
+            // another process makes the same path
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => {
                 remove_made(&made);
@@ -38,7 +38,7 @@ pub(super) fn make_directories(path: &Path) -> Result<Vec<PathBuf>> {
 
 pub(super) fn remove_made(made: &[PathBuf]) {
     for directory in made.iter().rev() {
-        // not empty any more: somebody uses it
+        // not empty any more: it is in use
         let _ = fs::remove_dir(directory);
     }
 }

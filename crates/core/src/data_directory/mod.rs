@@ -319,7 +319,7 @@ impl Target {
         if self.roots.iter().all(|root| root.device != device) {
             self.has_mounts.store(true, Ordering::Relaxed);
         }
-        // an earlier, broken-off run may have changed its entries without making them durable
+        // an earlier, interrupted run may have changed its entries without making them durable
         lock(&self.dirty).insert(path.as_str().to_owned());
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(failed)
     }

@@ -11,7 +11,7 @@ use crate::manifest::path::RelPath;
 use crate::sys::lock::lock;
 
 impl Target {
-    /// Nothing is written through a view, whoever may think so.
+    /// Nothing is written through a view.
     pub(super) fn writable(&self) -> Result<(), Errno> {
         if self.is_view { Err(Errno::ROFS) } else { Ok(()) }
     }

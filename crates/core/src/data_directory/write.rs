@@ -16,7 +16,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// A writer of `file`, which nobody else writes through the same open file.
+    /// A writer of `file`, which has the open file to itself.
     pub const fn new(file: File) -> Self {
         Self { file: DirectFile::new(file), dirty: 0, is_direct: false }
     }

@@ -60,29 +60,7 @@ pub(crate) fn inspect_opened(
     let directory = &cluster.data_directory;
     let look = opened.and_then(target::Target::look).unwrap_or_else(|| directory.clone());
     let mut doubts = Doubts::default();
-    let metadata = match fs::metadata(&look) {
-        Ok(metadata) => Some(metadata),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => {
-            return Err(Error::io(format_args!("look at directory \"{}\"", directory.display()), &error));
-        }
-    };
-    if metadata.as_ref().is_some_and(|metadata| !metadata.is_dir()) {
-        return Err(Error::new(
-            Kind::TargetRefused,
-            format!("\"{}\" is not a directory", directory.display()),
-        )
-        .hint("Give the data directory of the standby."));
-    }
-    let owner = rustix::process::geteuid().as_raw();
-    if let Some(metadata) = metadata.as_ref().filter(|metadata| metadata.uid() != owner) {
-        return Err(Error::new(
-            Kind::TargetRefused,
-            format!("directory \"{}\" belongs to another user", directory.display()),
-        )
-        .detail(format!("Its owner has user id {}, this process {owner}.", metadata.uid()))
-        .hint("PostgreSQL starts only in a directory of its own OS user: chown it."));
-    }
+    let metadata = own_directory(&look, directory)?;
     doubts.identity = places::demand_outside_clusters(directory).err();
     let control = control(&look);
     let control = or_doubt(control, &mut doubts.identity, directory, PG_CONTROL);
@@ -97,23 +75,13 @@ pub(crate) fn inspect_opened(
     let pg_version = or_doubt(pg_version(&look), &mut doubts.identity, directory, "PG_VERSION");
     let kept = kept(&look, keep);
     let kept = or_doubt(kept.map(Some), &mut doubts.identity, directory, "the files to keep");
-    let running = match metadata.as_ref().map_or(Ok(None), |_| running::server_at(&look, directory)) {
-        Ok(running) => running,
-        Err(error) => {
-            doubts.server = Some(error);
-            None
-        }
-    };
-    let wal = match metadata.as_ref().map_or(Ok(None), |_| wal::linked(opened, &look, directory)) {
-        Ok(wal) => wal,
-        Err(error) => {
-            doubts.wal = Some(error);
-            None
-        }
-    };
+    let running = metadata.as_ref().map_or(Ok(None), |_| running::server_at(&look, directory));
+    let running = unless_doubtful(running, &mut doubts.server);
+    let wal = metadata.as_ref().map_or(Ok(None), |_| wal::linked(opened, &look, directory));
+    let wal = unless_doubtful(wal, &mut doubts.wal);
     let main = main_configuration(cluster);
     let keeps = |name: &str| keep.iter().any(|path| path.as_str() == name);
-    let settings = configuration::is_there(&main).then(|| configuration(cluster));
+    let settings = configuration::may_be_there(&main).then(|| configuration(cluster));
     let kept_settings = settings.as_ref().filter(|_| cluster.config_file.is_some() || keeps(POSTGRESQL_CONF));
     let kept_auto = keeps(AUTO_CONF).then(|| auto_configuration(directory));
     let is_readable = configuration_content(&main, MAX_BYTES).is_ok();
@@ -178,7 +146,7 @@ pub(crate) fn inspect_opened(
         standby: standby_of(&look),
         backup: backup.unwrap_or_default(),
         peer,
-        addresses: own_addresses().unwrap_or_default(),
+        addresses: own_addresses().ok(),
         network: network(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         clock: clock::now(),
@@ -188,6 +156,37 @@ pub(crate) fn inspect_opened(
         recovery: None,
         doubts,
         directory: directory.clone(),
+    })
+}
+
+/// A directory that can be a target of this user's; `None` if it is missing.
+fn own_directory(look: &Path, shown: &Path) -> Result<Option<fs::Metadata>> {
+    let metadata = match fs::metadata(look) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            return Err(Error::io(format_args!("look at directory \"{}\"", shown.display()), &error));
+        }
+    };
+    if !metadata.is_dir() {
+        let message = format!("\"{}\" is not a directory", shown.display());
+        return Err(Error::new(Kind::TargetRefused, message).hint("Give the data directory of the standby."));
+    }
+    let owner = rustix::process::geteuid().as_raw();
+    if metadata.uid() != owner {
+        let message = format!("directory \"{}\" belongs to another user", shown.display());
+        return Err(Error::new(Kind::TargetRefused, message)
+            .detail(format!("Its owner has user id {}, this process {owner}.", metadata.uid()))
+            .hint("PostgreSQL starts only in a directory of its own OS user: chown it."));
+    }
+    Ok(Some(metadata))
+}
+
+/// What was found; else the error becomes the doubt.
+fn unless_doubtful<T>(found: Result<Option<T>>, doubt: &mut Option<Error>) -> Option<T> {
+    found.unwrap_or_else(|error| {
+        *doubt = Some(error);
+        None
     })
 }
 

@@ -14,7 +14,7 @@ use crate::manifest::exclude::MARKER;
 use crate::sys::cancel::Cancel;
 use crate::sys::process;
 
-/// How long pg_ctl waits, seconds: longer than we do, who see whether the server comes forward.
+/// How long pg_ctl waits, seconds: longer than we do, who see whether the server makes progress.
 const PG_CTL_TIMEOUT: &str = "10000000";
 
 /// How long a start command of the operator's may go on after the server's time is over.
@@ -45,7 +45,7 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
         .map_err(Error::on(format_args!("look at \"{}\"", directory.join(MARKER).display())))?;
     if is_incomplete {
         return Err(Error::new(Kind::StartFailed, format!("\"{}\" is not complete", directory.display()))
-            .detail("A recovery of this directory was broken off.")
+            .detail("A recovery of this directory was interrupted.")
             .hint("Run the recovery again; it sends only what is missing."));
     }
     // a server keeps the file until it is promoted

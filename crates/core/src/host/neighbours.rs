@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::procfs::{Proc, is_gone};
+use super::procfs::{Proc, Process, is_gone};
 use super::running;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::overlap;
@@ -102,67 +102,85 @@ impl<'a> Neighbours<'a> {
         Ok(())
     }
 
+    /// Compares with what the running servers have.
     fn running(&self, wanted: &[Wanted]) -> Result<()> {
         let user = rustix::process::geteuid().as_raw();
         let mut seen = HashSet::new();
-        let unreadable = |process: u32, what: &str, error: &io::Error| {
-            let place = self.proc.of(process, what);
-            let why = format!("\"{}\" of a server could not be read: {error}.", place.display());
-            cannot_tell(&wanted[0].path, why)
-        };
         let processes = self.proc.processes().map_err(|error| cannot_tell(&wanted[0].path, error.message))?;
         // a recovery within a server has its own target open
         for process in processes.into_iter().filter(|process| *process != std::process::id()) {
-            let found = match self.proc.look(process) {
-                Ok(Some(found)) if found.is_server() => found,
-                Ok(_) => continue,
+            match self.proc.look(process) {
+                Ok(Some(found)) if found.is_server() => {
+                    self.demand_unused_by(process, &found, &mut seen, wanted)?;
+                }
+                Ok(_) => {}
                 // it is hidden; as it is where one searches for the target's own server
                 Err(error) => match fs::metadata(self.proc.of(process, "")) {
-                    Ok(place) if place.uid() == user => return Err(unreadable(process, "status", &error)),
-                    _ => continue,
+                    Ok(place) if place.uid() == user => {
+                        return Err(self.unreadable(process, "status", &error, wanted));
+                    }
+                    _ => {}
                 },
-            };
-            let whose = format!("Process {process} of another server uses it.");
-            let cwd = self.proc.of(process, "cwd");
-            match fs::metadata(&cwd) {
-                Ok(place) => {
-                    if Some((place.dev(), place.ino())) == self.own {
-                        continue;
-                    }
-                    // one that is starting, or only asked for its version, is elsewhere
-                    let looked = is_data_directory(&cwd)
-                        .map_err(|error| unreadable(process, "cwd", &error))
-                        .and_then(|works| {
-                            let is_new = works && seen.insert((place.dev(), place.ino()));
-                            if is_new { self.compare(&cwd, wanted, &whose) } else { Ok(()) }
-                        });
-                    match looked {
-                        // it may have ended between two looks
-                        Err(_) if fs::metadata(&cwd).is_err_and(|error| is_gone(&error)) => {
-                            seen.remove(&(place.dev(), place.ino()));
-                            continue;
-                        }
-                        looked => looked?,
-                    }
-                    match self.open_below(process, wanted) {
-                        Ok(None) => {}
-                        Ok(Some(wanted)) => return Err(in_use(&wanted.path, &whose)),
-                        Err(error) if is_gone(&error) => {}
-                        // Another user's files can be read by nobody else, and its server writes none of ours. A process
-                        // that hides its files hides its directory as well: one that shows the directory alone is just
-                        // ending, its memory is gone and its files are being closed.
-                        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-                        Err(error) => return Err(unreadable(process, "fd", &error)),
-                    }
-                }
-                Err(error) if is_gone(&error) || found.user != user => {}
-                Err(error) => {
-                    self.hidden(process, found.parent, wanted, &whose)
-                        .unwrap_or_else(|| Err(unreadable(process, "cwd", &error)))?;
-                }
             }
         }
         Ok(())
+    }
+
+    /// Compares with what one server has. `seen`: the data directories that were compared already.
+    fn demand_unused_by(
+        &self,
+        process: u32,
+        found: &Process,
+        seen: &mut HashSet<(u64, u64)>,
+        wanted: &[Wanted],
+    ) -> Result<()> {
+        let whose = format!("Process {process} of another server uses it.");
+        let cwd = self.proc.of(process, "cwd");
+        let identity = match fs::metadata(&cwd) {
+            Ok(place) => (place.dev(), place.ino()),
+            Err(error) if is_gone(&error) || found.user != rustix::process::geteuid().as_raw() => {
+                return Ok(());
+            }
+            Err(error) => {
+                let hidden = self.hidden(process, found.parent, wanted, &whose);
+                return hidden.unwrap_or_else(|| Err(self.unreadable(process, "cwd", &error, wanted)));
+            }
+        };
+        if Some(identity) == self.own {
+            return Ok(());
+        }
+        // one that is starting, or only asked for its version, is elsewhere
+        let looked = is_data_directory(&cwd)
+            .map_err(|error| self.unreadable(process, "cwd", &error, wanted))
+            .and_then(|works| {
+                let is_new = works && seen.insert(identity);
+                if is_new { self.compare(&cwd, wanted, &whose) } else { Ok(()) }
+            });
+        if looked.is_err() && fs::metadata(&cwd).is_err_and(|error| is_gone(&error)) {
+            // it ended between two looks
+            seen.remove(&identity);
+            return Ok(());
+        }
+        looked?;
+        match self.open_below(process, wanted) {
+            Ok(None) => Ok(()),
+            Ok(Some(wanted)) => Err(in_use(&wanted.path, &whose)),
+            Err(error) if is_gone(&error) => Ok(()),
+            // Only their owner can read another user's files, and that user's server writes none of ours. A process
+            // that hides its files hides its directory as well: one that shows the directory alone is just
+            // ending, its memory is gone and its files are being closed.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            Err(error) => Err(self.unreadable(process, "fd", &error, wanted)),
+        }
+    }
+
+    /// The refusal where something of a server cannot be read.
+    fn unreadable(&self, process: u32, what: &str, error: &io::Error, wanted: &[Wanted]) -> Error {
+        let place = self.proc.of(process, what);
+        cannot_tell(
+            &wanted[0].path,
+            format!("\"{}\" of a server could not be read: {error}.", place.display()),
+        )
     }
 
     /// Of a server that cannot be looked at: what is known of it otherwise. `None`: nothing.

@@ -1,4 +1,4 @@
-//! How long a start may take: counted from the last sign that the server comes forward.
+//! How long a start may take: counted from the last sign that the server makes progress.
 
 use std::collections::HashSet;
 use std::collections::hash_map::DefaultHasher;

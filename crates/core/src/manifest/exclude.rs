@@ -40,7 +40,7 @@ const EMPTIED: &[&str] = &[
     "pg_subtrans",
 ];
 
-/// Files in the top directory that belong to one server, or are written for the standby anew.
+/// Files in the top directory that belong to one server, or are written for the standby.
 const OWN_FILES: &[&str] = &[
     // would make the standby look as if it ran, with the primary's process id
     "postmaster.pid",
@@ -63,13 +63,13 @@ const OWN_FILES: &[&str] = &[
     // would choose another kind of recovery
     "recovery.signal",
     "standby.signal",
-    // connects to somebody else's primary
+    // connects to another standby's primary
     MYRECOVERY_CONF,
     // ours
     MARKER,
 ];
 
-/// Directories nobody but their host touches: log files, and what a file system keeps at its root.
+/// Directories that only their own host touches: log files, and what a file system keeps at its root.
 const HOST_DIRECTORIES: &[&str] = &["log", "pg_log", "lost+found"];
 
 /// Whether a path is, or lies in, what must be the primary's copy, or what makes a standby of it: that is never kept.

@@ -51,7 +51,7 @@ pub struct Plan {
     pub files: Vec<File>,
     /// Tablespaces outside the data directory.
     pub tablespaces: Vec<Tablespace>,
-    /// What the scan left out although nobody would expect it.
+    /// What the scan left out unexpectedly.
     pub warnings: Vec<String>,
 }
 

@@ -47,7 +47,7 @@ pub enum Strategy {
     Full,
     /// A cluster is there; what differs is sent.
     Delta,
-    /// A broken-off recovery is completed.
+    /// An interrupted recovery is completed.
     Resume,
 }
 
@@ -234,7 +234,7 @@ fn identity(primary: &Primary, target: &Target, any_cluster: bool) -> Result<Str
         Content::Empty => return Ok("the directory is empty".to_owned()),
         Content::Other => {
             return Err(refused(format!("directory \"{shown}\" is not empty and not a PostgreSQL cluster"))
-                .detail("It has neither PG_VERSION nor the marker of a broken-off recovery.")
+                .detail("It has neither PG_VERSION nor the marker of an interrupted recovery.")
                 .hint("Give the standby's data directory, or empty this one by hand."));
         }
         Content::Cluster => {}
@@ -250,7 +250,7 @@ fn identity(primary: &Primary, target: &Target, any_cluster: bool) -> Result<Str
         return answer;
     }
     if resumes {
-        return Ok("a recovery from this primary was broken off there; it will be completed".to_owned());
+        return Ok("a recovery from this primary was interrupted there; it will be completed".to_owned());
     }
     match target.system_identifier {
         Some(found) if is_ours => match backup::unused(&target.backup, target.standby.is_some()) {
@@ -370,7 +370,7 @@ mod tests {
             standby: None,
             backup: BackupTraces::default(),
             peer: None,
-            addresses: Vec::new(),
+            addresses: Some(Vec::new()),
             network: None,
             version: String::new(),
             clock: 0,

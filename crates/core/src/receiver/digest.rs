@@ -46,7 +46,7 @@ impl<'a> Digester<'a> {
         for (number, piece) in pieces.iter().enumerate() {
             let digests = &mut self.digests[piece.digests];
             if unreadable.contains(&number) {
-                // what the disk cannot read is there but equal to nothing: it is written anew
+                // what the disk cannot read is there but equal to nothing: it is written again
                 digests.fill(0);
             }
             Present::encode(u32::try_from(piece.bytes.len()).unwrap_or(u32::MAX), digests, out);

@@ -17,7 +17,7 @@ const MANY: usize = 1000;
 
 /// What was on the target's file systems before the run is being made durable while the run goes on.
 ///
-/// Pages that a broken-off run wrote, or a server that was killed, compare equal although they may be in the
+/// Pages that an interrupted run wrote, or a server that was killed, compare equal although they may be in the
 /// page cache only.
 pub(super) struct Before(Mutex<Syncs>);
 

@@ -20,7 +20,7 @@ use crate::wire::protocol::message::Marker;
 
 /// From here on the target cannot be started: the marker is written, pg_control is out of the way.
 ///
-/// A server that started since somebody looked is not replaced, nor a directory that was renamed: it gets its pg_control
+/// A server that started since the last look is not replaced, nor a directory that was renamed: it gets its pg_control
 /// back. No server can be missed, because one first makes the data directory its current one and reads pg_control after
 /// that. Whatever fails, what is refused is left without a marker.
 pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {

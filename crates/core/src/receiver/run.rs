@@ -142,7 +142,7 @@ impl Run {
         let mut place = lock(&slot.place);
         if let Some((file, _)) = self.enter(slot, &mut place)? {
             if is_changed {
-                // before the first write and under the lock: whoever enters next expects another time of change
+                // before the first write and under the lock: the next writer expects another time of change
                 slot.set_changed();
             }
             return Ok(file);
@@ -237,7 +237,7 @@ pub(super) struct Slot {
 
 /// What is in a file's place on the target.
 enum Place {
-    /// Nobody has looked.
+    /// It was not looked at.
     Unknown,
     /// Nothing of use: the file is to be made.
     Anew,

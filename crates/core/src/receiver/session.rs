@@ -434,7 +434,7 @@ impl Session<'_> {
     /// Tells the sender why the session ends.
     fn fail(&mut self, error: &Error) {
         if matches!(self.stage, Stage::Locked(_)) {
-            // whoever hears of a refusal finds nothing left of it
+            // once the refusal is known, nothing is left of it
             self.stage = Stage::Looked;
         }
         if let Stage::Begun(run) | Stage::Settled(run) = &self.stage {
@@ -454,7 +454,7 @@ impl Session<'_> {
         }
     }
 
-    /// Lets go of a complete target at once: whoever learns that it is complete may want to start it.
+    /// Releases a complete target before the final reply, so that the caller can start the server at once.
     fn finished(&mut self) {
         self.receiver.runs().remove(&self.token);
         self.stage = Stage::Looked;
@@ -462,7 +462,7 @@ impl Session<'_> {
 }
 
 impl Drop for Session<'_> {
-    /// Ends what is left of the run and lets go of the target, so that the next run can lock it.
+    /// Ends what is left of the run and releases the target, so that the next run can lock it.
     fn drop(&mut self) {
         self.receiver.runs().remove(&self.token);
         let stage = std::mem::replace(&mut self.stage, Stage::Looked);

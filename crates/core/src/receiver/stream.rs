@@ -95,10 +95,10 @@ pub(super) fn serve(run: &Run, link: Link, cancel: &Cancel) -> Result<()> {
             |writer: ScopedJoinHandle<'_, _>| writer.join().unwrap_or_else(|_| Err(panicked("writes")));
         let written = writers.into_iter().map(join).fold(Ok(()), Result::and);
         let synced = syncs.join().unwrap_or_else(|_| Err(panicked("syncs")));
-        // the writing thread knows better why there was nobody to hand over to
+        // the writing thread knows better why it takes nothing more
         let received = written.and(synced).and(read);
         if let Err(error) = &received {
-            // tell the sender why before the link closes; if it is closed already, nobody listens
+            // tell the sender why before the link closes; it may be closed already
             let _ = tasks.send(Task::Fail(error.clone()));
         }
         drop(tasks);

@@ -96,7 +96,7 @@ impl<'a> PageWriter<'a> {
     fn range(&mut self, range: &Range, slots: &[Slot], content: &[u8]) -> Result<u32> {
         open_slot(self.run, slots, range.file)?.check_end(range.offset + content.len() as u64)?;
         let read = self.read_present(range, slots)?;
-        // what the disk cannot read is there but equal to nothing: it is written anew
+        // what the disk cannot read is there but equal to nothing: it is written again
         let there = read.unwrap_or(content.len());
         let mut runs = std::mem::take(&mut self.runs);
         let equal = |page: usize| {

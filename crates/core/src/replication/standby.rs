@@ -36,7 +36,7 @@ pub struct Standby {
 pub struct Following {
     /// Host name, address or socket directory of the primary.
     pub host: String,
-    /// Where `host` leads, if its name must not be looked up again: whoever answers for the name could lead the
+    /// Where `host` leads, if its name must not be looked up again: the owner of the name could lead the
     /// standby, and its password, to another server.
     pub host_addresses: Vec<IpAddr>,
     /// Its port.

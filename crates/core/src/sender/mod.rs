@@ -374,7 +374,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // closes every link of the run; whoever still works on it comes back
+        // closes every link of the run; threads that still work on it return
         self.cancel.trip();
     }
 }

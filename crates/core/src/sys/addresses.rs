@@ -78,7 +78,7 @@ mod tests {
         for host in ["", "/tmp", "localhost", "LOCALHOST", "127.0.0.1", "127.1.2.3", "::1"] {
             assert!(is_this_host(host, &cancel).expect("resolves"), "{host:?}");
         }
-        // TEST-NET-1 belongs to nobody
+        // TEST-NET-1 is assigned to no host
         assert!(!is_this_host("192.0.2.1", &cancel).expect("an address"));
         let error = is_this_host("no-such-host.invalid", &cancel).expect_err("no such name");
         assert_eq!(error.kind, Kind::Unreachable);

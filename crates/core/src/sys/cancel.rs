@@ -1,6 +1,6 @@
 //! Stopping a run from outside.
 //!
-//! A run consists of threads that mostly block in reads and writes. Whoever wants them to stop
+//! A run consists of threads that mostly block in reads and writes. To stop them, one
 //! trips the shared [`Cancel`]; everything that can block registers how to be woken.
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,7 +1,7 @@
 //! Files read and written past the page cache where that is faster and kinder to other programs.
 //!
 //! A run reads every byte of a cluster once. Through the page cache that would push out what the server
-//! has there, and cost memory and a copy for pages that nobody reads again. So what is not cached is read
+//! has there, and cost memory and a copy for pages that are not read again. So what is not cached is read
 //! with `O_DIRECT`, and long runs are written so. The kernel keeps both ways coherent.
 
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::sys::buffer::ALIGNMENT;
 /// gather.
 const DIRECT: usize = 128 << 10;
 
-/// A file that switches between the page cache and direct I/O. Nobody else may use the same open file.
+/// A file that switches between the page cache and direct I/O. Nothing else may use the same open file.
 #[derive(Debug)]
 pub struct DirectFile {
     file: File,

@@ -1,5 +1,5 @@
 //! Taking a mutex whose data stays whole even if a thread panicked while it held it: no code here leaves
-//! what it guards half-changed, and a panic is reported by whoever joins the thread.
+//! what it guards half-changed, and a panic is reported where the thread is joined.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -1,7 +1,7 @@
 //! How much room a copy leaves a primary on whose own file system it lies.
 //!
 //! A primary that cannot write WAL stops with a PANIC, and a copy takes space as fast as the disk allows. So a copy is
-//! refused where it would leave less than a reserve, and given up when less is left, whoever takes it.
+//! refused where it would leave less than a reserve, and given up when less is left, whatever took it.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;

@@ -32,7 +32,8 @@ pub(crate) fn auto_configuration(directory: &Path) -> Reading {
     Reading::of(&directory.join(AUTO_CONF), None)
 }
 
-pub(super) fn is_there(path: &Path) -> bool {
+/// Whether something has this name, or may have it.
+pub(super) fn may_be_there(path: &Path) -> bool {
     !fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 

@@ -1,6 +1,6 @@
 //! Links across a network: TLS 1.3 over TCP, both ends proving the shared secret.
 //!
-//! The certificate is made by the agent at start and verified by nobody: what authenticates the
+//! The certificate is made by the agent at start and verified by neither end: what authenticates the
 //! peers is the secret. After the TLS handshake each end sends a keyed hash of the session's exporter
 //! value (RFC 8446 section 7.5, RFC 9266 uses the same for channel binding). A man in the middle has
 //! two TLS sessions with two exporter values and cannot make either proof without the secret. The
@@ -442,7 +442,7 @@ fn decrypt(connection: &mut Connection, cipher: &[u8], plain: &mut [u8]) -> io::
             return Ok(Decrypted { fed: cipher.len() - rest.len(), plain: filled, ended });
         }
         if connection.read_tls(&mut rest)? == 0 {
-            // after the peer's last word rustls takes nothing more: what follows it is nobody's
+            // after the peer's last word rustls takes nothing more: what follows it is ignored
             return Ok(Decrypted { fed: cipher.len(), plain: filled, ended: true });
         }
     }

@@ -62,7 +62,7 @@ pub enum Request {
     PlanEnd(Terms),
     /// Make the target unstartable and get ready for data. Answer: [`Reply::Ok`].
     Begin {
-        /// What the marker says to whoever finds it.
+        /// What the marker tells the reader who finds it.
         marker: Marker,
         /// Key of the digests, hexadecimal.
         digest_key: String,
@@ -211,7 +211,7 @@ pub struct Target {
     pub directory: PathBuf,
     /// What kind of content it has.
     pub content: Content,
-    /// pg_control, if it can be read (in place, or set aside by a broken-off recovery).
+    /// pg_control, if it can be read (in place, or set aside by an interrupted recovery).
     pub control: Option<ControlFile>,
     /// Whether that is in its place: then it is the directory's own, whatever a marker says.
     pub control_in_place: bool,
@@ -221,7 +221,7 @@ pub struct Target {
     pub unarchived: Result<u32>,
     /// The system identifier in pg_control, or failing that in the target's WAL.
     pub system_identifier: Option<u64>,
-    /// The marker of a broken-off recovery.
+    /// The marker of an interrupted recovery.
     pub marker: Option<Marker>,
     /// The process that runs on the directory.
     pub running: Option<u32>,
@@ -260,9 +260,9 @@ pub struct Target {
     pub backup: BackupTraces,
     /// The sender's address as seen from here.
     pub peer: Option<IpAddr>,
-    /// The addresses of the target's host; empty where they cannot be listed.
+    /// The addresses of the target's host; `None` where they cannot be listed.
     #[serde(default)]
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Option<Vec<IpAddr>>,
     /// The network namespace that has them ([`crate::sys::machine::network`]).
     #[serde(default)]
     pub network: Option<String>,

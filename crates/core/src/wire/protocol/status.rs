@@ -31,7 +31,7 @@ pub struct Directory {
     /// Why it cannot be told whether one does.
     #[serde(default)]
     pub server_unknown: Option<String>,
-    /// Whether the marker of a recovery is there: one is running, or has broken off.
+    /// Whether the marker of a recovery is there: one is running, or was interrupted.
     pub incomplete: bool,
     /// What that marker says, if it can be read.
     pub marker: Option<Marker>,
