@@ -51,6 +51,16 @@ done
 found=$(grep -nE '^pgpool' crates/core/Cargo.toml || true)
 [ -z "$found" ] || complain 'the core depends on pgdata and on none of our other crates' "$found"
 
+# code_of AWK-REGEX FILE-OR-DIRECTORY... : lines of Rust that match, outside of comments and tests
+code_of() {
+    local regex=$1
+    shift
+    find "$@" -name '*.rs' ! -name tests.rs -exec awk -v regex="$regex" '
+        FNR == 1 { test = 0 }
+        /^#\[cfg\(test\)\]/ { test = 1 }
+        !test && !/^ *\/\// && $0 ~ regex { print FILENAME ":" FNR ": " $0 }' {} +
+}
+
 # The rooms of the core, from the ground up: each may use those before it, and tests all of them.
 rooms=(error progress sys manifest compare replication wire data_directory host preflight sender receiver local)
 for i in "${!rooms[@]}"; do
@@ -60,11 +70,21 @@ for i in "${!rooms[@]}"; do
     [ ${#above[@]} -gt 0 ] || continue
     place=crates/core/src/$room
     [ -d "$place" ] || place=$place.rs
-    found=$(find "$place" -name '*.rs' ! -name tests.rs -exec awk -v above="$(IFS='|'; echo "${above[*]}")" '
-        FNR == 1 { test = 0 }
-        /^#\[cfg\(test\)\]/ { test = 1 }
-        !test && !/^ *\/\// && $0 ~ "crate::(" above ")(::|;| )" { print FILENAME ":" FNR ": " $0 }' {} +)
+    found=$(code_of "crate::($(IFS='|'; echo "${above[*]}"))(::|;| )" "$place")
     [ -z "$found" ] || complain "the core's room \"$room\" uses one above it" "$found"
+done
+
+# What changes files. Outside the data directory: a configuration in /etc that is extended (finish), the log of a start
+# (launch), the secret, a temporary file for a program's output (process).
+found=$(code_of 'fs::(write|rename|remove_|create_dir|set_permissions|copy|hard_link|soft_link)|File::create|DirBuilder|\\.(write|append|create|create_new|truncate)\\(true|symlinkat|unlinkat|renameat|mkdirat|linkat' crates/core/src |
+    grep -vE '^crates/core/src/(data_directory/|receiver/finish\.rs|host/launch\.rs|wire/secret\.rs|sys/process\.rs)' || true)
+[ -z "$found" ] || complain 'a target is written by data_directory only' "$found"
+
+found=$(code_of 'feature = "pg1[0-9]"' src | grep -v '^src/pg/compat\.rs' || true)
+[ -z "$found" ] || complain 'versions of PostgreSQL are named in src/pg/compat.rs and crates/pgdata only' "$found"
+
+for decision in docs/decisions/2*.md; do
+    grep -qF "(${decision##*/})" docs/decisions/README.md || complain 'docs/decisions/README.md does not list' "$decision"
 done
 
 # A longer file wants to be two. Give a file that has a good reason a line here.
