@@ -2,12 +2,15 @@
 # Builds the extension and the agent and installs them: the extension into the PostgreSQL of PG_CONFIG,
 # the agent into PREFIX/bin. With DESTDIR everything goes below that directory instead.
 #
-#   PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config PREFIX=/usr/local DESTDIR= scripts/install.sh
+#   PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config PREFIX=/usr/local DESTDIR= PROFILE=release scripts/install.sh
+#
+# PROFILE=dev is what the tests install: with checks for overflow, and built of crates that they have built already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PREFIX=${PREFIX:-/usr/local}
 DESTDIR=${DESTDIR:-}
+PROFILE=${PROFILE:-release}
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
 scripts/setup.sh build
@@ -16,8 +19,11 @@ as_owner() {
     if [ "$(id -u)" = 0 ] || [ -n "$DESTDIR" ]; then "$@"; else sudo "$@"; fi
 }
 
-cargo build --release --package pgpool_recovery --no-default-features --features "pg$(pg_major)"
-cargo build --release --package pgpool-recovery-agent
+cargo build --profile "$PROFILE" --package pgpool_recovery --no-default-features --features "pg$(pg_major)"
+cargo build --profile "$PROFILE" --package pgpool-recovery-agent
+BUILT=$TARGET_DIR/$PROFILE
+# cargo's name for the directory of this one profile
+[ "$PROFILE" != dev ] || BUILT=$TARGET_DIR/debug
 
 # put MODE FILE DESTINATION : install(1) makes a new file. Written over in place, a library crashes every server that
 # has it loaded.
@@ -27,8 +33,8 @@ put() {
 }
 
 extension=$("$PG_CONFIG" --sharedir)/extension
-put 0755 "$TARGET_DIR/release/libpgpool_recovery.so" "$("$PG_CONFIG" --pkglibdir)/pgpool_recovery.so"
+put 0755 "$BUILT/libpgpool_recovery.so" "$("$PG_CONFIG" --pkglibdir)/pgpool_recovery.so"
 for file in sql/pgpool_recovery--*.sql pgpool_recovery.control; do
     put 0644 "$file" "$extension/${file##*/}"
 done
-put 0755 "$TARGET_DIR/release/pgpool-recovery-agent" "$PREFIX/bin/pgpool-recovery-agent"
+put 0755 "$BUILT/pgpool-recovery-agent" "$PREFIX/bin/pgpool-recovery-agent"

@@ -141,7 +141,7 @@ cell() {
         case $PG:$name in
             16:indb) ;; # needs dblink
             *:build) step "$dir" "$key" build enter "$root" bash -c 'cd /src && scripts/install.sh' ;;
-            *) step "$dir" "$key" "$name" enter "$root" bash -c "cd /src && scripts/test.sh $name" ;;
+            *) step "$dir" "$key" "$name" enter "$root" bash -c "cd /src && PROFILE=release scripts/test.sh $name" ;;
         esac
     done
 }

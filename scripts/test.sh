@@ -11,7 +11,8 @@
 # through, breaks   what `make matrix` runs of e2e for each PostgreSQL and Pgpool-II: recoveries from end
 #       to end; a few of the faults
 #
-# PG_CONFIG chooses the server, as for `make install`.
+# PG_CONFIG chooses the server, as for `make install`. The end-to-end tests install a build of the dev profile, or of
+# PROFILE=release; `make install` puts the latter back.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh
@@ -44,7 +45,7 @@ indb() {
 
 installed() {
     # cargo-pgrx's tests leave a library and an install script with the tests in them: this puts the real ones back.
-    scripts/install.sh
+    PROFILE=${PROFILE:-dev} scripts/install.sh
     if [ "$(id -u)" != 0 ]; then
         # The tests start servers as user postgres and make network namespaces.
         local triple
