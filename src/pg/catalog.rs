@@ -208,7 +208,8 @@ pub(super) fn advance_slot(name: &str, lsn: u64) -> Result<()> {
 
 /// Bytes of WAL that an inactive physical slot retains; `None` if there is no such slot.
 pub(crate) fn retained_by_idle_slot(name: &str) -> Result<Option<u64>> {
-    let sql = "SELECT (pg_catalog.pg_current_wal_lsn() - s.restart_lsn)::int8::text
+    let sql = "SELECT ((CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+                              ELSE pg_catalog.pg_current_wal_lsn() END) - s.restart_lsn)::int8::text
                FROM pg_catalog.pg_get_replication_slots() AS s
                WHERE s.slot_name = $1::text AND s.slot_type = 'physical' AND NOT s.active";
     let Some(mut row) = query::rows(sql, &[name.into()])?.pop() else { return Ok(None) };

@@ -217,7 +217,10 @@ impl Situation {
     }
 
     fn place(&self, oid: u32, source: &str) -> Result<Tablespace> {
-        let mapped = self.settings.tablespace_mapping.iter().find(|(old, _)| old == source);
+        // as the setting was read: a link that was made by hand may have a slash too many
+        let short = normalize_directory(source).ok();
+        let short = short.as_deref().unwrap_or(Path::new(source));
+        let mapped = self.settings.tablespace_mapping.iter().find(|(old, _)| Path::new(old) == short);
         let target = match mapped {
             Some((_, new)) => new.clone(),
             None if self.is_local => {

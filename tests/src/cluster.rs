@@ -186,6 +186,15 @@ impl Cluster {
         fs::symlink_metadata(self.directory.join(name)).is_ok()
     }
 
+    /// Waits until the receiver of a run has released the directory: it may complete the last step although the backend
+    /// is gone.
+    pub fn await_release(&self) {
+        wait::until_true("the target's release", wait::PATIENCE, || {
+            let directory = fs::File::open(&self.directory).expect("the target");
+            rustix::fs::flock(&directory, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
+        });
+    }
+
     // --- the server ---
 
     fn pg_ctl(&self, arguments: &[&str]) -> Finished {

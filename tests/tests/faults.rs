@@ -64,7 +64,6 @@ impl Stage {
         Self::on(way, Scratch::new(), None)
     }
 
-    /// With the target on a disk of its own.
     fn on_a_disk(way: Way) -> Self {
         let scratch = Scratch::new();
         let xfs = Xfs::new(&scratch, 600).unwrap_or_else(|reason| panic!("no XFS: {reason}"));
@@ -368,6 +367,7 @@ fn a_lost_client(way: Way) {
         // the backend looks for its client once a second, and the last moment is short: it may have succeeded by then
         let is_noticed = (0..3).any(|_| {
             lose_client(&mut stage, moment);
+            stage.target.await_release();
             moment != Moment::End || stage.target.has("pgpool_recovery.incomplete")
         });
         assert!(is_noticed, "the run was through each time");

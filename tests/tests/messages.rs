@@ -68,6 +68,17 @@ fn wait_for_bytes(primary: &Cluster, bytes: i64) {
     });
 }
 
+/// Waits until a run has stopped moving: all its threads wait for the disk.
+fn wait_for_standstill(primary: &Cluster) {
+    let sql = "SELECT coalesce(max(backup_streamed), 0) FROM pg_stat_progress_basebackup";
+    let mut last = -1;
+    wait::until_true("the disk to hold the run up", wait::PATIENCE, || {
+        let before = std::mem::replace(&mut last, primary.get::<i64>(sql, &[]));
+        std::thread::sleep(Duration::from_secs(2));
+        before == last
+    });
+}
+
 fn has_session(primary: &Cluster, backend: i32) -> bool {
     primary.get("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", &[&backend])
 }
@@ -200,6 +211,7 @@ fn a_session_that_waits_for_a_dead_disk_can_be_terminated() {
     let backend = backend(&primary);
     wait_for_bytes(&primary, PAST_A_NOTICE / 2);
     xfs.freeze();
+    wait_for_standstill(&primary);
     // Ctrl-C: the call waits for its threads, which wait for the disk; only the client's word for it shows that
     primary.execute(&format!("SELECT pg_cancel_backend({backend})"));
     std::thread::sleep(Duration::from_secs(1));

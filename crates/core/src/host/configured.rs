@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pgdata::configuration::{Reading, What};
+use pgdata::configuration::{Item, Reading, What};
 
 use super::policy::{Cluster, resolve};
 use super::{inspect, launch};
@@ -82,7 +82,12 @@ pub(super) fn demand_no_end(cluster: &Cluster) -> Result<()> {
     // the content of myrecovery.conf counts where it is read, and only there
     let main = Reading::of(&inspect::main_configuration(cluster), None);
     let auto = inspect::auto_configuration(directory);
-    let Some(item) = recovery_settings::end(&main, &auto, directory) else { return Ok(()) };
+    let Some(item) = recovery_settings::end(&main, &auto, directory) else {
+        // what cannot be read may end it, unless myrecovery.conf is read after that
+        let is_taken_back = recovery_settings::reads_last(&inspect::configuration(cluster));
+        let unread = main.items.iter().filter(|_| !is_taken_back).chain(&auto.items);
+        return unread.map(demand_read).collect();
+    };
     let name = match &item.what {
         What::Setting { name, .. } => String::from_utf8_lossy(name).to_ascii_lowercase(),
         _ => String::new(),
@@ -94,6 +99,15 @@ pub(super) fn demand_no_end(cluster: &Cluster) -> Result<()> {
             "Remove it there. If {MYRECOVERY_CONF} is not read last any more, run the recovery again; it sends only what \
              still differs."
         )))
+}
+
+/// Refuses what of a configuration could not be read although the server may read it.
+fn demand_read(item: &Item) -> Result<()> {
+    let (What::Problem(why) | What::Skipped(why)) = &item.what else { return Ok(()) };
+    let message = "cannot tell whether the server would end its recovery by itself";
+    Err(Error::new(Kind::StartFailed, message).detail(format!("{}: {why}.", Place::of(item))).hint(
+        "Correct the configuration there, or run the recovery again; it sends only what still differs.",
+    ))
 }
 
 /// The refusal of a configuration that leads elsewhere.
@@ -226,6 +240,14 @@ pub(crate) mod tests {
             put("postgresql.auto.conf", auto);
             assert_eq!(asked().is_err(), is_refused, "{auto}");
         }
+        std::os::unix::fs::symlink("loop.conf", data.path().join("loop.conf")).expect("link");
+        put("postgresql.auto.conf", "");
+        put("postgresql.conf", "include_if_exists 'loop.conf'\ninclude_if_exists = 'myrecovery.conf'\n");
+        assert_eq!(asked(), Ok(()), "whatever it says is taken back");
+        put("postgresql.conf", "include_if_exists 'loop.conf'\n");
+        let error = asked().expect_err("it may say anything");
+        assert!(error.message.starts_with("cannot tell"), "{error}");
+        put("postgresql.conf", "include_if_exists = 'myrecovery.conf'\n");
         put("trigger", "");
         put("postgresql.auto.conf", "promote_trigger_file = 'trigger'\n");
         assert!(asked().is_err(), "it is there");

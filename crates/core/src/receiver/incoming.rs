@@ -42,6 +42,22 @@ pub(super) fn check_planned(path: &RelPath, is_directory: bool, kept: &[RelPath]
     Ok(())
 }
 
+/// Refuses a path in a tablespace that lies outside the directory of the cluster's version there: only that directory was
+/// looked at for other servers. `oids`: the tablespaces outside the data directory.
+pub(super) fn check_tablespace(path: &RelPath, oids: &[u32], version_directory: &str) -> Result<()> {
+    let mut parts = path.components();
+    if parts.next() != Some("pg_tblspc") {
+        return Ok(());
+    }
+    let oid = parts.next().and_then(|name| name.parse().ok());
+    match (oid.filter(|oid| oids.contains(oid)), parts.next()) {
+        (Some(_), Some(within)) if within != version_directory => {
+            Err(violation(format!("\"{path}\" lies outside of \"{version_directory}\"")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The small files that were sent to be installed when the run finishes.
 #[derive(Default)]
 pub(super) struct Puts {
@@ -140,6 +156,24 @@ mod tests {
         ] {
             check_planned(&path(name), true, &kept).expect(name);
             assert_eq!(check_planned(&path(name), false, &kept).is_ok(), may_be_a_file, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_tablespace_is_written_in_the_directory_of_its_version_only() {
+        let checked =
+            |path: &str| check_tablespace(&RelPath::parse(path).expect("valid"), &[16400], "PG_15_1");
+        for path in [
+            "base/5/1259",
+            "pg_tblspc",
+            "pg_tblspc/16400",
+            "pg_tblspc/16400/PG_15_1/5/1259",
+            "pg_tblspc/9/PG_14_1/5",
+        ] {
+            assert_eq!(checked(path), Ok(()), "{path}");
+        }
+        for path in ["pg_tblspc/16400/PG_14_1", "pg_tblspc/16400/PG_15_2/5/1259", "pg_tblspc/16400/x"] {
+            assert_eq!(checked(path).expect_err(path).kind, Kind::ProtocolViolation, "{path}");
         }
     }
 

@@ -377,6 +377,11 @@ impl Session<'_> {
             }
             target.add_root(&places::link(tablespace)?, location)?;
         }
+        let oids: Vec<u32> = terms.tablespaces.iter().map(|tablespace| tablespace.oid).collect();
+        let directories = self.directories.iter().map(|directory| &directory.path);
+        for path in directories.chain(self.files.iter().map(|file| &file.path)) {
+            incoming::check_tablespace(path, &oids, &terms.tablespace_version_directory)?;
+        }
         demand_own(&self.receiver.policy(), cluster, target, &terms)?;
         let found = obstacles::search(target, &self.directories, &self.files, &self.keep, &terms)?;
         let space = room::check(target, &self.files, &terms, &found).err();
