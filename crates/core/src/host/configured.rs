@@ -85,8 +85,8 @@ pub(super) fn demand_no_end(cluster: &Cluster) -> Result<()> {
     let Some(item) = recovery_settings::end(&main, &auto, directory) else {
         // what cannot be read may end it, unless myrecovery.conf is read after that
         let is_taken_back = recovery_settings::reads_last(&inspect::configuration(cluster));
-        let unread = main.items.iter().filter(|_| !is_taken_back).chain(&auto.items);
-        return unread.map(demand_read).collect();
+        let mut unread = main.items.iter().filter(|_| !is_taken_back).chain(&auto.items);
+        return unread.try_for_each(demand_read);
     };
     let name = match &item.what {
         What::Setting { name, .. } => String::from_utf8_lossy(name).to_ascii_lowercase(),
