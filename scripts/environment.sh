@@ -4,10 +4,6 @@
 command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
 export PATH
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
-# cargo-pgrx reads the SQL of the extension from a section of the library. It would pass a linker flag that keeps the section
-# where a linker drops it, to every crate, so that all of them are built once more. Debian's keep it; where it is
-# dropped, cargo-pgrx says that it found no such section.
-export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1
 # With it pgrx puts a backtrace into the DETAIL of every ERROR.
 unset RUST_BACKTRACE
 # libpq would follow these to other servers than those the scripts start.
