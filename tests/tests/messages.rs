@@ -60,20 +60,21 @@ fn backend(primary: &Cluster) -> i32 {
     })
 }
 
+/// How many bytes the running recovery has gone through.
+const STREAMED: &str = "SELECT coalesce(max(backup_streamed), 0) FROM pg_stat_progress_basebackup";
+
 fn wait_for_bytes(primary: &Cluster, bytes: i64) {
     let mut client = primary.connect();
     wait::until_true("the run to go on", wait::PATIENCE, || {
-        let sql = "SELECT coalesce(max(backup_streamed), 0) FROM pg_stat_progress_basebackup";
-        client.query_one(sql, &[]).expect(sql).get::<_, i64>(0) >= bytes
+        client.query_one(STREAMED, &[]).expect(STREAMED).get::<_, i64>(0) >= bytes
     });
 }
 
 /// Waits until a run has stopped moving: all its threads wait for the disk.
 fn wait_for_standstill(primary: &Cluster) {
-    let sql = "SELECT coalesce(max(backup_streamed), 0) FROM pg_stat_progress_basebackup";
     let mut last = -1;
     wait::until_true("the disk to hold the run up", wait::PATIENCE, || {
-        let before = std::mem::replace(&mut last, primary.get::<i64>(sql, &[]));
+        let before = std::mem::replace(&mut last, primary.get::<i64>(STREAMED, &[]));
         std::thread::sleep(Duration::from_secs(2));
         before == last
     });
