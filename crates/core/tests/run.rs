@@ -238,6 +238,22 @@ fn a_refused_target_is_left_untouched() {
     assert_eq!(hosts.read("standby/base/5/1"), b"precious");
 }
 
+/// Whoever hears of a refusal may look at once, and begin again at once.
+#[test]
+fn a_session_that_ends_before_anything_began_leaves_nothing_behind_when_it_is_gone() {
+    let hosts = Hosts::new();
+    hosts.write("primary/base/5/1", &pages(10, 1));
+    for (name, connector) in transports(&hosts) {
+        for _ in 0..50 {
+            let (mut session, _) = hosts.open(&connector, Purpose::Recover).expect("nobody holds it");
+            assert!(hosts.path("standby").exists(), "{name}: it was made to be held");
+            hosts.plan(&mut session).expect(name);
+            drop(session);
+            assert!(!hosts.path("standby").exists(), "{name}");
+        }
+    }
+}
+
 #[test]
 fn a_port_that_is_taken_ends_nothing() {
     let hosts = Hosts::new();

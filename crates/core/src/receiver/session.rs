@@ -321,6 +321,15 @@ impl Session<'_> {
                 let (found, startup) = (walreceiver::find(directory), walreceiver::startup(directory));
                 Ok(Reply::Walreceiver { found, startup })
             }
+            Request::Leave => match &self.stage {
+                Stage::Begun(_) | Stage::Settled(_) => {
+                    Err(out_of_order("a directory where nothing has begun"))
+                }
+                Stage::Looked | Stage::Viewed(_) | Stage::Surveyed(_) | Stage::Locked(_) => {
+                    self.stage = Stage::Looked;
+                    Ok(Reply::Ok)
+                }
+            },
             Request::Log => Ok(Reply::Log { lines: launch::log_tail(&cluster) }),
             Request::Open { .. } | Request::Attach { .. } | Request::Status | Request::Plan { .. } => {
                 Err(out_of_order("another step"))

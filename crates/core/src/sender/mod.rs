@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::compare::digest::DigestKey;
 use crate::error::{Error, Kind, Result};
@@ -39,6 +39,9 @@ use stream::{Stream, Transfer, What};
 
 /// Entries of the plan in one message.
 const PLAN_PART: usize = 1000;
+
+/// How long a session that ends before anything has begun waits for the receiver to let go of the target.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// How data is moved.
 #[derive(Debug, Clone)]
@@ -84,6 +87,8 @@ pub struct Session {
     cancel: Cancel,
     progress: Arc<Progress>,
     target: Target,
+    /// The receiver holds the directory, and has changed nothing yet.
+    is_held: bool,
     digest_key: DigestKey,
     rate: Rate,
     manner: Manner,
@@ -118,6 +123,7 @@ impl Session {
             cancel: cancel.clone(),
             progress,
             target,
+            is_held: purpose == Purpose::Recover,
             digest_key: DigestKey::random()?,
             rate: Rate::new(0),
             manner: Manner {
@@ -185,6 +191,7 @@ impl Session {
 
     /// From here on the target cannot be started until [`Session::finish`].
     pub fn begin(&mut self, marker: Marker) -> Result<()> {
+        self.is_held = false;
         let digest_key = hexadecimal::encode(&self.digest_key.to_bytes());
         self.done(&Request::Begin { marker, digest_key })
     }
@@ -280,13 +287,16 @@ impl Session {
         let parts = directories.len().max(files.len()).div_ceil(PLAN_PART);
         for part in 0..parts {
             let slice = |length: usize| (part * PLAN_PART).min(length)..((part + 1) * PLAN_PART).min(length);
-            let message = Request::Plan {
+            self.send(&Request::Plan {
                 directories: directories[slice(directories.len())].to_vec(),
                 files: files[slice(files.len())].to_vec(),
-            };
-            self.control.send(REQUEST, &[&message::encode(&message)?])?;
+            })?;
         }
         Ok(())
+    }
+
+    fn send(&self, message: &Request) -> Result<()> {
+        self.control.send(REQUEST, &[&message::encode(message)?])
     }
 
     /// Moves the files from the one numbered `first` on.
@@ -374,6 +384,10 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        // Whoever hears of a refusal finds the directory as it was, and may begin another run at once.
+        if self.is_held && !self.cancel.is_tripped() && self.send(&Request::Leave).is_ok() {
+            self.control.last_answer(LEAVING);
+        }
         // closes every link of the run; threads that still work on it return
         self.cancel.trip();
     }

@@ -6,7 +6,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Link, Sink, Source, closed};
 use crate::error::{Error, Kind, Result};
@@ -71,6 +71,11 @@ impl Control {
         }
     }
 
+    /// Waits so long at most for the peer to answer, or to be gone; what it says does not matter any more.
+    pub fn last_answer(&self, time: Duration) {
+        let _ = self.inbox.recv_timeout(time);
+    }
+
     /// The error for a peer that left in the middle of something.
     pub fn closed(&self) -> Error {
         closed(&self.place)
@@ -86,7 +91,7 @@ impl Drop for Control {
         while self.inbox.try_recv().is_ok() {}
         for thread in self.threads.drain(..) {
             while !thread.is_finished() {
-                let _ = self.inbox.recv_timeout(std::time::Duration::from_millis(20));
+                let _ = self.inbox.recv_timeout(Duration::from_millis(20));
             }
             let _ = thread.join();
         }

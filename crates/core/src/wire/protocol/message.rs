@@ -94,6 +94,8 @@ pub enum Request {
         /// How long to wait, seconds.
         timeout: u32,
     },
+    /// Nothing will begin: let go of the directory, with what was made for the plan. Answer: [`Reply::Ok`].
+    Leave,
 }
 
 /// Why a directory is opened.
