@@ -29,8 +29,8 @@ use crate::settings::Compression;
 
 /// On which terms the plan is received.
 pub(crate) fn terms(situation: &Situation) -> Result<Terms> {
-    let metadata = fs::metadata(&situation.data_directory)
-        .map_err(Error::on(format_args!("look at \"{}\"", situation.data_directory.display())))?;
+    let metadata =
+        fs::metadata(&situation.data_directory).map_err(Error::on_path("stat", &situation.data_directory))?;
     Ok(Terms {
         tablespaces: situation.tablespaces()?,
         tablespace_version_directory: situation.tablespace_version_directory(),
@@ -206,7 +206,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     match configuration::content(path, configuration::MAX_BYTES) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io(format_args!("read file \"{}\"", path.display()), &error)),
+        Err(error) => Err(Error::at("read file", &path, &error)),
     }
 }
 

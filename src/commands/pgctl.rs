@@ -78,7 +78,7 @@ fn stat(path: &str) -> Result<()> {
     // The SQLSTATEs of PostgreSQL's errcode_for_file_access().
     let kind = match error.kind() {
         io::ErrorKind::NotFound => Kind::MissingFile,
-        io::ErrorKind::PermissionDenied => Kind::InsufficientPrivilege,
+        io::ErrorKind::PermissionDenied => Kind::PermissionDenied,
         _ => Kind::Io,
     };
     Err(Error::new(kind, format!("could not stat file {}: {}", shown(path), reason(&error)))

@@ -174,7 +174,13 @@ pub(crate) fn approach(
             }
         }
     }
-    let following = situation.following(&target);
+    let following = match situation.following(&target) {
+        Ok(following) => following,
+        Err(error) => {
+            audience.hear(Finding::new("replication_login", Err(error)))?;
+            return Ok(None);
+        }
+    };
     if target.running.is_some() {
         return Ok(Some(Approach { situation, session, target, following }));
     }

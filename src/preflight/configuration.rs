@@ -28,11 +28,8 @@ impl Situation {
         let said = self.recovery_settings(target);
         let answer = self.configuration(target).and_then(|found| {
             said.demand_no_conflict("The configuration that the standby would have")?;
-            let will_come = |path: &Path| {
-                let inside = path.strip_prefix(&target.directory).ok();
-                inside.is_some_and(|inside| self.data_directory.join(inside).exists())
-            };
-            said.demand_readable("The configuration that the standby would have", will_come)?;
+            let is_copied = |path: &Path| self.is_copied(target, path);
+            said.demand_readable("The configuration that the standby would have", is_copied)?;
             Ok(found)
         });
         let mut findings =
@@ -56,7 +53,17 @@ impl Situation {
         } else {
             copied(&self.data_directory.join(AUTO_CONF))
         };
-        Some(finding(&main, &auto, &self.hot_standby))
+        let found = finding(&main, &auto, &self.hot_standby);
+        // what a file says that the copy is going to bring is not known yet; a start tells
+        let is_complete =
+            !target.hot_standby.absent.iter().any(|path| self.is_copied(target, Path::new(path)));
+        Some(if is_complete { found } else { Finding::advice(found.step, found.answer) })
+    }
+
+    /// Whether the copy brings this file of the target's.
+    fn is_copied(&self, target: &Target, path: &Path) -> bool {
+        let inside = path.strip_prefix(&target.directory).ok();
+        inside.is_some_and(|inside| self.data_directory.join(inside).exists())
     }
 
     /// Whether the target's main configuration stays as it is.

@@ -33,7 +33,7 @@ pub(crate) fn primary_space(situation: &Situation) -> Result<PrimarySpace> {
             Ok(metadata) => devices.push(metadata.dev()),
             // a tablespace that was dropped meanwhile
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io(format_args!("stat \"{}\"", directory.display()), &error)),
+            Err(error) => return Err(Error::at("stat", &directory, &error)),
         }
     }
     Ok(PrimarySpace {
@@ -133,7 +133,7 @@ fn look(directory: &str) -> Result<Option<fs::Metadata>> {
     match fs::metadata(directory) {
         Ok(metadata) => Ok(Some(metadata)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io(format_args!("stat \"{directory}\""), &error)),
+        Err(error) => Err(Error::at("stat", directory, &error)),
     }
 }
 

@@ -19,7 +19,7 @@ use pgpool_recovery_core::preflight::hot_standby::Required;
 use pgpool_recovery_core::preflight::judge::{self, Finding};
 use pgpool_recovery_core::replication::naming::{self, Node};
 use pgpool_recovery_core::replication::own_address::{
-    Server, as_localhost, for_standby, is_among, is_localhost,
+    Server, as_localhost, for_standby, is_among, is_localhost, seen_at,
 };
 use pgpool_recovery_core::replication::standby::Following;
 use pgpool_recovery_core::replication::standby::Listening;
@@ -73,7 +73,7 @@ impl Situation {
     ) -> Result<Self> {
         let primary = catalog::primary()?;
         let shown = primary.data_directory.clone();
-        let failed = |error| Error::io(format_args!("look at the data directory \"{shown}\""), &error);
+        let failed = |error| Error::at("stat the data directory", &shown, &error);
         let data_directory = Path::new(&primary.data_directory).canonicalize().map_err(failed)?;
         let metadata = fs::metadata(&data_directory).map_err(failed)?;
         let wal = fs::metadata(data_directory.join("pg_wal")).map_err(failed)?;
@@ -206,7 +206,7 @@ impl Situation {
         let own =
             links.iter().map(|(_, source)| source.as_str()).chain([self.primary.data_directory.as_str()]);
         for path in own {
-            let metadata = fs::metadata(path).map_err(Error::on(format_args!("look at \"{path}\"")))?;
+            let metadata = fs::metadata(path).map_err(Error::on_path("stat", path))?;
             if locations.contains(&(metadata.dev(), metadata.ino())) {
                 return Err(
                     own_location(path).detail("The target's host and the primary's host are one machine.")
@@ -253,9 +253,9 @@ impl Situation {
     }
 
     /// How the standby will connect, given what its host sees.
-    pub(crate) fn following(&self, target: &Target) -> Following {
-        let (host, host_addresses) = self.primary_host(target);
-        Following {
+    pub(crate) fn following(&self, target: &Target) -> Result<Following> {
+        let (host, host_addresses) = self.primary_host(target)?;
+        Ok(Following {
             host,
             host_addresses,
             port: self.request.port.unwrap_or(self.primary.port),
@@ -265,11 +265,11 @@ impl Situation {
             forbids_cleartext_password: self.forbids_cleartext_password,
             slot_name: self.slot_name.clone(),
             restore_command: self.settings.restore_command.clone(),
-        }
+        })
     }
 
     /// The host, and its addresses where the name must not be looked up again.
-    fn primary_host(&self, target: &Target) -> (String, Vec<IpAddr>) {
+    fn primary_host(&self, target: &Target) -> Result<(String, Vec<IpAddr>)> {
         let tcp = self.primary.listen_addresses.split(',').map(str::trim).find(|address| !address.is_empty());
         let socket = || {
             let directories = self.primary.unix_socket_directories.split(',');
@@ -300,13 +300,13 @@ impl Situation {
         let given = self.request.primary_host.clone().filter(is_usable);
         let given =
             given.or_else(|| Some(self.settings.primary_host.clone()).filter(|host| !host.is_empty()));
-        match (given, target.peer) {
+        Ok(match (given, target.peer) {
             // Pgpool-II says localhost where it knows a socket directory
             (Some(host), _) if host == "localhost" && self.is_local && tcp.is_none() => own(),
             (Some(host), _) => (host, checked),
-            (None, Some(peer)) => (peer.to_canonical().to_string(), Vec::new()),
+            (None, Some(peer)) => (seen_at(peer, theirs.unwrap_or_default())?.to_string(), Vec::new()),
             (None, None) => own(),
-        }
+        })
     }
 
     /// The primary, as it is compared with a target.
@@ -426,7 +426,7 @@ pub(crate) fn read_control(data_directory: &Path) -> Result<(ControlFile, Vec<u8
     let path = data_directory.join(PG_CONTROL);
     let mut failure = None;
     for _ in 0..CONTROL_READS {
-        let bytes = fs::read(&path).map_err(Error::on(format_args!("read file \"{}\"", path.display())))?;
+        let bytes = fs::read(&path).map_err(Error::on_path("read file", &path))?;
         match ControlFile::parse(&bytes) {
             Ok(control) => return Ok((control, bytes)),
             Err(error) => failure = Some(error),

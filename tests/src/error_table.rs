@@ -73,8 +73,10 @@ fn system_errors(actions: &BTreeSet<String>) -> String {
     let listed: Vec<String> =
         actions.iter().map(|action| format!("- could not {action}: <system error>")).collect();
     format!(
-        "What the operating system refused, with its own words. A missing file is 58P01 and a full disk 53100 \
-         instead. The file named lies on the host whose log has the line.\n\n{}",
+        "What the operating system refused, with its own words. Some causes have an SQLSTATE of their own, as in \
+         PostgreSQL: a missing file 58P01, a missing permission 42501 (DETAIL names owner, mode and user), a read-only \
+         file system 42501, a full disk 53100, too many open files 53000, no memory 53200. The file named lies on the \
+         host whose log has the line.\n\n{}",
         listed.join("\n")
     )
 }
@@ -197,6 +199,9 @@ impl Found {
                 }
             }
             ("Error::io" | "Error::on", Some(action), _) => self.system.extend(text(action)),
+            ("Error::at" | "Error::on_path", Some(verb), _) => {
+                self.system.extend(text(verb).map(|verb| format!("{verb} \"&lt;path&gt;\"")));
+            }
             (name, Some(message), _) => {
                 let maker = self.makers.get(name).or_else(|| self.shared_makers.get(name)).cloned();
                 if let (Some(maker), Some(message)) = (maker, self.text(message)) {

@@ -332,12 +332,12 @@ fn closed_files_of_root_on_the_primary() {
     let copy = hosts.primary.directory().join("postgresql.conf.bak");
     fs::write(&copy, "a copy").expect("written");
     give_to_root(&copy, 0o600);
-    hosts.assert_refused("primary_files", "58030", &["postgresql.conf.bak", "must be readable"]);
+    hosts.assert_refused("primary_files", "42501", &["postgresql.conf.bak", "must be readable"]);
     fs::remove_file(&copy).expect("removed");
     let closed = hosts.primary.directory().join("closed");
     fs::create_dir(&closed).expect("made");
     give_to_root(&closed, 0o700);
-    hosts.assert_refused("primary_files", "58030", &["closed", "must be readable"]);
+    hosts.assert_refused("primary_files", "42501", &["closed", "must be readable"]);
     fs::remove_dir(&closed).expect("removed");
     // which is made for the standby, not copied
     let auto = hosts.primary.directory().join("postgresql.auto.conf");

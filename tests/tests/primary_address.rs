@@ -5,8 +5,10 @@ use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::fake_server::{FakeServer, Heard};
 use pgpool_recovery_e2e::netns::Network;
 use pgpool_recovery_e2e::ports::Port;
+use pgpool_recovery_e2e::process::Daemon;
 use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, process, wait};
 use postgres::Client;
+use rustix::process::Signal;
 
 /// What a bridge for containers might have, on both hosts.
 const BRIDGE: &str = "192.168.77.1";
@@ -74,6 +76,53 @@ fn a_standby_does_not_follow_itself_while_its_primary_is_down() {
     primary.start();
     primary.wait_for_standby(host);
     assert!(conf.contains("hostaddr=10.83.0.10 ") && !conf.contains(BRIDGE), "{conf}");
+}
+
+/// Passes connections to its first port on to its second, both at its address, one connection after another.
+const FORWARDER: &str = "\
+import socket, sys, threading
+address, port, agent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+def pump(one, other):
+    try:
+        while data := one.recv(65536):
+            other.sendall(data)
+        other.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+listener = socket.create_server((address, port))
+print('ready', flush=True)
+while True:
+    client, _ = listener.accept()
+    server = socket.create_connection((address, agent))
+    for pair in ((client, server), (server, client)):
+        threading.Thread(target=pump, args=pair, daemon=True).start()
+";
+
+#[test]
+fn an_agent_behind_a_proxy_of_its_own_host_does_not_tell_where_the_primary_is() {
+    let scratch = Scratch::new();
+    let network = Network::new(2);
+    let secret = agent::secret(&scratch, "secret");
+    let primary = Cluster::place(&scratch, &network.host(0), "primary")
+        .with("pgpool_recovery.secret_file", secret.display())
+        .into_primary();
+    let target = Cluster::place(&scratch, &network.host(1), "target");
+    let agent = Agent::start(&scratch, target.host(), &secret, &[target.directory()]);
+    let port = Port::claim();
+    let mut forwarder = target.host().command("python3");
+    forwarder.args(["-c", FORWARDER, target.host().address()]);
+    forwarder.args([port.number().to_string(), agent.port().to_string()]);
+    let forwarder = Daemon::spawn(forwarder, &scratch.join("forwarder.log"), Signal::TERM);
+    wait::until_true("the forwarder", wait::PATIENCE, || forwarder.log().contains("ready"));
+    primary.use_agent(port.number());
+
+    let recovery = Recovery::to(target.host().address(), target.dir(), primary.port());
+    let error = recovery.fail(&primary).expect("55000");
+    error.clone().says("it is not known where the standby reaches this server");
+    assert!(error.hint.contains("pgpool_recovery.primary_host"), "{error:?}");
+    assert!(!target.directory().exists());
+    recovery.option("primary_host", primary.host().address()).run(&primary);
+    assert!(target.read("myrecovery.conf").contains("host=10.83.0.10 "));
 }
 
 #[test]

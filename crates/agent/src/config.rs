@@ -37,8 +37,7 @@ fn default_secret_file() -> PathBuf {
 impl Config {
     /// Reads and checks the file.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .map_err(Error::on(format_args!("read configuration \"{}\"", path.display())))?;
+        let text = std::fs::read_to_string(path).map_err(Error::on_path("read configuration", &path))?;
         let config: Self = toml::from_str(&text).map_err(|error| {
             Error::new(Kind::InvalidArgument, format!("invalid configuration \"{}\"", path.display()))
                 .detail(error.to_string().trim_end().to_owned())

@@ -7,8 +7,12 @@
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+
+mod permissions;
 
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -21,7 +25,7 @@ pub enum Kind {
     NullArgument,
     /// An argument, option or setting has an unusable value.
     InvalidArgument,
-    /// The caller lacks the right.
+    /// The caller, a database role, lacks the right.
     InsufficientPrivilege,
     /// The primary is not in the state the operation needs: a standby, `wal_level = minimal`.
     WrongState,
@@ -33,6 +37,12 @@ pub enum Kind {
     LimitExceeded,
     /// The target has not enough space.
     DiskFull,
+    /// The operating system refused an operation for want of a permission, or on a read-only file system.
+    PermissionDenied,
+    /// Out of file descriptors.
+    OutOfResources,
+    /// Out of memory.
+    OutOfMemory,
     /// Nothing answers at the agent's address.
     Unreachable,
     /// The connection to the agent broke.
@@ -69,11 +79,13 @@ impl Kind {
         match self {
             Self::NullArgument => "22004",
             Self::InvalidArgument => "22023",
-            Self::InsufficientPrivilege => "42501",
+            Self::InsufficientPrivilege | Self::PermissionDenied => "42501",
             Self::WrongState | Self::TargetRefused | Self::SlotLost => "55000",
             Self::InUse => "55006",
             Self::LimitExceeded => "53400",
             Self::DiskFull => "53100",
+            Self::OutOfResources => "53000",
+            Self::OutOfMemory => "53200",
             Self::Unreachable => "08001",
             Self::ConnectionLost => "08006",
             Self::AuthenticationFailed => "28000",
@@ -114,21 +126,41 @@ impl Error {
 
     /// An operating-system error while doing `what` (present tense: `open file "base/1/2"`).
     pub fn io(what: impl fmt::Display, error: &io::Error) -> Self {
-        let kind = match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::DiskFull,
-            io::ErrorKind::NotFound => Kind::MissingFile,
-            _ => Kind::Io,
-        };
+        let (kind, hint) = meaning(error);
         let failed = Self::new(kind, format!("could not {what}: {error}"));
-        if kind == Kind::DiskFull {
-            return failed.hint("Free space on that file system and repeat it.");
+        match hint {
+            Some(hint) => failed.hint(hint),
+            None => failed,
         }
-        failed
+    }
+
+    /// An operating-system error while doing something with a file or directory: `could not <verb> "<path>"`. One for
+    /// want of a permission says who owns it, its mode, and whose process this is.
+    pub fn at(verb: &str, path: impl AsRef<Path>, error: &io::Error) -> Self {
+        let path = path.as_ref();
+        Self::io(format_args!("{verb} \"{}\"", path.display()), error).with_owner(path)
     }
 
     /// A closure for `map_err`, see [`Error::io`].
     pub fn on<E: Into<io::Error>>(what: impl fmt::Display) -> impl FnOnce(E) -> Self {
         move |error| Self::io(what, &error.into())
+    }
+
+    /// A closure for `map_err`, see [`Error::at`].
+    pub fn on_path<E: Into<io::Error>>(verb: &str, path: impl AsRef<Path>) -> impl FnOnce(E) -> Self {
+        move |error| Self::at(verb, path, &error.into())
+    }
+
+    /// For want of a permission: whose the file is, its mode, and whose process this is.
+    #[must_use]
+    pub fn with_owner(self, path: &Path) -> Self {
+        if self.kind != Kind::PermissionDenied || self.hint.is_some() {
+            return self;
+        }
+        match permissions::describe(path) {
+            Some(detail) => self.detail(detail).hint("Give that user the permission, with chown or chmod."),
+            None => self,
+        }
     }
 
     /// The operation was cancelled from outside.
@@ -148,6 +180,32 @@ impl Error {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+}
+
+/// What an error of the operating system means, and what to do about it where that is the same everywhere. The kinds are
+/// those of PostgreSQL's `errcode_for_file_access` (src/backend/utils/error/elog.c) where they help an operator.
+fn meaning(error: &io::Error) -> (Kind, Option<&'static str>) {
+    match (error.kind(), error.raw_os_error().map(Errno::from_raw_os_error)) {
+        (_, Some(Errno::MFILE | Errno::NFILE)) => (
+            Kind::OutOfResources,
+            Some(
+                "Raise the limit of open files (LimitNOFILE of the unit, ulimit -n), or set pgpool_recovery.jobs lower.",
+            ),
+        ),
+        (_, Some(Errno::ROFS)) => (
+            Kind::PermissionDenied,
+            Some(
+                "A systemd unit allows writing to its ReadWritePaths only; a file system is made read-only after an error of its disk.",
+            ),
+        ),
+        (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => {
+            (Kind::DiskFull, Some("Free space on that file system and repeat it."))
+        }
+        (io::ErrorKind::PermissionDenied, _) => (Kind::PermissionDenied, None),
+        (io::ErrorKind::NotFound, _) => (Kind::MissingFile, None),
+        (io::ErrorKind::OutOfMemory, _) => (Kind::OutOfMemory, None),
+        _ => (Kind::Io, None),
     }
 }
 
@@ -172,5 +230,40 @@ impl fmt::Display for Error {
             write!(f, "; {detail}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_says_has_the_sqlstate_that_postgresql_gives_it() {
+        for (errno, sqlstate, has_hint) in [
+            (Errno::ACCESS, "42501", false),
+            (Errno::PERM, "42501", false),
+            (Errno::ROFS, "42501", true),
+            (Errno::NOENT, "58P01", false),
+            (Errno::NOSPC, "53100", true),
+            (Errno::DQUOT, "53100", true),
+            (Errno::MFILE, "53000", true),
+            (Errno::NFILE, "53000", true),
+            (Errno::NOMEM, "53200", false),
+            (Errno::IO, "58030", false),
+        ] {
+            let error = Error::io("open it", &errno.into());
+            assert_eq!(error.kind.sqlstate(), sqlstate, "{errno}");
+            assert_eq!(error.hint.is_some(), has_hint, "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_missing_permission_is_told_with_owner_mode_and_user() {
+        let error = Error::at("open file", "/etc/shadow", &Errno::ACCESS.into());
+        let detail = error.detail.expect("whose it is");
+        assert!(detail.contains("\"/etc/shadow\" belongs to user root and has mode 0"), "{detail}");
+        assert!(error.hint.is_some_and(|hint| hint.contains("chown")));
+        let error = Error::at("open file", "/etc/shadow", &Errno::IO.into());
+        assert_eq!((error.detail, error.hint), (None, None), "no question of permissions");
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn make_directories(path: &Path) -> Result<Vec<PathBuf>> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => {
                 remove_made(&made);
-                return Err(Error::io(format_args!("make directory \"{}\"", directory.display()), &error)
+                return Err(Error::at("make directory", directory, &error)
                     .hint("Make the parent directory, owned by the PostgreSQL OS user."));
             }
         }

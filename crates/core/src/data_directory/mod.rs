@@ -88,7 +88,7 @@ impl Root {
     fn view(prefix: &str, directory: &Path) -> Result<Self> {
         let opened = open_nearest(directory)
             .and_then(|(fd, is_missing)| Ok(Self { is_missing, ..Self::new(prefix, fd)? }));
-        opened.map_err(Error::on(format_args!("open directory \"{}\"", directory.display())))
+        opened.map_err(Error::on_path("open directory", &directory))
     }
 }
 
@@ -105,22 +105,17 @@ impl Target {
                 Error::new(Kind::TargetRefused, format!("\"{}\" is not a directory", path.display()))
                     .hint("Give the data directory of the standby.")
             } else {
-                Error::io(format_args!("open directory \"{}\"", path.display()), &error)
+                Error::at("open directory", path, &error)
             })
         })?;
         match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(busy(path)),
             Err(error) => {
-                return Err(undo(Error::io(
-                    format_args!("lock directory \"{}\"", path.display()),
-                    &error.into(),
-                )));
+                return Err(undo(Error::at("lock directory", path, &error.into())));
             }
         }
-        let root = Root::new("", fd).map_err(|error| {
-            undo(Error::io(format_args!("look at \"{}\"", path.display()), &error.into()))
-        })?;
+        let root = Root::new("", fd).map_err(|error| undo(Error::at("stat", path, &error.into())))?;
         Ok(Self::with(path, root, made, false))
     }
 
@@ -159,7 +154,7 @@ impl Target {
 
     /// Fails if the path leads elsewhere by now than to the directory that was opened.
     pub fn demand_in_place(&self) -> Result<()> {
-        let opened = rustix::fs::fstat(&self.roots[0].fd).map_err(Error::on("look at the target"))?;
+        let opened = rustix::fs::fstat(&self.roots[0].fd).map_err(Error::on("stat the target directory"))?;
         let is_it = std::fs::metadata(&self.path)
             .is_ok_and(|there| (there.dev(), there.ino()) == (opened.st_dev, opened.st_ino));
         if is_it {
@@ -175,10 +170,8 @@ impl Target {
     pub fn demand_links_in_place(&self) -> Result<()> {
         for root in &self.roots[1..] {
             let path = self.path.join(&root.prefix);
-            let opened = rustix::fs::fstat(&root.fd)
-                .map_err(Error::on(format_args!("stat directory \"{}\"", path.display())))?;
-            let there =
-                std::fs::metadata(&path).map_err(Error::on(format_args!("stat \"{}\"", path.display())))?;
+            let opened = rustix::fs::fstat(&root.fd).map_err(Error::on_path("stat directory", &path))?;
+            let there = std::fs::metadata(&path).map_err(Error::on_path("stat", &path))?;
             if (there.dev(), there.ino()) != (opened.st_dev, opened.st_ino) {
                 let message = format!("\"{}\" leads elsewhere than when the recovery began", path.display());
                 return Err(Error::new(Kind::InUse, message)
@@ -194,7 +187,7 @@ impl Target {
         let made = std::mem::take(&mut *lock(&self.made));
         for directory in made.iter().filter_map(|directory| directory.parent()) {
             let synced = open_directory(directory).and_then(|fd| rustix::fs::fsync(&fd).map_err(Into::into));
-            synced.map_err(Error::on(format_args!("sync directory \"{}\"", directory.display())))?;
+            synced.map_err(Error::on_path("sync directory", &directory))?;
         }
         Ok(())
     }
@@ -208,7 +201,7 @@ impl Target {
     pub fn identities(&self) -> Result<Vec<(u64, u64)>> {
         let there = self.roots.iter().filter(|root| !root.is_missing);
         let identity = |root: &Root| rustix::fs::fstat(&root.fd).map(|stat| (stat.st_dev, stat.st_ino));
-        there.map(identity).collect::<Result<_, _>>().map_err(Error::on("look at the target"))
+        there.map(identity).collect::<Result<_, _>>().map_err(Error::on("stat the target directory"))
     }
 
     /// A directory on each file system that the target lies on.
@@ -218,7 +211,7 @@ impl Target {
         for root in &self.roots {
             if devices.insert(root.device) {
                 let open = rustix::io::fcntl_dupfd_cloexec(&root.fd, 3);
-                found.push(open.map_err(Error::on(format_args!("look at \"{}\"", self.path.display())))?);
+                found.push(open.map_err(Error::on_path("stat", &self.path))?);
             }
         }
         Ok(found)
@@ -241,7 +234,7 @@ impl Target {
         });
         match opened {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => Ok(None),
-            other => other.map_err(Error::on(format_args!("open file \"{}\"", self.shown(path)))),
+            other => other.map_err(Error::on_path("open file", self.shown(path))),
         }
     }
 
@@ -251,7 +244,7 @@ impl Target {
         let opened = self.parent(path).and_then(|parent| self.open_own(&parent, path.file_name()));
         match opened {
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            other => other.map_err(Error::on(format_args!("open file \"{}\"", self.shown(path)))),
+            other => other.map_err(Error::on_path("open file", self.shown(path))),
         }
     }
 
@@ -279,7 +272,7 @@ impl Target {
         let created = self.change(path, |parent| {
             rustix::fs::openat(parent, path.file_name(), create, Mode::from_raw_mode(mode | 0o600))
         });
-        let fd = created.map_err(Error::on(format_args!("write file \"{}\"", self.shown(path))))?;
+        let fd = created.map_err(Error::on_path("write file", self.shown(path)))?;
         self.touch_parent(path);
         Ok(File::from(fd))
     }
@@ -299,8 +292,7 @@ impl Target {
         if self.roots.iter().any(|root| root.prefix == path.as_str()) {
             return Ok(());
         }
-        let failed =
-            |error: Errno| Error::io(format_args!("make directory \"{}\"", self.shown(path)), &error.into());
+        let failed = |error: Errno| Error::at("make directory", self.shown(path), &error.into());
         let parent = self.parent_to_change(path).map_err(failed)?;
         let name = path.file_name();
         let fd = match remove::enter(&parent, name) {
@@ -327,8 +319,7 @@ impl Target {
     /// Makes `pg_tblspc/OID` point to a tablespace's directory, durably: at every instant there is the old link or the
     /// new one.
     pub fn link(&self, path: &RelPath, destination: &str) -> Result<()> {
-        let failed =
-            |error: Errno| Error::io(format_args!("make link \"{}\"", self.shown(path)), &error.into());
+        let failed = |error: Errno| Error::at("make link", self.shown(path), &error.into());
         // the link itself lies in the data directory, although paths through it start elsewhere
         let parent = RelPath::parse(path.parent().unwrap_or("pg_tblspc"))?;
         let parent = self.writable().and_then(|()| self.directory(&parent)).map_err(failed)?;
@@ -360,8 +351,7 @@ impl Target {
 
     /// Replaces a small file as a whole and makes it durable: readers see the old or the new one.
     pub fn install(&self, path: &RelPath, content: &[u8], mode: u32) -> Result<()> {
-        let failed =
-            |error: io::Error| Error::io(format_args!("write file \"{}\"", self.shown(path)), &error);
+        let failed = |error: io::Error| Error::at("write file", self.shown(path), &error);
         let failed_to = |error: Errno| failed(error.into());
         let temporary = temporary_name(path.file_name());
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -390,7 +380,7 @@ impl Target {
         match renamed.and_then(|()| rustix::fs::fsync(self.parent(from)?)) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(Error::io(format_args!("rename \"{}\"", self.shown(from)), &error.into())),
+            Err(error) => Err(Error::at("rename", self.shown(from), &error.into())),
         }
     }
 
@@ -405,7 +395,7 @@ impl Target {
             }
             Ok(false) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
             Err(Errno::XDEV) => Err(mounted(&self.shown(path))),
-            Err(error) => Err(Error::io(format_args!("remove \"{}\"", self.shown(path)), &error.into())),
+            Err(error) => Err(Error::at("remove", self.shown(path), &error.into())),
         }
     }
 
@@ -417,7 +407,7 @@ impl Target {
         let mut content = Vec::new();
         file.take(limit + 1)
             .read_to_end(&mut content)
-            .map_err(Error::on(format_args!("read file \"{}\"", self.shown(path))))?;
+            .map_err(Error::on_path("read file", self.shown(path)))?;
         if content.len() as u64 > limit {
             return Err(Error::new(
                 Kind::Corrupt,
@@ -436,7 +426,7 @@ impl Target {
             Ok(stat) => Ok(Some(Stat::of(&stat))),
             // what lies in a directory that cannot be entered is as good as missing
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => Ok(None),
-            Err(error) => Err(Error::io(format_args!("stat \"{}\"", self.shown(path)), &error.into())),
+            Err(error) => Err(Error::at("stat", self.shown(path), &error.into())),
         }
     }
 
@@ -470,15 +460,13 @@ impl Target {
             None => remove::entries(&self.roots[0].fd),
         };
         let shown = directory.map_or_else(|| self.path.display().to_string(), |path| self.shown(path));
-        listed.map_err(Error::on(format_args!("list directory \"{shown}\"")))
+        listed.map_err(Error::on_path("list directory", shown))
     }
 
     /// Makes a file durable.
     pub fn sync_file(&self, path: &RelPath) -> Result<()> {
         match self.open_file(path)? {
-            Some(file) => {
-                file.sync_all().map_err(Error::on(format_args!("sync file \"{}\"", self.shown(path))))
-            }
+            Some(file) => file.sync_all().map_err(Error::on_path("sync file", self.shown(path))),
             None => Ok(()),
         }
     }
@@ -498,8 +486,7 @@ impl Target {
                 .map_err(Error::on(format_args!("sync directory \"{}/{directory}\"", self.path.display())))?;
         }
         for root in &self.roots {
-            rustix::fs::fsync(&root.fd)
-                .map_err(Error::on(format_args!("sync directory \"{}\"", self.path.display())))?;
+            rustix::fs::fsync(&root.fd).map_err(Error::on_path("sync directory", &self.path))?;
         }
         Ok(())
     }

@@ -94,18 +94,17 @@ impl Target {
     /// Whether something is mounted there.
     pub fn is_mount(&self, path: &RelPath) -> Result<bool> {
         let found = self.parent(path).and_then(|parent| remove::is_mount(&parent, path.file_name()));
-        found.map_err(Error::on(format_args!("look at \"{}\"", self.shown(path))))
+        found.map_err(Error::on_path("stat", self.shown(path)))
     }
 
     /// Opens a directory to ask about its file system.
     pub fn enter(&self, path: &RelPath) -> Result<OwnedFd> {
-        self.walk(path.as_str()).map_err(Error::on(format_args!("open directory \"{}\"", self.shown(path))))
+        self.walk(path.as_str()).map_err(Error::on_path("open directory", self.shown(path)))
     }
 
     /// What keeps a directory from being entered and changed, and its device.
     pub fn entrance(&self, path: &RelPath) -> Result<(Option<Obstacle>, u64)> {
-        let failed =
-            |error: Errno| Error::io(format_args!("look at \"{}\"", self.shown(path)), &error.into());
+        let failed = |error: Errno| Error::at("stat", self.shown(path), &error.into());
         if let Some(root) = self.roots.iter().find(|root| root.prefix == path.as_str()) {
             return Ok((self.root_obstacle(root)?, root.device));
         }
@@ -126,7 +125,7 @@ impl Target {
     /// What keeps anything from being made in a directory that paths start from.
     fn root_obstacle(&self, root: &Root) -> Result<Option<Obstacle>> {
         let path = super::roots::opened(&root.fd)?;
-        let found = rustix::fs::fstat(&root.fd).map_err(Error::on("look at the target"))?;
+        let found = rustix::fs::fstat(&root.fd).map_err(Error::on("stat the target directory"))?;
         // one of another user's that may be written serves, too
         let is_open = self.may_change(&root.fd, found.st_uid, found.st_mode);
         Ok((!is_open).then(|| Obstacle::new(path.display().to_string(), Why::Foreign(found.st_uid))))
@@ -146,7 +145,7 @@ impl Target {
     /// What keeps a file from being written in place, by attributes that hold even for its owner.
     pub fn file_obstacle(&self, path: &RelPath) -> Result<Option<Obstacle>> {
         let found = self.parent(path).and_then(|parent| probe(&parent, path.file_name()));
-        let found = found.map_err(Error::on(format_args!("look at \"{}\"", self.shown(path))))?;
+        let found = found.map_err(Error::on_path("stat", self.shown(path)))?;
         let is_fixed = found.is_some_and(|found| found.is_fixed);
         Ok(is_fixed.then(|| Obstacle::new(self.shown(path), Why::Fixed)))
     }
@@ -167,7 +166,7 @@ impl Target {
             }
             self.removal(&parent, name, &above, freed)
         });
-        found.map_err(Error::on(format_args!("look at what is in \"{above}\"")))
+        found.map_err(Error::on_path("stat the entries of", above))
     }
 
     fn removal(
@@ -242,7 +241,7 @@ impl Target {
             Err(error) => {
                 let shown =
                     directory.map_or_else(|| self.path.display().to_string(), |path| self.shown(path));
-                Err(Error::io(format_args!("list directory \"{shown}\""), &error.into()))
+                Err(Error::at("list directory", shown, &error.into()))
             }
         }
     }

@@ -47,8 +47,7 @@ pub struct Other {
 /// nowhere is an error: what it should lead to may just not be mounted.
 pub fn linked_wal(directory: impl AsFd, shown: &Path) -> Result<Option<LinkedWal>> {
     let link = shown.join("pg_wal");
-    let failed =
-        |what: &str, error: Errno| Error::io(format_args!("{what} \"{}\"", link.display()), &error.into());
+    let failed = |verb: &str, error: Errno| Error::at(verb, &link, &error.into());
     let leads_to = match rustix::fs::readlinkat(&directory, "pg_wal", Vec::new()) {
         Ok(leads_to) => leads_to,
         // no link, or nothing at all
@@ -70,7 +69,7 @@ pub fn linked_wal(directory: impl AsFd, shown: &Path) -> Result<Option<LinkedWal
         }
         Err(error) => return Err(failed("open directory", error)),
     };
-    let found = rustix::fs::fstat(&fd).map_err(|error| failed("look at", error))?;
+    let found = rustix::fs::fstat(&fd).map_err(|error| failed("stat", error))?;
     let path = opened(&fd)?;
     Ok(Some(LinkedWal { fd, path, identity: (found.st_dev, found.st_ino) }))
 }
@@ -101,8 +100,7 @@ impl Target {
         }
         let made = make_directories(directory)?;
         lock(&self.made).extend(made);
-        let fd = open_directory(directory)
-            .map_err(Error::on(format_args!("open directory \"{}\"", directory.display())))?;
+        let fd = open_directory(directory).map_err(Error::on_path("open directory", &directory))?;
         self.push_root(prefix, directory, fd)
     }
 
@@ -124,15 +122,11 @@ impl Target {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => return Err(busy(directory)),
                 Err(error) => {
-                    return Err(Error::io(
-                        format_args!("lock directory \"{}\"", directory.display()),
-                        &error.into(),
-                    ));
+                    return Err(Error::at("lock directory", directory, &error.into()));
                 }
             }
         }
-        let root = Root::new(prefix.as_str(), fd)
-            .map_err(Error::on(format_args!("look at \"{}\"", directory.display())))?;
+        let root = Root::new(prefix.as_str(), fd).map_err(Error::on_path("stat", &directory))?;
         self.roots.push(root);
         Ok(())
     }
@@ -148,7 +142,7 @@ impl Target {
         let Some(root) = self.roots.iter().find(|root| root.prefix == "pg_wal") else {
             return Ok(None);
         };
-        let found = rustix::fs::fstat(&root.fd).map_err(Error::on("look at the target"))?;
+        let found = rustix::fs::fstat(&root.fd).map_err(Error::on("stat the target directory"))?;
         Ok(Some(OpenedWal {
             path: opened(&root.fd)?,
             identity: (found.st_dev, found.st_ino),
@@ -161,7 +155,7 @@ impl Target {
         let there = self.roots.iter().skip(1).filter(|root| !root.is_missing);
         there
             .map(|root| {
-                let found = rustix::fs::fstat(&root.fd).map_err(Error::on("look at the target"))?;
+                let found = rustix::fs::fstat(&root.fd).map_err(Error::on("stat the target directory"))?;
                 Ok(Other {
                     path: opened(&root.fd)?,
                     identity: (found.st_dev, found.st_ino),

@@ -118,7 +118,7 @@ fn nothing_is_written_through_a_view() {
         view.remove(&rel("file")).err(),
     ];
     assert!(
-        refused.iter().all(|error| error.as_ref().is_some_and(|error| error.kind == Kind::Io)),
+        refused.iter().all(|error| error.as_ref().is_some_and(|error| error.kind == Kind::PermissionDenied)),
         "{refused:?}"
     );
     let _locked = Target::open(&path).expect("a view locks nothing");

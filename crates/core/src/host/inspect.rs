@@ -16,7 +16,7 @@ use crate::data_directory as target;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::{AUTO_CONF, CONTROL_ASIDE, MARKER, POSTGRESQL_CONF};
 use crate::manifest::path::RelPath;
-use crate::replication::hot_standby::{self, HotStandby};
+use crate::replication::hot_standby::HotStandby;
 use crate::replication::{recovery_settings, standby};
 use crate::sys::addresses::own_addresses;
 use crate::sys::cancel::Cancel;
@@ -138,10 +138,7 @@ pub(crate) fn inspect_opened(
         own_settings: kept_settings.map(references::of_one_host).unwrap_or_default(),
         includes_myrecovery: settings.as_ref().is_some_and(recovery_settings::reads_last),
         recovery_settings: recovery_settings::judge(kept_settings, kept_auto.as_ref()),
-        hot_standby: HotStandby {
-            main: kept_settings.map(hot_standby::settings),
-            auto: kept_auto.as_ref().map(hot_standby::settings),
-        },
+        hot_standby: HotStandby::of_kept(kept_settings, kept_auto.as_ref()),
         external_configuration: cluster.config_file.clone(),
         standby: standby_of(&look),
         backup: backup.unwrap_or_default(),
@@ -165,7 +162,7 @@ fn own_directory(look: &Path, shown: &Path) -> Result<Option<fs::Metadata>> {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
-            return Err(Error::io(format_args!("look at directory \"{}\"", shown.display()), &error));
+            return Err(Error::at("stat directory", shown, &error));
         }
     };
     if !metadata.is_dir() {
@@ -247,8 +244,8 @@ pub(crate) fn content(look: &Path, shown: &Path, exists: bool) -> Result<Content
         return Ok(Content::Missing);
     }
     let failed = |name: &str| {
-        let message = format!("look at \"{}\"", shown.join(name).display());
-        move |error| Error::io(message, &error)
+        let path = shown.join(name);
+        move |error| Error::at("stat", path, &error)
     };
     let is_there = |name: &str| is_there(&look.join(name)).map_err(failed(name));
     let is_directory = |name: &str| match fs::metadata(look.join(name)) {
@@ -262,7 +259,7 @@ pub(crate) fn content(look: &Path, shown: &Path, exists: bool) -> Result<Content
     if looks_like_cluster {
         return Ok(Content::Cluster);
     }
-    let failed = |error| Error::io(format_args!("list directory \"{}\"", shown.display()), &error);
+    let failed = |error| Error::at("list directory", shown, &error);
     let mut has_wal = false;
     // of a run that died while it wrote its marker, before anything else
     let unfinished_marker = target::temporary_name(MARKER);

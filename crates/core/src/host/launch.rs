@@ -42,7 +42,7 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
         .symlink_metadata()
         .map(|_| true)
         .or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(false) } else { Err(error) })
-        .map_err(Error::on(format_args!("look at \"{}\"", directory.join(MARKER).display())))?;
+        .map_err(Error::on_path("stat", directory.join(MARKER)))?;
     if is_incomplete {
         return Err(Error::new(Kind::StartFailed, format!("\"{}\" is not complete", directory.display()))
             .detail("A recovery of this directory was interrupted.")
@@ -237,7 +237,7 @@ fn start_log(directory: &Path) -> Result<fs::File> {
         }
         fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)
     };
-    open().map_err(Error::on(format_args!("open log file \"{}\"", path.display())))
+    open().map_err(Error::on_path("open log file", &path))
 }
 
 /// pg_ctl passes `-o` through a shell.

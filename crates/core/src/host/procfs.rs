@@ -63,7 +63,7 @@ impl Proc {
     /// All processes. An error where this is not the /proc of the system that we run in: it would show others, or none.
     pub(crate) fn processes(&self) -> Result<Vec<u32>> {
         let own = self.root.join("self");
-        let shown = fs::read_link(&own).map_err(Error::on(format_args!("read \"{}\"", own.display())))?;
+        let shown = fs::read_link(&own).map_err(Error::on_path("read", &own))?;
         if shown.to_str().and_then(|id| id.parse().ok()) != Some(std::process::id()) {
             return Err(Error::new(
                 Kind::Io,
@@ -72,7 +72,7 @@ impl Proc {
             .detail("It belongs to another process namespace.")
             .hint("Mount /proc where the receiver runs."));
         }
-        let failed = |error| Error::io(format_args!("list \"{}\"", self.root.display()), &error);
+        let failed = |error| Error::at("list", &self.root, &error);
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.root).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();

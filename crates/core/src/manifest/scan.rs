@@ -181,12 +181,14 @@ fn tolerate(
         }
         return Ok(());
     }
-    let cause = error.io_error().map_or_else(|| error.to_string(), ToString::to_string);
-    Err(unreadable(place, &io::Error::other(cause)))
+    let number = error.io_error().and_then(io::Error::raw_os_error);
+    let cause = number.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error);
+    Err(unreadable(place, &cause))
 }
 
 fn unreadable(place: &Path, error: &io::Error) -> Error {
     Error::io(format_args!("read \"{}\" on the primary", place.display()), error)
+        .with_owner(place)
         .hint("Everything in the data directory must be readable by the PostgreSQL OS user.")
 }
 

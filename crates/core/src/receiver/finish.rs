@@ -103,8 +103,7 @@ fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) 
     if let Some(file) = &cluster.config_file {
         // outside the data directory, named by the agent's own configuration: edited in place, because
         // its directory (/etc/postgresql/...) need not be writable
-        let text = content(file, MAX_BYTES)
-            .map_err(Error::on(format_args!("read configuration \"{}\"", file.display())))?;
+        let text = content(file, MAX_BYTES).map_err(Error::on_path("read configuration", &file))?;
         let write = || {
             use std::io::Write;
             let mut opened = std::fs::OpenOptions::new().append(true).open(file)?;
@@ -112,7 +111,7 @@ fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) 
             opened.sync_all()
         };
         write().map_err(|error| {
-            Error::io(format_args!("extend configuration \"{}\"", file.display()), &error)
+            Error::at("extend configuration", file, &error)
                 .hint(format!("Add the line: include_if_exists = '{include}'"))
         })?;
         warnings.push(format!("\"{}\" now includes \"{include}\"", file.display()));

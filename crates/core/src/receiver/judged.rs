@@ -112,8 +112,7 @@ pub(super) fn demand_roots(target: &Target, paths: &[PathBuf]) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
     let opened = target.identities()?;
     for (path, opened) in paths.iter().zip(&opened) {
-        let there = std::fs::metadata(path)
-            .map_err(Error::on(format_args!("stat directory \"{}\"", path.display())))?;
+        let there = std::fs::metadata(path).map_err(Error::on_path("stat directory", &path))?;
         if (there.dev(), there.ino()) != *opened {
             let message = format!("\"{}\" is another directory than the one that was judged", path.display());
             return Err(Error::new(Kind::InUse, message)
@@ -129,7 +128,7 @@ fn found(path: &Path) -> Result<Found> {
         Ok(stat) => Ok(Found::There(Stat::of(&stat).stamp)),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Found::Nothing),
         Err(Errno::ACCESS) => Ok(Found::Closed),
-        Err(error) => Err(Error::io(format_args!("stat \"{}\"", path.display()), &error.into())),
+        Err(error) => Err(Error::at("stat", path, &error.into())),
     }
 }
 

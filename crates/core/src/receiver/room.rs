@@ -109,7 +109,7 @@ fn file_systems(target: &Target, found: &Found, kept: &Kept<'_>) -> Result<Vec<F
         Ok(())
     };
     for (prefix, fd) in target.roots() {
-        let device = rustix::fs::fstat(&fd).map_err(Error::on("look at the target"))?.st_dev;
+        let device = rustix::fs::fstat(&fd).map_err(Error::on("stat the target directory"))?.st_dev;
         let shown = if prefix.is_empty() { "the data directory" } else { prefix };
         add(device, shown, space(&fd))?;
     }

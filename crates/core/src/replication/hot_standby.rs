@@ -2,6 +2,10 @@
 //! PostgreSQL ends the standby's recovery before it accepts connections (`CheckRequiredParameterValues` in
 //! src/backend/access/transam/xlog.c, `RecoveryRequiresIntParameter` in xlogrecovery.c; the same five in 13 to 18).
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::{fs, io};
+
 use pgdata::configuration::{Item, Reading, What, is_named};
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +13,9 @@ use super::recovery_settings::Place;
 
 /// The switch: without it nothing is compared, and the standby accepts no connections.
 pub const HOT_STANDBY: &str = "hot_standby";
+
+/// Most absent files that are reported of one configuration.
+const MAX_ABSENT: usize = 100;
 
 /// The parameters, in PostgreSQL's order.
 pub const PARAMETERS: [&str; 5] = [
@@ -27,6 +34,29 @@ pub struct HotStandby {
     pub main: Option<Vec<Setting>>,
     /// In `postgresql.auto.conf`, which is read last; `None`: it keeps none.
     pub auto: Option<Vec<Setting>>,
+    /// Files and directories that the kept ones include and that do not exist, absolute: a copy may bring them.
+    pub absent: Vec<String>,
+}
+
+impl HotStandby {
+    /// What the configuration files that a target keeps say.
+    pub fn of_kept(main: Option<&Reading>, auto: Option<&Reading>) -> Self {
+        let kept = || main.into_iter().chain(auto);
+        let files = kept().flat_map(|reading| reading.files.iter().chain(&reading.directories));
+        let missing = kept().flat_map(|reading| &reading.items).filter_map(|item| match &item.what {
+            What::Missing(path) => Some(path),
+            _ => None,
+        });
+        let is_absent =
+            |path: &&PathBuf| fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        let absent: BTreeSet<String> =
+            files.chain(missing).filter(is_absent).map(|path| path.display().to_string()).collect();
+        Self {
+            main: main.map(settings),
+            auto: auto.map(settings),
+            absent: absent.into_iter().take(MAX_ABSENT).collect(),
+        }
+    }
 }
 
 /// A setting in a configuration file.

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::sys::addresses::resolve;
 use crate::sys::cancel::Cancel;
 
@@ -106,6 +106,22 @@ pub fn for_standby(own: &[IpAddr], peer: Option<IpAddr>, theirs: &[IpAddr], most
     addresses.sort_by_key(|address| Some(*address) != peer);
     addresses.truncate(most);
     addresses
+}
+
+/// The address at which a standby's host has seen this server (`peer`), for want of a better one. Where it is one of that
+/// host's own (`theirs`), a program there stands between the two: a standby that logged in to it would follow itself, or show it the
+/// password.
+pub fn seen_at(peer: IpAddr, theirs: &[IpAddr]) -> Result<IpAddr> {
+    let peer = peer.to_canonical();
+    if !is_among(peer, theirs) {
+        return Ok(peer);
+    }
+    Err(Error::new(Kind::TargetRefused, "it is not known where the standby reaches this server")
+        .detail(format!(
+            "The agent saw this server's connection come from {peer}, an address of its own host: a proxy on that host passes \
+             it on, or both hosts have that address."
+        ))
+        .hint("Set pgpool_recovery.primary_host to the host or address at which the standby's host reaches this server."))
 }
 
 /// Whether an address is one of these, in whichever notation.
@@ -210,6 +226,21 @@ mod tests {
         let all = ["172.17.0.1", "10.1.0.1", "10.0.0.1", "fd00::1"];
         assert!(given("fd00::1", &all, 4).is_empty(), "none leads here from there");
         assert_eq!(given("", &[], 4), own);
+    }
+
+    #[test]
+    fn an_address_of_the_standbys_own_host_does_not_lead_here() {
+        let theirs = addresses(&["127.0.0.1", "10.0.0.2", "fd00::2"]);
+        for (peer, leads_here) in
+            [("10.0.0.1", true), ("::ffff:10.0.0.1", true), ("10.0.0.2", false), ("::ffff:10.0.0.2", false)]
+        {
+            let seen = seen_at(peer.parse().expect("an address"), &theirs);
+            assert_eq!(seen.is_ok(), leads_here, "{peer}: {seen:?}");
+            match seen {
+                Ok(address) => assert_eq!(address, addresses(&["10.0.0.1"])[0], "in its usual notation"),
+                Err(error) => assert!(error.hint.is_some_and(|hint| hint.contains("primary_host"))),
+            }
+        }
     }
 
     #[test]

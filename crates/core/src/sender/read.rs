@@ -54,7 +54,7 @@ impl<'a> Reader<'a> {
             let file = match File::open(self.data_directory.join(path)) {
                 Ok(file) => Some(DirectFile::new(file)),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-                Err(error) => return Err(unreadable(path)(error)),
+                Err(error) => return Err(unreadable(path)(error).with_owner(&self.data_directory.join(path))),
             };
             self.open = Some((range.file, file));
         }

@@ -99,7 +99,7 @@ fn finish(
     cancel: &Cancel,
 ) -> Result<Option<ExitStatus>> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let failed = |error: std::io::Error| Error::io(format_args!("run \"{program}\""), &error);
+    let failed = |error: std::io::Error| Error::at("run", &program, &error);
     command.stdout(stdout.try_clone().map_err(failed)?).stderr(stderr.try_clone().map_err(failed)?);
     close_fds::set_fds_cloexec(3, &[]);
     let mut child = command.spawn().map_err(failed)?;

@@ -64,7 +64,7 @@ impl SharedSpace {
                 // a tablespace that was dropped meanwhile
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => {
-                    return Err(Error::io(format_args!("stat \"{}\"", directory.display()), &error));
+                    return Err(Error::at("stat", directory, &error));
                 }
             };
             if written.contains(&device) && known.insert(device) {
@@ -103,9 +103,7 @@ impl SharedSpace {
 }
 
 fn space(directory: &Path) -> Result<Space> {
-    let failed = |error: rustix::io::Errno| {
-        Error::io(format_args!("ask for the free space of \"{}\"", directory.display()), &error.into())
-    };
+    let failed = |error: rustix::io::Errno| Error::at("ask for the free space of", directory, &error.into());
     rustix::fs::statvfs(directory).map(Space::from).map_err(failed)
 }
 

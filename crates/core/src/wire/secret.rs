@@ -24,9 +24,7 @@ impl Secret {
     pub fn read(path: &Path) -> Result<Self> {
         let hint = "Make one with \"pgpool-recovery-agent secret --output FILE\", copy it to every host, and \
                     let only the PostgreSQL OS user read it (mode 0600).";
-        let unreadable = |error: std::io::Error| {
-            Error::io(format_args!("read secret file \"{}\"", path.display()), &error).hint(hint)
-        };
+        let unreadable = |error: std::io::Error| Error::at("read secret file", path, &error).hint(hint);
         let metadata = fs::metadata(path).map_err(unreadable)?;
         if metadata.mode() & 0o077 != 0 {
             return Err(Error::new(
@@ -45,7 +43,7 @@ impl Secret {
 
     /// Writes the file, mode 0600. Refuses to replace an existing one.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let failed = |error| Error::io(format_args!("write secret file \"{}\"", path.display()), &error);
+        let failed = |error| Error::at("write secret file", path, &error);
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
         writeln!(file, "{}", hexadecimal::encode(&self.0)).map_err(failed)?;

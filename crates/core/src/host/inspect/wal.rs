@@ -26,8 +26,7 @@ pub(super) fn linked(opened: Option<&target::Target>, look: &Path, directory: &P
         let Some(wal) = target.wal()? else { return Ok(None) };
         (wal.path, wal.identity, wal.look)
     } else {
-        let opened = fs::File::open(look)
-            .map_err(Error::on(format_args!("open directory \"{}\"", directory.display())))?;
+        let opened = fs::File::open(look).map_err(Error::on_path("open directory", &directory))?;
         let Some(wal) = target::linked_wal(opened, directory)? else {
             return Ok(None);
         };
@@ -35,7 +34,7 @@ pub(super) fn linked(opened: Option<&target::Target>, look: &Path, directory: &P
     };
     places::demand_outside_clusters(&path)?;
     let content = wal_of(&look)
-        .map_err(Error::on(format_args!("read WAL in \"{}\"", path.display())))
+        .map_err(Error::on_path("read WAL in", &path))
         .map_err(|error| error.hint("Let the link lead to a directory of the standby's own."))?;
     Ok(Some(Wal { path, identity, content }))
 }
