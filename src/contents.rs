@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pgdata::configuration;
+use pgdata::configuration::{self, Reading};
 use pgdata::control_file::PG_CONTROL;
 use pgdata::wal;
 use pgpool_recovery_core::error::{Error, Kind, Result};
@@ -182,8 +182,11 @@ pub(crate) fn puts(
         && situation.config_is_inside()
         && let Some(text) = read(Path::new(&situation.primary.config_file))?
     {
+        let main = Path::new(&situation.primary.config_file);
+        let major = situation.primary.server_version_num / 10_000;
+        let places = standby::own_places(&Reading::of(main, None), main, major);
         let include = myrecovery_path(&target.directory);
-        put(POSTGRESQL_CONF, standby::adopted_configuration(&text, port, &include))?;
+        put(POSTGRESQL_CONF, standby::adopted_configuration(&text, port, &places, &include))?;
     }
     if !keeps(target, AUTO_CONF)
         && let Some(text) = read(&situation.data_directory.join(AUTO_CONF))?

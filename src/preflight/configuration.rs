@@ -28,6 +28,7 @@ impl Situation {
         let said = self.recovery_settings(target);
         let answer = self.configuration(target).and_then(|found| {
             said.demand_no_conflict("The configuration that the standby would have")?;
+            said.demand_own_directory("The configuration that the standby would have", &target.directory)?;
             let is_copied = |path: &Path| self.is_copied(target, path);
             said.demand_readable("The configuration that the standby would have", is_copied)?;
             Ok(found)

@@ -97,12 +97,14 @@ pub(crate) fn demand_own_tablespaces(primary: &Path, target: &Target) -> Result<
     match look(directory) {
         Ok(Some(seen)) if could_share(&seen, target.identity, rustix::process::geteuid().as_raw()) => {}
         Ok(_) => return Ok(()),
-        Err(error) => {
+        // another user's: with the permissions of the file system the server there cannot write here
+        Err(error) if error.kind == Kind::PermissionDenied => {
             log::log(&format!(
                 "pgpool_recovery: cannot tell whether the standby shares a tablespace: {error}"
             ));
             return Ok(());
         }
+        Err(error) => return Err(error),
     }
     let standby = tablespace_links(&target.directory)?;
     for (oid, location) in links {

@@ -249,16 +249,20 @@ fn identity(primary: &Primary, target: &Target, any_cluster: bool) -> Result<Str
     {
         return answer;
     }
+    // with pg_control in place a backup may have come since a recovery was interrupted there
+    if (is_ours || resumes && target.control_in_place)
+        && !any_cluster
+        && let Some(why) = backup::unused(&target.backup, target.standby.is_some())
+    {
+        return Err(refused(format!("directory \"{shown}\" is a base backup that no server has used"))
+            .detail(why)
+            .hint("If it may be destroyed, empty the directory, or set pgpool_recovery.overwrite = any_cluster, or pass it as an option. A standby that was made by other means and has never been started is refused as well."));
+    }
     if resumes {
         return Ok("a recovery from this primary was interrupted there; it will be completed".to_owned());
     }
     match target.system_identifier {
-        Some(found) if is_ours => match backup::unused(&target.backup, target.standby.is_some()) {
-            Some(why) if !any_cluster => Err(refused(format!("directory \"{shown}\" is a base backup that no server has used"))
-                .detail(why)
-                .hint("If it may be destroyed, empty the directory, or set pgpool_recovery.overwrite = any_cluster, or pass it as an option. A standby that was made by other means and has never been started is refused as well.")),
-            _ => Ok(format!("a cluster of this system ({found})")),
-        },
+        Some(found) if is_ours => Ok(format!("a cluster of this system ({found})")),
         _ if any_cluster => Ok("another cluster; overwrite is any_cluster".to_owned()),
         Some(found) => Err(refused(format!("directory \"{shown}\" belongs to another cluster"))
             .detail(belongs_to(primary, target, found))

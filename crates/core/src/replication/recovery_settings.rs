@@ -131,6 +131,8 @@ pub fn reads_last(configuration: &Reading) -> bool {
 pub struct RecoverySettings {
     /// Settings that would keep the standby from following, and that myrecovery.conf cannot override.
     pub conflicts: Vec<Place>,
+    /// The data_directory that a file to be copied sets (in `what`): the standby would use that one.
+    pub data_directory: Option<Place>,
     /// Settings that myrecovery.conf overrides.
     pub overridden: Vec<Place>,
     /// Settings that count although myrecovery.conf has others, and with which the standby follows.
@@ -222,8 +224,8 @@ pub fn end<'a>(main: &'a Reading, auto: &'a Reading, data_directory: &Path) -> O
 /// What the files of a primary say that its standby gets a copy of, without what
 /// [`crate::replication::standby::adopted_configuration`] and [`crate::replication::standby::without_recovery_settings`] leave out.
 /// `mark`: the primary's own myrecovery.conf.
-pub fn judge_copies(main: Option<&Path>, auto: Option<&Path>, mark: &Path) -> RecoverySettings {
-    let main = main.map(|file| {
+pub fn judge_copies(main_file: Option<&Path>, auto: Option<&Path>, mark: &Path) -> RecoverySettings {
+    let main = main_file.map(|file| {
         let mut reading = Reading::of(file, Some(mark));
         for item in reading.items.iter_mut().filter(|item| *item.file == *file) {
             if let What::Setting { name, .. } = &mut item.what {
@@ -241,7 +243,19 @@ pub fn judge_copies(main: Option<&Path>, auto: Option<&Path>, mark: &Path) -> Re
         reading.items.retain(|item| !is_left_out(item));
         reading
     });
-    judge(main.as_ref(), auto.as_ref())
+    let mut said = judge(main.as_ref(), auto.as_ref());
+    // of the main file the line is left out, those that it includes are copied as they are
+    let copied = main.iter().flat_map(|reading| &reading.items);
+    let copied = copied.filter(|item| main_file.is_some_and(|file| *item.file != *file));
+    said.data_directory = copied
+        .filter_map(|item| match &item.what {
+            What::Setting { name, value } if is_named(name, "data_directory") => {
+                Some(place(item, path(value).display().to_string()))
+            }
+            _ => None,
+        })
+        .last();
+    said
 }
 
 /// A setting of one of the parameters.
@@ -271,6 +285,7 @@ impl RecoverySettings {
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.conflicts.extend(other.conflicts);
+        self.data_directory = other.data_directory.or(self.data_directory);
         self.overridden.extend(other.overridden);
         self.chosen.extend(other.chosen);
         self.problems.extend(other.problems);
@@ -298,6 +313,17 @@ impl RecoverySettings {
             list(&self.conflicts)
         ))
         .hint(remedy))
+    }
+
+    /// Refuses a copy of a configuration that leads to another data directory than `directory`. `whose`: the configuration,
+    /// as a subject.
+    pub fn demand_own_directory(&self, whose: &str, directory: &Path) -> Result<()> {
+        let Some(set) = self.data_directory.as_ref().filter(|set| Path::new(&set.what) != directory) else {
+            return Ok(());
+        };
+        Err(Error::new(Kind::TargetRefused, format!("data_directory in {} would be copied", set.at()))
+            .detail(format!("{whose} would lead the server to \"{}\" instead of its own directory.", set.what))
+            .hint("Set data_directory in the main configuration file, from which a copy leaves it out, or not at all."))
     }
 
     /// Refuses a configuration that no server can start with, or whose content cannot be told. `will_come`: whether the

@@ -1,9 +1,10 @@
 //! The files that make a copy of a primary its standby: texts in, texts out.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use pgdata::configuration::line::{self, Line};
-use pgdata::configuration::{self, Reading, is_named};
+use pgdata::configuration::{self, Reading, What, is_named};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
@@ -137,22 +138,44 @@ impl Following {
 
 /// Settings that say where files of one server are: a standby has its own places.
 fn is_place(name: &[u8]) -> bool {
-    ["data_directory", "config_file", "hba_file", "ident_file", "external_pid_file"]
-        .iter()
-        .any(|place| is_named(name, place))
+    ["data_directory", "config_file", "hba_file", "ident_file"].iter().any(|place| is_named(name, place))
+        || is_written_place(name)
+}
+
+/// Files that a running server writes and removes outside its data directory, with the value that is neutral and the last
+/// version that has the setting. A second server on the host would remove or replace those of the first.
+const WRITTEN_PLACES: [(&str, &str, u32); 2] =
+    [("external_pid_file", "", u32::MAX), ("stats_temp_directory", "pg_stat_tmp", 14)];
+
+fn is_written_place(name: &[u8]) -> bool {
+    WRITTEN_PLACES.iter().any(|(place, ..)| is_named(name, place))
+}
+
+/// The lines that take back what the files included by a primary's configuration say about files that its server writes.
+/// `configuration`: the primary's, read from the file `main`, in which such settings are left out.
+pub fn own_places(configuration: &Reading, main: &Path, major: u32) -> String {
+    let is_set = |place: &str| {
+        configuration.items.iter().any(|item| {
+            *item.file != *main && matches!(&item.what, What::Setting { name, .. } if is_named(name, place))
+        })
+    };
+    let known = WRITTEN_PLACES.iter().filter(|(place, _, until)| major <= *until && is_set(place));
+    known.map(|(place, neutral, _)| format!("{place} = '{neutral}'\n")).collect()
 }
 
 /// The primary's postgresql.auto.conf without the settings of a standby: it is read last and would win. `own`: settings
 /// that the standby has of its own, and that the primary's must not override.
 pub fn without_recovery_settings(text: &[u8], own: &[String]) -> Vec<u8> {
     configuration::without(text, |name, _| {
-        recovery_settings::named(name).is_some() || own.iter().any(|own| is_named(name, own))
+        recovery_settings::named(name).is_some()
+            || is_written_place(name)
+            || own.iter().any(|own| is_named(name, own))
     })
 }
 
 /// A primary's postgresql.conf made the standby's own: its port, and myrecovery.conf read last.
-/// `include` is what the `include_if_exists` line names.
-pub fn adopted_configuration(text: &[u8], port: Option<u16>, include: &str) -> Vec<u8> {
+/// `include` is what the `include_if_exists` line names, `places` what [`own_places`] gave.
+pub fn adopted_configuration(text: &[u8], port: Option<u16>, places: &str, include: &str) -> Vec<u8> {
     let mut adopted = configuration::without(text, |name, value| {
         // an absolute path here would point into the primary's own directory
         is_place(name) || recovery_settings::named(name).is_some() || includes_some_myrecovery(name, value)
@@ -161,6 +184,8 @@ pub fn adopted_configuration(text: &[u8], port: Option<u16>, include: &str) -> V
         let line = at_end(&adopted, &format!("port = {port}\n"));
         adopted.extend(line);
     }
+    let lines = at_end(&adopted, places);
+    adopted.extend(lines);
     let line = include_at_end(&adopted, include);
     adopted.extend(line);
     adopted
@@ -409,7 +434,7 @@ mod tests {
         #[test]
         fn parsers_never_panic(text in prop::collection::vec(any::<u8>(), 0..80)) {
             let _ = parse_myrecovery(&text);
-            let _ = adopted_configuration(&text, Some(1), "/x/myrecovery.conf");
+            let _ = adopted_configuration(&text, Some(1), "", "/x/myrecovery.conf");
             let _ = without_recovery_settings(&text, &[]);
         }
 
@@ -453,11 +478,30 @@ mod tests {
         let text = b"port = 1\ndata_directory = '/primary'\ninclude_if_exists = '/primary/myrecovery.conf'\n\
             recovery_target = 'immediate'\nRecovery_Target_Action = promote\n# recovery_target = ''\n\
             work_mem = '1MB' # gr\xfcn";
-        let adopted = adopted_configuration(text, Some(7), "/standby/myrecovery.conf");
+        let adopted = adopted_configuration(text, Some(7), "", "/standby/myrecovery.conf");
         assert_eq!(
             adopted,
             b"port = 1\n# recovery_target = ''\nwork_mem = '1MB' # gr\xfcn\nport = 7\n\
               include_if_exists = '/standby/myrecovery.conf'\n"
         );
+    }
+
+    #[test]
+    fn files_that_the_primary_writes_are_not_the_standbys() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let main = top.path().join("postgresql.conf");
+        let text = b"stats_temp_directory = '/run/x'\nexternal_pid_file = '/run/y'\ninclude 'more.conf'\n";
+        std::fs::write(&main, text).expect("write");
+        std::fs::write(top.path().join("more.conf"), "work_mem = '1MB'\n").expect("write");
+        let places = |major| own_places(&Reading::of(&main, None), &main, major);
+        assert_eq!(places(14), "", "lines of the main file are left out");
+        let more = "External_Pid_File '/run/y'\nstats_temp_directory = '/run/x'\n";
+        std::fs::write(top.path().join("more.conf"), more).expect("write");
+        assert_eq!(places(14), "external_pid_file = ''\nstats_temp_directory = 'pg_stat_tmp'\n");
+        assert_eq!(places(15), "external_pid_file = ''\n", "the other one is unknown there");
+        let adopted = adopted_configuration(text, None, &places(15), "/m.conf");
+        let expected = b"include 'more.conf'\nexternal_pid_file = ''\ninclude_if_exists = '/m.conf'\n";
+        assert_eq!(adopted, expected);
+        assert_eq!(without_recovery_settings(text, &[]), b"include 'more.conf'\n", "of ALTER SYSTEM, too");
     }
 }

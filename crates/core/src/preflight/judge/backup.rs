@@ -34,7 +34,7 @@ mod tests {
     use super::*;
     use crate::error::Kind;
     use crate::replication::standby::Standby;
-    use crate::wire::protocol::message::Target;
+    use crate::wire::protocol::message::{Marker, Target};
 
     #[test]
     fn a_backup_that_no_server_has_used_is_kept() {
@@ -72,6 +72,22 @@ mod tests {
             assert!(error.detail.is_some() && error.hint.is_some_and(|hint| hint.contains("any_cluster")));
             assert!(first_refusal(&target, true).is_none(), "{backup:?} may be replaced if that is said");
         }
+    }
+
+    #[test]
+    fn a_backup_that_was_put_over_an_interrupted_recovery_is_kept() {
+        let label = Some("BACKUP FROM: primary\nLABEL: pg_basebackup base backup\n".to_owned());
+        let backup = BackupTraces { label, has_manifest: true, ..BackupTraces::default() };
+        let resumed = |control_in_place: bool| Target {
+            backup: backup.clone(),
+            control_in_place,
+            marker: Some(Marker { system_identifier: 7, timeline: 1, ..Marker::default() }),
+            ..target()
+        };
+        let (step, _) = first_refusal(&resumed(true), false).expect("the backup would be lost");
+        assert_eq!(step, "target_identity");
+        assert!(first_refusal(&resumed(true), true).is_none(), "it may be lost if that is said");
+        assert!(first_refusal(&resumed(false), false).is_none(), "a recovery has begun on it");
     }
 
     #[test]

@@ -170,7 +170,16 @@ fn what_a_copy_leaves_out_does_not_count() {
     // what is included is copied as it is
     files.put("more.conf", "Recovery_Target_Xid = '7'\n");
     assert_eq!(names(&said().conflicts), ["recovery_target_xid"]);
+    files.put("more.conf", "data_directory = '/srv/p'\n");
+    let asked = |directory: &str| said().demand_own_directory("It", Path::new(directory));
+    let error = asked("/srv/s").expect_err("the primary's directory");
+    assert!(
+        error.message.starts_with("data_directory in \"") && error.message.contains("more.conf\" line 1"),
+        "{error}"
+    );
+    assert_eq!(asked("/srv/p"), Ok(()), "the same path on another host");
     files.put("more.conf", "");
+    assert_eq!(asked("/srv/s"), Ok(()));
     files.put("postgresql.auto.conf", "include 'auto.conf'\n");
     files.put("auto.conf", "promote_trigger_file = '/x'\n");
     assert_eq!(names(&said().conflicts), ["promote_trigger_file"]);
