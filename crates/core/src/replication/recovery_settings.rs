@@ -254,7 +254,7 @@ pub fn judge_copies(main_file: Option<&Path>, auto: Option<&Path>, mark: &Path) 
             }
             _ => None,
         })
-        .last();
+        .next_back();
     said
 }
 
