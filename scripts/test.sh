@@ -57,34 +57,42 @@ installed() {
 e2e() {
     say "end to end"
     installed
-    cargo test --package pgpool-recovery-e2e --package pgpool-recovery-bench
+    cargo test --package pgpool-recovery-bench
+    cargo test --package pgpool-recovery-e2e --lib --bins
+    e2e_tests
+}
+
+# The end-to-end tests, or those whose names hold one of these words. Most of them wait most of the time
+# (docs/decisions/2026-11-29-one-test-binary.md); those that need the machine for themselves see to that.
+e2e_tests() {
+    RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))} \
+        cargo test --package pgpool-recovery-e2e --test e2e -- "$@"
 }
 
 faults() {
     say "every fault"
     installed
-    cargo test --package pgpool-recovery-e2e --test faults --test interrupted --test power_cut --test stale_cache
+    e2e_tests faults::
 }
 
 soak() {
     say "heavy weather"
     installed
-    cargo test --package pgpool-recovery-e2e --test heavy_weather -- --nocapture
+    e2e_tests alone::soak:: --nocapture
 }
 
 through() {
     say "recoveries end to end"
     installed
-    cargo test --package pgpool-recovery-e2e --no-fail-fast --test pgpool --test pgpool_setup --test dropin \
-        --test local_target --test agent_target --test netns_agent --test failover --test layouts \
-        --test versions
+    e2e_tests pgpool::recovery:: pgpool::setup:: pgpool::dropin:: agent::recovery:: \
+        runs::local_target:: runs::hosts:: runs::failover:: runs::layouts:: runs::versions::
 }
 
 breaks() {
     say "some of the faults"
     installed
-    cargo test --package pgpool-recovery-e2e --no-fail-fast --test interrupted --test resume --test damaged_and_moved
-    cargo test --package pgpool-recovery-e2e --no-fail-fast --test faults -- a_cancel a_terminated a_killed
+    e2e_tests alone::gigabyte:: runs::damaged_target:: runs::tablespaces:: faults::interrupted:: \
+        faults::every_moment::a_cancel faults::every_moment::a_terminated faults::every_moment::a_killed
 }
 
 as_root() {

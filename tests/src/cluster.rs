@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use postgres::types::{FromSql, ToSql};
 use postgres::{Client, Config, NoTls};
@@ -13,6 +14,7 @@ use crate::host::Host;
 use crate::ports::Port;
 use crate::process::{self, Finished};
 use crate::scratch::{self, Scratch};
+use crate::template::Template;
 use crate::{server, wait};
 
 /// How `pg_ctl stop` is to go about it.
@@ -32,6 +34,8 @@ pub struct Cluster {
     port: Port,
     conf: Conf,
     initdb: Vec<String>,
+    /// What its data directory is a copy of.
+    template: Option<Arc<Template>>,
 }
 
 impl Cluster {
@@ -63,6 +67,7 @@ impl Cluster {
             port,
             conf,
             initdb: Vec::new(),
+            template: None,
         }
     }
 
@@ -71,10 +76,18 @@ impl Cluster {
         Self::place(scratch, &Host::here(), "primary").into_primary()
     }
 
-    /// [`Cluster::init`], and then it runs with the extension.
+    /// A cluster that runs, with the extension in `postgres` and `template1`. All that are made in this way with the same
+    /// arguments for initdb have the same system identifier; [`Cluster::init`] makes another system.
     #[must_use]
-    pub fn into_primary(self) -> Self {
-        let primary = self.init();
+    pub fn into_primary(mut self) -> Self {
+        if self.initdb.iter().any(|argument| argument.starts_with("--waldir")) {
+            self.run_initdb(&self.directory);
+        } else {
+            let template = Template::of(&self.initdb, |directory| self.run_initdb(directory));
+            template.copy_to(&self.directory);
+            self.template = Some(template);
+        }
+        let primary = self.configured();
         primary.start();
         primary.create_extension();
         primary
@@ -97,13 +110,21 @@ impl Cluster {
     /// Runs initdb and writes the configuration.
     #[must_use]
     pub fn init(self) -> Self {
+        self.run_initdb(&self.directory);
+        self.configured()
+    }
+
+    fn run_initdb(&self, directory: &Path) {
         let mut initdb = self.host.pg("initdb");
         initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]);
         if server::major() >= 14 {
             initdb.arg("--no-instructions");
         }
-        initdb.args(&self.initdb).arg("--pgdata").arg(&self.directory);
+        initdb.args(&self.initdb).arg("--pgdata").arg(directory);
         process::run(initdb).ok();
+    }
+
+    fn configured(self) -> Self {
         scratch::write_as_postgres(&self.directory.join("postgresql.conf"), &self.conf.text(), 0o600);
         self.set_hba(
             "local all all trust\nlocal replication all trust\n\
@@ -232,13 +253,20 @@ impl Cluster {
             Stop::Fast => "fast",
             Stop::Immediate => "immediate",
         };
+        let postmaster = self.postmaster();
         self.pg_ctl(&["stop", "-w", "-t", "60", "-m", mode]).ok();
+        if let Some(postmaster) = postmaster {
+            process::reap(postmaster);
+        }
     }
 
+    /// Lets the server read its configuration again; sessions started after this see it.
+    #[track_caller]
     pub fn reload(&self) {
+        let loaded = || self.get::<SystemTime>("SELECT pg_conf_load_time()", &[]);
+        let before = loaded();
         self.pg_ctl(&["reload"]).ok();
-        // The postmaster takes the signal when it next looks; sessions started after that see the file.
-        std::thread::sleep(Duration::from_millis(300));
+        wait::until_true("the configuration to be read", wait::PATIENCE, || loaded() != before);
     }
 
     /// The postmaster's process id, if one runs on this directory.
@@ -409,11 +437,14 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             eprintln!("--- {} ---\n{}", self.name, process::tail(&self.log(), 60));
         }
-        if self.postmaster().is_some() {
+        if let Some(postmaster) = self.postmaster() {
             let mut command = self.host.pg("pg_ctl");
             command.args(["stop", "-w", "-t", "30", "-m", "immediate", "-D"]).arg(&self.directory);
             // No panic in a drop. A server that ended by itself meanwhile is fine.
-            let _ = command.output();
+            let stopped = command.output();
+            if stopped.is_ok_and(|output| output.status.success()) {
+                wait::try_until(Duration::from_secs(5), || process::is_reaped(postmaster));
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::process;
 /// Some hosts that reach each other and nothing else. They live as long as the [`Host`] values do.
 #[derive(Debug)]
 pub struct Network {
+    name: String,
     hosts: Vec<Host>,
 }
 
@@ -35,7 +36,12 @@ impl Network {
                 Host::inside(Arc::new(host))
             })
             .collect();
-        Self { hosts }
+        Self { name, hosts }
+    }
+
+    /// What the names of its namespaces begin with.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Lets every host send at most so many Mbit/s, as a network card of that speed would.

@@ -71,18 +71,18 @@ pub fn assert_no_backup(primary: &Cluster) {
         client.batch_execute(sql).expect(sql);
     }
     // Other sessions write too (autovacuum, the background writer's snapshots): one quiet try will do.
-    let written = (0..20)
-        .map(|_| {
-            let before = insert_lsn(&mut client);
-            let sql = "UPDATE full_page_probe SET i = i WHERE i = 1";
-            client.batch_execute(sql).expect(sql);
-            let written = insert_lsn(&mut client) - before;
-            client.batch_execute("CHECKPOINT").expect("CHECKPOINT");
-            written
-        })
-        .min()
-        .expect("20 tries");
-    assert!(written < 4096, "{written} bytes of WAL for one small change: a backup is still in progress");
+    let mut least = i64::MAX;
+    for _ in 0..20 {
+        let before = insert_lsn(&mut client);
+        let sql = "UPDATE full_page_probe SET i = i WHERE i = 1";
+        client.batch_execute(sql).expect(sql);
+        least = least.min(insert_lsn(&mut client) - before);
+        if least < 4096 {
+            break;
+        }
+        client.batch_execute("CHECKPOINT").expect("CHECKPOINT");
+    }
+    assert!(least < 4096, "{least} bytes of WAL for one small change: a backup is still in progress");
     client.batch_execute("DROP TABLE full_page_probe").expect("DROP TABLE");
 }
 

@@ -172,11 +172,14 @@ pub fn adopt_orphans() {
 
 /// Waits until a process is gone, reaping it if it is an adopted child.
 pub fn reap(number: u32) {
-    wait::until_true(&format!("the end of process {number}"), wait::PATIENCE, || {
-        let options = rustix::process::WaitOptions::NOHANG;
-        let _ = rustix::process::waitpid(Some(pid(number)), options);
-        !std::path::Path::new(&format!("/proc/{number}")).exists()
-    });
+    wait::until_true(&format!("the end of process {number}"), wait::PATIENCE, || is_reaped(number));
+}
+
+/// Reaps a process that has ended if it is an adopted child. Whether it is gone.
+pub fn is_reaped(number: u32) -> bool {
+    let options = rustix::process::WaitOptions::NOHANG;
+    let _ = rustix::process::waitpid(Some(pid(number)), options);
+    !Path::new(&format!("/proc/{number}")).exists()
 }
 
 /// The ids of the direct children of a process.

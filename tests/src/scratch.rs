@@ -5,9 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::IFlags;
 use tempfile::TempDir;
 
 use crate::account;
+use crate::turns::Turn;
 
 /// A directory under /tmp that belongs to `postgres` and goes away with the last clone of this value.
 ///
@@ -22,6 +24,7 @@ struct Dir {
     path: PathBuf,
     /// None: keep the directory.
     _guard: Option<TempDir>,
+    _turn: Turn,
 }
 
 impl Scratch {
@@ -29,15 +32,25 @@ impl Scratch {
         Self::within(Path::new("/tmp"))
     }
 
-    /// The same elsewhere: on a file system of the caller's choice, say.
+    /// The directory of a test that needs the machine for itself: no other test has one at the same time.
+    pub fn alone() -> Self {
+        Self::made(Path::new("/tmp"), Turn::alone())
+    }
+
+    /// The same as [`Scratch::new`] elsewhere: on a file system of the caller's choice, say.
     pub fn within(parent: &Path) -> Self {
+        Self::made(parent, Turn::beside_others())
+    }
+
+    fn made(parent: &Path, turn: Turn) -> Self {
         // Short, because a unix-socket path below it must fit into 107 bytes.
         let guard = tempfile::Builder::new().prefix("ppr-").tempdir_in(parent);
         let guard = guard.unwrap_or_else(|error| panic!("{}: {error}", parent.display()));
         let keep = std::env::var_os("PGPOOL_RECOVERY_E2E_KEEP").is_some();
         let (path, guard) = if keep { (guard.keep(), None) } else { (guard.path().to_owned(), Some(guard)) };
-        let scratch = Self { dir: Arc::new(Dir { path, _guard: guard }) };
+        let scratch = Self { dir: Arc::new(Dir { path, _guard: guard, _turn: turn }) };
         account::give(scratch.path());
+        spread(scratch.path());
         // Other users of the machine may look at nothing, root and postgres at everything.
         fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o700)).expect("own directory");
         scratch.mkdir("s");
@@ -72,6 +85,17 @@ impl Scratch {
         let path = self.join(name);
         write_as_postgres(&path, text, mode);
         path
+    }
+}
+
+/// Lets ext4 put each directory that will be made in `path` into a block group of its own, as it does at the root of a
+/// file system (`chattr +T`). Else all tests make their thousands of files in one group, where ext4 looks at
+/// every inode that was freed within the last minutes, each time, to find one that was not: half of the suite's time.
+fn spread(path: &Path) {
+    let Ok(directory) = fs::File::open(path) else { return };
+    // other file systems have no such flag, and need none
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&directory) {
+        let _ = rustix::fs::ioctl_setflags(&directory, flags | IFlags::TOPDIR);
     }
 }
 

@@ -33,7 +33,7 @@ struct Soak {
 
 impl Soak {
     fn new() -> Self {
-        let scratch = Scratch::new();
+        let scratch = Scratch::alone();
         let secret = agent::secret(&scratch, "secret");
         let place = Cluster::place(&scratch, &Host::here(), "primary");
         let primary = storm::fit(place)

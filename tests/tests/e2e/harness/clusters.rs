@@ -113,7 +113,7 @@ fn hosts_have_addresses_of_their_own() {
             command
         })
     };
-    let own = format!("ppr{}-", std::process::id());
+    let own = network.name().to_owned();
     assert!(list().ok().contains(&own));
     drop((primary, standby, network));
     assert!(!list().ok().contains(&own));

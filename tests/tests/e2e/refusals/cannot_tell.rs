@@ -1,26 +1,16 @@
-//! An error is not a "no": a server that hides, a directory that cannot be listed, a link that leads to another server's
+//! An error is not a "no": a directory that cannot be listed, a link that leads to another server's
 //! files, and what is mounted in a target are refused, and everything stays as it was.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::process::Command;
 
 use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::mount::Tmpfs;
 use pgpool_recovery_e2e::recovery::remote_start;
-use pgpool_recovery_e2e::scratch::write_as_postgres;
 use pgpool_recovery_e2e::snapshot::Snapshot;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, probe, server, wait};
-
-/// A server that hides is in doubt for every directory of its host: the test that starts one has the host to itself.
-static HIDING: RwLock<()> = RwLock::new(());
-
-fn without_hidden_servers() -> RwLockReadGuard<'static, ()> {
-    HIDING.read().unwrap_or_else(PoisonError::into_inner)
-}
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, probe, server};
 
 /// The answer of a step of the check: whether it is well, and all it says.
 fn step(primary: &Cluster, target: &Cluster, options: &serde_json::Value, step: &str) -> (bool, String) {
@@ -37,75 +27,8 @@ fn stopped_standby(primary: &Cluster) -> Cluster {
     standby
 }
 
-/// A copy of the server's programs whose `postgres` has a file capability: the kernel hides what it does from processes
-/// without it, those of its own user among them.
-fn capable_programs(scratch: &Scratch) -> PathBuf {
-    // not "bin": the server would look for its libraries and data beside it
-    let programs = scratch.mkdir("programs");
-    let copied = Command::new("cp").arg("-aL").arg(server::programs().join(".")).arg(&programs).status();
-    assert!(copied.expect("cp").success());
-    let set = Command::new("setcap").arg("cap_sys_nice+ep").arg(programs.join("postgres")).status();
-    assert!(set.expect("setcap: run scripts/setup.sh").success());
-    programs
-}
-
-/// Starts a server as pg_ctl would, and waits until it accepts connections.
-fn start(programs: &Path, cluster: &Cluster) -> Child {
-    let mut command = Host::here().command("setsid");
-    command.arg(programs.join("postgres")).arg("-D").arg(cluster.directory());
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let server = command.spawn().expect("postgres");
-    wait::until_true("the server to be ready", wait::PATIENCE, || {
-        cluster.has("postmaster.pid") && cluster.read("postmaster.pid").contains("ready")
-    });
-    server
-}
-
-#[test]
-fn a_server_that_the_kernel_hides_is_not_replaced() {
-    let _alone = HIDING.write().unwrap_or_else(PoisonError::into_inner);
-    let scratch = Scratch::new();
-    let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
-    let standby = stopped_standby(&primary);
-    let secret = agent::secret(&scratch, "secret");
-    let agent = Agent::start(&scratch, &Host::here(), &secret, &[standby.directory()]);
-    primary.append_conf("pgpool_recovery.secret_file", secret.display());
-    primary.reload();
-    let mut server = start(&capable_programs(&scratch), &standby);
-    let pid = standby.postmaster().expect("it runs");
-    let hidden = Host::here().command("readlink").arg(format!("/proc/{pid}/cwd")).output().expect("readlink");
-    assert!(!hidden.status.success(), "the test needs a server that hides its directory");
-    let pid_file = standby.read("postmaster.pid");
-    let options = |transport: &str| serde_json::json!({ "transport": transport, "agent_port": agent.port() });
-    let fail = |transport: &str| {
-        let recovery = Recovery::of(&standby, &primary).option("slot_name", "another");
-        recovery.option("transport", transport).option("agent_port", agent.port()).fail(&primary)
-    };
-    for transport in ["local", "agent"] {
-        let (ok, said) = step(&primary, &standby, &options(transport), "target_stopped");
-        assert!(!ok && said.contains(&format!("Process {pid}")), "{said}");
-        fail(transport).expect("55006").says("running");
-        // without the file it cannot be told what that server is
-        fs::remove_file(standby.directory().join("postmaster.pid")).expect("removed");
-        let (ok, said) = step(&primary, &standby, &options(transport), "target_stopped");
-        assert!(!ok && said.contains("cannot tell") && said.contains("could not be read"), "{said}");
-        fail(transport).expect("55006").says("cannot tell");
-        write_as_postgres(&standby.directory().join("postmaster.pid"), &pid_file, 0o600);
-    }
-    assert!(!standby.has("pgpool_recovery.incomplete"));
-    standby.wait_for_replay(&primary);
-
-    // another directory is not that server's: its command line and postmaster.pid say which one is
-    let other = Cluster::place(&scratch, &Host::here(), "other");
-    let recovery = Recovery::of(&other, &primary).option("slot_name", "other").option("transport", "local");
-    recovery.run(&primary);
-    standby.stop(Stop::Fast);
-    server.wait().expect("it ended");
-}
-
 #[test]
 fn a_pg_wal_that_leads_to_another_live_server_is_refused() {
-    let _alone = without_hidden_servers();
     let scratch = Scratch::new();
     let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
     let standby = stopped_standby(&primary);
@@ -166,7 +89,6 @@ fn a_pg_wal_that_leads_to_another_live_server_is_refused() {
 
 #[test]
 fn a_tablespace_directory_that_may_not_be_listed_is_not_free() {
-    let _alone = without_hidden_servers();
     let scratch = Scratch::new();
     let primary = Cluster::primary(&scratch);
     let space = scratch.mkdir("space");
@@ -191,7 +113,6 @@ fn a_tablespace_directory_that_may_not_be_listed_is_not_free() {
 
 #[test]
 fn nothing_is_removed_across_a_mount_point() {
-    let _alone = without_hidden_servers();
     let scratch = Scratch::new();
     let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
     let standby = stopped_standby(&primary);
@@ -228,7 +149,6 @@ fn nothing_is_removed_across_a_mount_point() {
 
 #[test]
 fn a_directory_that_may_not_be_written_is_opened_and_a_closed_one_is_no_answer() {
-    let _alone = without_hidden_servers();
     let scratch = Scratch::new();
     let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
     let standby = stopped_standby(&primary);

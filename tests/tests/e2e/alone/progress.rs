@@ -18,7 +18,7 @@ const PHASES: [&str; 6] = [
 
 #[test]
 fn phases_come_in_order_and_counters_only_grow() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::alone();
     let primary = Cluster::primary(&scratch);
     workload::fill(&primary, 30);
     let target = Cluster::place(&scratch, &Host::here(), "target");

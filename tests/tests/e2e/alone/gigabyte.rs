@@ -10,7 +10,7 @@ use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, compare, workload};
 
 #[test]
 fn a_gigabyte_is_not_sent_again() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::alone();
     let secret = agent::secret(&scratch, "secret");
     let primary = Cluster::place(&scratch, &Host::here(), "primary")
         .with("pgpool_recovery.secret_file", secret.display())

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::recovery::remote_start;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, compare, probe, workload};
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, compare, workload};
 
 /// A primary and, promoted, what was its standby: two that may claim the same target.
 fn two_primaries(scratch: &Scratch) -> (Cluster, Cluster) {
@@ -83,41 +83,4 @@ fn two_targets_at_the_same_time() {
     }
     targets[0].stop(Stop::Fast);
     compare::stop_and_compare(&primary, &targets[1]).assert_none();
-}
-
-/// A look from before the server's start is not enough: a running server is never replaced, and none starts
-/// while its files are.
-#[test]
-fn a_server_that_starts_while_a_recovery_begins() {
-    let scratch = Scratch::new();
-    let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
-    workload::fill(&primary, 10);
-    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
-    standby.stop(Stop::Fast);
-    let mut refused = 0;
-    // from before the target is looked at until after the run has begun, on a slow machine, too
-    for delay in [0, 20, 40, 80, 120, 160, 240, 320, 480, 720, 1080, 1620] {
-        // a second of data
-        primary.execute("UPDATE bulk SET id = id");
-        primary.execute("CHECKPOINT");
-        let recovery = recovery(&standby, &primary).option("max_rate", 8000);
-        let running = Running::start(&primary, &recovery, "");
-        std::thread::sleep(Duration::from_millis(delay));
-        let started = standby.try_start().status.success();
-        match running.finish_within(Duration::from_secs(60)) {
-            Ok(_) => assert!(!started, "after {delay} ms the server started, and its files were replaced"),
-            Err(error) => {
-                SqlError::from(&error).expect("55006");
-                if !started {
-                    // each was in the other's way, but the target is as it was
-                    standby.start();
-                }
-                assert!(standby.in_recovery());
-                standby.stop(Stop::Fast);
-                refused += 1;
-            }
-        }
-        primary.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots");
-    }
-    assert!((1..12).contains(&refused), "{refused} of 12 were refused");
 }

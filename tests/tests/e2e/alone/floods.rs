@@ -42,7 +42,7 @@ fn socket(from: u8) -> socket2::Socket {
 
 #[test]
 fn a_host_that_floods_keeps_nobody_out() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::alone();
     let (primary, _target, agent, recovery) = stage(&scratch);
     let before = agent.memory();
     let mut crowd: Vec<TcpStream> = (0..400).map(|_| knock(&agent, 9)).collect();
@@ -68,7 +68,7 @@ fn a_host_that_floods_keeps_nobody_out() {
 
 #[test]
 fn a_stranger_who_speaks_slowly_is_given_up() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::alone();
     let (_primary, _target, agent, _) = stage(&scratch);
     let mut stranger = knock(&agent, 8);
     let start = Instant::now();
@@ -84,7 +84,7 @@ fn a_stranger_who_speaks_slowly_is_given_up() {
 /// What a primary said is of no use when it is replayed.
 #[test]
 fn a_conversation_cannot_be_replayed() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::alone();
     let (primary, target, mut agent, recovery) = stage(&scratch);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let (port, real) = (listener.local_addr().expect("bound").port(), agent.port());
@@ -169,7 +169,7 @@ fn hello_of_another_secret(scratch: &Scratch) -> Vec<u8> {
 /// Whatever a crowd on the primary's own host does, a recovery begins and a status call is answered.
 #[test]
 fn no_flood_from_the_primarys_own_host_delays_a_recovery() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::alone();
     let (primary, _target, agent, recovery) = stage(&scratch);
     let hello = hello_of_another_secret(&scratch);
     let preflight = |report: Report| report.number("/durations_ms/preflight");
@@ -226,7 +226,7 @@ fn no_flood_from_the_primarys_own_host_delays_a_recovery() {
 /// Two hundred and fifty-six that say nothing, from sixteen addresses, are no more than one.
 #[test]
 fn silence_from_many_addresses_is_that_of_one_host() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::alone();
     let (primary, _target, agent, recovery) = stage(&scratch);
     let crowd: Vec<TcpStream> = (0..256).map(|number| knock(&agent, number as u8 % 16 + 1)).collect();
     recovery.run(&primary);

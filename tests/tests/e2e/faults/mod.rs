@@ -1,0 +1,6 @@
+//! Runs that are interrupted: the primary goes on, the target does not start, the next run completes it.
+
+mod every_moment; // every fault, at the start, in the middle and near the end of a run
+mod interrupted; // the session after a cancel, and a slot that was there before
+mod power_cut; // order and durability of what the receiver writes, by strace
+mod stale_cache; // a page that only the page cache has

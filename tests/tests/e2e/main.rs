@@ -1,0 +1,12 @@
+//! The end-to-end tests: one binary, one folder a subject. Each folder's `mod.rs` says what its modules test.
+//!
+//! `cargo test --package pgpool-recovery-e2e --test e2e -- refusals::check` runs one module.
+
+mod agent;
+mod alone;
+mod faults;
+mod harness;
+mod pgpool;
+mod refusals;
+mod runs;
+mod starts;

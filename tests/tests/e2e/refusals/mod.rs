@@ -1,0 +1,10 @@
+//! What is refused: an ERROR that explains itself, a target as it was, nothing left on the primary.
+
+mod arguments_and_targets; // NULLs, unusable text, unknown options, targets that must not be replaced, privileges to call
+mod cannot_tell; // what cannot be looked at is no "no"
+mod changed_meanwhile; // targets that another tool changes, and targets that hold what the primary never saw
+mod check; // pgpool_recovery_check: all answers at once
+mod dry_run; // the option dry_run changes nothing and tells the figures of the run
+mod obstacles; // what a run could not remove, enter, read or write is found before it begins
+mod primary_address; // addresses of the primary that a caller may not choose
+mod privileges; // what a role with EXECUTE and REPLICATION may not do

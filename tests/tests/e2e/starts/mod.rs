@@ -1,0 +1,5 @@
+//! The start of a rebuilt standby, and what it follows.
+
+mod follows; // leftovers of recovery settings in any configuration
+mod own_files; // the files and addresses that a standby keeps
+mod streaming; // the trial login, and what counts as this standby's streaming
