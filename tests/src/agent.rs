@@ -162,13 +162,18 @@ fn serve(host: &Host, config: &Path, contained: bool) -> Command {
 pub fn config(listen: &str, secret: &Path, directories: &[&Path]) -> String {
     let mut text = format!("listen = \"{listen}\"\nsecret_file = \"{}\"\n", secret.display());
     for directory in directories {
-        text += &format!(
-            "\n[[cluster]]\ndata_directory = \"{}\"\nbin_directory = \"{}\"\n",
-            directory.display(),
-            server::programs().display()
-        );
+        text += &cluster(directory);
     }
     text
+}
+
+/// The section of a directory; further lines may follow.
+pub fn cluster(directory: &Path) -> String {
+    format!(
+        "\n[[cluster]]\ndata_directory = \"{}\"\nbin_directory = \"{}\"\n",
+        directory.display(),
+        server::programs().display()
+    )
 }
 
 /// Makes a secret with the agent's own command; owned by `postgres`.

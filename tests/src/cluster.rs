@@ -410,25 +410,31 @@ impl Cluster {
     #[must_use]
     pub fn standby_by_basebackup(primary: &Self, host: &Host, name: &str) -> Self {
         let standby = Self::place(&primary.scratch, host, name);
-        let mut command = host.pg("pg_basebackup");
-        command.args(["-c", "fast", "-X", "stream", "-D"]).arg(&standby.directory);
+        standby.become_standby_of(primary);
+        standby
+    }
+
+    /// Makes the directory by pg_basebackup, and starts it as a standby that streams.
+    pub(crate) fn become_standby_of(&self, primary: &Self) {
+        let mut command = self.host.pg("pg_basebackup");
+        command.args(["-c", "fast", "-X", "stream", "-D"]).arg(&self.directory);
         command.arg("-h").arg(primary.scratch.sockets()).args(["-p", &primary.port().to_string()]);
         command.args(["-U", "postgres"]);
         process::run(command).ok();
-        standby.append_conf("port", standby.port());
-        standby.append_conf(
+        self.append_conf("port", self.port());
+        self.append_conf(
             "primary_conninfo",
             format!(
-                "host={} port={} user=postgres application_name={name}",
+                "host={} port={} user=postgres application_name={}",
                 primary.host.address(),
-                primary.port()
+                primary.port(),
+                self.name
             ),
         );
-        standby.append_conf("recovery_target_timeline", "latest");
-        scratch::write_as_postgres(&standby.directory.join("standby.signal"), "", 0o600);
-        standby.start();
-        primary.wait_for_standby(name);
-        standby
+        self.append_conf("recovery_target_timeline", "latest");
+        scratch::write_as_postgres(&self.directory.join("standby.signal"), "", 0o600);
+        self.start();
+        primary.wait_for_standby(&self.name);
     }
 }
 

@@ -1,7 +1,6 @@
 //! Rebuilding a standby through an agent, and what may stand in an agent's place.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use pgpool_recovery_e2e::agent::{self, Agent};
@@ -11,77 +10,61 @@ use pgpool_recovery_e2e::process::Daemon;
 use pgpool_recovery_e2e::proxy::Proxy;
 use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
 use pgpool_recovery_e2e::snapshot::Snapshot;
+use pgpool_recovery_e2e::stage::Condition;
 use pgpool_recovery_e2e::{
-    Cluster, Host, Recovery, Scratch, SqlError, compare, dump, ports, probe, wait, workload,
+    Cluster, Host, Recovery, Scratch, SqlError, Stage, compare, dump, ports, probe, wait, workload,
 };
 
-/// A primary that knows the secret, and a dead standby of it.
-struct Stage {
-    scratch: Scratch,
-    primary: Cluster,
-    standby: Cluster,
-    secret: PathBuf,
+/// A primary that knows the secret, and a dead standby of it. Each test starts the agent it needs.
+fn stage(megabytes: u32) -> Stage {
+    let stage = Stage::builder().quiet().with("pgpool_recovery.transport", "agent");
+    stage.filled(megabytes).standby(Condition::Killed).build()
 }
 
-impl Stage {
-    fn new(megabytes: u32) -> Self {
-        let scratch = Scratch::new();
-        let secret = agent::secret(&scratch, "secret");
-        let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary"))
-            .with("pgpool_recovery.secret_file", secret.display())
-            .with("pgpool_recovery.transport", "agent")
-            .into_primary();
-        workload::fill(&primary, megabytes);
-        let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
-        standby.kill();
-        Self { scratch, primary, standby, secret }
-    }
+fn agent_of(stage: &Stage) -> Agent {
+    Agent::start(&stage.scratch, &Host::here(), &stage.secret, &[stage.target.directory()])
+}
 
-    fn agent(&self) -> Agent {
-        Agent::start(&self.scratch, &Host::here(), &self.secret, &[self.standby.directory()])
-    }
+fn recovery(stage: &Stage, agent_port: u16) -> Recovery {
+    Recovery::to("127.0.0.1", stage.target.dir(), stage.primary.port())
+        .option("agent_port", agent_port)
+        .option("application_name", "target")
+}
 
-    fn recovery(&self, agent_port: u16) -> Recovery {
-        Recovery::to("127.0.0.1", self.standby.dir(), self.primary.port())
-            .option("agent_port", agent_port)
-            .option("application_name", "standby")
-    }
-
-    /// A recovery that must fail and change nothing.
-    #[track_caller]
-    fn refused(&self, recovery: &Recovery) -> SqlError {
-        let before = Snapshot::of(self.standby.directory());
-        let error = recovery.fail(&self.primary);
-        before.assert_unchanged(self.standby.directory());
-        probe::assert_nothing_left(&self.primary);
-        self.primary.wait_for_log(&error.message);
-        error
-    }
+/// A recovery that must fail and change nothing.
+#[track_caller]
+fn refused(stage: &Stage, recovery: &Recovery) -> SqlError {
+    let before = Snapshot::of(stage.target.directory());
+    let error = recovery.fail(&stage.primary);
+    before.assert_unchanged(stage.target.directory());
+    probe::assert_nothing_left(&stage.primary);
+    stage.primary.wait_for_log(&error.message);
+    error
 }
 
 #[test]
 fn an_agent_rebuilds_and_starts_a_standby() {
-    let stage = Stage::new(20);
-    let agent = stage.agent();
+    let stage = stage(20);
+    let agent = agent_of(&stage);
     workload::change_every(&mut stage.primary.connect(), 10);
-    let report = stage.recovery(agent.port()).run(&stage.primary);
+    let report = recovery(&stage, agent.port()).run(&stage.primary);
     assert_eq!(report.text("/target/transport"), "agent");
     assert!(report.number("/bytes/wire") >= report.number("/bytes/sent") / 10, "{}", report.0);
     assert!(report.number("/bytes/sent") < report.number("/bytes/total") / 2, "{}", report.0);
 
     stage.primary.append_conf("pgpool_recovery.agent_port", agent.port().to_string());
     stage.primary.reload();
-    remote_start(&stage.primary, "127.0.0.1", stage.standby.dir());
-    stage.primary.wait_for_standby("standby");
-    dump::assert_equal(&stage.primary, &stage.standby);
-    compare::stop_and_compare(&stage.primary, &stage.standby).assert_none();
+    remote_start(&stage.primary, "127.0.0.1", stage.target.dir());
+    stage.primary.wait_for_standby("target");
+    dump::assert_equal(&stage.primary, &stage.target);
+    compare::stop_and_compare(&stage.primary, &stage.target).assert_none();
     let secret = fs::read_to_string(&stage.secret).expect("the secret");
     assert!(!agent.log().contains(secret.trim()) && !stage.primary.log().contains(secret.trim()));
 }
 
 #[test]
 fn a_new_directory_through_an_agent() {
-    let stage = Stage::new(5);
+    let stage = stage(5);
     let target = Cluster::place(&stage.scratch, &Host::here(), "new");
     let agent = Agent::start(&stage.scratch, &Host::here(), &stage.secret, &[target.directory()]);
     Recovery::to("127.0.0.1", target.dir(), stage.primary.port())
@@ -95,9 +78,9 @@ fn a_new_directory_through_an_agent() {
 
 #[test]
 fn two_targets_at_once_but_never_one_twice() {
-    let stage = Stage::new(20);
+    let stage = stage(20);
     let other = Cluster::place(&stage.scratch, &Host::here(), "other");
-    let both = [stage.standby.directory(), other.directory()];
+    let both = [stage.target.directory(), other.directory()];
     let agent = Agent::start(&stage.scratch, &Host::here(), &stage.secret, &both);
     // a full copy takes a while at this rate, the standby's delta does not
     let to_other = |slot: &str| {
@@ -109,31 +92,31 @@ fn two_targets_at_once_but_never_one_twice() {
     let running = Running::start(&stage.primary, &to_other("slow").option("max_rate", 8000), "");
     running.wait_for_bytes(&stage.primary, 1);
     to_other("again").fail(&stage.primary).expect("55006");
-    stage.recovery(agent.port()).option("slot_name", "other").run(&stage.primary);
+    recovery(&stage, agent.port()).option("slot_name", "other").run(&stage.primary);
     running.finish_within(wait::PATIENCE).expect("the first is not disturbed");
     assert_eq!(probe::slots(&stage.primary), ["other", "slow"]);
 }
 
 #[test]
 fn a_wrong_secret() {
-    let stage = Stage::new(1);
+    let stage = stage(1);
     let other = agent::secret(&stage.scratch, "other-secret");
-    let agent = Agent::start(&stage.scratch, &Host::here(), &other, &[stage.standby.directory()]);
-    stage.refused(&stage.recovery(agent.port())).expect("28000").says("secret");
-    let directory = stage.standby.dir();
+    let agent = Agent::start(&stage.scratch, &Host::here(), &other, &[stage.target.directory()]);
+    refused(&stage, &recovery(&stage, agent.port())).expect("28000").says("secret");
+    let directory = stage.target.dir();
     assert!(!agent.log().contains(directory) || agent.log().contains("listening"), "{}", agent.log());
 }
 
 #[test]
 fn a_secret_that_cannot_be_used() {
-    let stage = Stage::new(1);
-    let agent = stage.agent();
+    let stage = stage(1);
+    let agent = agent_of(&stage);
     let loose = stage.scratch.write("loose", &fs::read_to_string(&stage.secret).expect("it"), 0o644);
     let short = stage.scratch.write("short", "abc\n", 0o600);
     let missing = stage.scratch.join("missing");
     for file in [loose, short, missing] {
-        let recovery = stage.recovery(agent.port()).option("secret_file", file.to_str().expect("ASCII"));
-        let error = stage.refused(&recovery);
+        let recovery = recovery(&stage, agent.port()).option("secret_file", file.to_str().expect("ASCII"));
+        let error = refused(&stage, &recovery);
         assert!(error.text().contains(file.to_str().expect("ASCII")), "{error:?}");
         assert!(!error.text().contains("abc"), "{error:?}");
     }
@@ -141,41 +124,41 @@ fn a_secret_that_cannot_be_used() {
 
 #[test]
 fn nobody_listens() {
-    let stage = Stage::new(1);
+    let stage = stage(1);
     let port = ports::Port::claim();
-    let error = stage.refused(&stage.recovery(port.number())).expect("08001");
+    let error = refused(&stage, &recovery(&stage, port.number())).expect("08001");
     error.says(&port.number().to_string());
-    let error = try_remote_start(&stage.primary, "127.0.0.1", stage.standby.dir()).expect_err("no standby");
+    let error = try_remote_start(&stage.primary, "127.0.0.1", stage.target.dir()).expect_err("no standby");
     assert!(error.text().contains(&port.number().to_string()), "the cause is repeated: {error:?}");
 }
 
 #[test]
 fn something_else_listens() {
-    let stage = Stage::new(1);
+    let stage = stage(1);
     let web = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".to_vec();
     let noise = (0..9000_u32).map(|i| ((i * 7919) >> 3) as u8).collect();
     for manner in [Manner::Says(web), Manner::Says(noise), Manner::Says(Vec::new()), Manner::Closes] {
         let fake = FakeAgent::start(manner.clone());
-        let error = stage.refused(&stage.recovery(fake.port()));
+        let error = refused(&stage, &recovery(&stage, fake.port()));
         assert!(error.sqlstate.starts_with("08"), "{manner:?}: {error:?}");
         assert!(fake.connections() > 0);
     }
     // A PostgreSQL server is what most often listens where it should not be looked for.
-    let error = stage.refused(&stage.recovery(stage.primary.port()));
+    let error = refused(&stage, &recovery(&stage, stage.primary.port()));
     assert!(error.sqlstate.starts_with("08"), "{error:?}");
 }
 
 #[test]
 fn an_agent_that_never_answers() {
-    let stage = Stage::new(1);
+    let stage = stage(1);
     let fake = FakeAgent::start(Manner::Silent);
     let start = Instant::now();
-    let error = stage.refused(&stage.recovery(fake.port()));
+    let error = refused(&stage, &recovery(&stage, fake.port()));
     assert!(error.sqlstate.starts_with("08"), "{error:?}");
     assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
 
     // The wait can be cancelled.
-    let running = Running::start(&stage.primary, &stage.recovery(fake.port()), "");
+    let running = Running::start(&stage.primary, &recovery(&stage, fake.port()), "");
     std::thread::sleep(Duration::from_secs(1));
     let start = Instant::now();
     running.cancel();
@@ -187,20 +170,20 @@ fn an_agent_that_never_answers() {
 
 #[test]
 fn an_agent_that_closes_in_the_middle_of_the_handshake() {
-    let stage = Stage::new(1);
-    let agent = stage.agent();
+    let stage = stage(1);
+    let agent = agent_of(&stage);
     for bytes in [1, 100, 600, 1200] {
         let proxy = Proxy::cutting_after(bytes, agent.port());
-        let error = stage.refused(&stage.recovery(proxy.port()));
+        let error = refused(&stage, &recovery(&stage, proxy.port()));
         assert!(error.sqlstate.starts_with("08"), "{bytes}: {error:?}");
     }
     // And the agent is none the worse for it.
-    stage.recovery(agent.port()).run(&stage.primary);
+    recovery(&stage, agent.port()).run(&stage.primary);
 }
 
 #[test]
 fn an_agent_of_another_protocol_version() {
-    let stage = Stage::new(1);
+    let stage = stage(1);
     let port = ports::Port::claim();
     let (key, certificate) = (stage.scratch.join("key.pem"), stage.scratch.join("certificate.pem"));
     let mut make = Host::here().command("openssl");
@@ -227,22 +210,22 @@ fn an_agent_of_another_protocol_version() {
     wait::until_true("openssl to listen", wait::PATIENCE, || {
         std::net::TcpStream::connect(("127.0.0.1", port.number())).is_ok()
     });
-    stage.refused(&stage.recovery(port.number())).expect("08004").says("version");
+    refused(&stage, &recovery(&stage, port.number())).expect("08004").says("version");
 }
 
 #[test]
 fn a_directory_that_the_agent_does_not_list() {
-    let stage = Stage::new(1);
+    let stage = stage(1);
     let elsewhere = stage.scratch.mkdir("elsewhere");
     let agent = Agent::start(&stage.scratch, &Host::here(), &stage.secret, &[elsewhere.as_path()]);
-    let error = stage.refused(&stage.recovery(agent.port()));
+    let error = refused(&stage, &recovery(&stage, agent.port()));
     assert!(["42501", "55000"].contains(&error.sqlstate.as_str()), "{error:?}");
-    assert!(error.text().contains(stage.standby.dir()), "{error:?}");
+    assert!(error.text().contains(stage.target.dir()), "{error:?}");
     // Below a listed directory is not that directory.
     let below = elsewhere.join("below");
     let recovery = Recovery::to("127.0.0.1", below.to_str().expect("ASCII"), stage.primary.port())
         .option("agent_port", agent.port());
-    stage.refused(&recovery);
+    refused(&stage, &recovery);
     assert!(!below.exists());
     // Nor may it be started.
     stage.primary.append_conf("pgpool_recovery.agent_port", agent.port().to_string());
@@ -252,7 +235,7 @@ fn a_directory_that_the_agent_does_not_list() {
 
 #[test]
 fn the_primary_behind_an_agent_is_recognised() {
-    let stage = Stage::new(1);
+    let stage = stage(1);
     let mut witness = probe::Witness::on(&stage.primary);
     let directories = [stage.primary.directory()];
     let agent = Agent::start(&stage.scratch, &Host::here(), &stage.secret, &directories);
@@ -266,23 +249,23 @@ fn the_primary_behind_an_agent_is_recognised() {
 
 #[test]
 fn replication_refused_by_pg_hba_is_found_before_the_first_byte() {
-    let stage = Stage::new(1);
-    let agent = stage.agent();
+    let stage = stage(1);
+    let agent = agent_of(&stage);
     stage.primary.set_hba(
         "local all all trust\nhost all all 0.0.0.0/0 trust\nhost replication all 0.0.0.0/0 reject\n",
     );
     stage.primary.reload();
-    stage.refused(&stage.recovery(agent.port())).expect("28000").says("pg_hba.conf");
+    refused(&stage, &recovery(&stage, agent.port())).expect("28000").says("pg_hba.conf");
 }
 
 #[test]
 fn a_graceful_stop() {
-    let stage = Stage::new(1);
-    let mut agent = stage.agent();
+    let stage = stage(1);
+    let mut agent = agent_of(&stage);
     assert!(agent.stop().success(), "{}", agent.log());
-    stage.refused(&stage.recovery(agent.port())).expect("08001");
+    refused(&stage, &recovery(&stage, agent.port())).expect("08001");
     agent.restart();
-    stage.recovery(agent.port()).run(&stage.primary);
+    recovery(&stage, agent.port()).run(&stage.primary);
 }
 
 #[test]

@@ -8,21 +8,10 @@ use std::time::{Duration, Instant};
 
 use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::recovery::Report;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, process, wait, workload};
+use pgpool_recovery_e2e::{Host, Scratch, Stage, Transport, process, wait};
 
-fn stage(scratch: &Scratch) -> (Cluster, Cluster, Agent, Recovery) {
-    let secret = agent::secret(scratch, "secret");
-    let primary = Cluster::place(scratch, &Host::here(), "primary")
-        .with("pgpool_recovery.secret_file", secret.display())
-        .into_primary();
-    workload::fill(&primary, 2);
-    let target = Cluster::place(scratch, &Host::here(), "target");
-    let agent = Agent::start(scratch, &Host::here(), &secret, &[target.directory()]);
-    let recovery = Recovery::of(&target, &primary)
-        .option("transport", "agent")
-        .option("agent_port", agent.port())
-        .option("dest_port", target.port());
-    (primary, target, agent, recovery)
+fn stage() -> Stage {
+    Stage::on(&Scratch::alone()).filled(2).through(Transport::Agent).build()
 }
 
 /// From another loopback address than everybody else.
@@ -42,16 +31,17 @@ fn socket(from: u8) -> socket2::Socket {
 
 #[test]
 fn a_host_that_floods_keeps_nobody_out() {
-    let scratch = Scratch::alone();
-    let (primary, _target, agent, recovery) = stage(&scratch);
+    let stage = stage();
+    let agent = stage.agent();
+    let recovery = stage.recovery();
     let before = agent.memory();
-    let mut crowd: Vec<TcpStream> = (0..400).map(|_| knock(&agent, 9)).collect();
+    let mut crowd: Vec<TcpStream> = (0..400).map(|_| knock(agent, 9)).collect();
     // some say something: a record of the greatest length, and nonsense
     for (number, stranger) in crowd.iter_mut().enumerate() {
         let said: &[u8] = if number % 2 == 0 { &[0x16, 3, 1, 0xff, 0xff] } else { &[0xAA; 512] };
         let _ = stranger.write_all(said);
     }
-    recovery.run(&primary);
+    recovery.run(&stage.primary);
     assert!(agent.memory() < before + (20 << 10), "{} kB, before {before}", agent.memory());
     // all are gone after the deadline of a first message
     for mut stranger in crowd {
@@ -63,14 +53,14 @@ fn a_host_that_floods_keeps_nobody_out() {
     let refused =
         agent.log().lines().filter(|line| line.contains("too many") || line.contains("refused")).count();
     assert!((1..=40).contains(&refused), "{refused} lines in the log");
-    recovery.run(&primary);
+    recovery.run(&stage.primary);
 }
 
 #[test]
 fn a_stranger_who_speaks_slowly_is_given_up() {
-    let scratch = Scratch::alone();
-    let (_primary, _target, agent, _) = stage(&scratch);
-    let mut stranger = knock(&agent, 8);
+    let stage = stage();
+    let agent = stage.agent();
+    let mut stranger = knock(agent, 8);
     let start = Instant::now();
     // a record of 200 bytes that never ends
     stranger.write_all(&[0x16, 3, 1, 0, 200]).expect("sent");
@@ -84,10 +74,10 @@ fn a_stranger_who_speaks_slowly_is_given_up() {
 /// What a primary said is of no use when it is replayed.
 #[test]
 fn a_conversation_cannot_be_replayed() {
-    let scratch = Scratch::alone();
-    let (primary, target, mut agent, recovery) = stage(&scratch);
+    let mut stage = stage();
+    let recovery = stage.recovery();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let (port, real) = (listener.local_addr().expect("bound").port(), agent.port());
+    let (port, real) = (listener.local_addr().expect("bound").port(), stage.agent().port());
     let said = std::thread::spawn(move || {
         let (primary, _) = listener.accept().expect("the primary");
         let behind = TcpStream::connect(("127.0.0.1", real)).expect("the agent");
@@ -108,11 +98,11 @@ fn a_conversation_cannot_be_replayed() {
         said
     });
     // no data link can be made at that port: the run ends after its first conversation
-    let error = recovery.option("agent_port", port).fail(&primary);
+    let error = recovery.option("agent_port", port).fail(&stage.primary);
     assert!(["08001", "08006"].contains(&error.sqlstate.as_str()), "{error:?}");
     let said = said.join().expect("a conversation");
     assert!(said.len() > 1000, "{} bytes", said.len());
-    let before: Vec<_> = fs::read_dir(target.directory()).expect("it").collect();
+    let before: Vec<_> = fs::read_dir(stage.target.directory()).expect("it").collect();
     let repeat = |agent: &Agent, from| {
         let mut stranger = knock(agent, from);
         stranger.set_read_timeout(Some(Duration::from_secs(15))).expect("a timeout");
@@ -124,14 +114,14 @@ fn a_conversation_cannot_be_replayed() {
         });
         answer.len()
     };
-    assert!(repeat(&agent, 6) < 10, "its ticket has been used");
-    agent.stop();
-    agent.restart();
+    assert!(repeat(stage.agent(), 6) < 10, "its ticket has been used");
+    stage.agent_mut().stop();
+    stage.agent_mut().restart();
     // the ticket is forgotten: its owner gets the agent's part of a handshake that leads nowhere
-    assert!(repeat(&agent, 7) > 100);
-    assert!(!agent.log().lines().any(|line| line.contains("127.0.0.6") && line.contains("begins")));
-    assert!(!agent.log().lines().any(|line| line.contains("127.0.0.7") && line.contains("begins")));
-    assert_eq!(fs::read_dir(target.directory()).expect("it").count(), before.len());
+    assert!(repeat(stage.agent(), 7) > 100);
+    assert!(!stage.agent().log().lines().any(|line| line.contains("127.0.0.6") && line.contains("begins")));
+    assert!(!stage.agent().log().lines().any(|line| line.contains("127.0.0.7") && line.contains("begins")));
+    assert_eq!(fs::read_dir(stage.target.directory()).expect("it").count(), before.len());
 }
 
 /// A floods ends with its test, also if that fails.
@@ -169,11 +159,12 @@ fn hello_of_another_secret(scratch: &Scratch) -> Vec<u8> {
 /// Whatever a crowd on the primary's own host does, a recovery begins and a status call is answered.
 #[test]
 fn no_flood_from_the_primarys_own_host_delays_a_recovery() {
-    let scratch = Scratch::alone();
-    let (primary, _target, agent, recovery) = stage(&scratch);
-    let hello = hello_of_another_secret(&scratch);
+    let stage = stage();
+    let agent = stage.agent();
+    let recovery = stage.recovery();
+    let hello = hello_of_another_secret(&stage.scratch);
     let preflight = |report: Report| report.number("/durations_ms/preflight");
-    let quiet = preflight(recovery.run(&primary));
+    let quiet = preflight(recovery.run(&stage.primary));
     let (memory, threads) = (agent.memory(), agent.threads());
     let floods: [(&str, &[u8]); 4] = [
         ("silence", b""),
@@ -212,7 +203,7 @@ fn no_flood_from_the_primarys_own_host_delays_a_recovery() {
             let mut command = Host::here().agent();
             command.args(["status", "--config"]).arg(agent.config());
             process::run(command).ok();
-            let busy = preflight(recovery.run(&primary));
+            let busy = preflight(recovery.run(&stage.primary));
             assert!(busy < quiet + 2000, "{name}: {busy} ms, {quiet} without a flood");
             assert!(agent.threads() <= threads + 80, "{name}: {} threads", agent.threads());
         });
@@ -226,9 +217,10 @@ fn no_flood_from_the_primarys_own_host_delays_a_recovery() {
 /// Two hundred and fifty-six that say nothing, from sixteen addresses, are no more than one.
 #[test]
 fn silence_from_many_addresses_is_that_of_one_host() {
-    let scratch = Scratch::alone();
-    let (primary, _target, agent, recovery) = stage(&scratch);
-    let crowd: Vec<TcpStream> = (0..256).map(|number| knock(&agent, number as u8 % 16 + 1)).collect();
-    recovery.run(&primary);
+    let stage = stage();
+    let agent = stage.agent();
+    let recovery = stage.recovery();
+    let crowd: Vec<TcpStream> = (0..256).map(|number| knock(agent, number as u8 % 16 + 1)).collect();
+    recovery.run(&stage.primary);
     drop(crowd);
 }

@@ -3,20 +3,22 @@
 //! the next run completes it without sending what the broken one had sent.
 
 use std::fs::{self, OpenOptions};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::time::Duration;
 
-use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::background::Running;
+use pgpool_recovery_e2e::by_both_transports;
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::mount::Tmpfs;
 use pgpool_recovery_e2e::probe::{self, Witness};
 use pgpool_recovery_e2e::process::{self, Daemon};
 use pgpool_recovery_e2e::proxy::{Proxy, Weather};
-use pgpool_recovery_e2e::recovery::remote_start;
+use pgpool_recovery_e2e::recovery::try_remote_start;
 use pgpool_recovery_e2e::scratch::write_as_postgres;
+use pgpool_recovery_e2e::stage::Builder;
 use pgpool_recovery_e2e::xfs::Xfs;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, compare, wait, workload};
+use pgpool_recovery_e2e::{Host, Recovery, Scratch, SqlError, Stage, Transport, compare, wait};
 use rustix::process::Signal;
 
 const MEGABYTES: u32 = 16;
@@ -24,13 +26,6 @@ const MEGABYTES: u32 = 16;
 const KILOBYTES_PER_SECOND: u32 = 8000;
 /// WAL that travels at the end, bytes: long enough to be caught there.
 const WAL: u32 = 8 << 20;
-
-/// How the target is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Local,
-    Agent,
-}
 
 /// When the fault happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,71 +40,70 @@ enum Moment {
 
 const MOMENTS: [Moment; 3] = [Moment::Start, Moment::Middle, Moment::End];
 
-struct Stage {
-    primary: Cluster,
-    target: Cluster,
+/// A stage, and what is watched while a fault happens on it.
+struct Trial {
+    stage: Stage,
     witness: Witness,
     /// What the standby's own configuration says.
     configuration: String,
     /// Bytes of the target that differ from the primary.
     damaged: u64,
-    agent: Option<Agent>,
+    /// The link to the agent.
     proxy: Option<Proxy>,
     xfs: Option<Xfs>,
-    scratch: Scratch,
 }
 
-impl Stage {
-    fn new(way: Way) -> Self {
-        Self::on(way, Scratch::new(), None)
+impl Deref for Trial {
+    type Target = Stage;
+
+    fn deref(&self) -> &Stage {
+        &self.stage
+    }
+}
+
+impl DerefMut for Trial {
+    fn deref_mut(&mut self) -> &mut Stage {
+        &mut self.stage
+    }
+}
+
+impl Trial {
+    /// With a standby.
+    fn new(transport: Transport) -> Self {
+        let trial = Self::with(Stage::builder(), transport, None);
+        trial.make_standby();
+        trial
     }
 
-    fn on_a_disk(way: Way) -> Self {
+    /// With a standby on a disk of its own.
+    fn on_a_disk(transport: Transport) -> Self {
         let scratch = Scratch::new();
         let xfs = Xfs::new(&scratch, 600).unwrap_or_else(|reason| panic!("no XFS: {reason}"));
-        Self::on(way, scratch, Some(xfs))
+        let directory = xfs.path().join("target");
+        let builder = Stage::on(&scratch).target(move |target| target.at(directory));
+        let trial = Self::with(builder, transport, Some(xfs));
+        trial.make_standby();
+        trial
     }
 
-    fn on(way: Way, scratch: Scratch, xfs: Option<Xfs>) -> Self {
-        let secret = agent::secret(&scratch, "secret");
-        let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary"))
-            .with("pgpool_recovery.secret_file", secret.display())
-            .into_primary();
-        workload::fill(&primary, MEGABYTES);
-        workload::settle(&primary);
-        let mut target = Cluster::place(&scratch, &Host::here(), "target");
-        if let Some(xfs) = &xfs {
-            target = target.at(xfs.path().join("target"));
-        }
-        let (mut agent, mut proxy) = (None, None);
-        if way == Way::Agent {
-            let started = Agent::start(&scratch, &Host::here(), &secret, &[target.directory()]);
-            let to_it = Proxy::to(started.port());
-            primary.use_agent(to_it.port());
-            (agent, proxy) = (Some(started), Some(to_it));
-        }
-        let witness = Witness::on(&primary);
-        let stage = Self {
-            primary,
-            target,
-            witness,
-            configuration: String::new(),
-            damaged: 0,
-            agent,
-            proxy,
-            xfs,
-            scratch,
-        };
-        stage.recovery().option("keep_files", "").run(&stage.primary);
-        stage.start_and_compare();
-        stage
+    fn with(builder: Builder, transport: Transport, xfs: Option<Xfs>) -> Self {
+        let stage = builder.quiet().filled(MEGABYTES).settled().through(transport).build();
+        let proxy = (transport == Transport::Agent).then(|| {
+            let proxy = Proxy::to(stage.agent().port());
+            stage.primary.use_agent(proxy.port());
+            proxy
+        });
+        let witness = Witness::on(&stage.primary);
+        Self { stage, witness, configuration: String::new(), damaged: 0, proxy, xfs }
+    }
+
+    fn make_standby(&self) {
+        self.recovery().option("keep_files", "").run(&self.primary);
+        self.start_and_compare();
     }
 
     fn recovery(&self) -> Recovery {
-        Recovery::of(&self.target, &self.primary)
-            .option("keep_files", "postgresql.conf, own.txt")
-            .option("application_name", "target")
-            .option("dest_port", self.target.port())
+        self.stage.recovery().option("keep_files", "postgresql.conf, own.txt")
     }
 
     fn slow(&self) -> Recovery {
@@ -160,9 +154,9 @@ impl Stage {
         });
     }
 
-    /// A run that this happens to at this moment; it must fail.
+    /// A run that this happens to at this moment. It must fail, with this SQLSTATE if its session is there to tell.
     #[track_caller]
-    fn break_off(&mut self, moment: Moment, fault: impl FnOnce(&mut Self, &Running)) {
+    fn break_off(&mut self, moment: Moment, sqlstate: Option<&str>, fault: impl FnOnce(&mut Self, &Running)) {
         self.damage();
         let running = Running::start(&self.primary, &self.slow(), "");
         self.wait_for(moment, running.backend(), || running.has_ended());
@@ -171,6 +165,7 @@ impl Stage {
         let error = running.finish_within(Duration::from_secs(45)).expect_err("it was interrupted");
         if let Some(error) = error.as_db_error() {
             assert_ne!(error.code().code(), "XX000", "{error:?}");
+            assert!(sqlstate.is_none_or(|sqlstate| error.code().code() == sqlstate), "{error:?}");
         }
     }
 
@@ -180,6 +175,9 @@ impl Stage {
         probe::assert_nothing_left(&self.primary);
         assert!(self.target.has("pgpool_recovery.incomplete"), "no marker");
         assert!(!self.target.try_start().status.success(), "an incomplete target started");
+        let _ = try_remote_start(&self.primary, "localhost", self.target.dir())
+            .expect_err("an incomplete target was started");
+        assert!(self.target.postmaster().is_none());
         self.assert_own_files();
     }
 
@@ -203,7 +201,7 @@ impl Stage {
     /// The standby is exact; it is stopped then.
     #[track_caller]
     fn start_and_compare(&self) {
-        remote_start(&self.primary, "localhost", self.target.dir());
+        self.remote_start();
         assert!(!self.target.has("pgpool_recovery.incomplete"));
         let mut difference = compare::running(&self.primary, &self.target);
         difference.faults.retain(|fault| !fault.starts_with("own.txt: extra"));
@@ -226,239 +224,179 @@ impl Stage {
 
 /// The fault at every moment; `fault` makes the run fail.
 #[track_caller]
-fn at_every_moment(way: Way, fault: impl Fn(&mut Stage, &Running)) {
-    let mut stage = Stage::new(way);
+fn at_every_moment(transport: Transport, sqlstate: Option<&str>, fault: impl Fn(&mut Trial, &Running)) {
+    let mut trial = Trial::new(transport);
     for moment in MOMENTS {
-        eprintln!("{way:?}, {moment:?}");
-        stage.break_off(moment, &fault);
-        if let Some(agent) = stage.agent.as_mut().filter(|agent| !process::is_alive(agent.pid())) {
-            agent.restart();
+        eprintln!("{transport:?}, {moment:?}");
+        trial.break_off(moment, sqlstate, &fault);
+        if transport == Transport::Agent && !process::is_alive(trial.agent().pid()) {
+            trial.agent_mut().restart();
         }
-        if let Some(proxy) = &stage.proxy {
+        if let Some(proxy) = &trial.proxy {
             proxy.set(Weather::Fair);
         }
-        stage.assert_broken_off();
-        stage.assert_next_run_completes(stage.left_at(moment));
+        trial.assert_broken_off();
+        trial.assert_next_run_completes(trial.left_at(moment));
     }
 }
 
-fn cancel(_: &mut Stage, running: &Running) {
-    running.cancel();
+fn a_cancel(transport: Transport) {
+    at_every_moment(transport, Some("57014"), |_, running| running.cancel());
 }
 
-fn terminate(stage: &mut Stage, running: &Running) {
-    stage.primary.execute(&format!("SELECT pg_terminate_backend({})", running.backend()));
+fn a_terminated_backend(transport: Transport) {
+    at_every_moment(transport, Some("57P01"), |trial, running| {
+        trial.primary.execute(&format!("SELECT pg_terminate_backend({})", running.backend()));
+    });
 }
 
 /// kill -9 of the backend: the postmaster restarts all others.
-fn kill_backend(stage: &mut Stage, running: &Running) {
-    let backend = process::pid(running.backend().unsigned_abs());
-    rustix::process::kill_process(backend, Signal::KILL).expect("the backend");
-    wait::until_true("the primary to be back", wait::PATIENCE, || {
-        // first all others end
-        !stage.witness.is_served() && stage.primary.config().connect(postgres::NoTls).is_ok()
+fn a_killed_backend(transport: Transport) {
+    at_every_moment(transport, None, |trial, running| {
+        let backend = process::pid(running.backend().unsigned_abs());
+        rustix::process::kill_process(backend, Signal::KILL).expect("the backend");
+        wait::until_true("the primary to be back", wait::PATIENCE, || {
+            // first all others end
+            !trial.witness.is_served() && trial.primary.config().connect(postgres::NoTls).is_ok()
+        });
+        trial.witness = Witness::on(&trial.primary);
     });
-    stage.witness = Witness::on(&stage.primary);
 }
 
-fn kill_primary(stage: &mut Stage, _: &Running) {
-    stage.primary.kill();
-    stage.primary.start();
-    stage.witness = Witness::on(&stage.primary);
+fn a_killed_primary(transport: Transport) {
+    at_every_moment(transport, None, |trial, _| {
+        trial.primary.kill();
+        trial.primary.start();
+        trial.witness = Witness::on(&trial.primary);
+    });
 }
 
-fn stop_primary(stage: &mut Stage, _: &Running) {
-    stage.primary.stop(Stop::Fast);
-    stage.primary.start();
-    stage.witness = Witness::on(&stage.primary);
+fn a_primary_that_is_shut_down(transport: Transport) {
+    at_every_moment(transport, Some("57P01"), |trial, _| {
+        trial.primary.stop(Stop::Fast);
+        trial.primary.start();
+        trial.witness = Witness::on(&trial.primary);
+    });
 }
 
-fn kill_agent(stage: &mut Stage, _: &Running) {
-    stage.agent.as_mut().expect("an agent").kill();
-}
-
-fn stop_agent(stage: &mut Stage, _: &Running) {
-    assert!(stage.agent.as_mut().expect("an agent").stop().success());
-}
-
-fn weather(stage: &Stage, weather: Weather) {
-    stage.proxy.as_ref().expect("a link").set(weather);
-}
-
-#[test]
-fn a_cancel_local() {
-    at_every_moment(Way::Local, cancel);
-}
-
-#[test]
-fn a_cancel_through_an_agent() {
-    at_every_moment(Way::Agent, cancel);
-}
-
-#[test]
-fn a_terminated_backend_local() {
-    at_every_moment(Way::Local, terminate);
-}
-
-#[test]
-fn a_terminated_backend_through_an_agent() {
-    at_every_moment(Way::Agent, terminate);
-}
-
-#[test]
-fn a_killed_backend_local() {
-    at_every_moment(Way::Local, kill_backend);
-}
-
-#[test]
-fn a_killed_backend_through_an_agent() {
-    at_every_moment(Way::Agent, kill_backend);
-}
-
-#[test]
-fn a_killed_primary_local() {
-    at_every_moment(Way::Local, kill_primary);
-}
-
-#[test]
-fn a_killed_primary_through_an_agent() {
-    at_every_moment(Way::Agent, kill_primary);
-}
-
-#[test]
-fn a_primary_that_is_shut_down_local() {
-    at_every_moment(Way::Local, stop_primary);
-}
-
-#[test]
-fn a_primary_that_is_shut_down_through_an_agent() {
-    at_every_moment(Way::Agent, stop_primary);
-}
+by_both_transports!(
+    a_cancel,
+    a_terminated_backend,
+    a_killed_backend,
+    a_killed_primary,
+    a_primary_that_is_shut_down,
+    a_lost_client,
+    a_disk_that_dies,
+    a_full_disk,
+    an_unreadable_file,
+    a_slot_that_somebody_drops,
+);
 
 #[test]
 fn a_killed_agent() {
-    at_every_moment(Way::Agent, kill_agent);
+    at_every_moment(Transport::Agent, Some("08006"), |trial, _| {
+        trial.agent_mut().kill();
+    });
 }
 
 #[test]
 fn an_agent_that_is_stopped() {
-    at_every_moment(Way::Agent, stop_agent);
+    at_every_moment(Transport::Agent, Some("08006"), |trial, _| {
+        assert!(trial.agent_mut().stop().success());
+    });
+}
+
+fn weather(trial: &Trial, weather: Weather) {
+    trial.proxy.as_ref().expect("a link").set(weather);
 }
 
 #[test]
 fn a_link_that_is_cut() {
-    at_every_moment(Way::Agent, |stage, _| weather(stage, Weather::Cut));
+    at_every_moment(Transport::Agent, Some("08006"), |trial, _| weather(trial, Weather::Cut));
 }
 
 #[test]
 fn a_link_that_swallows_everything() {
-    at_every_moment(Way::Agent, |stage, _| weather(stage, Weather::Hole));
+    at_every_moment(Transport::Agent, None, |trial, _| weather(trial, Weather::Hole));
 }
 
 #[test]
 fn a_bit_that_flips_on_the_wire() {
-    at_every_moment(Way::Agent, |stage, _| weather(stage, Weather::Flip));
+    at_every_moment(Transport::Agent, None, |trial, _| weather(trial, Weather::Flip));
 }
 
 /// The caller is gone: a client that was killed, or Pgpool-II in the middle of pcp_recovery_node.
-fn a_lost_client(way: Way) {
-    let mut stage = Stage::new(way);
+fn a_lost_client(transport: Transport) {
+    let mut trial = Trial::new(transport);
     for moment in MOMENTS {
         // the backend looks for its client once a second, and the last moment is short: it may have succeeded by then
         let is_noticed = (0..3).any(|_| {
-            lose_client(&mut stage, moment);
-            stage.target.await_release();
-            moment != Moment::End || stage.target.has("pgpool_recovery.incomplete")
+            lose_client(&mut trial, moment);
+            trial.target.await_release();
+            moment != Moment::End || trial.target.has("pgpool_recovery.incomplete")
         });
         assert!(is_noticed, "the run was through each time");
-        stage.assert_broken_off();
-        stage.assert_next_run_completes(stage.left_at(moment) + (16 << 20));
+        trial.assert_broken_off();
+        trial.assert_next_run_completes(trial.left_at(moment) + (16 << 20));
     }
 }
 
-fn lose_client(stage: &mut Stage, moment: Moment) {
-    stage.damage();
-    let mut psql = stage.primary.host().pg("psql");
-    psql.arg("-h").arg(stage.scratch.sockets()).args(["-p", &stage.primary.port().to_string()]);
-    psql.args(["-U", "postgres", "-d", "postgres", "-X", "-c", &stage.slow().sql()]);
-    let mut psql = Daemon::spawn(psql, &stage.scratch.join("psql.log"), Signal::TERM);
+fn lose_client(trial: &mut Trial, moment: Moment) {
+    trial.damage();
+    let mut psql = trial.primary.host().pg("psql");
+    psql.arg("-h").arg(trial.scratch.sockets()).args(["-p", &trial.primary.port().to_string()]);
+    psql.args(["-U", "postgres", "-d", "postgres", "-X", "-c", &trial.slow().sql()]);
+    let mut psql = Daemon::spawn(psql, &trial.scratch.join("psql.log"), Signal::TERM);
     let backend: i32 = wait::until("the call", wait::PATIENCE, || {
         let sql = "SELECT pid FROM pg_stat_progress_basebackup";
-        stage.primary.connect().query_opt(sql, &[]).expect(sql).map(|row| row.get(0))
+        trial.primary.connect().query_opt(sql, &[]).expect(sql).map(|row| row.get(0))
     });
     let has_ended = || !process::is_alive(backend.unsigned_abs());
-    stage.wait_for(moment, backend, has_ended);
+    trial.wait_for(moment, backend, has_ended);
     psql.kill();
     wait::until_true("the backend's end", Duration::from_secs(10), has_ended);
 }
 
-#[test]
-fn a_lost_client_local() {
-    a_lost_client(Way::Local);
-}
-
-#[test]
-fn a_lost_client_through_an_agent() {
-    a_lost_client(Way::Agent);
-}
-
 /// The standby's host loses power: what was not synced is gone.
-fn a_disk_that_dies(way: Way) {
-    let mut stage = Stage::on_a_disk(way);
+fn a_disk_that_dies(transport: Transport) {
+    let mut trial = Trial::on_a_disk(transport);
     for moment in MOMENTS {
-        eprintln!("{way:?}, {moment:?}");
-        stage.break_off(moment, |stage, _| stage.xfs.as_ref().expect("a disk").pull_the_plug());
-        stage.xfs.as_ref().expect("a disk").plug_in();
-        if moment == Moment::End && !stage.target.has("pgpool_recovery.incomplete") {
+        eprintln!("{transport:?}, {moment:?}");
+        trial.break_off(moment, None, |trial, _| trial.xfs.as_ref().expect("a disk").pull_the_plug());
+        trial.xfs.as_ref().expect("a disk").plug_in();
+        if moment == Moment::End && !trial.target.has("pgpool_recovery.incomplete") {
             // The WAL had come before the plug was out, and the disk died in the last sync: the marker's removal lasts,
             // its success was never told. Everything else was synced before, so next to nothing is missing.
-            assert!(stage.target.has("global/pg_control"), "neither marker nor pg_control");
-            stage.witness.assert_served();
-            probe::assert_nothing_left(&stage.primary);
-            stage.assert_own_files();
-            stage.assert_next_run_completes(stage.left_at(moment));
+            assert!(trial.target.has("global/pg_control"), "neither marker nor pg_control");
+            trial.witness.assert_served();
+            probe::assert_nothing_left(&trial.primary);
+            trial.assert_own_files();
+            trial.assert_next_run_completes(trial.left_at(moment));
             continue;
         }
-        stage.assert_broken_off();
-        stage.assert_next_run_completes(u64::MAX);
+        trial.assert_broken_off();
+        trial.assert_next_run_completes(u64::MAX);
     }
     // and right after a run that succeeded
-    stage.damage();
-    stage.recovery().run_when_let_in(&stage.primary);
-    stage.xfs.as_ref().expect("a disk").pull_the_plug();
-    stage.xfs.as_ref().expect("a disk").plug_in();
-    stage.start_and_compare();
-    stage.assert_own_files();
-}
-
-#[test]
-fn a_disk_that_dies_local() {
-    a_disk_that_dies(Way::Local);
-}
-
-#[test]
-fn a_disk_that_dies_through_an_agent() {
-    a_disk_that_dies(Way::Agent);
+    trial.damage();
+    trial.recovery().run_when_let_in(&trial.primary);
+    trial.xfs.as_ref().expect("a disk").pull_the_plug();
+    trial.xfs.as_ref().expect("a disk").plug_in();
+    trial.start_and_compare();
+    trial.assert_own_files();
 }
 
 /// Another process fills the target's disk.
-fn a_full_disk(way: Way) {
+fn a_full_disk(transport: Transport) {
     for moment in [Moment::Start, Moment::Middle] {
         let scratch = Scratch::new();
         let small = Tmpfs::new(&scratch, "small", 200);
-        let mut stage = Stage::on(way, scratch, None);
         let directory = small.path().join("data");
-        if way == Way::Agent {
-            let agent =
-                Agent::start(&stage.scratch, &Host::here(), &stage.scratch.join("secret"), &[&directory]);
-            stage.proxy = Some(Proxy::to(agent.port()));
-            stage.agent = Some(agent);
-            stage.primary.use_agent(stage.proxy.as_ref().expect("one").port());
-        }
-        stage.target = Cluster::place(&stage.scratch, &Host::here(), "new").at(&directory);
-        stage.damaged = u64::from(MEGABYTES) << 20;
-        let running = Running::start(&stage.primary, &stage.slow(), "");
-        stage.wait_for(moment, running.backend(), || running.has_ended());
+        let builder = Stage::on(&scratch).target(move |target| target.at(directory));
+        let mut trial = Trial::with(builder, transport, None);
+        trial.damaged = u64::from(MEGABYTES) << 20;
+        let running = Running::start(&trial.primary, &trial.slow(), "");
+        trial.wait_for(moment, running.backend(), || running.has_ended());
         let ballast = small.path().join("ballast");
         let _ = process::run({
             let mut fill = Host::here().command("dd");
@@ -467,84 +405,54 @@ fn a_full_disk(way: Way) {
         });
         let error = running.finish_within(Duration::from_secs(20)).expect_err("the disk is full");
         SqlError::from(&error).expect("53100").says("space");
-        stage.witness.assert_served();
-        probe::assert_nothing_left(&stage.primary);
-        assert!(!stage.target.try_start().status.success(), "an incomplete target started");
+        trial.witness.assert_served();
+        probe::assert_nothing_left(&trial.primary);
+        assert!(!trial.target.try_start().status.success(), "an incomplete target started");
         fs::remove_file(&ballast).expect("removed");
-        stage.recovery().run_when_let_in(&stage.primary);
-        stage.start_and_compare();
+        trial.recovery().run_when_let_in(&trial.primary);
+        trial.start_and_compare();
     }
 }
 
-#[test]
-fn a_full_disk_local() {
-    a_full_disk(Way::Local);
-}
-
-#[test]
-fn a_full_disk_through_an_agent() {
-    a_full_disk(Way::Agent);
-}
-
 /// A file of the primary that its own user may not read.
-fn an_unreadable_file(way: Way) {
-    let mut stage = Stage::new(way);
-    stage.damage();
-    let secret = stage.primary.directory().join("base/unreadable");
+fn an_unreadable_file(transport: Transport) {
+    let mut trial = Trial::new(transport);
+    trial.damage();
+    let secret = trial.primary.directory().join("base/unreadable");
     write_as_postgres(&secret, "x", 0o000);
-    let error = stage.recovery().fail(&stage.primary);
+    let error = trial.recovery().fail(&trial.primary);
     error.says("unreadable").says("permission denied");
-    stage.witness.assert_served();
-    probe::assert_nothing_left(&stage.primary);
-    assert!(!stage.target.has("pgpool_recovery.incomplete"), "it was refused before anything changed");
+    trial.witness.assert_served();
+    probe::assert_nothing_left(&trial.primary);
+    assert!(!trial.target.has("pgpool_recovery.incomplete"), "it was refused before anything changed");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("chmod");
-    stage.assert_next_run_completes(u64::MAX);
-}
-
-#[test]
-fn an_unreadable_file_local() {
-    an_unreadable_file(Way::Local);
-}
-
-#[test]
-fn an_unreadable_file_through_an_agent() {
-    an_unreadable_file(Way::Agent);
+    trial.assert_next_run_completes(u64::MAX);
 }
 
 /// The slot is dropped: PostgreSQL refuses while the run holds it, and the run goes on.
-fn a_slot_that_somebody_drops(way: Way) {
-    let mut stage = Stage::new(way);
-    stage.damage();
-    let running = Running::start(&stage.primary, &stage.slow(), "");
-    stage.wait_for(Moment::Middle, running.backend(), || running.has_ended());
-    let slot = probe::slots(&stage.primary).pop().expect("a slot");
-    let drop = stage.primary.connect().execute("SELECT pg_drop_replication_slot($1::text)", &[&slot]);
+fn a_slot_that_somebody_drops(transport: Transport) {
+    let mut trial = Trial::new(transport);
+    trial.damage();
+    let running = Running::start(&trial.primary, &trial.slow(), "");
+    trial.wait_for(Moment::Middle, running.backend(), || running.has_ended());
+    let slot = probe::slots(&trial.primary).pop().expect("a slot");
+    let drop = trial.primary.connect().execute("SELECT pg_drop_replication_slot($1::text)", &[&slot]);
     assert_eq!(SqlError::from(&drop.expect_err("it is active")).sqlstate, "55006");
     running.finish_within(Duration::from_secs(30)).expect("the run goes on");
-    stage.start_and_compare();
-}
-
-#[test]
-fn a_slot_that_somebody_drops_local() {
-    a_slot_that_somebody_drops(Way::Local);
-}
-
-#[test]
-fn a_slot_that_somebody_drops_through_an_agent() {
-    a_slot_that_somebody_drops(Way::Agent);
+    trial.start_and_compare();
 }
 
 /// A disk that takes nothing any more.
 #[test]
 fn a_read_only_disk() {
-    let mut stage = Stage::on_a_disk(Way::Local);
-    stage.damage();
-    let xfs = stage.xfs.as_ref().expect("a disk");
+    let mut trial = Trial::on_a_disk(Transport::Local);
+    trial.damage();
+    let xfs = trial.xfs.as_ref().expect("a disk");
     xfs.remount("ro");
-    let error = stage.recovery().fail(&stage.primary);
+    let error = trial.recovery().fail(&trial.primary);
     error.says("read-only");
-    stage.witness.assert_served();
-    probe::assert_nothing_left(&stage.primary);
+    trial.witness.assert_served();
+    probe::assert_nothing_left(&trial.primary);
     xfs.remount("rw");
-    stage.assert_next_run_completes(u64::MAX);
+    trial.assert_next_run_completes(u64::MAX);
 }

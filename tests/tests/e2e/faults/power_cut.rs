@@ -3,11 +3,10 @@
 
 use std::path::Path;
 
-use pgpool_recovery_e2e::agent::{self, Agent};
-use pgpool_recovery_e2e::recovery::remote_start;
+use pgpool_recovery_e2e::by_both_transports;
 use pgpool_recovery_e2e::scratch::write_as_postgres;
 use pgpool_recovery_e2e::trace::{Call, Disk, Trace};
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, compare, workload};
+use pgpool_recovery_e2e::{Stage, Transport, account, compare, workload};
 
 /// The marker, and pg_control in all its forms: what may change while the directory could be started.
 fn is_own(root: &Path, path: &Path) -> bool {
@@ -64,75 +63,42 @@ fn assert_a_power_cut_is_harmless(root: &Path, calls: &[Call], before: Control) 
     assert!(lost.is_empty(), "the run ended while these may be lost: {lost:?}");
 }
 
-struct Stage {
-    scratch: Scratch,
-    primary: Cluster,
-    target: Cluster,
-    secret: std::path::PathBuf,
+/// A full copy, then a refresh of the standby that was killed, which lacks much and has surplus files.
+#[track_caller]
+fn run_twice(stage: &Stage, mut recover: impl FnMut() -> Vec<Call>) {
+    let calls = recover();
+    assert_a_power_cut_is_harmless(stage.target.directory(), &calls, Control::None);
+    stage.remote_start();
+    stage.target.wait_for_replay(&stage.primary);
+    stage.target.kill();
+    workload::change_every(&mut stage.primary.connect(), 3);
+    stage.primary.execute("DROP TABLE accounts; CREATE TABLE later AS SELECT 1 AS a; CHECKPOINT");
+    let surplus = stage.target.directory().join("base/77");
+    std::fs::create_dir(&surplus).expect("a surplus directory");
+    account::give(&surplus);
+    write_as_postgres(&surplus.join("1"), "x", 0o600);
+    let calls = recover();
+    assert_a_power_cut_is_harmless(stage.target.directory(), &calls, Control::Old);
+    stage.remote_start();
+    compare::stop_and_compare(&stage.primary, &stage.target).assert_none();
 }
 
-impl Stage {
-    fn new() -> Self {
-        let scratch = Scratch::new();
-        let secret = agent::secret(&scratch, "secret");
-        let primary = Cluster::place(&scratch, &Host::here(), "primary")
-            .with("pgpool_recovery.secret_file", secret.display())
-            .into_primary();
-        workload::fill(&primary, 10);
-        let target = Cluster::place(&scratch, &Host::here(), "target");
-        Self { scratch, primary, target, secret }
-    }
-
-    /// A full copy, then a refresh of the standby that was killed, which lacks much and has surplus files.
-    #[track_caller]
-    fn run_twice(&self, mut recover: impl FnMut() -> Vec<Call>) {
-        let calls = recover();
-        assert_a_power_cut_is_harmless(self.target.directory(), &calls, Control::None);
-        remote_start(&self.primary, "127.0.0.1", self.target.dir());
-        self.target.wait_for_replay(&self.primary);
-        self.target.kill();
-        workload::change_every(&mut self.primary.connect(), 3);
-        self.primary.execute("DROP TABLE accounts; CREATE TABLE later AS SELECT 1 AS a; CHECKPOINT");
-        let surplus = self.target.directory().join("base/77");
-        std::fs::create_dir(&surplus).expect("a surplus directory");
-        account::give(&surplus);
-        write_as_postgres(&surplus.join("1"), "x", 0o600);
-        let calls = recover();
-        assert_a_power_cut_is_harmless(self.target.directory(), &calls, Control::Old);
-        remote_start(&self.primary, "127.0.0.1", self.target.dir());
-        compare::stop_and_compare(&self.primary, &self.target).assert_none();
-    }
-
-    fn recovery(&self, transport: &str) -> Recovery {
-        Recovery::to("127.0.0.1", self.target.dir(), self.primary.port())
-            .option("transport", transport)
-            .option("application_name", "target")
-            .option("dest_port", self.target.port())
-    }
-}
-
-#[test]
-fn through_an_agent() {
-    let stage = Stage::new();
-    let mut agent = Agent::start(&stage.scratch, &Host::here(), &stage.secret, &[stage.target.directory()]);
-    // remote_start takes the agent's port from the settings
-    stage.primary.use_agent(agent.port());
-    stage.run_twice(|| {
-        let trace = Trace::attach(&stage.scratch, agent.pid());
-        stage.recovery("agent").run(&stage.primary);
-        trace.finish()
-    });
-    agent.stop();
-}
-
-#[test]
-fn within_the_primary() {
-    let stage = Stage::new();
-    stage.run_twice(|| {
+fn a_power_cut_at_any_moment(transport: Transport) {
+    let stage = Stage::builder().filled(10).through(transport).build();
+    run_twice(&stage, || {
         let mut client = stage.primary.connect();
-        let backend: i32 = client.query_one("SELECT pg_backend_pid()", &[]).expect("a backend").get(0);
-        let trace = Trace::attach(&stage.scratch, backend.try_into().expect("a process id"));
-        stage.recovery("local").call(&mut client).expect("a recovery");
+        let writer = match transport {
+            Transport::Agent => stage.agent().pid(),
+            Transport::Local => {
+                let backend: i32 =
+                    client.query_one("SELECT pg_backend_pid()", &[]).expect("a backend").get(0);
+                backend.unsigned_abs()
+            }
+        };
+        let trace = Trace::attach(&stage.scratch, writer);
+        stage.recovery().call(&mut client).expect("a recovery");
         trace.finish()
     });
 }
+
+by_both_transports!(a_power_cut_at_any_moment);

@@ -1,50 +1,40 @@
 //! What would be sent is told without anything being touched.
 
-use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::snapshot::Snapshot;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, probe, workload};
+use pgpool_recovery_e2e::stage::Condition;
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, Stage, Transport, probe, workload};
 
 /// A primary at rest, a stopped standby that is behind, and an agent for it.
-fn stage(scratch: &Scratch) -> (Cluster, Cluster, Agent) {
-    let secret = agent::secret(scratch, "secret");
-    let primary = probe::quiet(Cluster::place(scratch, &Host::here(), "primary"))
-        .with("pgpool_recovery.secret_file", secret.display())
-        .into_primary();
-    workload::fill(&primary, 20);
-    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
-    standby.kill();
-    workload::change_every(&mut primary.connect(), 10);
+fn stage() -> Stage {
+    let stage =
+        Stage::builder().quiet().filled(20).standby(Condition::Killed).through(Transport::Agent).build();
+    workload::change_every(&mut stage.primary.connect(), 10);
     // what a checkpoint of the run itself would write
-    workload::settle(&primary);
-    let agent = Agent::start(scratch, &Host::here(), &secret, &[standby.directory()]);
-    primary.use_agent(agent.port());
-    (primary, standby, agent)
+    workload::settle(&stage.primary);
+    stage
 }
 
 #[test]
 fn the_figures_are_those_of_the_run_that_follows() {
-    let scratch = Scratch::new();
-    let (primary, standby, agent) = stage(&scratch);
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
     let pristine = Snapshot::of(standby.directory());
-    for transport in ["local", "agent"] {
-        let recovery = Recovery::of(&standby, &primary)
-            .option("transport", transport)
-            .option("agent_port", agent.port())
-            .option("replication_user", "postgres");
-        let dry = recovery.clone().option("dry_run", true).run(&primary);
+    for transport in Transport::BOTH {
+        let recovery = stage.recovery_by(transport).option("replication_user", "postgres");
+        let dry = recovery.clone().option("dry_run", true).run(primary);
         pristine.assert_unchanged(standby.directory());
-        probe::assert_nothing_left(&primary);
+        probe::assert_nothing_left(primary);
         assert_eq!(dry.at("/dry_run"), &true, "{}", dry.0);
         assert_eq!(dry.at("/source/start_lsn"), &serde_json::Value::Null);
-        assert_eq!((dry.text("/strategy"), dry.text("/target/transport")), ("delta", transport));
+        assert_eq!((dry.text("/strategy"), dry.text("/target/transport")), ("delta", transport.name()));
         assert!(dry.number("/bytes/sent") > 1 << 20, "{}", dry.0);
         assert!(dry.number("/bytes/sent") < dry.number("/bytes/total") / 2, "{}", dry.0);
         assert!(dry.number("/bytes/wire") < dry.number("/bytes/total") / 50, "only digests: {}", dry.0);
         assert_eq!(dry.number("/bytes/compared"), dry.number("/bytes/total"));
     }
-    let recovery = Recovery::of(&standby, &primary).option("transport", "local");
-    let dry = recovery.clone().option("dry_run", true).run(&primary);
-    let run = recovery.run(&primary);
+    let recovery = stage.recovery_by(Transport::Local);
+    let dry = recovery.clone().option("dry_run", true).run(primary);
+    let run = recovery.run(primary);
     // the run's own checkpoint, and the catalogs that its queries touch
     let near = |pointer: &str, slack: u64| {
         let (dry, run) = (dry.number(pointer), run.number(pointer));

@@ -10,14 +10,14 @@ use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
 use pgpool_recovery_e2e::scratch::write_as_postgres;
 use pgpool_recovery_e2e::snapshot::Snapshot;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, compare, dump, server, wait, workload};
+use pgpool_recovery_e2e::stage::Condition;
+use pgpool_recovery_e2e::{
+    Cluster, Host, Recovery, Scratch, Stage, account, compare, dump, server, wait, workload,
+};
 
-fn primary_and_dead_standby(scratch: &Scratch) -> (Cluster, Cluster) {
-    let primary = Cluster::primary(scratch);
-    workload::fill(&primary, 10);
-    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
-    standby.kill();
-    (primary, standby)
+/// A running primary with data, and a standby of it, killed.
+fn stage() -> Stage {
+    Stage::builder().filled(10).standby(Condition::Killed).build()
 }
 
 /// Where a table's first segment lies.
@@ -34,14 +34,14 @@ fn damage(standby: &Cluster, file: &str) {
 
 #[test]
 fn damage_of_every_kind_is_repaired() {
-    let scratch = Scratch::new();
-    let (primary, standby) = primary_and_dead_standby(&scratch);
-    let table = file_of(&primary, "accounts");
-    let catalog = file_of(&primary, "pg_attribute");
-    let index = file_of(&primary, "pg_class_oid_index");
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
+    let table = file_of(primary, "accounts");
+    let catalog = file_of(primary, "pg_attribute");
+    let index = file_of(primary, "pg_class_oid_index");
 
     // A page differs in a file that may be read but not written: it is replaced as a whole.
-    damage(&standby, &table);
+    damage(standby, &table);
     fs::set_permissions(standby.directory().join(&table), fs::Permissions::from_mode(0o400)).expect("chmod");
     // It may not be written here, and the primary has nothing but zeros, which are not sent to where nothing is.
     for (directory, byte) in [(primary.directory(), 0), (standby.directory(), 7)] {
@@ -60,14 +60,14 @@ fn damage_of_every_kind_is_repaired() {
     fs::remove_dir_all(standby.directory().join("pg_xact")).expect("removed");
     symlink("/nowhere", standby.directory().join("pg_multixact/offsets/0001")).expect("a broken link");
 
-    let report = Recovery::of(&standby, &primary).run(&primary);
+    let report = Recovery::of(standby, primary).run(primary);
     assert!(fs::read(standby.directory().join("zeros")).expect("a file").iter().all(|&byte| byte == 0));
     assert!(report.number("/bytes/sent") < report.number("/bytes/total") / 2, "{}", report.0);
-    remote_start(&primary, "localhost", standby.dir());
-    standby.wait_for_replay(&primary);
-    dump::assert_equal(&primary, &standby);
-    dump::assert_amcheck_clean(&standby);
-    compare::stop_and_compare(&primary, &standby).assert_none();
+    remote_start(primary, "localhost", standby.dir());
+    standby.wait_for_replay(primary);
+    dump::assert_equal(primary, standby);
+    dump::assert_amcheck_clean(standby);
+    compare::stop_and_compare(primary, standby).assert_none();
 }
 
 #[test]
@@ -84,8 +84,8 @@ fn what_is_no_standby_is_not_started() {
 /// What the standby has outside its data directory must not be what the primary has inside its own.
 #[test]
 fn a_pg_wal_that_leads_into_the_primary_is_refused() {
-    let scratch = Scratch::new();
-    let (primary, standby) = primary_and_dead_standby(&scratch);
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
     let precious = primary.directory().join("precious");
     fs::create_dir(&precious).expect("a directory");
     account::give(&precious);
@@ -93,7 +93,7 @@ fn a_pg_wal_that_leads_into_the_primary_is_refused() {
     let link = standby.directory().join("pg_wal");
     fs::remove_dir_all(&link).expect("removed");
     symlink(&precious, &link).expect("a link");
-    Recovery::of(&standby, &primary).fail(&primary).expect("55000").says("primary");
+    Recovery::of(standby, primary).fail(primary).expect("55000").says("primary");
     assert_eq!(fs::read_to_string(precious.join("letter")).expect("still there"), "precious");
 }
 
@@ -103,8 +103,8 @@ fn a_server_by_its_older_name_is_a_running_server() {
         eprintln!("PostgreSQL 16 and later have no program of that name");
         return;
     }
-    let scratch = Scratch::new();
-    let (primary, standby) = primary_and_dead_standby(&scratch);
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "postgres", "--regid", "postgres", "--init-groups"]);
     command.arg(server::program("postmaster")).arg("-D").arg(standby.directory());
@@ -118,7 +118,7 @@ fn a_server_by_its_older_name_is_a_running_server() {
             && standby.read("postmaster.pid").contains("ready")
     };
     wait::until_true("the server to be ready", wait::PATIENCE, is_ready);
-    Recovery::of(&standby, &primary).option("slot_name", "another").fail(&primary).expect("55006");
+    Recovery::of(standby, primary).option("slot_name", "another").fail(primary).expect("55006");
     standby.stop(Stop::Fast);
     // it is reaped
     let _ = postmaster.wait();
@@ -127,17 +127,17 @@ fn a_server_by_its_older_name_is_a_running_server() {
 /// A cancel that arrives while a log line is written must unwind like any other.
 #[test]
 fn a_timeout_at_any_moment_leaves_the_session_usable() {
-    let scratch = Scratch::new();
-    let (primary, standby) = primary_and_dead_standby(&scratch);
-    let secret = agent::secret(&scratch, "secret");
-    let agent = Agent::start(&scratch, &Host::here(), &secret, &[standby.directory()]);
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
+    let secret = agent::secret(&stage.scratch, "secret");
+    let agent = Agent::start(&stage.scratch, &Host::here(), &secret, &[standby.directory()]);
     primary.append_conf("pgpool_recovery.secret_file", secret.display());
     primary.reload();
     let mut client = primary.connect();
     let threads = |pid: i32| fs::read_dir(format!("/proc/{pid}/task")).expect("the backend").count();
     let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).expect("a pid").get(0);
     let recovery = |transport: &str| {
-        Recovery::of(&standby, &primary).option("transport", transport).option("agent_port", agent.port())
+        Recovery::of(standby, primary).option("transport", transport).option("agent_port", agent.port())
     };
     let backup = format!("SELECT {}; SELECT {}", server::backup_start("x"), server::backup_stop());
     let moments = || (20..200).step_by(6);
@@ -151,7 +151,7 @@ fn a_timeout_at_any_moment_leaves_the_session_usable() {
         let started = client.batch_execute(&backup);
         started.unwrap_or_else(|error| panic!("a backup is left after {milliseconds} ms: {error:?}"));
     }
-    recovery("agent").run_when_let_in(&primary);
+    recovery("agent").run_when_let_in(primary);
 }
 
 /// Many streams make files of an empty target at once: none may undo another's work.
@@ -176,23 +176,23 @@ fn many_streams_fill_an_empty_directory() {
 
 #[test]
 fn a_fifo_in_the_place_of_a_file_blocks_nobody() {
-    let scratch = Scratch::new();
-    let (primary, standby) = primary_and_dead_standby(&scratch);
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
     for name in ["PG_VERSION", "postmaster.pid", "myrecovery.conf"] {
         let path = standby.directory().join(name);
         let _ = fs::remove_file(&path);
         assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
         account::give(&path);
     }
-    Recovery::of(&standby, &primary).run(&primary);
-    remote_start(&primary, "localhost", standby.dir());
+    Recovery::of(standby, primary).run(primary);
+    remote_start(primary, "localhost", standby.dir());
 }
 
 #[test]
 fn pg_wal_stays_where_the_standby_has_it() {
-    let scratch = Scratch::new();
-    let (primary, standby) = primary_and_dead_standby(&scratch);
-    let elsewhere = scratch.mkdir("wal");
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
+    let elsewhere = stage.scratch.mkdir("wal");
     let link = standby.directory().join("pg_wal");
     fs::remove_dir_all(&link).expect("removed");
     symlink(&elsewhere, &link).expect("a link");
@@ -202,19 +202,19 @@ fn pg_wal_stays_where_the_standby_has_it() {
     fs::create_dir(&lost).expect("a directory");
     fs::set_permissions(&lost, fs::Permissions::from_mode(0o700)).expect("chmod");
 
-    Recovery::of(&standby, &primary).run(&primary);
+    Recovery::of(standby, primary).run(primary);
     assert_eq!(fs::read_link(&link).expect("still a link"), elsewhere);
     assert!(!elsewhere.join("0000000100000000000000F0").exists() && lost.exists());
-    remote_start(&primary, "localhost", standby.dir());
-    standby.wait_for_replay(&primary);
+    remote_start(primary, "localhost", standby.dir());
+    standby.wait_for_replay(primary);
     account::give(&lost);
 }
 
 /// PostgreSQL makes neither; a recovery that stopped at them would leave a target that has to be cleaned by hand.
 #[test]
 fn closed_directories_and_strange_names_are_no_obstacle() {
-    let scratch = Scratch::new();
-    let (primary, standby) = primary_and_dead_standby(&scratch);
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
     let strange = std::ffi::OsStr::from_bytes(b"strange \xff");
     for directory in ["", "base"] {
         std::fs::write(standby.directory().join(directory).join(strange), "x").expect("made");
@@ -232,7 +232,7 @@ fn closed_directories_and_strange_names_are_no_obstacle() {
     for closed in own.into_iter().chain([surplus]) {
         std::fs::set_permissions(closed, std::fs::Permissions::from_mode(0o000)).expect("closed");
     }
-    Recovery::of(&standby, &primary).run(&primary);
-    remote_start(&primary, "localhost", standby.dir());
-    compare::stop_and_compare(&primary, &standby).assert_none();
+    Recovery::of(standby, primary).run(primary);
+    remote_start(primary, "localhost", standby.dir());
+    compare::stop_and_compare(primary, standby).assert_none();
 }

@@ -6,25 +6,22 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::recovery::remote_start;
 use pgpool_recovery_e2e::scratch::write_as_postgres;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, compare, dump, probe, workload};
+use pgpool_recovery_e2e::stage::Condition;
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, Stage, account, compare, dump, probe, workload};
 
 /// A running primary with data, and a standby of it, killed.
-fn primary_and_dead_standby(scratch: &Scratch) -> (Cluster, Cluster) {
-    let primary = Cluster::primary(scratch);
-    workload::fill(&primary, 20);
-    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
-    standby.kill();
-    (primary, standby)
+fn stage() -> Stage {
+    Stage::builder().filled(20).standby(Condition::Killed).build()
 }
 
 #[test]
 fn a_killed_standby_is_rebuilt_and_streams() {
-    let scratch = Scratch::new();
-    let (primary, standby) = primary_and_dead_standby(&scratch);
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
     workload::change_every(&mut primary.connect(), 10);
     let identifier = primary.control("Database system identifier");
 
-    let report = Recovery::of(&standby, &primary).option("application_name", "standby").run(&primary);
+    let report = Recovery::of(standby, primary).option("application_name", "target").run(primary);
     assert_eq!(report.text("/target/host"), "localhost");
     assert_eq!(report.text("/target/dir"), standby.dir());
     assert_eq!(report.text("/target/transport"), "local");
@@ -32,17 +29,17 @@ fn a_killed_standby_is_rebuilt_and_streams() {
     assert_eq!(report.number("/source/timeline"), 1);
     assert!(report.number("/files/total") > 500);
     assert!(report.number("/bytes/sent") < report.number("/bytes/total") / 2, "{}", report.0);
-    assert_eq!(probe::slots(&primary), ["localhost"]);
+    assert_eq!(probe::slots(primary), ["localhost"]);
 
-    remote_start(&primary, "localhost", standby.dir());
-    primary.wait_for_standby("standby");
+    remote_start(primary, "localhost", standby.dir());
+    primary.wait_for_standby("target");
     assert!(standby.in_recovery());
     primary.execute("INSERT INTO accounts (note) VALUES ('after')");
-    standby.wait_for_replay(&primary);
+    standby.wait_for_replay(primary);
     assert_eq!(standby.get::<i64>("SELECT count(*) FROM accounts WHERE note = 'after'", &[]), 1);
-    dump::assert_equal(&primary, &standby);
-    dump::assert_amcheck_clean(&standby);
-    compare::stop_and_compare(&primary, &standby).assert_none();
+    dump::assert_equal(primary, standby);
+    dump::assert_amcheck_clean(standby);
+    compare::stop_and_compare(primary, standby).assert_none();
 }
 
 #[test]
@@ -94,16 +91,16 @@ fn an_empty_directory_will_do() {
 
 #[test]
 fn the_standby_is_told_whom_to_follow() {
-    let scratch = Scratch::new();
-    let (primary, standby) = primary_and_dead_standby(&scratch);
-    Recovery::of(&standby, &primary)
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
+    Recovery::of(standby, primary)
         .option("node_id", 7)
         .option("application_name", "server%n")
         .option("slot_name", "Node-%n")
         .option("primary_host", "127.0.0.1")
         .option("replication_user", "postgres")
         .option("restore_command", "false '%f' \"%p\"")
-        .run(&primary);
+        .run(primary);
     let conf = standby.read("myrecovery.conf");
     for wanted in [
         "primary_conninfo = 'host=127.0.0.1 ",
@@ -118,8 +115,8 @@ fn the_standby_is_told_whom_to_follow() {
     }
     assert!(standby.has("standby.signal"));
     assert!(standby.read("postgresql.conf").contains("include_if_exists"));
-    assert_eq!(probe::slots(&primary), ["node_7"]);
-    remote_start(&primary, "localhost", standby.dir());
+    assert_eq!(probe::slots(primary), ["node_7"]);
+    remote_start(primary, "localhost", standby.dir());
     primary.wait_for_standby("server7");
     let sql = "SELECT slot_name::text FROM pg_replication_slots WHERE active";
     assert_eq!(primary.get::<String>(sql, &[]), "node_7");
@@ -127,29 +124,29 @@ fn the_standby_is_told_whom_to_follow() {
 
 #[test]
 fn without_a_slot_there_is_none() {
-    let scratch = Scratch::new();
-    let (primary, standby) = primary_and_dead_standby(&scratch);
-    Recovery::of(&standby, &primary).option("slot_name", "").run(&primary);
-    assert_eq!(probe::slots(&primary), Vec::<String>::new());
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
+    Recovery::of(standby, primary).option("slot_name", "").run(primary);
+    assert_eq!(probe::slots(primary), Vec::<String>::new());
     assert!(standby.read("myrecovery.conf").contains("primary_slot_name = ''\n"));
 }
 
 #[test]
 fn a_second_run_sends_next_to_nothing() {
-    let scratch = Scratch::new();
-    let (primary, standby) = primary_and_dead_standby(&scratch);
-    Recovery::of(&standby, &primary).run(&primary);
-    let again = Recovery::of(&standby, &primary).run(&primary);
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
+    Recovery::of(standby, primary).run(primary);
+    let again = Recovery::of(standby, primary).run(primary);
     let (sent, total) = (again.number("/bytes/sent"), again.number("/bytes/total"));
     assert!(sent < total / 50, "{sent} of {total} bytes sent");
-    remote_start(&primary, "localhost", standby.dir());
-    compare::stop_and_compare(&primary, &standby).assert_none();
+    remote_start(primary, "localhost", standby.dir());
+    compare::stop_and_compare(primary, standby).assert_none();
 }
 
 #[test]
 fn what_does_not_belong_there_is_removed() {
-    let scratch = Scratch::new();
-    let (primary, standby) = primary_and_dead_standby(&scratch);
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
     let sql = "CREATE TABLE dropped AS SELECT 1 AS one";
     primary.execute(sql);
     let dropped: String = primary.get("SELECT pg_relation_filepath('dropped')", &[]);
@@ -185,7 +182,7 @@ fn what_does_not_belong_there_is_removed() {
     primary.execute("ALTER SYSTEM SET work_mem = '6MB'");
 
     // Without the option the label makes it a backup that no server has used.
-    let report = Recovery::of(&standby, &primary).option("overwrite", "any_cluster").run(&primary);
+    let report = Recovery::of(standby, primary).option("overwrite", "any_cluster").run(primary);
     assert!(report.number("/files/removed") >= 5, "{}", report.0);
     for name in leftovers {
         // The label of this very backup has its place.
@@ -198,29 +195,29 @@ fn what_does_not_belong_there_is_removed() {
     }
     let auto = standby.read("postgresql.auto.conf");
     assert!(auto.contains("6MB") && !auto.contains("nowhere") && !auto.contains("recovery_target"), "{auto}");
-    remote_start(&primary, "localhost", standby.dir());
-    compare::stop_and_compare(&primary, &standby).assert_none();
+    remote_start(primary, "localhost", standby.dir());
+    compare::stop_and_compare(primary, standby).assert_none();
 }
 
 #[test]
 fn its_own_files_are_kept() {
-    let scratch = Scratch::new();
-    let (primary, standby) = primary_and_dead_standby(&scratch);
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
     standby.append_conf("cluster_name", "my own");
     standby.set_hba("local all all trust\n# the standby's own\n");
-    write_as_postgres(&scratch.mkdir("standby/log").join("old.log"), "history", 0o600);
+    write_as_postgres(&stage.scratch.mkdir("target/log").join("old.log"), "history", 0o600);
 
-    let keep = Recovery::of(&standby, &primary).option("keep_files", "postgresql.conf, pg_hba.conf");
-    keep.run(&primary);
+    let keep = Recovery::of(standby, primary).option("keep_files", "postgresql.conf, pg_hba.conf");
+    keep.run(primary);
     assert!(standby.read("postgresql.conf").contains("my own"));
     assert!(standby.read("pg_hba.conf").contains("the standby's own"));
     assert_eq!(standby.read("log/old.log"), "history");
 
     // By default pg_hba.conf follows the primary.
-    Recovery::of(&standby, &primary).run(&primary);
+    Recovery::of(standby, primary).run(primary);
     assert_eq!(standby.read("pg_hba.conf"), primary.read("pg_hba.conf"));
     assert!(standby.read("postgresql.conf").contains("my own"));
-    remote_start(&primary, "localhost", standby.dir());
+    remote_start(primary, "localhost", standby.dir());
     assert_eq!(standby.get::<String>("SHOW cluster_name", &[]), "my own");
 }
 
@@ -263,13 +260,13 @@ fn tablespaces_go_where_the_mapping_says() {
 
 #[test]
 fn a_linked_data_directory_is_followed() {
-    let scratch = Scratch::new();
-    let (primary, standby) = primary_and_dead_standby(&scratch);
-    let link = scratch.join("link");
+    let stage = stage();
+    let (primary, standby) = (&stage.primary, &stage.target);
+    let link = stage.scratch.join("link");
     symlink(standby.directory(), &link).expect("a link");
-    Recovery::to("localhost", link.to_str().expect("ASCII"), primary.port()).run(&primary);
+    Recovery::to("localhost", link.to_str().expect("ASCII"), primary.port()).run(primary);
     assert!(link.is_symlink());
-    remote_start(&primary, "localhost", link.to_str().expect("ASCII"));
+    remote_start(primary, "localhost", link.to_str().expect("ASCII"));
     assert!(standby.in_recovery());
 }
 
