@@ -2,22 +2,19 @@
 
 use std::time::Duration;
 
-use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::proxy::{Proxy, Weather};
-use pgpool_recovery_e2e::recovery::remote_start;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, compare, workload};
+use pgpool_recovery_e2e::{Scratch, Stage, Transport, compare, workload};
 
 #[test]
 fn a_gigabyte_is_not_sent_again() {
-    let scratch = Scratch::alone();
-    let secret = agent::secret(&scratch, "secret");
-    let primary = Cluster::place(&scratch, &Host::here(), "primary")
-        .with("pgpool_recovery.secret_file", secret.display())
+    let stage = Stage::on(&Scratch::alone())
         .with("max_wal_size", "4GB")
         .with("wal_compression", "on")
         .with("autovacuum", "off")
-        .into_primary();
+        .through(Transport::Agent)
+        .build();
+    let (primary, target) = (&stage.primary, &stage.target);
     // one row to a page, and more pages than a segment holds
     primary.execute(
         "CREATE TABLE large (id integer, filler text);
@@ -26,28 +23,21 @@ fn a_gigabyte_is_not_sent_again() {
     );
     let path: String = primary.get("SELECT pg_relation_filepath('large') || '.1'", &[]);
     assert!(primary.has(&path), "one segment only");
-    workload::settle(&primary);
-    let target = Cluster::place(&scratch, &Host::here(), "target");
-    let agent = Agent::start(&scratch, &Host::here(), &secret, &[target.directory()]);
-    let proxy = Proxy::to(agent.port());
-    let recovery = Recovery::of(&target, &primary)
-        .option("transport", "agent")
-        .option("agent_port", proxy.port())
-        .option("application_name", "target")
-        .option("dest_port", target.port());
+    workload::settle(primary);
+    let proxy = Proxy::to(stage.agent().port());
+    let recovery = stage.recovery().option("agent_port", proxy.port());
 
-    let running = Running::start(&primary, &recovery.clone().option("max_rate", 300_000), "");
-    let size = workload::size(&primary);
-    running.wait_for_bytes(&primary, i64::try_from(size / 10 * 9).expect("a size"));
+    let running = Running::start(primary, &recovery.clone().option("max_rate", 300_000), "");
+    let size = workload::size(primary);
+    running.wait_for_bytes(primary, i64::try_from(size / 10 * 9).expect("a size"));
     proxy.set(Weather::Cut);
     running.finish_within(Duration::from_secs(30)).expect_err("the link is cut");
     proxy.set(Weather::Fair);
 
-    let report = recovery.run_when_let_in(&primary);
+    let report = recovery.run_when_let_in(primary);
     let (sent, total) = (report.number("/bytes/sent"), report.number("/bytes/total"));
     assert!(total > 1 << 30, "{}", report.0);
     assert!(sent < total / 5, "{sent} of {total} bytes were sent again");
-    primary.use_agent(proxy.port());
-    remote_start(&primary, "localhost", target.dir());
-    compare::stop_and_compare(&primary, &target).assert_none();
+    stage.remote_start();
+    compare::stop_and_compare(primary, target).assert_none();
 }

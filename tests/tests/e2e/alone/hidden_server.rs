@@ -5,10 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::scratch::write_as_postgres;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, probe, server, wait};
+use pgpool_recovery_e2e::stage::Condition;
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, Stage, Transport, server, wait};
 
 /// The answer of a step of the check: whether it is well, and all it says.
 fn step(primary: &Cluster, target: &Cluster, options: &serde_json::Value, step: &str) -> (bool, String) {
@@ -17,12 +17,6 @@ fn step(primary: &Cluster, target: &Cluster, options: &serde_json::Value, step: 
     let port = i32::from(primary.port());
     let row = primary.connect().query_one(sql, &[&target.dir(), &port, options, &step]).expect(step);
     (row.get(0), row.get(1))
-}
-
-fn stopped_standby(primary: &Cluster) -> Cluster {
-    let standby = Cluster::standby_by_basebackup(primary, &Host::here(), "standby");
-    standby.stop(Stop::Fast);
-    standby
 }
 
 /// A copy of the server's programs whose `postgres` has a file capability: the kernel hides what it does from processes
@@ -52,40 +46,33 @@ fn start(programs: &Path, cluster: &Cluster) -> Child {
 #[test]
 fn a_server_that_the_kernel_hides_is_not_replaced() {
     let scratch = Scratch::alone();
-    let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
-    let standby = stopped_standby(&primary);
-    let secret = agent::secret(&scratch, "secret");
-    let agent = Agent::start(&scratch, &Host::here(), &secret, &[standby.directory()]);
-    primary.append_conf("pgpool_recovery.secret_file", secret.display());
-    primary.reload();
-    let mut server = start(&capable_programs(&scratch), &standby);
+    let stage = Stage::on(&scratch).quiet().standby(Condition::Stopped).agent().build();
+    let (primary, standby) = (&stage.primary, &stage.target);
+    let mut server = start(&capable_programs(&scratch), standby);
     let pid = standby.postmaster().expect("it runs");
     let hidden = Host::here().command("readlink").arg(format!("/proc/{pid}/cwd")).output().expect("readlink");
     assert!(!hidden.status.success(), "the test needs a server that hides its directory");
     let pid_file = standby.read("postmaster.pid");
-    let options = |transport: &str| serde_json::json!({ "transport": transport, "agent_port": agent.port() });
-    let fail = |transport: &str| {
-        let recovery = Recovery::of(&standby, &primary).option("slot_name", "another");
-        recovery.option("transport", transport).option("agent_port", agent.port()).fail(&primary)
-    };
-    for transport in ["local", "agent"] {
-        let (ok, said) = step(&primary, &standby, &options(transport), "target_stopped");
+    let options = |transport: Transport| serde_json::json!({ "transport": transport.name() });
+    let fail = |transport| stage.recovery_by(transport).option("slot_name", "another").fail(primary);
+    for transport in Transport::BOTH {
+        let (ok, said) = step(primary, standby, &options(transport), "target_stopped");
         assert!(!ok && said.contains(&format!("Process {pid}")), "{said}");
         fail(transport).expect("55006").says("running");
         // without the file it cannot be told what that server is
         fs::remove_file(standby.directory().join("postmaster.pid")).expect("removed");
-        let (ok, said) = step(&primary, &standby, &options(transport), "target_stopped");
+        let (ok, said) = step(primary, standby, &options(transport), "target_stopped");
         assert!(!ok && said.contains("cannot tell") && said.contains("could not be read"), "{said}");
         fail(transport).expect("55006").says("cannot tell");
         write_as_postgres(&standby.directory().join("postmaster.pid"), &pid_file, 0o600);
     }
     assert!(!standby.has("pgpool_recovery.incomplete"));
-    standby.wait_for_replay(&primary);
+    standby.wait_for_replay(primary);
 
     // another directory is not that server's: its command line and postmaster.pid say which one is
     let other = Cluster::place(&scratch, &Host::here(), "other");
-    let recovery = Recovery::of(&other, &primary).option("slot_name", "other").option("transport", "local");
-    recovery.run(&primary);
+    let recovery = Recovery::of(&other, primary).option("slot_name", "other").option("transport", "local");
+    recovery.run(primary);
     standby.stop(Stop::Fast);
     // it is reaped
     let _ = server.wait();

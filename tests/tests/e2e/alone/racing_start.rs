@@ -4,32 +4,23 @@ use std::time::Duration;
 
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::cluster::Stop;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, probe, workload};
-
-fn recovery(target: &Cluster, primary: &Cluster) -> Recovery {
-    Recovery::of(target, primary)
-        .option("application_name", target.name())
-        .option("slot_name", target.name())
-        .option("dest_port", target.port())
-}
+use pgpool_recovery_e2e::stage::Condition;
+use pgpool_recovery_e2e::{Scratch, SqlError, Stage};
 
 /// A look from before the server's start is not enough: a running server is never replaced, and none starts
 /// while its files are.
 #[test]
 fn a_server_that_starts_while_a_recovery_begins() {
-    let scratch = Scratch::alone();
-    let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
-    workload::fill(&primary, 10);
-    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
-    standby.stop(Stop::Fast);
+    let stage = Stage::on(&Scratch::alone()).quiet().filled(10).standby(Condition::Stopped).build();
+    let (primary, standby) = (&stage.primary, &stage.target);
     let mut refused = 0;
     // from before the target is looked at until after the run has begun, on a slow machine, too
     for delay in [0, 20, 40, 80, 120, 160, 240, 320, 480, 720, 1080, 1620] {
         // a second of data
         primary.execute("UPDATE bulk SET id = id");
         primary.execute("CHECKPOINT");
-        let recovery = recovery(&standby, &primary).option("max_rate", 8000);
-        let running = Running::start(&primary, &recovery, "");
+        let recovery = stage.recovery().option("max_rate", 8000);
+        let running = Running::start(primary, &recovery, "");
         std::thread::sleep(Duration::from_millis(delay));
         let started = standby.try_start().status.success();
         match running.finish_within(Duration::from_secs(60)) {

@@ -6,16 +6,15 @@
 
 use std::cell::Cell;
 use std::fs;
+use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::dice::Dice;
-use pgpool_recovery_e2e::recovery::remote_start;
 use pgpool_recovery_e2e::storm::{self, Storm};
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, compare, dump, workload};
+use pgpool_recovery_e2e::{Cluster, Recovery, Scratch, Stage, compare, dump};
 
 fn setting(name: &str, default: u64) -> u64 {
     let value = std::env::var(format!("PGPOOL_RECOVERY_SOAK_{name}"));
@@ -23,40 +22,38 @@ fn setting(name: &str, default: u64) -> u64 {
 }
 
 struct Soak {
-    scratch: Scratch,
-    primary: Cluster,
-    target: Cluster,
-    agent: Agent,
+    stage: Stage,
     /// Whether the target has been promoted since it was rebuilt.
     is_promoted: Cell<bool>,
 }
 
+impl Deref for Soak {
+    type Target = Stage;
+
+    fn deref(&self) -> &Stage {
+        &self.stage
+    }
+}
+
 impl Soak {
     fn new() -> Self {
-        let scratch = Scratch::alone();
-        let secret = agent::secret(&scratch, "secret");
-        let place = Cluster::place(&scratch, &Host::here(), "primary");
-        let primary = storm::fit(place)
-            .with("pgpool_recovery.secret_file", secret.display())
+        let stage = Stage::on(&Scratch::alone())
+            .primary(storm::fit)
             .with("max_wal_size", "200MB")
-            .initdb_argument("--data-checksums")
-            .into_primary();
-        workload::fill(&primary, 10);
-        storm::prepare(&primary);
-        let target = Cluster::place(&scratch, &Host::here(), "target");
-        let agent = Agent::start(&scratch, &Host::here(), &secret, &[target.directory()]);
-        primary.append_conf("pgpool_recovery.agent_port", agent.port());
-        primary.reload();
-        Self { scratch, primary, target, agent, is_promoted: Cell::new(false) }
+            .primary(|primary| primary.initdb_argument("--data-checksums"))
+            .filled(10)
+            .agent()
+            .build();
+        storm::prepare(&stage.primary);
+        Self { stage, is_promoted: Cell::new(false) }
     }
 
     fn recovery(&self, dice: &mut Dice) -> Recovery {
-        Recovery::of(&self.target, &self.primary)
+        self.stage
+            .recovery()
             .option("transport", *dice.pick(&["local", "agent"]))
             .option("compression", *dice.pick(&["off", "lz4", "zstd", "auto"]))
             .option("jobs", dice.below(5))
-            .option("application_name", "target")
-            .option("dest_port", self.target.port())
             .option("max_rate", if dice.percent(50) { 40_000 } else { 0 })
             // what was promoted has a history of its own, which nothing else may replace
             .option("overwrite", if self.is_promoted.get() { "any_cluster" } else { "same" })
@@ -138,7 +135,7 @@ impl Soak {
         eprintln!("{recovery:?}");
         recovery.run_when_let_in(&self.primary);
         self.is_promoted.set(false);
-        remote_start(&self.primary, "localhost", self.target.dir());
+        self.remote_start();
         assert!(storm.done() > before, "there was no storm");
         if dice.percent(50) {
             // promoted in the middle of it
@@ -179,6 +176,5 @@ fn rounds() {
         "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'";
     assert_eq!(soak.primary.get::<i64>(sql, &[]), 1, "a backend is left");
     // round after round an agent must not keep memory
-    assert!(soak.agent.memory() < 64 << 10, "the agent has grown");
-    drop(soak.scratch);
+    assert!(soak.agent().memory() < 64 << 10, "the agent has grown");
 }

@@ -2,16 +2,18 @@
 //! names the cause of a failure.
 
 use std::fs::{self, OpenOptions};
+use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 
-use pgpool_recovery_e2e::agent::{self, Agent};
+use pgpool_recovery_e2e::agent;
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::mount::Tmpfs;
 use pgpool_recovery_e2e::pgpool::{Pgpool, Setup};
 use pgpool_recovery_e2e::process;
 use pgpool_recovery_e2e::proxy::{Proxy, Weather};
 use pgpool_recovery_e2e::scratch::write_as_postgres;
-use pgpool_recovery_e2e::{Cluster, Host, Scratch, wait, workload};
+use pgpool_recovery_e2e::stage::Builder;
+use pgpool_recovery_e2e::{Cluster, Host, Scratch, Stage, Transport, wait};
 use rustix::process::Signal;
 
 const MEGABYTES: u32 = 10;
@@ -20,30 +22,34 @@ const MEGABYTES: u32 = 10;
 struct Desk {
     pgpool: Pgpool,
     proxy: Proxy,
-    agent: Agent,
-    target: Cluster,
-    primary: Cluster,
-    scratch: Scratch,
+    stage: Stage,
+}
+
+impl Deref for Desk {
+    type Target = Stage;
+
+    fn deref(&self) -> &Stage {
+        &self.stage
+    }
 }
 
 impl Desk {
-    /// With node 1 where `place` puts it.
-    fn new(place: impl FnOnce(Cluster) -> Cluster) -> Self {
-        let scratch = Scratch::new();
-        let secret = agent::secret(&scratch, "secret");
-        let primary = Cluster::place(&scratch, &Host::here(), "node0")
-            .with("pgpool_recovery.secret_file", secret.display())
+    fn new() -> Self {
+        Self::with(Stage::builder())
+    }
+
+    fn with(builder: Builder) -> Self {
+        let stage = builder
             .with("pgpool_recovery.application_name", "server%n")
-            .initdb_argument("--data-checksums")
-            .into_primary();
-        workload::fill(&primary, MEGABYTES);
-        let target = place(Cluster::place(&scratch, &Host::here(), "node1"));
-        let agent = Agent::start(&scratch, &Host::here(), &secret, &[target.directory()]);
-        let proxy = Proxy::to(agent.port());
-        primary.use_agent(proxy.port());
-        let pgpool = Setup::new(&scratch, &Host::here(), &[&primary, &target]).start();
+            .primary(|primary| primary.initdb_argument("--data-checksums"))
+            .filled(MEGABYTES)
+            .through(Transport::Agent)
+            .build();
+        let proxy = Proxy::to(stage.agent().port());
+        stage.primary.use_agent(proxy.port());
+        let pgpool = Setup::new(&stage.scratch, &Host::here(), &[&stage.primary, &stage.target]).start();
         pgpool.wait_for_node(1, "down", "standby", "");
-        Self { pgpool, proxy, agent, target, primary, scratch }
+        Self { pgpool, proxy, stage }
     }
 
     /// Sets something on the primary for the next recovery.
@@ -112,12 +118,12 @@ impl Desk {
 
 #[test]
 fn what_keeps_a_recovery_from_its_beginning() {
-    let mut desk = Desk::new(|target| target);
+    let mut desk = Desk::new();
 
-    desk.primary.use_agent(desk.agent.port());
-    desk.agent.stop();
+    desk.primary.use_agent(desk.agent().port());
+    desk.stage.agent_mut().stop();
     desk.assert_told("could not connect to the agent at 127.0.0.1");
-    desk.agent.restart();
+    desk.stage.agent_mut().restart();
 
     let ours = desk.scratch.join("secret");
     desk.set("pgpool_recovery.secret_file", agent::secret(&desk.scratch, "other").to_str().expect("a path"));
@@ -138,7 +144,7 @@ fn what_keeps_a_recovery_from_its_beginning() {
 
 #[test]
 fn a_target_that_is_not_to_be_replaced() {
-    let desk = Desk::new(Cluster::init);
+    let desk = Desk::with(Stage::builder().target(Cluster::init));
     desk.assert_told("belongs to another cluster");
 
     desk.target.append_conf("listen_addresses", "");
@@ -156,35 +162,33 @@ fn a_target_that_is_not_to_be_replaced() {
 
 #[test]
 fn a_disk_that_is_too_small() {
-    let mut disk = None;
-    let desk = Desk::new(|target| {
-        let small = Tmpfs::new(target.scratch(), "small", 20);
-        let target = target.at(small.path().join("node1"));
-        disk = Some(small);
-        target
-    });
+    let scratch = Scratch::new();
+    let small = Tmpfs::new(&scratch, "small", 20);
+    let directory = small.path().join("node1");
+    let desk = Desk::with(Stage::on(&scratch).target(move |target| target.at(directory)));
     desk.assert_told("not enough space");
 }
 
 #[test]
 fn what_breaks_a_recovery_off() {
-    let mut desk = Desk::new(|target| target);
+    let mut desk = Desk::new();
     desk.assert_told_in_the_middle("connection to the agent at 127.0.0.1", |desk| {
         desk.proxy.set(Weather::Cut)
     });
     desk.proxy.set(Weather::Fair);
     desk.assert_told_in_the_middle("connection to the agent at 127.0.0.1", |desk| {
-        rustix::process::kill_process(process::pid(desk.agent.pid()), Signal::KILL).expect("the agent runs");
+        rustix::process::kill_process(process::pid(desk.agent().pid()), Signal::KILL)
+            .expect("the agent runs");
     });
-    desk.agent.kill();
-    desk.agent.restart();
+    desk.stage.agent_mut().kill();
+    desk.stage.agent_mut().restart();
 
     desk.assert_recovers();
 }
 
 #[test]
 fn a_page_of_the_primary_that_is_corrupt() {
-    let desk = Desk::new(|target| target);
+    let desk = Desk::new();
     let file: String = desk.primary.get("SELECT pg_relation_filepath('bulk')", &[]);
     desk.primary.execute("CHECKPOINT");
     let bulk = OpenOptions::new().write(true).open(desk.primary.directory().join(&file)).expect("bulk");
@@ -194,7 +198,7 @@ fn a_page_of_the_primary_that_is_corrupt() {
 
 #[test]
 fn what_keeps_a_standby_from_starting() {
-    let desk = Desk::new(|target| target);
+    let desk = Desk::new();
     desk.assert_recovers();
     desk.target.stop(Stop::Fast);
     desk.pgpool.wait_for_node(1, "down", "standby", "");

@@ -3,91 +3,83 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
+use std::ops::Deref;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::ext4::Ext4;
 use pgpool_recovery_e2e::scratch::write_as_postgres;
 use pgpool_recovery_e2e::snapshot::Snapshot;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, probe, process, server, wait};
+use pgpool_recovery_e2e::stage::{Builder, Condition};
+use pgpool_recovery_e2e::{Host, Recovery, Scratch, Stage, Transport, account, probe, process, wait};
 use serde_json::{Value, json};
 
 /// A comment in LATIN1, and one in EUC-JP.
 const BYTES: &[u8] = b"# f\xfcr alle\n# \xa5\xc7\xa1\xbc\xa5\xbf\n";
 
-/// A primary, a target, and the ways to it.
+/// A stage and the ways to its target.
 struct Hosts {
-    agent: Agent,
-    target: Cluster,
-    primary: Cluster,
-    scratch: Scratch,
-    transports: &'static [&'static str],
+    stage: Stage,
+    transports: &'static [Transport],
     options: BTreeMap<&'static str, Value>,
+}
+
+impl Deref for Hosts {
+    type Target = Stage;
+
+    fn deref(&self) -> &Stage {
+        &self.stage
+    }
+}
+
+fn builder(scratch: &Scratch, more: &str) -> Builder {
+    let roots = format!("tablespace_roots = [\"{}\"]\n{more}", scratch.path().display());
+    Stage::on(scratch).quiet().agent_with(&roots)
 }
 
 impl Hosts {
     /// With a stopped standby.
     fn new() -> Self {
-        let scratch = Scratch::new();
-        let primary = primary(&scratch);
-        let target = Cluster::standby_by_basebackup(&primary, &Host::here(), "target");
-        target.stop(Stop::Fast);
-        Self::with(scratch, primary, target, &["local", "agent"], "")
+        Self::with(builder(&Scratch::new(), "").standby(Condition::Stopped), &Transport::BOTH)
     }
 
     /// As Debian lays a standby out: the configuration is elsewhere, so only an agent knows it.
     fn debian() -> (Self, PathBuf) {
         let scratch = Scratch::new();
-        let primary = primary(&scratch);
-        let target = Cluster::place(&scratch, &Host::here(), "target");
         let etc = scratch.mkdir("etc");
         scratch.mkdir("etc/conf.d");
-        let own = format!(
-            "port = {}\nunix_socket_directories = '{}'\nmax_connections = 50\nfsync = off\n\
-             wal_retrieve_retry_interval = 200ms\nhba_file = '{}/pg_hba.conf'\ninclude_dir = 'conf.d'\n",
-            target.port(),
-            scratch.sockets().display(),
-            target.dir(),
-        );
-        write_bytes(&etc.join("postgresql.conf"), &[BYTES, own.as_bytes()].concat());
-        let more = format!("config_file = \"{}\"\n", etc.join("postgresql.conf").display());
-        let hosts = Self::with(scratch, primary, target, &["agent"], &more);
+        let configuration = etc.join("postgresql.conf");
+        let more = format!("config_file = \"{}\"\n", configuration.display());
+        let builder = builder(&scratch, &more).target(move |target| {
+            let own = format!(
+                "port = {}\nunix_socket_directories = '{}'\nmax_connections = 50\nfsync = off\n\
+                 wal_retrieve_retry_interval = 200ms\nhba_file = '{}/pg_hba.conf'\ninclude_dir = 'conf.d'\n",
+                target.port(),
+                target.scratch().sockets().display(),
+                target.dir(),
+            );
+            write_bytes(&configuration, &[BYTES, own.as_bytes()].concat());
+            target
+        });
+        let hosts = Self::with(builder, &[Transport::Agent]);
         hosts.assert_works();
         (hosts, etc)
     }
 
-    fn with(
-        scratch: Scratch,
-        primary: Cluster,
-        target: Cluster,
-        transports: &'static [&'static str],
-        more: &str,
-    ) -> Self {
-        let secret = agent::secret(&scratch, "secret");
-        let cluster = format!(
-            "\n[[cluster]]\ndata_directory = \"{}\"\nbin_directory = \"{}\"\ntablespace_roots = [\"{}\"]\n{more}",
-            target.dir(),
-            server::programs().display(),
-            scratch.path().display(),
-        );
-        let agent = Agent::start_with(&scratch, &Host::here(), &secret, &cluster);
-        primary.append_conf("pgpool_recovery.secret_file", secret.display());
-        primary.reload();
-        let options = [("agent_port", json!(agent.port())), ("application_name", json!("target"))].into();
-        Self { agent, target, primary, scratch, transports, options }
+    fn with(builder: Builder, transports: &'static [Transport]) -> Self {
+        Self { stage: builder.build(), transports, options: [("application_name", json!("target"))].into() }
     }
 
-    fn recovery(&self, transport: &str) -> Recovery {
-        let recovery = Recovery::of(&self.target, &self.primary).option("transport", transport);
+    fn recovery(&self, transport: Transport) -> Recovery {
+        let recovery = Recovery::of(&self.target, &self.primary).option("transport", transport.name());
         self.options.iter().fold(recovery, |recovery, (name, value)| recovery.option(name, value.clone()))
     }
 
     /// Of every step of the check whether it is well, and what it says; of a bad one the hint, too.
-    fn check(&self, transport: &str) -> BTreeMap<String, (bool, String, String)> {
+    fn check(&self, transport: Transport) -> BTreeMap<String, (bool, String, String)> {
         let mut options = json!(self.options);
-        options["transport"] = json!(transport);
+        options["transport"] = json!(transport.name());
         let sql =
             "SELECT step, ok, detail, coalesce(hint, '') FROM pgpool_recovery_check('localhost', $1, $2, $3)";
         let port = i32::from(self.primary.port());
@@ -98,10 +90,10 @@ impl Hosts {
     /// It is good by the check, the dry run changes nothing, and the standby streams in the end.
     #[track_caller]
     fn assert_works(&self) {
-        for transport in self.transports {
+        for &transport in self.transports {
             let before = Snapshot::of(self.target.directory());
             let rows = self.check(transport);
-            assert!(rows.values().all(|(ok, _, _)| *ok), "{transport}: {rows:#?}");
+            assert!(rows.values().all(|(ok, _, _)| *ok), "{transport:?}: {rows:#?}");
             self.recovery(transport).option("dry_run", true).run(&self.primary);
             before.assert_unchanged(self.target.directory());
             self.recovery(transport).option("start", true).run(&self.primary);
@@ -122,23 +114,23 @@ impl Hosts {
     #[track_caller]
     fn assert_refused(&self, step: &str, sqlstate: &str, words: &[&str]) {
         let slots = probe::slots(&self.primary);
-        for transport in self.transports {
+        for &transport in self.transports {
             let before = self.everything();
             let rows = self.check(transport);
             let bad: Vec<&str> =
                 rows.iter().filter(|(_, (ok, _, _))| !ok).map(|(step, _)| step.as_str()).collect();
-            assert_eq!(bad, [step], "{transport}: {rows:#?}");
+            assert_eq!(bad, [step], "{transport:?}: {rows:#?}");
             let (_, said, hint) = &rows[step];
-            assert!(!hint.is_empty(), "{transport}: {said}");
+            assert!(!hint.is_empty(), "{transport:?}: {said}");
             let dry = self.recovery(transport).option("dry_run", true).fail(&self.primary);
             let error = self.recovery(transport).fail(&self.primary);
             for error in [dry, error] {
-                assert!(!error.hint.is_empty(), "{transport}: {error:?}");
+                assert!(!error.hint.is_empty(), "{transport:?}: {error:?}");
                 let error = error.expect(sqlstate);
                 for word in words {
                     assert!(
                         said.contains(word) || hint.contains(word),
-                        "{transport}: no {word}: {said} {hint}"
+                        "{transport:?}: no {word}: {said} {hint}"
                     );
                     error.clone().says(word);
                 }
@@ -166,10 +158,6 @@ impl Hosts {
         let oid: u32 = self.primary.get("SELECT oid FROM pg_database WHERE datname = 'postgres'", &[]);
         self.at(&format!("base/{oid}"))
     }
-}
-
-fn primary(scratch: &Scratch) -> Cluster {
-    probe::quiet(Cluster::place(scratch, &Host::here(), "primary")).into_primary()
 }
 
 fn write_bytes(path: &Path, bytes: &[u8]) {
@@ -206,7 +194,7 @@ fn a_pg_wal_that_is_a_file_system_of_its_own() {
 fn a_new_standby_whose_pg_wal_is_a_file_system_of_its_own() {
     let mut hosts = Hosts::new();
     hosts.options.insert("dest_port", json!(hosts.target.port()));
-    for transports in [&["local"], &["agent"]] {
+    for transports in [&[Transport::Local], &[Transport::Agent]] {
         fs::remove_dir_all(hosts.target.directory()).expect("removed");
         fs::create_dir(hosts.target.directory()).expect("made");
         give_back(hosts.target.directory(), 0o700);
@@ -315,9 +303,9 @@ fn files_of_root_in_the_target() {
     // its own configuration, which nothing replaces
     let configuration = hosts.at("postgresql.conf");
     give_to_root(&configuration, 0o600);
-    for transport in hosts.transports {
+    for &transport in hosts.transports {
         let rows = hosts.check(transport);
-        assert!(!rows["configuration"].0 && !rows["configuration"].2.is_empty(), "{transport}: {rows:#?}");
+        assert!(!rows["configuration"].0 && !rows["configuration"].2.is_empty(), "{transport:?}: {rows:#?}");
         let before = Snapshot::of(hosts.target.directory());
         hosts.recovery(transport).fail(&hosts.primary).expect("55000").says("postgresql.conf");
         before.assert_unchanged(hosts.target.directory());
@@ -372,7 +360,7 @@ fn configuration_of_any_bytes_and_length() {
     // more than any configuration has
     let own = fs::read(hosts.at("postgresql.conf")).expect("its configuration");
     write_bytes(&hosts.at("postgresql.conf"), &[&own[..], &BYTES.repeat(1 << 20)].concat());
-    for transport in hosts.transports {
+    for &transport in hosts.transports {
         let before = Snapshot::of(hosts.target.directory());
         hosts.recovery(transport).fail(primary).expect("55000").says("too large");
         let (ok, said, hint) = &hosts.check(transport)["configuration"];
@@ -418,7 +406,7 @@ fn the_layout_of_debian() {
     assert_eq!(hosts.target.read("own.crt") + &hosts.target.read("own_log/old.log"), "a certificatea log");
     assert!(wal.has_lost_and_found());
     drop(wal);
-    assert!(hosts.agent.log().contains("recovery ends"));
+    assert!(hosts.agent().log().contains("recovery ends"));
 }
 
 #[test]
@@ -448,7 +436,7 @@ fn parameters_that_hot_standby_needs() {
 
     // it would follow, but is no hot standby
     write_as_postgres(&configuration, &format!("{own}max_connections = 1\nhot_standby = off\n"), 0o600);
-    for transport in hosts.transports {
+    for &transport in hosts.transports {
         let rows = hosts.check(transport);
         let (ok, said, hint) = &rows["hot_standby"];
         assert!(!ok && said.contains("hot_standby is off in") && !hint.is_empty(), "{rows:#?}");
@@ -463,7 +451,7 @@ fn parameters_that_hot_standby_needs() {
     start.args(["start", "-w", "-o", "-c max_connections=60", "-D"]).arg(hosts.primary.directory());
     start.arg("-l").arg(hosts.scratch.join("primary.log"));
     process::run(start).ok();
-    for transport in hosts.transports {
+    for &transport in hosts.transports {
         let (ok, said, _) = &hosts.check(transport)["hot_standby"];
         assert!(
             !ok && said.contains("max_connections is 50") && said.contains("60 on the primary"),
@@ -482,11 +470,8 @@ fn parameters_that_hot_standby_needs() {
 
 #[test]
 fn a_new_standby_of_a_primary_whose_configuration_was_changed_but_not_restarted() {
-    let scratch = Scratch::new();
-    let primary = primary(&scratch);
-    primary.append_conf("max_connections", 20);
-    let target = Cluster::place(&scratch, &Host::here(), "target");
-    let mut hosts = Hosts::with(scratch, primary, target, &["local", "agent"], "");
+    let mut hosts = Hosts::with(builder(&Scratch::new(), ""), &Transport::BOTH);
+    hosts.primary.append_conf("max_connections", 20);
     hosts.options.insert("dest_port", json!(hosts.target.port()));
     hosts.assert_refused(
         "hot_standby",

@@ -5,14 +5,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 
-use pgpool_recovery_e2e::agent::{self, Agent};
+use pgpool_recovery_e2e::by_both_transports;
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
 use pgpool_recovery_e2e::scratch::write_as_postgres;
 use pgpool_recovery_e2e::snapshot::Snapshot;
 use pgpool_recovery_e2e::stage::Condition;
 use pgpool_recovery_e2e::{
-    Cluster, Host, Recovery, Scratch, Stage, account, compare, dump, server, wait, workload,
+    Cluster, Host, Recovery, Scratch, Stage, Transport, account, compare, dump, server, wait, workload,
 };
 
 /// A running primary with data, and a standby of it, killed.
@@ -125,34 +125,25 @@ fn a_server_by_its_older_name_is_a_running_server() {
 }
 
 /// A cancel that arrives while a log line is written must unwind like any other.
-#[test]
-fn a_timeout_at_any_moment_leaves_the_session_usable() {
-    let stage = stage();
-    let (primary, standby) = (&stage.primary, &stage.target);
-    let secret = agent::secret(&stage.scratch, "secret");
-    let agent = Agent::start(&stage.scratch, &Host::here(), &secret, &[standby.directory()]);
-    primary.append_conf("pgpool_recovery.secret_file", secret.display());
-    primary.reload();
-    let mut client = primary.connect();
+fn a_timeout_at_any_moment_leaves_the_session_usable(transport: Transport) {
+    let stage = Stage::builder().filled(10).standby(Condition::Killed).through(transport).build();
+    let mut client = stage.primary.connect();
     let threads = |pid: i32| fs::read_dir(format!("/proc/{pid}/task")).expect("the backend").count();
     let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).expect("a pid").get(0);
-    let recovery = |transport: &str| {
-        Recovery::of(standby, primary).option("transport", transport).option("agent_port", agent.port())
-    };
     let backup = format!("SELECT {}; SELECT {}", server::backup_start("x"), server::backup_stop());
-    let moments = || (20..200).step_by(6);
-    let local = moments().map(|milliseconds| (milliseconds, recovery("local")));
-    for (milliseconds, recovery) in local.chain(moments().map(|moment| (moment, recovery("agent")))) {
+    for milliseconds in (20..200).step_by(6) {
         client.batch_execute(&format!("SET statement_timeout = {milliseconds}")).expect("set");
-        let _ = recovery.call(&mut client);
+        let _ = stage.recovery().call(&mut client);
         client.batch_execute("SET statement_timeout = 0").expect("the session lives");
         // a name service that is being asked is not waited for
         wait::until_true("the end of all threads", wait::PATIENCE, || threads(pid) == 1);
         let started = client.batch_execute(&backup);
         started.unwrap_or_else(|error| panic!("a backup is left after {milliseconds} ms: {error:?}"));
     }
-    recovery("agent").run_when_let_in(primary);
+    stage.recovery().run_when_let_in(&stage.primary);
 }
+
+by_both_transports!(a_timeout_at_any_moment_leaves_the_session_usable);
 
 /// Many streams make files of an empty target at once: none may undo another's work.
 #[test]
@@ -169,8 +160,7 @@ fn many_streams_fill_an_empty_directory() {
     Recovery::of(&target, &primary).option("jobs", 16).option("dest_port", target.port()).run(&primary);
     for number in 0..120 {
         let content = fs::read(target.directory().join(format!("file{number}"))).expect("read");
-        assert_eq!(content.len(), 3 << 20);
-        assert!(content.iter().all(|&byte| byte == b'a' + (number % 26) as u8), "file{number} differs");
+        assert!(content == vec![b'a' + (number % 26) as u8; 3 << 20], "file{number} differs");
     }
 }
 

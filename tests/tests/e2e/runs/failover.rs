@@ -1,8 +1,9 @@
 //! The old primary after a fail-over: a different history on most of the same pages.
 
 use pgpool_recovery_e2e::agent::{self, Agent};
-use pgpool_recovery_e2e::recovery::{Report, remote_start};
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, compare, dump, workload};
+use pgpool_recovery_e2e::by_both_transports;
+use pgpool_recovery_e2e::recovery::Report;
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, Transport, compare, dump, workload};
 
 /// A primary killed after writes that no standby has, and its standby, promoted and written to.
 fn split(scratch: &Scratch) -> (Cluster, Cluster) {
@@ -64,32 +65,24 @@ fn assert_rebuilt(old: &Cluster, new: &Cluster) {
     compare::stop_and_compare(new, old).assert_none();
 }
 
-#[test]
-fn the_old_primary_is_rebuilt_from_the_new_one() {
-    let scratch = Scratch::new();
-    let (old, new) = split(&scratch);
-    let report = Recovery::of(&old, &new).run(&new);
-    assert_little_was_sent(&report, &new);
-    assert_eq!(report.number("/source/timeline"), 2);
-    remote_start(&new, "localhost", old.dir());
-    assert_rebuilt(&old, &new);
-}
-
-#[test]
-fn the_same_through_an_agent() {
+fn the_old_primary_is_rebuilt_from_the_new_one(transport: Transport) {
     let scratch = Scratch::new();
     let (old, new) = split(&scratch);
     let secret = agent::secret(&scratch, "secret");
     let agent = Agent::start(&scratch, &Host::here(), &secret, &[old.directory()]);
-    let report = Recovery::to("127.0.0.1", old.dir(), new.port())
-        .option("transport", "agent")
+    let report = Recovery::of(&old, &new)
+        .option("transport", transport.name())
         .option("agent_port", agent.port())
         .option("secret_file", secret.to_str().expect("ASCII"))
         .option("start", true)
         .run(&new);
+    assert_eq!(report.text("/target/transport"), transport.name());
+    assert_eq!(report.number("/source/timeline"), 2);
     assert_little_was_sent(&report, &new);
     assert_rebuilt(&old, &new);
 }
+
+by_both_transports!(the_old_primary_is_rebuilt_from_the_new_one);
 
 #[test]
 fn there_and_back_again() {

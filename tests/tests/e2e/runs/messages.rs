@@ -9,7 +9,7 @@ use pgpool_recovery_e2e::process::{self, Daemon};
 use pgpool_recovery_e2e::recovery::remote_start;
 use pgpool_recovery_e2e::scratch::write_as_postgres;
 use pgpool_recovery_e2e::xfs::Xfs;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, wait, workload};
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, Stage, wait};
 use rustix::process::Signal;
 
 /// Long enough at [`KILOBYTES_PER_SECOND`] for more than one NOTICE; they come every 5 s.
@@ -18,18 +18,12 @@ const KILOBYTES_PER_SECOND: u32 = 4000;
 /// Bytes that take longer than the first NOTICE.
 const PAST_A_NOTICE: i64 = 30 << 20;
 
-fn primary_and_target(scratch: &Scratch) -> (Cluster, Cluster) {
-    let primary = probe::quiet(Cluster::place(scratch, &Host::here(), "primary")).into_primary();
-    workload::fill(&primary, MEGABYTES);
-    let target = Cluster::place(scratch, &Host::here(), "target");
-    (primary, target)
+fn stage() -> Stage {
+    Stage::builder().quiet().filled(MEGABYTES).build()
 }
 
-fn slow(target: &Cluster, primary: &Cluster) -> Recovery {
-    Recovery::of(target, primary)
-        .option("dest_port", target.port())
-        .option("clone", false)
-        .option("max_rate", KILOBYTES_PER_SECOND)
+fn slow(stage: &Stage) -> Recovery {
+    stage.recovery().option("clone", false).option("max_rate", KILOBYTES_PER_SECOND)
 }
 
 /// The call inside PL/pgSQL functions, whose names would be every message's CONTEXT.
@@ -86,27 +80,27 @@ fn has_session(primary: &Cluster, backend: i32) -> bool {
 
 #[test]
 fn a_function_whose_name_the_client_has_no_letters_for_may_call() {
-    let scratch = Scratch::new();
-    let (primary, target) = primary_and_target(&scratch);
-    let mut witness = Witness::on(&primary);
-    wrap(&primary, &slow(&target, &primary));
-    let mut psql = spawn(&primary, &["-c", "SET client_encoding = 'LATIN1'", "-c", "SELECT called()"]);
+    let stage = stage();
+    let (primary, target) = (&stage.primary, &stage.target);
+    let mut witness = Witness::on(primary);
+    wrap(primary, &slow(&stage));
+    let mut psql = spawn(primary, &["-c", "SET client_encoding = 'LATIN1'", "-c", "SELECT called()"]);
     let status = wait::until("psql", 2 * wait::PATIENCE, || psql.ended());
     assert!(status.success(), "{}\n{}", psql.log(), primary.log());
     assert!(psql.log().contains("NOTICE:  pgpool_recovery: "), "{}", psql.log());
     witness.assert_served();
-    remote_start(&primary, "localhost", target.dir());
+    remote_start(primary, "localhost", target.dir());
 }
 
 #[test]
 fn a_directory_that_the_client_has_no_letters_for_may_be_rebuilt() {
-    let scratch = Scratch::new();
-    let (primary, _) = primary_and_target(&scratch);
-    let mut witness = Witness::on(&primary);
-    let target = Cluster::place(&scratch, &Host::here(), "target").at(scratch.join("z\u{fc}rich \u{20ac}"));
-    wrap(&primary, &Recovery::of(&target, &primary).option("dest_port", target.port()));
+    let stage = stage();
+    let (primary, scratch) = (&stage.primary, &stage.scratch);
+    let mut witness = Witness::on(primary);
+    let target = Cluster::place(scratch, &Host::here(), "target").at(scratch.join("z\u{fc}rich \u{20ac}"));
+    wrap(primary, &Recovery::of(&target, primary).option("dest_port", target.port()));
     let set = "SET client_encoding = 'LATIN1'; SET client_min_messages = 'log'";
-    let mut client = spawn(&primary, &["-c", set, "-c", "SELECT called()"]);
+    let mut client = spawn(primary, &["-c", set, "-c", "SELECT called()"]);
     let status = wait::until("psql", wait::PATIENCE, || client.ended());
     assert!(status.success(), "{}\n{}", client.log(), primary.log());
     assert!(!client.log().contains("LOG:"), "the server log's lines are its own: {}", client.log());
@@ -122,7 +116,7 @@ fn a_directory_that_the_client_has_no_letters_for_may_be_rebuilt() {
         other.display(),
         primary.port()
     ));
-    let failed = process::run(psql(&primary, &["-c", set, "-c", "SELECT failing()"]));
+    let failed = process::run(psql(primary, &["-c", set, "-c", "SELECT failing()"]));
     assert!(!failed.status.success());
     let notice = "NOTICE:  pgpool_recovery: first stage failed: directory ";
     assert!(failed.stderr.contains(notice) && failed.stderr.contains("\\u{20ac}"), "{}", failed.stderr);
@@ -139,30 +133,30 @@ fn long_statement(scratch: &Scratch, recovery: &Recovery) -> String {
 
 #[test]
 fn a_session_whose_client_stopped_reading_can_be_terminated() {
-    let scratch = Scratch::new();
-    let (primary, target) = primary_and_target(&scratch);
-    let mut witness = Witness::on(&primary);
-    let statement = long_statement(&scratch, &slow(&target, &primary));
-    let mut psql = spawn(&primary, &["-f", &statement]);
-    let backend = backend(&primary);
+    let stage = stage();
+    let primary = &stage.primary;
+    let mut witness = Witness::on(primary);
+    let statement = long_statement(&stage.scratch, &slow(&stage));
+    let mut psql = spawn(primary, &["-f", &statement]);
+    let backend = backend(primary);
     psql.signal(Signal::STOP);
-    wait_for_bytes(&primary, PAST_A_NOTICE);
+    wait_for_bytes(primary, PAST_A_NOTICE);
     primary.execute(&format!("SELECT pg_terminate_backend({backend})"));
-    wait::until_true("the session's end", Duration::from_secs(20), || !has_session(&primary, backend));
+    wait::until_true("the session's end", Duration::from_secs(20), || !has_session(primary, backend));
     psql.kill();
-    probe::assert_nothing_left(&primary);
+    probe::assert_nothing_left(primary);
     witness.assert_served();
 }
 
 #[test]
 fn a_server_whose_client_stopped_reading_can_be_stopped() {
-    let scratch = Scratch::new();
-    let (primary, target) = primary_and_target(&scratch);
-    let statement = long_statement(&scratch, &slow(&target, &primary));
-    let mut psql = spawn(&primary, &["-f", &statement]);
-    let _ = backend(&primary);
+    let stage = stage();
+    let primary = &stage.primary;
+    let statement = long_statement(&stage.scratch, &slow(&stage));
+    let mut psql = spawn(primary, &["-f", &statement]);
+    let _ = backend(primary);
     psql.signal(Signal::STOP);
-    wait_for_bytes(&primary, PAST_A_NOTICE);
+    wait_for_bytes(primary, PAST_A_NOTICE);
     // fails where the server does not stop
     primary.stop(Stop::Fast);
     psql.kill();
@@ -170,17 +164,17 @@ fn a_server_whose_client_stopped_reading_can_be_stopped() {
 
 #[test]
 fn a_client_that_does_not_read_misses_notices_and_nothing_else() {
-    let scratch = Scratch::new();
-    let (primary, target) = primary_and_target(&scratch);
+    let stage = stage();
+    let primary = &stage.primary;
     // what a unix socket calls full has room for more: this does not wait for the client
-    let call = slow(&target, &primary).sql().replacen("SELECT ", "PERFORM ", 1);
+    let call = slow(&stage).sql().replacen("SELECT ", "PERFORM ", 1);
     let statement = format!(
         "DO $do$ BEGIN PERFORM pg_advisory_lock(1); RAISE NOTICE '%', repeat('x', 120000); {call}; END $do$;\n"
     );
-    let file = scratch.write("full.sql", &statement, 0o600);
+    let file = stage.scratch.write("full.sql", &statement, 0o600);
     let mut holder = primary.connect();
     holder.batch_execute("SELECT pg_advisory_lock(1)").expect("the lock");
-    let mut psql = spawn(&primary, &["-f", file.to_str().expect("ASCII")]);
+    let mut psql = spawn(primary, &["-f", file.to_str().expect("ASCII")]);
     wait::until_true("the call to wait", wait::PATIENCE, || {
         primary.get("SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)", &[])
     });
@@ -203,26 +197,28 @@ fn a_client_that_does_not_read_misses_notices_and_nothing_else() {
 #[test]
 fn a_session_that_waits_for_a_dead_disk_can_be_terminated() {
     let scratch = Scratch::new();
-    let (primary, _) = primary_and_target(&scratch);
-    let mut witness = Witness::on(&primary);
     let xfs = Xfs::new(&scratch, 600).unwrap_or_else(|reason| panic!("no XFS: {reason}"));
-    let target = Cluster::place(&scratch, &Host::here(), "target").at(xfs.path().join("target"));
-    let statement = scratch.write("call.sql", &format!("{};\n", slow(&target, &primary).sql()), 0o600);
-    let mut psql = spawn(&primary, &["-f", statement.to_str().expect("ASCII")]);
-    let backend = backend(&primary);
-    wait_for_bytes(&primary, PAST_A_NOTICE / 2);
+    let directory = xfs.path().join("target");
+    let stage = Stage::on(&scratch).target(move |target| target.at(directory));
+    let stage = stage.quiet().filled(MEGABYTES).build();
+    let primary = &stage.primary;
+    let mut witness = Witness::on(primary);
+    let statement = scratch.write("call.sql", &format!("{};\n", slow(&stage).sql()), 0o600);
+    let mut psql = spawn(primary, &["-f", statement.to_str().expect("ASCII")]);
+    let backend = backend(primary);
+    wait_for_bytes(primary, PAST_A_NOTICE / 2);
     xfs.freeze();
-    wait_for_standstill(&primary);
+    wait_for_standstill(primary);
     // Ctrl-C: the call waits for its threads, which wait for the disk; only the client's word for it shows that
     primary.execute(&format!("SELECT pg_cancel_backend({backend})"));
     std::thread::sleep(Duration::from_secs(1));
-    assert!(has_session(&primary, backend), "its threads may still write");
+    assert!(has_session(primary, backend), "its threads may still write");
     primary.execute(&format!("SELECT pg_terminate_backend({backend})"));
-    let gone = wait::try_until(Duration::from_secs(20), || !has_session(&primary, backend));
+    let gone = wait::try_until(Duration::from_secs(20), || !has_session(primary, backend));
     xfs.thaw();
     assert!(gone, "it waits for the disk");
     psql.kill();
     wait::until_true("the process's end", wait::PATIENCE, || !process::is_alive(backend.unsigned_abs()));
-    probe::assert_nothing_left(&primary);
+    probe::assert_nothing_left(primary);
     witness.assert_served();
 }

@@ -4,24 +4,15 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::background::Running;
+use pgpool_recovery_e2e::by_both_transports;
 use pgpool_recovery_e2e::probe;
 use pgpool_recovery_e2e::process;
 use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
 use pgpool_recovery_e2e::xfs::Xfs;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, compare, workload};
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, Stage, Transport, compare, workload};
 
 const MEGABYTES: u32 = 16;
-
-fn primary(scratch: &Scratch) -> Cluster {
-    let secret = agent::secret(scratch, "secret");
-    let primary = probe::quiet(Cluster::place(scratch, &Host::here(), "primary"))
-        .with("pgpool_recovery.secret_file", secret.display())
-        .into_primary();
-    workload::fill(&primary, MEGABYTES);
-    primary
-}
 
 fn recovery(target: &Cluster, primary: &Cluster) -> Recovery {
     Recovery::of(target, primary).option("dest_port", target.port()).option("clone", false)
@@ -42,89 +33,70 @@ fn assert_whole(cluster: &Cluster) {
 }
 
 /// Replay would empty the primary's directory.
-fn a_tablespace_of_a_run(through_agent: bool) {
+fn a_tablespace_created_during_a_run_fails_it(transport: Transport) {
     let scratch = Scratch::new();
-    let primary = primary(&scratch);
-    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let roots = format!("tablespace_roots = [\"{}\"]\n", scratch.path().display());
+    let stage = Stage::on(&scratch).quiet().filled(MEGABYTES).agent_with(&roots).build();
+    let (primary, target) = (&stage.primary, &stage.target);
+    let recovery = || recovery(target, primary).option("transport", transport.name());
     let location = scratch.mkdir("fresh");
-    let clusters = format!("tablespace_roots = [\"{}\"]\n", scratch.path().display());
-    let _agent = through_agent.then(|| {
-        let program = pgpool_recovery_e2e::server::programs();
-        let cluster = format!(
-            "\n[[cluster]]\ndata_directory = \"{}\"\nbin_directory = \"{}\"\n{clusters}",
-            target.dir(),
-            program.display()
-        );
-        let agent = Agent::start_with(&scratch, &Host::here(), &scratch.join("secret"), &cluster);
-        primary.use_agent(agent.port());
-        agent
-    });
-    let running = Running::start(&primary, &recovery(&target, &primary).option("max_rate", 8000), "");
-    running.wait_for_bytes(&primary, 4 << 20);
-    create_tablespace(&primary, &location);
+    let running = Running::start(primary, &recovery().option("max_rate", 8000), "");
+    running.wait_for_bytes(primary, 4 << 20);
+    create_tablespace(primary, &location);
     let error = running.finish_within(Duration::from_secs(60)).expect_err("it would share the tablespace");
     SqlError::from(&error).expect("55000").says("tablespace").says("run the recovery again");
-    probe::assert_nothing_left(&primary);
+    probe::assert_nothing_left(primary);
     assert!(!target.try_start().status.success(), "an incomplete target started");
-    assert_whole(&primary);
+    assert_whole(primary);
 
-    let mapped = recovery(&target, &primary).option("tablespace_mapping", mapping(&location));
-    mapped.run_when_let_in(&primary);
-    remote_start(&primary, "localhost", target.dir());
-    target.wait_for_replay(&primary);
-    assert_whole(&target);
+    recovery().option("tablespace_mapping", mapping(&location)).run_when_let_in(primary);
+    stage.remote_start();
+    target.wait_for_replay(primary);
+    assert_whole(target);
     primary.execute("CHECKPOINT");
-    assert_whole(&primary);
-    compare::stop_and_compare(&primary, &target).assert_none();
+    assert_whole(primary);
+    compare::stop_and_compare(primary, target).assert_none();
 }
 
-#[test]
-fn a_tablespace_created_during_a_local_run_fails_it() {
-    a_tablespace_of_a_run(false);
-}
-
-#[test]
-fn a_tablespace_created_during_a_run_through_an_agent_of_this_host_fails_it() {
-    a_tablespace_of_a_run(true);
-}
+by_both_transports!(a_tablespace_created_during_a_run_fails_it);
 
 #[test]
 fn a_standby_that_lacks_a_tablespace_is_not_started() {
     let scratch = Scratch::new();
-    let primary = primary(&scratch);
-    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let stage = Stage::on(&scratch).quiet().filled(MEGABYTES).build();
+    let (primary, target) = (&stage.primary, &stage.target);
     let location = scratch.mkdir("fresh");
-    recovery(&target, &primary).run(&primary);
-    create_tablespace(&primary, &location);
+    recovery(target, primary).run(primary);
+    create_tablespace(primary, &location);
     let error =
-        try_remote_start(&primary, "localhost", target.dir()).expect_err("it would share the tablespace");
+        try_remote_start(primary, "localhost", target.dir()).expect_err("it would share the tablespace");
     error.expect("55000").says("fresh").says("tablespace_mapping");
     assert!(target.postmaster().is_none());
-    assert_whole(&primary);
-    recovery(&target, &primary).option("tablespace_mapping", mapping(&location)).run(&primary);
-    remote_start(&primary, "localhost", target.dir());
-    target.wait_for_replay(&primary);
-    assert_whole(&target);
-    assert_whole(&primary);
+    assert_whole(primary);
+    recovery(target, primary).option("tablespace_mapping", mapping(&location)).run(primary);
+    remote_start(primary, "localhost", target.dir());
+    target.wait_for_replay(primary);
+    assert_whole(target);
+    assert_whole(primary);
 }
 
 #[test]
 fn a_tablespace_dropped_during_a_run_does_no_harm() {
     let scratch = Scratch::new();
-    let primary = primary(&scratch);
-    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let stage = Stage::on(&scratch).quiet().filled(MEGABYTES).build();
+    let (primary, target) = (&stage.primary, &stage.target);
     let location = scratch.mkdir("fresh");
-    create_tablespace(&primary, &location);
+    create_tablespace(primary, &location);
     let slow =
-        recovery(&target, &primary).option("max_rate", 8000).option("tablespace_mapping", mapping(&location));
-    let running = Running::start(&primary, &slow, "");
-    running.wait_for_bytes(&primary, 4 << 20);
+        recovery(target, primary).option("max_rate", 8000).option("tablespace_mapping", mapping(&location));
+    let running = Running::start(primary, &slow, "");
+    running.wait_for_bytes(primary, 4 << 20);
     primary.execute("DROP TABLE in_fresh");
     primary.execute("DROP TABLESPACE fresh");
     running.finish_within(Duration::from_secs(60)).expect("it succeeds");
-    remote_start(&primary, "localhost", target.dir());
-    target.wait_for_replay(&primary);
-    compare::stop_and_compare(&primary, &target).assert_none();
+    remote_start(primary, "localhost", target.dir());
+    target.wait_for_replay(primary);
+    compare::stop_and_compare(primary, target).assert_none();
 }
 
 /// Leaves so many bytes of the file system free.
@@ -184,10 +156,11 @@ fn a_copy_leaves_the_primary_room_on_its_own_file_system() {
 fn a_copy_to_another_file_system_may_fill_it() {
     let scratch = Scratch::new();
     let xfs = Xfs::new(&scratch, 600).unwrap_or_else(|reason| panic!("no XFS: {reason}"));
-    let primary = primary(&scratch);
-    let target = Cluster::place(&scratch, &Host::here(), "target").at(xfs.path().join("target"));
+    let directory = xfs.path().join("target");
+    let stage = Stage::on(&scratch).target(move |target| target.at(directory)).filled(MEGABYTES).build();
+    let (primary, target) = (&stage.primary, &stage.target);
     let size: i64 = primary.get("SELECT sum(pg_database_size(oid))::bigint FROM pg_database", &[]);
     // a quarter of it would be 150 MB
     leave_free(xfs.path(), size.unsigned_abs() + (80 << 20));
-    recovery(&target, &primary).run(&primary);
+    recovery(target, primary).run(primary);
 }
