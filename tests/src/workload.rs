@@ -14,7 +14,7 @@ pub fn fill(cluster: &Cluster, megabytes: u32) {
         .batch_execute(&format!(
             "CREATE TABLE bulk (id integer, filler text);
              ALTER TABLE bulk ALTER filler SET STORAGE PLAIN;
-             INSERT INTO bulk SELECT i, rpad(md5(i::text), 1000, 'x') FROM generate_series(1, {rows}) i;
+             INSERT INTO bulk SELECT i, md5(i::text) || repeat('x', 968) FROM generate_series(1, {rows}) i;
              CREATE INDEX bulk_id ON bulk (id);
              CREATE TABLE accounts (id serial PRIMARY KEY, note text);
              INSERT INTO accounts (note) SELECT 'row ' || i FROM generate_series(1, 1000) i;
@@ -42,7 +42,7 @@ pub fn settle(cluster: &Cluster) {
 
 /// Rewrites about every n-th row in place.
 pub fn change_every(client: &mut Client, n: u32) {
-    let sql = format!("UPDATE bulk SET filler = rpad(md5(random()::text), 1000, 'y') WHERE id % {n} = 0");
+    let sql = format!("UPDATE bulk SET filler = md5(random()::text) || repeat('y', 968) WHERE id % {n} = 0");
     client.batch_execute(&sql).expect("an update");
 }
 

@@ -19,7 +19,7 @@ fn a_gigabyte_is_not_sent_again() {
     primary.execute(
         "CREATE TABLE large (id integer, filler text);
          ALTER TABLE large ALTER filler SET STORAGE PLAIN;
-         INSERT INTO large SELECT i, rpad(md5(i::text), 8000, 'x') FROM generate_series(1, 140000) i",
+         INSERT INTO large SELECT i, md5(i::text) || repeat('x', 7968) FROM generate_series(1, 140000) i",
     );
     let path: String = primary.get("SELECT pg_relation_filepath('large') || '.1'", &[]);
     assert!(primary.has(&path), "one segment only");
