@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bytes::u32_at;
+
 /// Why a pg_control could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
@@ -119,11 +121,6 @@ pub fn wal_system_identifier(head: &[u8]) -> Option<u64> {
     (magic >> 9 == 0xD0 >> 1 && info & XLP_LONG_HEADER != 0)
         .then(|| head.get(24..32)?.try_into().ok().map(u64::from_le_bytes))
         .flatten()
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    let field = bytes.get(offset..offset + 4)?;
-    field.try_into().ok().map(u32::from_le_bytes)
 }
 
 /// A pg_control as PostgreSQL 15 lays it out.
