@@ -5,6 +5,7 @@
 mod agent;
 mod alone;
 mod faults;
+mod files;
 mod harness;
 mod pgpool;
 mod refusals;

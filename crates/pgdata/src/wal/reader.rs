@@ -148,6 +148,35 @@ impl<P: Pages> Reader<P> {
         }
     }
 
+    /// Turns to the first record that begins on the page at `page` or later (`XLogFindNextRecord`): what a page begins with
+    /// may belong to a record before it. Where none begins the reader is at its end.
+    pub fn seek_from(&mut self, page: Lsn) -> io::Result<()> {
+        self.next = page.0;
+        let mut address = page_of(page.0);
+        let why = loop {
+            if address >= self.limit {
+                break Why::Limit;
+            }
+            if let Err(why) = self.turn_to(address)? {
+                break why;
+            }
+            let Some(header) = &self.header else { break Why::NoPage(address) };
+            let (begin, rest) = (header.length(), header.remaining as usize);
+            if !header.is_continuation() {
+                self.next = address.0;
+                return Ok(());
+            }
+            // a record that ends at the end of a page leaves no room for another
+            if begin + rest.next_multiple_of(8) < PAGE_SIZE {
+                self.next = address.0 + (begin + rest.next_multiple_of(8)) as u64;
+                return Ok(());
+            }
+            address = Lsn(address.0 + PAGE_SIZE as u64);
+        };
+        self.end = Some(End { at: page, why });
+        Ok(())
+    }
+
     /// The next record; `None` at the [`Self::end`].
     pub fn next_record(&mut self) -> Result<Option<Record<'_>>, ReadError> {
         if self.end.is_some() {

@@ -59,6 +59,22 @@ fn records_are_read_over_pages_and_segments() {
 }
 
 #[test]
+fn the_first_record_after_a_page_is_found() {
+    let mut writer = writer();
+    let mut starts = vec![writer.record(HEAP, 0, &[(block(1, 1), 0)], b"first")];
+    for length in [30_000, 8144 * 2, 100] {
+        starts.push(writer.record(HEAP, 0, &[(block(1, 1), 0)], &vec![0; length]));
+    }
+    for page in 0..writer.finish().bytes.len() / PAGE_SIZE {
+        let page = Lsn(BASE.0 + (page * PAGE_SIZE) as u64);
+        let mut reader = Reader::new(writer.finish(), writer.origin, BASE, Lsn(u64::MAX));
+        reader.seek_from(page).expect("readable");
+        let found = reader.next_record().expect("readable").map(|record| record.start);
+        assert_eq!(found, starts.iter().copied().find(|start| *start >= page), "{page}");
+    }
+}
+
+#[test]
 fn the_main_data_of_long_records_is_kept_where_it_matters() {
     let mut writer = writer();
     for subtransactions in [10_u32, 200_000, 1_000_000] {

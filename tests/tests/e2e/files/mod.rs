@@ -1,0 +1,3 @@
+//! What our readers of PostgreSQL's files say is what PostgreSQL's own programs say.
+
+mod wal; // pg_waldump
