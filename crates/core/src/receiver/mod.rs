@@ -140,6 +140,16 @@ impl Receiver {
         self.runs().get(session).cloned()
     }
 
+    /// Lets data links join a run by its token.
+    fn remember(&self, session: &str, run: &Arc<Run>) {
+        self.runs().insert(session.to_owned(), Arc::clone(run));
+    }
+
+    /// No data link can join the run any more. What is returned may be the last that holds its target.
+    fn forget(&self, session: &str) -> Option<Arc<Run>> {
+        self.runs().remove(session)
+    }
+
     fn runs(&self) -> MutexGuard<'_, HashMap<String, Arc<Run>>> {
         lock(&self.runs)
     }

@@ -1,0 +1,126 @@
+//! The plan is complete: do the directories belong to the target, and is there room for it?
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::Conversation;
+use super::open::Directory;
+use super::stage::Listed;
+use crate::data_directory::Target;
+use crate::error::{Error, Kind, Result};
+use crate::host::neighbours::{Neighbours, Wanted};
+use crate::host::places;
+use crate::host::policy::{Cluster, Policy, resolve};
+use crate::manifest::path::overlap;
+use crate::receiver::{incoming, obstacles, room};
+use crate::wire::protocol::message::{Reply, Terms};
+
+/// A plan, and the target that it was made for.
+pub(super) struct Planned {
+    pub(super) target: Box<Target>,
+    pub(super) listed: Listed,
+    pub(super) terms: Terms,
+}
+
+/// What the sender is told of a plan.
+pub(super) struct Answer {
+    locations: Vec<(u64, u64)>,
+    space: Option<Error>,
+    obstacle: Option<Error>,
+}
+
+impl Answer {
+    /// Fails if there is no room, or if something stands in the way.
+    pub(super) fn demand(self) -> Result<Self> {
+        match self.space.as_ref().or(self.obstacle.as_ref()) {
+            Some(refusal) => Err(refusal.clone()),
+            None => Ok(self),
+        }
+    }
+
+    pub(super) fn into_reply(self) -> Reply {
+        let Self { locations, space, obstacle } = self;
+        Reply::Planned { locations, space, obstacle }
+    }
+}
+
+impl Planned {
+    /// Opens where the tablespaces go and asks every file system whether it has room. Nothing changes
+    /// but for directories that are removed again if the run does not begin.
+    pub(super) fn make(
+        conversation: &Conversation<'_>,
+        directory: &Directory,
+        mut target: Box<Target>,
+        listed: Listed,
+        terms: Terms,
+    ) -> Result<(Self, Answer)> {
+        let cluster = &directory.cluster;
+        let policy = conversation.receiver.policy();
+        add_tablespaces(&policy, cluster, &mut target, &terms)?;
+        let oids: Vec<u32> = terms.tablespaces.iter().map(|tablespace| tablespace.oid).collect();
+        let directories = listed.directories.iter().map(|directory| &directory.path);
+        for path in directories.chain(listed.files.iter().map(|file| &file.path)) {
+            incoming::check_tablespace(path, &oids, &terms.tablespace_version_directory)?;
+        }
+        demand_own(&policy, cluster, &target, &terms)?;
+        let Listed { directories, files } = &listed;
+        let found = obstacles::search(&target, directories, files, &directory.keep, &terms)?;
+        let space = room::check(&target, files, &terms, &found).err();
+        let locations = target.identities()?;
+        let answer = Answer { locations, space, obstacle: found.obstacle };
+        Ok((Self { target, listed, terms }, answer))
+    }
+}
+
+/// Opens the directories of the tablespaces. Each must be free, or the target's own.
+fn add_tablespaces(policy: &Policy, cluster: &Cluster, target: &mut Target, terms: &Terms) -> Result<()> {
+    let mut apart = vec![cluster.data_directory.clone()];
+    apart.extend(target.others()?.into_iter().map(|other| other.path));
+    for tablespace in &terms.tablespaces {
+        let location = Path::new(&tablespace.target);
+        let resolved = resolve(location);
+        if let Some(other) = apart.iter().find(|other| overlap(other, &resolved)) {
+            return Err(Error::new(
+                Kind::TargetRefused,
+                format!("tablespace directory \"{}\" overlaps \"{}\"", location.display(), other.display()),
+            )
+            .detail("The data directory, pg_wal and every tablespace of the standby need directories of their own.")
+            .hint("Correct tablespace_mapping."));
+        }
+        places::demand_outside_clusters(&resolved)?;
+        apart.push(resolved);
+        policy.check_outside(cluster, location)?;
+        let content = location.join(&terms.tablespace_version_directory);
+        if !places::is_ours(target, tablespace)? && places::is_used(&content)? {
+            return Err(Error::new(
+                Kind::TargetRefused,
+                format!("tablespace directory \"{}\" is in use", content.display()),
+            )
+            .detail(format!(
+                "Tablespace {} would be written there, but the target does not use it now.",
+                tablespace.oid
+            ))
+            .hint("Map the tablespace to another directory with tablespace_mapping, or empty this one."));
+        }
+        target.add_root(&places::link(tablespace)?, location)?;
+    }
+    Ok(())
+}
+
+/// Refuses what the directories outside the data directory turned out to be once they were opened.
+fn demand_own(policy: &Policy, cluster: &Cluster, target: &Target, terms: &Terms) -> Result<()> {
+    let mut wanted = Vec::new();
+    for other in target.others()? {
+        policy.check_outside(cluster, &other.path)?;
+        let within = other.is_tablespace.then(|| terms.tablespace_version_directory.clone());
+        wanted.push(Wanted { path: other.path, identity: other.identity, within });
+    }
+    // without it the target's own links are taken for another's
+    let own = target.look().and_then(|look| Some(identity(&std::fs::metadata(look).ok()?)));
+    let listed = policy.beside(cluster);
+    Neighbours::new(own, &listed).demand_unused(&wanted)
+}
+
+fn identity(found: &std::fs::Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
+}

@@ -1,0 +1,320 @@
+//! The stages of a conversation. A step takes the stage before it and returns the stage after it; an error ends both.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::info;
+
+use super::Conversation;
+use super::open::{self, Directory};
+use super::plan::Planned;
+use crate::data_directory::Target;
+use crate::error::{Error, Kind, Result};
+use crate::host::{launch, login, readiness, running, walreceiver};
+use crate::manifest::path::RelPath;
+use crate::manifest::plan;
+use crate::receiver::incoming::{self, PERMISSIONS, Puts};
+use crate::receiver::run::Run;
+use crate::receiver::settle::{Settled, settle};
+use crate::receiver::{clone, finish};
+use crate::wire::protocol::message::{Reply, Request, Terms};
+use crate::wire::protocol::status::State;
+
+/// Most files and directories of a plan: a bound on memory, far beyond any real cluster.
+const MAX_PLAN: usize = 50_000_000;
+
+/// How far a conversation has come, and what it has by then.
+pub(super) enum Stage {
+    /// Nothing is locked. The plan may come.
+    Looked(Listed),
+    /// The target is locked, nothing has changed. The plan may come.
+    Held(Box<Target>, Listed),
+    /// A plan was made for a view of the target, which nothing can change.
+    Viewed(Planned),
+    /// A plan was made for a locked target.
+    Planned(Planned),
+    /// What differs is being counted.
+    Surveyed(Begun),
+    /// The target is being rewritten.
+    Begun(Begun),
+    /// Data is complete, WAL and the last files are awaited.
+    Reconciled(Reconciled),
+    /// Nothing is held any more. Questions may come, and the server may be started.
+    Released,
+}
+
+/// Directories and files of a plan, as far as it has come.
+#[derive(Default)]
+pub(super) struct Listed {
+    pub(super) directories: Vec<plan::Directory>,
+    pub(super) files: Vec<plan::File>,
+}
+
+impl Listed {
+    /// Takes a part of the plan.
+    fn add(mut self, mut part: Self, kept: &[RelPath]) -> Result<Self> {
+        let paths = part.directories.iter().map(|directory| (&directory.path, true));
+        for (path, is_directory) in paths.chain(part.files.iter().map(|file| (&file.path, false))) {
+            incoming::check_planned(path, is_directory, kept)?;
+        }
+        let modes = part.directories.iter_mut().map(|directory| &mut directory.mode);
+        modes.chain(part.files.iter_mut().map(|file| &mut file.mode)).for_each(|mode| *mode &= PERMISSIONS);
+        self.directories.append(&mut part.directories);
+        self.files.append(&mut part.files);
+        if self.directories.len() + self.files.len() > MAX_PLAN {
+            return Err(Error::new(Kind::ProtocolViolation, format!("plan of more than {MAX_PLAN} files")));
+        }
+        Ok(self)
+    }
+
+    /// Takes a part of the WAL.
+    fn add_wal(self, part: Self, kept: &[RelPath]) -> Result<Self> {
+        let directories = part.directories.iter().map(|directory| &directory.path);
+        let mut paths = directories.chain(part.files.iter().map(|file| &file.path));
+        if paths.any(|path| !path.as_str().starts_with("pg_wal/")) {
+            return Err(out_of_order("WAL"));
+        }
+        self.add(part, kept)
+    }
+}
+
+/// A run whose data is awaited.
+pub(super) struct Begun {
+    pub(super) run: Arc<Run>,
+    pub(super) directories: Vec<plan::Directory>,
+    pub(super) terms: Terms,
+}
+
+impl Begun {
+    /// Clones what can be cloned, of a target on the primary's own file system.
+    fn clone_files(&self, conversation: &Conversation<'_>) -> Result<Reply> {
+        let cloned = clone::clone(&self.run, conversation.receiver.policy().origin()?)?;
+        Ok(Reply::Cloned { files: rows(&cloned) })
+    }
+
+    /// Gives every file its size and removes what is surplus, or counts that.
+    fn settle(&self, directory: &Directory) -> Result<Settled> {
+        self.run.record.enter(State::Wal);
+        settle(&self.run, &self.directories, &directory.keep, &self.terms)
+    }
+}
+
+/// A run whose data is complete.
+pub(super) struct Reconciled {
+    run: Arc<Run>,
+    wal: Listed,
+    puts: Puts,
+}
+
+impl Reconciled {
+    /// The WAL that was listed may come.
+    fn wal_end(self) -> Result<Self> {
+        let Self { run, wal, puts } = self;
+        for directory in wal.directories {
+            run.target.make_directory(&directory.path, directory.mode)?;
+        }
+        run.extend(wal.files);
+        Ok(Self { run, wal: Listed::default(), puts })
+    }
+
+    /// Makes the target complete and durable, and releases it before that is told, so that the caller can start the server
+    /// at once.
+    fn finish(mut self, conversation: &Conversation<'_>, directory: &Directory) -> Result<Reply> {
+        self.run.record.enter(State::Durable);
+        let warnings = finish::finish(&self.run, &directory.cluster, self.puts.take())?;
+        self.run.record.succeed();
+        info!(directory = %directory.cluster.data_directory.display(),
+            "recovery ends: the directory is complete and durable");
+        conversation.receiver.forget(&conversation.token);
+        Ok(Reply::Durable { warnings })
+    }
+}
+
+impl Stage {
+    /// Whether the target is being changed: a conversation that ends now leaves it incomplete.
+    pub(super) const fn changes(&self) -> bool {
+        matches!(self, Self::Begun(_) | Self::Reconciled(_))
+    }
+
+    /// Whether a bad answer ends nothing.
+    const fn only_looks(&self) -> bool {
+        matches!(self, Self::Looked(_) | Self::Released)
+    }
+
+    /// Does what is asked for; a part of a plan has no reply.
+    pub(super) fn step(
+        self,
+        conversation: &Conversation<'_>,
+        directory: &Directory,
+        request: Request,
+    ) -> Result<(Self, Option<Reply>)> {
+        let kept = directory.judged.kept();
+        let cluster = &directory.cluster;
+        let (stage, reply) = match (self, request) {
+            (Self::Looked(listed), Request::Plan { directories, files }) => {
+                return Ok((Self::Looked(listed.add(Listed { directories, files }, kept)?), None));
+            }
+            (Self::Held(target, listed), Request::Plan { directories, files }) => {
+                return Ok((Self::Held(target, listed.add(Listed { directories, files }, kept)?), None));
+            }
+            (Self::Reconciled(reconciled), Request::Plan { directories, files }) => {
+                let wal = reconciled.wal.add_wal(Listed { directories, files }, kept)?;
+                return Ok((Self::Reconciled(Reconciled { wal, ..reconciled }), None));
+            }
+            (_, Request::Plan { .. }) => {
+                return Err(out_of_order("settled data, or a directory where nothing has begun"));
+            }
+
+            (Self::Looked(listed), Request::PlanEnd(terms)) => {
+                let target = Box::new(open::open_target(conversation, cluster, Target::view)?);
+                let (planned, answer) = Planned::make(conversation, directory, target, listed, terms)?;
+                (Self::Viewed(planned), answer.into_reply())
+            }
+            (Self::Held(target, listed), Request::PlanEnd(terms)) => {
+                let (planned, answer) = Planned::make(conversation, directory, target, listed, terms)?;
+                (Self::Planned(planned), answer.demand()?.into_reply())
+            }
+            (_, Request::PlanEnd(_)) => return Err(out_of_order("a directory where nothing has begun")),
+
+            (Self::Planned(planned), Request::Begin { marker, digest_key }) => {
+                let begun = planned.begin(conversation, directory, &marker, &digest_key)?;
+                (Self::Begun(begun), Reply::Ok)
+            }
+            (Self::Held(..), Request::Begin { .. }) => return Err(out_of_order("a plan")),
+            (_, Request::Begin { .. }) => return Err(out_of_order("a locked directory")),
+
+            (Self::Viewed(planned), Request::Survey { digest_key }) => {
+                (Self::Surveyed(planned.survey(conversation, &digest_key)?), Reply::Ok)
+            }
+            (_, Request::Survey { .. }) => {
+                return Err(out_of_order("a plan for a directory that was opened to look"));
+            }
+
+            (Self::Begun(begun), Request::Clone) => {
+                let reply = begun.clone_files(conversation)?;
+                (Self::Begun(begun), reply)
+            }
+            (_, Request::Clone) => return Err(out_of_order("a run that has begun")),
+
+            (Self::Begun(begun), Request::Settle) => {
+                let settled = begun.settle(directory)?;
+                info!(directory = %cluster.data_directory.display(), changed = settled.changed,
+                    removed = settled.removed, "all data is there");
+                let (run, wal, puts) = (begun.run, Listed::default(), Puts::default());
+                (Self::Reconciled(Reconciled { run, wal, puts }), settled.into_reply())
+            }
+            (Self::Surveyed(begun), Request::Settle) => {
+                (Self::Released, begun.settle(directory)?.into_reply())
+            }
+            (_, Request::Settle) => return Err(out_of_order("data")),
+
+            (Self::Reconciled(reconciled), Request::WalEnd) => {
+                (Self::Reconciled(reconciled.wal_end()?), Reply::Ok)
+            }
+            (Self::Reconciled(reconciled), Request::Finish) => {
+                (Self::Released, reconciled.finish(conversation, directory)?)
+            }
+            (_, Request::WalEnd | Request::Finish) => return Err(out_of_order("settled data")),
+
+            (Self::Begun(_) | Self::Reconciled(_), Request::Leave) => {
+                return Err(out_of_order("a directory where nothing has begun"));
+            }
+            // the target is released before that is told
+            (stage, Request::Leave) => {
+                drop(stage);
+                (Self::Released, Reply::Ok)
+            }
+
+            (stage, question) => {
+                let reply = stage.answer(conversation, directory, question)?;
+                (stage, reply)
+            }
+        };
+        Ok((stage, Some(reply)))
+    }
+
+    /// What may be asked in every stage.
+    fn answer(
+        &self,
+        conversation: &Conversation<'_>,
+        directory: &Directory,
+        question: Request,
+    ) -> Result<Reply> {
+        let (cluster, cancel) = (&directory.cluster, &conversation.cancel);
+        let data_directory = &cluster.data_directory;
+        match question {
+            Request::TestReplication { following, system_identifier } => {
+                // a running server has its own login: a peer that asks for another may be after the password only
+                let login = running::server(data_directory).and_then(|running| match running {
+                    Some(process) => Err(running::refusal(data_directory, process)),
+                    None => login::test_replication(cluster, &following, system_identifier, cancel),
+                });
+                match login {
+                    // a bad answer ends a recovery, but not a conversation that only looks
+                    Err(error) if self.only_looks() => Ok(Reply::Error(error)),
+                    login => Ok(Reply::LoggedIn { warnings: login? }),
+                }
+            }
+            // worth knowing, but no reason to end here
+            Request::TestPort { port, addresses } => {
+                Ok(readiness::test_port(port, &addresses, cancel).map_or_else(Reply::Error, |()| Reply::Ok))
+            }
+            Request::Start { timeout } => {
+                let timeout = Duration::from_secs(timeout.into());
+                let launched = launch::start(cluster, timeout, cancel)?;
+                info!(directory = %data_directory.display(), launched, "the server accepts connections");
+                Ok(Reply::Started { launched })
+            }
+            Request::Walreceiver => {
+                let (found, startup) =
+                    (walreceiver::find(data_directory), walreceiver::startup(data_directory));
+                Ok(Reply::Walreceiver { found, startup })
+            }
+            Request::Log => Ok(Reply::Log { lines: launch::log_tail(cluster) }),
+            _ => Err(out_of_order("another step")),
+        }
+    }
+
+    /// Takes a small file that is installed when the run finishes.
+    pub(super) fn put(self, directory: &Directory, body: &[u8]) -> Result<Self> {
+        let Self::Reconciled(mut reconciled) = self else {
+            return Err(out_of_order("settled data"));
+        };
+        reconciled.puts.add(body, directory.judged.kept())?;
+        Ok(Self::Reconciled(reconciled))
+    }
+}
+
+impl Settled {
+    fn into_reply(self) -> Reply {
+        let Self { removed, changed, warnings } = self;
+        Reply::Settled { removed, changed, warnings }
+    }
+}
+
+/// First and last position of each row of `true`.
+fn rows(flags: &[bool]) -> Vec<(u32, u32)> {
+    let mut rows: Vec<(u32, u32)> = Vec::new();
+    for (position, _) in (0..).zip(flags).filter(|(_, flag)| **flag) {
+        match rows.last_mut() {
+            Some((_, last)) if *last + 1 == position => *last = position,
+            _ => rows.push((position, position)),
+        }
+    }
+    rows
+}
+
+fn out_of_order(wanted: &str) -> Error {
+    Error::new(Kind::ProtocolViolation, format!("message out of order: it needs {wanted} first"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_one_row() {
+        assert_eq!(rows(&[true, true, false, true, false]), [(0, 1), (3, 3)]);
+        assert_eq!(rows(&[false]), []);
+    }
+}
