@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::preflight::judge::Finding;
-use pgpool_recovery_core::sender::Planned;
+use pgpool_recovery_core::sender::{Planned, Session};
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
@@ -71,7 +71,7 @@ pub(crate) fn check(request: Request, settings: Settings, rows: &mut Vec<CheckRo
 
 /// Whether a run could end: everything can be read here, and written there.
 fn room(approach: Approach, cancel: &Cancel, rows: &mut Vec<CheckRow>) -> Result<()> {
-    let Approach { situation, mut session, target, .. } = approach;
+    let Approach { situation, session, target, .. } = approach;
     let terms = match contents::terms(&situation) {
         Ok(terms) => terms,
         Err(error) => return rows.hear(Finding::new(asked_by(&error, "primary_files"), Err(error))),
@@ -84,13 +84,13 @@ fn room(approach: Approach, cancel: &Cancel, rows: &mut Vec<CheckRow>) -> Result
     let (files, bytes) = (plan.files.len(), pretty(plan.bytes()));
     let readable = format!("{files} files, {bytes}, can be read");
     rows.hear(Finding::new("primary_files", Ok(readable)).warned(plan.warnings.clone()))?;
-    let propose = || {
-        let planned = session.propose(plan, terms.clone())?;
+    let propose = |session: Session| {
+        let (session, planned) = session.propose(plan, terms.clone())?;
         situation.demand_other_locations(&target, &planned.locations)?;
-        Ok(planned)
+        Ok((session, planned))
     };
-    let Planned { space, obstacle, .. } = match threads::wait(cancel, &mut || Ok(()), propose) {
-        Ok(planned) => planned,
+    let Planned { space, obstacle, .. } = match threads::step(session, cancel, &mut || Ok(()), propose) {
+        Ok((_, planned)) => planned,
         Err(error) => return rows.hear(Finding::new(asked_by(&error, "target_writable"), Err(error))),
     };
     let answer = |refusal: Option<Error>, good: String| refusal.map_or(Ok(good), Err);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::progress::{Phase, Progress};
-use pgpool_recovery_core::sender::Manner;
+use pgpool_recovery_core::sender::state::Planned;
+use pgpool_recovery_core::sender::{Manner, Session};
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 use serde_json::Value;
@@ -31,7 +32,7 @@ pub(crate) fn dry_run(request: Request, settings: Settings) -> Result<Value> {
         cancel: &cancel,
         tick: &mut || watch.tick(None),
     };
-    let Approach { situation, mut session, target, .. } =
+    let Approach { situation, session, target, .. } =
         approach(request, settings, way, &mut demand)?.ok_or_else(unheard)?;
     summary.warn(demand.warnings);
     summary.lap("preflight");
@@ -42,18 +43,20 @@ pub(crate) fn dry_run(request: Request, settings: Settings) -> Result<Value> {
     let plan = threads::wait(&cancel, &mut || watch.tick(None), list)?;
     summary.plan(&plan);
     watch.tablespaces(plan.tablespaces.len() + 1);
-    let announce = || {
-        let locations = session.plan(plan, terms.clone())?;
-        situation.demand_other_locations(&target, &locations)
+    let announce = |session: Session| {
+        let (session, locations) = session.plan(plan, terms.clone())?;
+        situation.demand_other_locations(&target, &locations)?;
+        Ok((session, ()))
     };
-    threads::wait(&cancel, &mut || watch.tick(None), announce)?;
+    let (session, ()) = threads::step(session, &cancel, &mut || watch.tick(None), announce)?;
     summary.lap("scan");
 
     watch.enter(Phase::Stream);
     // without a backup a page may be caught half-written: its checksum says nothing
     let manner = Manner { checksums: None, ..contents::manner(&situation, 0) };
-    let compare = || session.survey(&situation.data_directory, manner);
-    summary.settled(threads::wait(&cancel, &mut || watch.tick(None), compare)?);
+    let compare = |session: Session<Planned>| session.survey(&situation.data_directory, manner);
+    let (_finished, settled) = threads::step(session, &cancel, &mut || watch.tick(None), compare)?;
+    summary.settled(settled);
     summary.lap("data");
     Ok(summary.dry_report(&situation, &target))
 }

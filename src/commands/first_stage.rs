@@ -7,6 +7,8 @@ use pgdata::wal;
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::preflight::judge::BACKUP_LABEL;
 use pgpool_recovery_core::progress::{Phase, Progress};
+use pgpool_recovery_core::sender::Session;
+use pgpool_recovery_core::sender::state::{Begun, Reconciled};
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
@@ -90,7 +92,7 @@ fn rebuild(
         cancel: &cancel,
         tick: &mut || watch.tick(None),
     };
-    let Approach { situation, mut session, target, following } =
+    let Approach { situation, session, target, following } =
         approach(request, settings, way, &mut demand)?.ok_or_else(unheard)?;
     summary.warn(demand.warnings);
     let dir = &situation.request.dest_dir;
@@ -125,14 +127,13 @@ fn rebuild(
         pretty(plan.bytes()),
     ));
     let marker = contents::marker(&situation);
-    let begin = || {
-        let locations = session.plan(plan, terms.clone())?;
+    let begin = |session: Session| {
+        let (session, locations) = session.plan(plan, terms.clone())?;
         situation.demand_other_locations(&target, &locations)?;
         let shared = one_host::shared_space(&situation, &target, &locations)?;
-        session.begin(marker)?;
-        Ok(shared)
+        Ok((session.begin(marker)?, shared))
     };
-    let shared = threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), begin)?;
+    let (session, shared) = threads::step(session, &cancel, &mut || watch.tick(slot.as_ref()), begin)?;
     watch.guard(shared);
     slot.as_ref().map(Slot::forget_older).transpose()?;
     summary.lap("scan");
@@ -140,11 +141,8 @@ fn rebuild(
     // Data: compared and sent by parallel streams; then sizes are set and what is surplus goes.
     watch.enter(Phase::Stream);
     let manner = contents::manner(&situation, start_lsn);
-    let send = || {
-        session.send_data(&situation.data_directory, manner)?;
-        session.settle()
-    };
-    let settled = threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), send)?;
+    let send = |session: Session<Begun>| session.send_data(&situation.data_directory, manner)?.settle();
+    let (session, settled) = threads::step(session, &cancel, &mut || watch.tick(slot.as_ref()), send)?;
     watch.tablespaces_streamed(terms.tablespaces.len() + 1);
     watch.data_done();
     log::log(&format!(
@@ -167,13 +165,14 @@ fn rebuild(
     let (directories, files) = contents::wal(&situation, start_lsn, stop.stop_lsn)?;
     let puts = contents::puts(&situation, &target, &following, &terms, &files, &stop, control)?;
     let identities = contents::identities(&situation.data_directory, &files);
-    let finish = || {
-        session.send_wal(&situation.data_directory, &directories, files.clone())?;
+    let finish = |session: Session<Reconciled>| {
+        let session = session.send_wal(&situation.data_directory, &directories, files.clone())?;
         contents::demand_wal_kept(&situation, &files, &identities)?;
         tablespaces.demand_unchanged()?;
         session.finish(&puts)
     };
-    summary.warn(threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), finish)?);
+    let (_finished, warnings) = threads::step(session, &cancel, &mut || watch.tick(slot.as_ref()), finish)?;
+    summary.warn(warnings);
     slot.map(Slot::keep).transpose()?;
     if let Some(warning) = situation.former_slot(&target)? {
         log::log(&format!("pgpool_recovery: {warning}"));

@@ -79,6 +79,25 @@ pub(crate) fn wait<T: Send>(
     })
 }
 
+/// Runs a step, as [`wait`] does, that takes what was owned and returns what it has after. Neither is dropped by this
+/// thread, whatever happens.
+pub(crate) fn step<A: Send + 'static, B: Send + 'static, T: Send>(
+    owned: DropAside<A>,
+    cancel: &Cancel,
+    tick: &mut dyn FnMut() -> Result<()>,
+    job: impl FnOnce(A) -> Result<(B, T)> + Send,
+) -> Result<(DropAside<B>, T)> {
+    let mut next = DropAside::new(None);
+    let slot: &mut Option<B> = &mut next;
+    let told = wait(cancel, tick, move || {
+        let (after, told) = job(owned.into_inner())?;
+        *slot = Some(after);
+        Ok(told)
+    })?;
+    let next = next.into_inner().ok_or_else(|| Error::new(Kind::Internal, "a step left nothing behind"))?;
+    Ok((DropAside::new(next), told))
+}
+
 /// Sleeps, answering interrupts.
 pub(crate) fn pause(duration: Duration) {
     let end = Instant::now() + duration;
@@ -99,6 +118,11 @@ pub(crate) struct DropAside<T: Send + 'static>(Option<T>);
 impl<T: Send> DropAside<T> {
     pub(crate) fn new(value: T) -> Self {
         Self(Some(value))
+    }
+
+    /// Gives up what it owns.
+    pub(crate) fn into_inner(mut self) -> T {
+        self.0.take().expect("taken by drop only")
     }
 }
 

@@ -24,10 +24,10 @@ fn a_tablespace_whose_link_was_lost_is_the_interrupted_recoverys_own() {
     let hosts = with_tablespace();
     for (name, connector) in transports(&hosts) {
         {
-            let (mut session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
-            hosts.plan(&mut session).expect(name);
-            Hosts::begin(&mut session).expect(name);
-            hosts.send(&mut session).expect(name);
+            let (session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
+            let session = hosts.plan(session).expect(name);
+            let session = Hosts::begin(session).expect(name);
+            let session = hosts.send(session).expect(name);
         }
         let link = hosts.path("standby/pg_tblspc/16");
         assert_eq!(fs::read_link(&link).expect("a link"), hosts.path("spaces/16"));

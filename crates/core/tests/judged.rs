@@ -56,25 +56,23 @@ fn a_directory_that_changed_since_it_was_judged_is_left_alone() {
     for (name, connector) in transports(&hosts) {
         for (what, change) in changes {
             stopped_standby(&hosts);
-            let (mut session, _) = hosts.open(&connector, Purpose::Recover).expect(what);
-            hosts.plan(&mut session).expect(what);
+            let (session, _) = hosts.open(&connector, Purpose::Recover).expect(what);
+            let session = hosts.plan(session).expect(what);
             change(&hosts);
             let before = hosts.listing("standby");
-            let error = Hosts::begin(&mut session).expect_err(what);
+            let error = Hosts::begin(session).expect_err(what);
             assert_in_use(&error, &format!("{name}, {what}"));
             assert_eq!(hosts.listing("standby"), before, "{name}, {what}: nothing was changed");
-            drop(session);
             let _ = fs::remove_dir_all(hosts.path("old"));
         }
         // it was missing, and the run made it
         let _ = fs::remove_dir_all(hosts.path("standby"));
-        let (mut session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
-        hosts.plan(&mut session).expect(name);
+        let (session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
+        let session = hosts.plan(session).expect(name);
         hosts.write("standby/PG_VERSION", b"15\n");
         hosts.write("standby/global/pg_control", b"a new cluster");
-        assert_in_use(&Hosts::begin(&mut session).expect_err(name), name);
+        assert_in_use(&Hosts::begin(session).expect_err(name), name);
         assert_eq!(hosts.read("standby/global/pg_control"), b"a new cluster");
-        drop(session);
     }
 }
 
@@ -84,25 +82,23 @@ fn a_tablespace_directory_that_was_replaced_is_left_alone() {
     hosts.add_tablespace();
     for (name, connector) in transports(&hosts) {
         stopped_standby(&hosts);
-        let (mut session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
-        hosts.plan(&mut session).expect(name);
+        let (session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
+        let session = hosts.plan(session).expect(name);
         fs::rename(hosts.path("spaces/16"), hosts.path("spaces/old")).expect("rename");
         hosts.write(&format!("spaces/16/{VERSION}/5/9"), b"of another server");
-        assert_in_use(&Hosts::begin(&mut session).expect_err(name), name);
+        assert_in_use(&Hosts::begin(session).expect_err(name), name);
         assert_eq!(hosts.read("standby/global/pg_control"), b"old control");
-        drop(session);
         fs::remove_dir_all(hosts.path("spaces")).expect("clean");
 
         // after the data has come
-        let (mut session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
-        hosts.plan(&mut session).expect(name);
-        Hosts::begin(&mut session).expect(name);
-        hosts.send(&mut session).expect(name);
+        let (session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
+        let session = hosts.plan(session).expect(name);
+        let session = Hosts::begin(session).expect(name);
+        let session = hosts.send(session).expect(name);
         fs::remove_file(hosts.path("standby/pg_tblspc/16")).expect("remove");
         symlink(hosts.path("space"), hosts.path("standby/pg_tblspc/16")).expect("link");
-        assert_in_use(&hosts.complete(&mut session).expect_err(name), name);
+        assert_in_use(&hosts.complete(session).expect_err(name), name);
         assert!(!hosts.path("standby/global/pg_control").exists());
-        drop(session);
         fs::remove_dir_all(hosts.path("spaces")).expect("clean");
     }
 }
@@ -161,18 +157,18 @@ fn what_something_else_changed_does_not_become_a_standby() {
         {
             let what = format!("{name}, {what}, before settling: {before_settling}");
             stopped_standby(&hosts);
-            let (mut session, _) = hosts.open(&connector, Purpose::Recover).expect(&what);
-            hosts.plan(&mut session).expect(&what);
-            Hosts::begin(&mut session).expect(&what);
-            hosts.send(&mut session).expect(&what);
+            let (session, _) = hosts.open(&connector, Purpose::Recover).expect(&what);
+            let session = hosts.plan(session).expect(&what);
+            let session = Hosts::begin(session).expect(&what);
+            let session = hosts.send(session).expect(&what);
             await_another_time(&hosts);
             let done = if before_settling {
                 change(&hosts);
-                hosts.complete(&mut session).map(drop)
+                hosts.complete(session).map(drop)
             } else {
-                session.settle().expect(&what);
+                let (session, _) = session.settle().expect(&what);
                 change(&hosts);
-                hosts.finish(&mut session)
+                hosts.finish(session)
             };
             assert_in_use(&done.expect_err(&what), &what);
             assert_ne!(
@@ -180,11 +176,10 @@ fn what_something_else_changed_does_not_become_a_standby() {
                 Some(&b"control"[..]),
                 "{what}"
             );
-            drop(session);
             let _ = (fs::remove_dir_all(hosts.path("old")), fs::remove_file(hosts.path("kept")));
         }
         // the next run heals all of it, once the receiver has noticed the end of this one
-        let (mut session, _) = loop {
+        let (session, _) = loop {
             match hosts.open(&connector, Purpose::Recover) {
                 Err(error) if error.kind == Kind::InUse => {
                     std::thread::sleep(std::time::Duration::from_millis(20));
@@ -192,10 +187,10 @@ fn what_something_else_changed_does_not_become_a_standby() {
                 opened => break opened.expect(name),
             }
         };
-        hosts.plan(&mut session).expect(name);
-        Hosts::begin(&mut session).expect(name);
-        hosts.send(&mut session).expect(name);
-        hosts.complete(&mut session).expect(name);
+        let session = hosts.plan(session).expect(name);
+        let session = Hosts::begin(session).expect(name);
+        let session = hosts.send(session).expect(name);
+        hosts.complete(session).expect(name);
         hosts.assert_same(&["base/5/1", "base/5/2", "base/5/empty", "pg_xact/0007"]);
         assert!(!hosts.path("standby").join(CONTROL_ASIDE).exists());
     }
@@ -209,12 +204,11 @@ fn what_a_standby_keeps_may_not_appear_meanwhile() {
     hosts.write("primary/pg_hba.conf", b"the primary's");
     for (name, connector) in transports(&hosts) {
         stopped_standby(&hosts);
-        let (mut session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
-        hosts.plan(&mut session).expect(name);
+        let (session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
+        let session = hosts.plan(session).expect(name);
         hosts.write("standby/pg_hba.conf", b"the standby's own");
-        assert_in_use(&Hosts::begin(&mut session).expect_err(name), name);
+        assert_in_use(&Hosts::begin(session).expect_err(name), name);
         assert_eq!(hosts.read("standby/pg_hba.conf"), b"the standby's own");
-        drop(session);
     }
 }
 

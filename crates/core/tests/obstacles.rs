@@ -24,9 +24,9 @@ fn lack_of_room_and_what_is_in_the_way_are_two_answers() {
     vast.set_len(8 << 40).expect("a size");
     for (name, connector) in transports(&hosts) {
         let before = hosts.listing("standby");
-        let (mut session, _) = hosts.open(&connector, Purpose::Look).expect(name);
+        let (session, _) = hosts.open(&connector, Purpose::Look).expect(name);
         let (plan, terms) = hosts.list(&session).expect(name);
-        let Planned { space, obstacle, locations } = session.propose(plan, terms).expect(name);
+        let (session, Planned { space, obstacle, locations }) = session.propose(plan, terms).expect(name);
         assert_eq!(space.expect("no room").kind, Kind::DiskFull, "{name}");
         let obstacle = obstacle.expect("a link");
         assert!(obstacle.message.contains("global\" is a symbolic link"), "{name}: {obstacle}");
@@ -39,9 +39,9 @@ fn lack_of_room_and_what_is_in_the_way_are_two_answers() {
     vast.set_len(8192).expect("a size");
     for (name, connector) in transports(&hosts) {
         let before = hosts.listing("standby");
-        let (mut session, _) = hosts.open(&connector, Purpose::Look).expect(name);
+        let (session, _) = hosts.open(&connector, Purpose::Look).expect(name);
         let (plan, terms) = hosts.list(&session).expect(name);
-        let planned = session.propose(plan, terms).expect(name);
+        let (session, planned) = session.propose(plan, terms).expect(name);
         assert!(planned.space.is_none() && planned.obstacle.is_some(), "{name}: {planned:?}");
         drop(session);
         for refused in [hosts.survey(&connector), hosts.run(&connector)] {

@@ -152,15 +152,15 @@ fn a_broken_run_cannot_be_started_and_is_completed_by_the_next() {
         hosts.write("standby/PG_VERSION", b"15\n");
         hosts.write("standby/global/pg_control", b"old control");
         {
-            let (mut session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
+            let (session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
             let busy =
                 hosts.open(&connector, Purpose::Recover).err().expect("a second recovery is refused at once");
             assert_eq!(busy.kind, Kind::InUse, "{name}");
-            hosts.plan(&mut session).expect(name);
-            Hosts::begin(&mut session).expect(name);
+            let session = hosts.plan(session).expect(name);
+            let session = Hosts::begin(session).expect(name);
             assert!(hosts.path("standby").join(MARKER).exists());
             assert!(!hosts.path("standby/global/pg_control").exists());
-            hosts.send(&mut session).expect(name);
+            hosts.send(session).expect(name);
         }
         let outcome = loop {
             match hosts.run(&connector) {
@@ -184,7 +184,7 @@ fn cancel_brings_every_step_back() {
     hosts.write("primary/base/5/1", &pages(2000, 1));
     for (name, connector) in transports(&hosts) {
         let cancel = Cancel::new();
-        let mut session = Session::open(
+        let session = Session::open(
             Arc::clone(&connector),
             &hosts.path("standby"),
             Purpose::Recover,
@@ -193,8 +193,8 @@ fn cancel_brings_every_step_back() {
             &cancel,
         )
         .expect(name);
-        hosts.plan(&mut session).expect(name);
-        Hosts::begin(&mut session).expect(name);
+        let session = hosts.plan(session).expect(name);
+        let session = Hosts::begin(session).expect(name);
         let trip = cancel.clone();
         let timer = std::thread::spawn(move || {
             std::thread::sleep(std::time::Duration::from_millis(150));
@@ -205,7 +205,6 @@ fn cancel_brings_every_step_back() {
         let error = session.send_data(&hosts.path("primary"), manner).expect_err("cancelled");
         assert_eq!(error.kind, Kind::Canceled, "{name}: {error}");
         timer.join().expect("timer");
-        drop(session);
         let _ = fs::remove_dir_all(hosts.path("standby"));
     }
 }
@@ -245,9 +244,9 @@ fn a_session_that_ends_before_anything_began_leaves_nothing_behind_when_it_is_go
     hosts.write("primary/base/5/1", &pages(10, 1));
     for (name, connector) in transports(&hosts) {
         for _ in 0..50 {
-            let (mut session, _) = hosts.open(&connector, Purpose::Recover).expect("nobody holds it");
+            let (session, _) = hosts.open(&connector, Purpose::Recover).expect("nobody holds it");
             assert!(hosts.path("standby").exists(), "{name}: it was made to be held");
-            hosts.plan(&mut session).expect(name);
+            let session = hosts.plan(session).expect(name);
             drop(session);
             assert!(!hosts.path("standby").exists(), "{name}");
         }
@@ -264,7 +263,7 @@ fn a_port_that_is_taken_ends_nothing() {
         for purpose in [Purpose::Look, Purpose::Recover] {
             let (mut session, _) = hosts.open(&connector, purpose).expect(name);
             assert_eq!(session.test_port(&listening).expect_err(name).kind, Kind::InUse);
-            hosts.plan(&mut session).expect("the session goes on");
+            hosts.plan(session).expect("the session goes on");
         }
     }
 }

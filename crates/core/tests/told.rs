@@ -45,19 +45,19 @@ fn an_agent_tells_how_its_runs_go() {
     hosts.survey(&connector).expect("survey");
     assert_eq!(told(&connector).account, status::Account::default(), "a dry run is none");
 
-    let (mut session, progress) = hosts.open(&connector, Purpose::Recover).expect("open");
+    let (session, progress) = hosts.open(&connector, Purpose::Recover).expect("open");
     assert_eq!(told(&connector).account.running, None, "a run counts from its first change on");
-    hosts.plan(&mut session).expect("plan");
-    Hosts::begin(&mut session).expect("begin");
+    let session = hosts.plan(session).expect("plan");
+    let session = Hosts::begin(session).expect("begin");
     let begun = told(&connector);
     assert!(begun.incomplete && begun.marker.is_some_and(|marker| marker.note == "test"));
     let run = begun.account.running.expect("in progress");
     assert_eq!((run.state, run.bytes, run.ended), (State::Data, progress.total(), None));
     assert_eq!(run.primary, Some([127, 0, 0, 1].into()));
-    hosts.send(&mut session).expect("send");
+    let session = hosts.send(session).expect("send");
     let moved = Moved { compared: progress.total(), received: progress.sent(), written: progress.sent() };
     assert_eq!(told(&connector).account.running.expect("in progress").moved, moved);
-    session.settle().expect("settle");
+    let (session, _) = session.settle().expect("settle");
     assert_eq!(told(&connector).account.running.expect("in progress").state, State::Wal);
     drop(session);
 
@@ -85,14 +85,13 @@ fn an_agent_tells_what_broke_a_run() {
     let hosts = Hosts::new();
     hosts.write("primary/base/5/1", &pages(300, 1));
     let connector = hosts.agent();
-    let (mut session, _) = hosts.open(&connector, Purpose::Recover).expect("open");
-    hosts.plan(&mut session).expect("plan");
-    Hosts::begin(&mut session).expect("begin");
+    let (session, _) = hosts.open(&connector, Purpose::Recover).expect("open");
+    let session = hosts.plan(session).expect("plan");
+    let session = Hosts::begin(session).expect("begin");
     // a file takes the place of a directory that the run has made
     fs::remove_dir(hosts.path("standby/base/5")).expect("remove");
     hosts.write("standby/base/5", b"no directory");
-    let error = hosts.send(&mut session).expect_err("no place for the file");
-    drop(session);
+    let error = hosts.send(session).expect_err("no place for the file");
     let broken = told_when(&connector, |told| told.account.running.is_none());
     assert_eq!((broken.account.failed, broken.account.given_up), (1, 0));
     let last = broken.account.last.expect("a run has ended");

@@ -17,6 +17,7 @@ use pgpool_recovery_core::manifest::scan::{Source, scan};
 use pgpool_recovery_core::progress::Progress;
 use pgpool_recovery_core::receiver::Receiver;
 use pgpool_recovery_core::sender::pack::Compression;
+use pgpool_recovery_core::sender::state::{Begun, Planned, Reconciled, Sent};
 use pgpool_recovery_core::sender::{Manner, Session, Settled};
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::wire::link::dial::AgentConnector;
@@ -147,9 +148,9 @@ impl Hosts {
         Ok((session, progress))
     }
 
-    pub(crate) fn plan(&self, session: &mut Session) -> Result<(), Error> {
-        let (plan, terms) = self.list(session)?;
-        session.plan(plan, terms).map(drop)
+    pub(crate) fn plan(&self, session: Session) -> Result<Session<Planned>, Error> {
+        let (plan, terms) = self.list(&session)?;
+        session.plan(plan, terms).map(|(session, _)| session)
     }
 
     /// What is asked for.
@@ -175,7 +176,7 @@ impl Hosts {
         Ok((plan, terms))
     }
 
-    pub(crate) fn begin(session: &mut Session) -> Result<(), Error> {
+    pub(crate) fn begin(session: Session<Planned>) -> Result<Session<Begun>, Error> {
         session.begin(Marker { note: "test".to_owned(), system_identifier: 1, ..Marker::default() })
     }
 
@@ -183,15 +184,14 @@ impl Hosts {
         Manner { jobs: 3, compression: self.compression, max_rate: 0, clone: true, checksums: None }
     }
 
-    pub(crate) fn send(&self, session: &mut Session) -> Result<(), Error> {
+    pub(crate) fn send(&self, session: Session<Begun>) -> Result<Session<Sent>, Error> {
         session.send_data(&self.path("primary"), self.manner())
     }
 
     /// What a run would do.
     pub(crate) fn survey(&self, connector: &Arc<dyn Connector>) -> Result<Outcome, Error> {
-        let (mut session, progress) = self.open(connector, Purpose::Look)?;
-        self.plan(&mut session)?;
-        let settled = session.survey(&self.path("primary"), self.manner())?;
+        let (session, progress) = self.open(connector, Purpose::Look)?;
+        let (_, settled) = self.plan(session)?.survey(&self.path("primary"), self.manner())?;
         Ok(Outcome::of(&settled, &progress))
     }
 
@@ -205,27 +205,25 @@ impl Hosts {
     }
 
     pub(crate) fn run(&self, connector: &Arc<dyn Connector>) -> Result<Outcome, Error> {
-        let (mut session, progress) = self.open(connector, Purpose::Recover)?;
-        self.plan(&mut session)?;
-        Self::begin(&mut session)?;
-        self.send(&mut session)?;
-        let settled = self.complete(&mut session)?;
+        let (session, progress) = self.open(connector, Purpose::Recover)?;
+        let session = Self::begin(self.plan(session)?)?;
+        let settled = self.complete(self.send(session)?)?;
         Ok(Outcome::of(&settled, &progress))
     }
 
     /// What follows when all data was sent.
-    pub(crate) fn complete(&self, session: &mut Session) -> Result<Settled, Error> {
-        let settled = session.settle()?;
+    pub(crate) fn complete(&self, session: Session<Sent>) -> Result<Settled, Error> {
+        let (session, settled) = session.settle()?;
         self.finish(session)?;
         Ok(settled)
     }
 
     /// WAL and the last files.
-    pub(crate) fn finish(&self, session: &mut Session) -> Result<(), Error> {
+    pub(crate) fn finish(&self, session: Session<Reconciled>) -> Result<(), Error> {
         let wal = RelPath::parse("pg_wal/000000010000000000000001").expect("valid");
         let archive_status = RelPath::parse("pg_wal/archive_status").expect("valid");
         let size = fs::metadata(self.path("primary").join(&wal)).expect("WAL").len();
-        session.send_wal(
+        let session = session.send_wal(
             &self.path("primary"),
             &[Directory { path: archive_status, mode: 0o700 }],
             vec![File { path: wal, size, mode: 0o600 }],

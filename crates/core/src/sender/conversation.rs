@@ -1,0 +1,108 @@
+//! What all steps of a session share: the control link, and how a data link is made.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::compare::digest::DigestKey;
+use crate::error::{Error, Kind, Result};
+use crate::manifest::plan::{Directory, File};
+use crate::progress::Progress;
+use crate::sys::buffer::Buffer;
+use crate::sys::cancel::Cancel;
+use crate::wire::link::control::Control;
+use crate::wire::link::{Connector, Link};
+use crate::wire::protocol::message::{self, Reply, Request, Target};
+use crate::wire::protocol::{REPLY, REQUEST};
+
+/// Entries of the plan in one message.
+const PLAN_PART: usize = 1000;
+
+/// How long a session that ends before anything has begun waits for the receiver to release the target.
+const LEAVING: Duration = Duration::from_secs(5);
+
+pub(super) struct Conversation {
+    pub(super) connector: Arc<dyn Connector>,
+    pub(super) control: Control,
+    pub(super) cancel: Cancel,
+    pub(super) progress: Arc<Progress>,
+    pub(super) target: Target,
+    pub(super) digest_key: DigestKey,
+    pub(super) place: String,
+    /// The receiver has locked the target and changed nothing yet: it releases it when it is told to.
+    pub(super) is_held: bool,
+}
+
+impl Conversation {
+    /// Asks for something that is answered with [`Reply::Ok`].
+    pub(super) fn done(&self, message: &Request) -> Result<()> {
+        match self.request(message)? {
+            Reply::Ok => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(super) fn request(&self, message: &Request) -> Result<Reply> {
+        request(&self.control, message)
+    }
+
+    pub(super) fn send_plan(&self, directories: &[Directory], files: &[File]) -> Result<()> {
+        let parts = directories.len().max(files.len()).div_ceil(PLAN_PART);
+        for part in 0..parts {
+            let slice = |length: usize| (part * PLAN_PART).min(length)..((part + 1) * PLAN_PART).min(length);
+            self.send(&Request::Plan {
+                directories: directories[slice(directories.len())].to_vec(),
+                files: files[slice(files.len())].to_vec(),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, message: &Request) -> Result<()> {
+        self.control.send(REQUEST, &[&message::encode(message)?])
+    }
+
+    /// Makes a link that joins the run: `join` is its first message.
+    pub(super) fn attach(&self, join: &Request) -> Result<Link> {
+        let mut link = self.connector.connect(&self.cancel)?;
+        link.sink.send(REQUEST, &[&message::encode(join)?])?;
+        link.sink.flush()?;
+        let mut body = Buffer::new();
+        match link.source.receive(&mut body)? {
+            Some(REPLY) => match message::decode(&body)? {
+                Reply::Ok => Ok(link),
+                Reply::Error(error) => Err(error),
+                other => Err(unexpected(&other)),
+            },
+            _ => Err(crate::wire::link::closed(&self.place)),
+        }
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        // A refusal is told when the directory is as it was, so that another run can begin at once.
+        if self.is_held && !self.cancel.is_tripped() && self.send(&Request::Leave).is_ok() {
+            self.control.last_answer(LEAVING);
+        }
+        // closes every link of the run; threads that still work on it return
+        self.cancel.trip();
+    }
+}
+
+pub(super) fn request(control: &Control, message: &Request) -> Result<Reply> {
+    control.send(REQUEST, &[&message::encode(message)?])?;
+    match control.receive()? {
+        Some((REPLY, body)) => match message::decode(&body)? {
+            Reply::Error(error) => Err(error),
+            reply => Ok(reply),
+        },
+        Some((kind, _)) => {
+            Err(Error::new(Kind::ProtocolViolation, format!("unexpected frame of kind {kind:#04x}")))
+        }
+        None => Err(control.closed()),
+    }
+}
+
+pub(super) fn unexpected(reply: &Reply) -> Error {
+    Error::new(Kind::ProtocolViolation, format!("unexpected reply: {reply:?}"))
+}

@@ -1,0 +1,106 @@
+//! Moving files over several data links at once.
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use super::Manner;
+use super::conversation::Conversation;
+use super::pack::Chooser;
+use super::rate::Rate;
+use super::stream::{Stream, Transfer, What};
+use crate::error::{Error, Kind, Result};
+use crate::manifest::plan::{File, Work};
+use crate::wire::link::Link;
+use crate::wire::protocol::MAX_STREAMS;
+use crate::wire::protocol::message::Request;
+
+/// Data links, and how data is moved over them.
+pub(crate) struct Links {
+    links: Vec<Link>,
+    manner: Manner,
+    rate: Rate,
+}
+
+impl Links {
+    /// Attaches as many links as `manner` asks for.
+    pub(super) fn attach(conversation: &Conversation, manner: Manner, rate: Rate) -> Result<Self> {
+        let jobs = streams(manner.jobs, conversation.connector.is_remote());
+        let join = Request::Attach { session: conversation.target.session.clone() };
+        let links = (0..jobs).map(|_| conversation.attach(&join)).collect::<Result<_>>()?;
+        conversation.progress.set_streams(u32::try_from(jobs).unwrap_or(u32::MAX));
+        Ok(Self { links, manner, rate })
+    }
+
+    /// Moves the files from the one numbered `first` on. `cloned` has first and last number of each row of files that were
+    /// cloned.
+    pub(super) fn transfer(
+        &mut self,
+        conversation: &Conversation,
+        data_directory: &Path,
+        files: &[File],
+        first: usize,
+        cloned: &[(u32, u32)],
+        what: What,
+    ) -> Result<()> {
+        let Self { links, manner, rate } = self;
+        let chooser = Chooser::new(manner.compression, Instant::now());
+        // cloned files are read only to be verified
+        let skipped = if manner.checksums.is_none() { cloned } else { &[] };
+        let work = Work::new(first, files.len(), links.len()).without(skipped);
+        let cancel = &conversation.cancel;
+        let transfer = &Transfer {
+            data_directory,
+            files,
+            work: Mutex::new(work),
+            cloned,
+            what,
+            digest_key: &conversation.digest_key,
+            checksums: manner.checksums,
+            chooser: &chooser,
+            rate,
+            progress: &conversation.progress,
+            cancel,
+            is_remote: conversation.connector.is_remote(),
+            place: &conversation.place,
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = links
+                .iter_mut()
+                .enumerate()
+                .map(|(number, link)| {
+                    let work = move || {
+                        // one stream that fails ends the others: they see the cause, not a broken link
+                        Stream::new(transfer, number, link)
+                            .run()
+                            .inspect_err(|error| cancel.trip_with(error.clone()))
+                    };
+                    std::thread::Builder::new().name("send".to_owned()).spawn_scoped(scope, work)
+                })
+                .collect();
+            let results: Vec<Result<()>> = workers
+                .into_iter()
+                .map(|worker| {
+                    let worker = worker.map_err(Error::on("start a thread"))?;
+                    worker.join().unwrap_or_else(|_| {
+                        Err(Error::new(Kind::Internal, "a thread that sends data panicked"))
+                    })
+                })
+                .collect();
+            let finished: Result<()> = results.into_iter().collect();
+            // the others failed because the first one did
+            finished.map_err(|error| cancel.cause().unwrap_or(error))
+        })
+    }
+}
+
+/// How many streams a setting of `jobs` means. Within one process they mostly wait for the disk, which
+/// likes to have more to do than there are processors.
+fn streams(jobs: u32, is_remote: bool) -> usize {
+    let least = if is_remote { 2 } else { 4 };
+    let wanted = match jobs {
+        0 => std::thread::available_parallelism().map_or(least, |count| count.get().clamp(least, 16)),
+        jobs => jobs as usize,
+    };
+    wanted.min(MAX_STREAMS)
+}
