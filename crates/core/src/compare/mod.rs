@@ -2,3 +2,5 @@
 
 pub mod delta;
 pub mod digest;
+pub mod source;
+pub mod work;

@@ -34,6 +34,7 @@ mod run;
 mod segments;
 mod session;
 mod settle;
+mod sink;
 mod stream;
 mod write;
 

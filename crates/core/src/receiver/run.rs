@@ -8,6 +8,7 @@ use rustix::fs::{Advice, fadvise};
 use super::durable::Before;
 use super::identity;
 use super::ledger::Record;
+use super::sink::Sink;
 use crate::compare::digest::DigestKey;
 use crate::data_directory::{Stamp, Stat, Target};
 use crate::error::{Error, Kind, Result};
@@ -25,8 +26,8 @@ pub(super) struct Run {
     pub(super) digest_key: DigestKey,
     /// Ends all links of the run.
     pub(super) cancel: Cancel,
-    /// Makes durable what was there before; `None` in a survey, which changes nothing.
-    before: Option<Before>,
+    /// What becomes of what arrives.
+    pub(super) sink: Sink,
     /// Whether what the page cache has of the target is surely on the disk, once it is synced.
     trusts_cache: bool,
     /// What was written into the marker.
@@ -45,8 +46,12 @@ impl Run {
         trusts_cache: bool,
         record: Record,
     ) -> Result<Self> {
-        let before = Some(Before::begin(&target).inspect_err(|error| record.fail(error))?);
-        Ok(Self { before, trusts_cache, ..Self::survey(target, digest_key, cancel, files, record) })
+        let before = Before::begin(&target).inspect_err(|error| record.fail(error))?;
+        Ok(Self {
+            sink: Sink::Write(before),
+            trusts_cache,
+            ..Self::survey(target, digest_key, cancel, files, record)
+        })
     }
 
     /// A run that only tells what another one would do.
@@ -63,17 +68,12 @@ impl Run {
             target,
             digest_key,
             cancel,
-            before: None,
+            sink: Sink::Count,
             trusts_cache: true,
             marker: OnceLock::new(),
             slots,
             settled: AtomicUsize::new(0),
         }
-    }
-
-    /// Whether nothing may be written.
-    pub(super) fn is_survey(&self) -> bool {
-        self.before.is_none()
     }
 
     /// All files of the plan; the position is the file's number on the wire.
@@ -103,8 +103,7 @@ impl Run {
     /// Waits until what was there before is durable; false if that was not tried, or not for all of it.
     pub(super) fn is_synced(&self) -> Result<bool> {
         // what lies on a file system that is mounted within the target was not synced
-        let Some(before) = &self.before else { return Ok(false) };
-        Ok(before.end()? && !self.target.has_mounts())
+        Ok(self.sink.is_synced()? && !self.target.has_mounts())
     }
 
     /// Opens what the target has of a file, to be compared.
@@ -203,7 +202,7 @@ impl Run {
                 return Err(identity::replaced(&slot.path));
             }
             // what this run is writing has another time of change whenever one looks
-            (Some((_, stat)), Place::Own(known)) if !slot.is_changed() && !self.is_survey() => {
+            (Some((_, stat)), Place::Own(known)) if !slot.is_changed() && self.sink.writes() => {
                 identity::demand_same(&slot.path, known, &stat.stamp)?;
             }
             (Some(_), Place::Own(_)) => {}

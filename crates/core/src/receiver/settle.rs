@@ -3,7 +3,6 @@
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::identity;
 use super::prune::{Fate, Pruning};
 use super::run::{Run, Slot};
 use super::segments::end_forks;
@@ -21,17 +20,14 @@ pub(super) struct Settled {
     pub(super) warnings: Vec<String>,
 }
 
-/// Settles the target; in a survey it only counts.
+/// Settles the target, or counts what that would do.
 pub(super) fn settle(
     run: &Run,
     directories: &[Directory],
     keep: &[RelPath],
     terms: &Terms,
 ) -> Result<Settled> {
-    if !run.is_survey() {
-        // as surplus it would go without a word
-        identity::demand_incomplete(run)?;
-    }
+    run.sink.demand_incomplete(run)?;
     let slots = run.slots();
     end_forks(&slots);
     let mut settled = Settled::default();
@@ -39,22 +35,15 @@ pub(super) fn settle(
         if number.is_multiple_of(1024) {
             run.cancel.check()?;
         }
-        if run.is_survey() {
-            if slot.is_gone() {
-                settled.removed += u64::from(run.target.stat(&slot.path)?.is_some());
-            } else {
-                settled.changed += u64::from(slot.is_changed() || !is_fit(run, slot)?);
-            }
-        } else if slot.is_gone() {
-            settled.removed += u64::from(run.target.remove(&slot.path)?);
+        if slot.is_gone() {
+            settled.removed += u64::from(run.sink.remove(&run.target, &slot.path)?);
         } else {
-            fit(run, slot)?;
-            settled.changed += u64::from(slot.is_changed());
+            settled.changed += u64::from(run.sink.fit(run, slot)?);
         }
     }
     run.set_settled(slots.len());
     let files = slots.iter().filter(|slot| !slot.is_gone()).map(|slot| slot.path.as_str());
-    let pruning = Pruning::new(&run.target, directories, files, keep, terms, run.is_survey());
+    let pruning = Pruning::new(&run.target, directories, files, keep, terms, !run.sink.writes());
     let mut pruner = Pruner { run, pruning: &pruning, settled };
     pruner.prune(None)?;
     for location in pruning.tablespaces() {
@@ -96,7 +85,7 @@ pub(super) fn settle_wal(run: &Run) -> Result<()> {
 
 /// Whether a file has the size and mode it must have, and its content is known. One that this run had to do with must
 /// be as the run left it.
-fn is_fit(run: &Run, slot: &Slot) -> Result<bool> {
+pub(super) fn is_fit(run: &Run, slot: &Slot) -> Result<bool> {
     if slot.fits() {
         return Ok(true);
     }
@@ -109,14 +98,14 @@ fn is_fit(run: &Run, slot: &Slot) -> Result<bool> {
         stat.kind == FileType::RegularFile && stat.names == 1 && stat.size == size && stat.mode == slot.mode
     });
     let is_fit = fits && is_known;
-    if !run.is_survey() && (is_fit || slot.is_found() || slot.is_changed()) {
+    if run.sink.writes() && (is_fit || slot.is_found() || slot.is_changed()) {
         run.demand_unchanged(slot, found.as_ref())?;
     }
     Ok(is_fit)
 }
 
 /// Creates an empty file, cuts a longer one, sets the mode.
-fn fit(run: &Run, slot: &Slot) -> Result<()> {
+pub(super) fn fit(run: &Run, slot: &Slot) -> Result<()> {
     if is_fit(run, slot)? {
         return Ok(());
     }
@@ -140,9 +129,7 @@ impl Pruner<'_> {
         self.run.cancel.check()?;
         let Entries { named, unnamed } = self.run.target.entries(directory)?;
         for name in unnamed {
-            if !self.run.is_survey() {
-                self.run.target.remove_unnamed(directory, &name)?;
-            }
+            self.run.sink.remove_unnamed(&self.run.target, directory, &name)?;
             self.settled.removed += 1;
         }
         for (name, kind) in named {
@@ -165,9 +152,7 @@ impl Pruner<'_> {
                 "tablespace link \"{path}\" is removed; the directory it points to is left as it is"
             ));
         }
-        if !self.run.is_survey() {
-            self.run.target.remove(path)?;
-        }
+        self.run.sink.remove(&self.run.target, path)?;
         self.settled.removed += 1;
         Ok(())
     }

@@ -134,8 +134,8 @@ fn read(
                 let left = Arc::new(AtomicUsize::new(writers.len()));
                 writers.iter().try_for_each(|writer| leave(writer, Step::Barrier(Arc::clone(&left))))?;
             }
-            PAGES | CONTENT if run.is_survey() => return Err(unexpected(kind)),
-            DIFFERS if run.is_survey() => slot(&run.slots(), decode_file(&body)?)?.set_changed(),
+            kind if !run.sink.takes(kind) => return Err(unexpected(kind)),
+            DIFFERS => slot(&run.slots(), decode_file(&body)?)?.set_changed(),
             PAGES => {
                 let (tail, packed) = PagesTail::decode(&body)?;
                 body.resize(packed);

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::compare::digest::DigestKey;
+use crate::compare::source::{Absent, Cloned, Hash};
 use crate::error::{Error, Result};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::{Directory, File, Plan};
@@ -207,7 +208,7 @@ impl Session<state::Planned> {
         let conversation = &self.conversation;
         conversation.done(&Request::Survey { digest_key: self.digest_key() })?;
         let mut links = Links::attach(conversation, manner, Rate::new(0))?;
-        links.transfer(conversation, data_directory, &self.state.files, 0, &[], What::Survey)?;
+        links.transfer(conversation, data_directory, &self.state.files, 0, &Hash, What::Survey)?;
         let settled = self.reconcile()?;
         Ok((Session { conversation: self.conversation, state: Finished(()) }, settled))
     }
@@ -226,30 +227,21 @@ impl Session<Begun> {
     /// Compares all files of the plan and sends what differs; first clones what can be cloned.
     pub fn send_data(self, data_directory: &Path, manner: Manner) -> Result<Session<Sent>> {
         let is_local = !self.conversation.connector.is_remote();
-        let cloned = if manner.clone && is_local { self.clone_files(&manner)? } else { Vec::new() };
+        let cloned = if manner.clone && is_local { self.clone_files()? } else { Vec::new() };
         let Self { conversation, state: Begun { files } } = self;
         let rate = Rate::new(manner.max_rate);
+        let source = Cloned::new(&cloned, &Hash);
         let mut links = Links::attach(&conversation, manner, rate)?;
-        links.transfer(&conversation, data_directory, &files, 0, &cloned, What::Data)?;
+        links.transfer(&conversation, data_directory, &files, 0, &source, What::Data)?;
         Ok(Session { conversation, state: Sent { files, links } })
     }
 
     /// Has files cloned. Returns first and last number of each row of neighbours.
-    fn clone_files(&self, manner: &Manner) -> Result<Vec<(u32, u32)>> {
-        let rows = match self.conversation.request(&Request::Clone)? {
-            Reply::Cloned { files } => files,
-            other => return Err(unexpected(&other)),
-        };
-        let cloned = |&(first, last): &(u32, u32)| {
-            let files = self.state.files.get(first as usize..=last as usize).unwrap_or_default();
-            files.iter().map(|file| file.size).sum::<u64>()
-        };
-        let bytes = rows.iter().map(cloned).sum();
-        self.conversation.progress.add_cloned(bytes);
-        if manner.checksums.is_none() {
-            self.conversation.progress.add_compared(bytes);
+    fn clone_files(&self) -> Result<Vec<(u32, u32)>> {
+        match self.conversation.request(&Request::Clone)? {
+            Reply::Cloned { files } => Ok(files),
+            other => Err(unexpected(&other)),
         }
-        Ok(rows)
     }
 }
 
@@ -275,7 +267,7 @@ impl Session<Reconciled> {
         conversation.done(&Request::WalEnd)?;
         let first = files.len();
         files.extend(wal);
-        links.transfer(&conversation, data_directory, &files, first, &[], What::Wal)?;
+        links.transfer(&conversation, data_directory, &files, first, &Absent, What::Wal)?;
         Ok(Session { conversation, state: Complete(()) })
     }
 }

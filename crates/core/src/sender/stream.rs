@@ -13,8 +13,10 @@ use super::rate::Rate;
 use super::read::{Checksums, Reader};
 use crate::compare::delta::{self, Extent};
 use crate::compare::digest::{DIGEST, DigestKey, Piece, Pieces};
+use crate::compare::source::{Proof, Treatment};
+use crate::compare::work::Work;
 use crate::error::{Error, Kind, Result};
-use crate::manifest::plan::{self, Range, Work};
+use crate::manifest::plan::{self, Range};
 use crate::progress::Progress;
 use crate::sys::buffer::Buffer;
 use crate::sys::cancel::Cancel;
@@ -31,13 +33,11 @@ use crate::wire::protocol::message;
 const AHEAD: usize = 8;
 
 /// What all streams of a run share.
-pub(super) struct Transfer<'a> {
+pub(super) struct Transfer<'a, 'w> {
     pub(super) data_directory: &'a Path,
     pub(super) files: &'a [plan::File],
-    pub(super) work: Mutex<Work>,
+    pub(super) work: Mutex<Work<'w>>,
     pub(super) what: What,
-    /// First and last number of each row of files that are there already: they are only verified.
-    pub(super) cloned: &'a [(u32, u32)],
     pub(super) digest_key: &'a DigestKey,
     pub(super) checksums: Option<Checksums>,
     pub(super) chooser: &'a Chooser,
@@ -60,8 +60,8 @@ pub(super) enum What {
 }
 
 /// A link of the transfer and what it needs over its whole life.
-pub(super) struct Stream<'a> {
-    transfer: &'a Transfer<'a>,
+pub(super) struct Stream<'a, 'w> {
+    transfer: &'a Transfer<'a, 'w>,
     number: usize,
     link: &'a mut Link,
     compressor: Compressor,
@@ -76,9 +76,9 @@ pub(super) struct Stream<'a> {
     unanswered: usize,
 }
 
-impl<'a> Stream<'a> {
+impl<'a, 'w> Stream<'a, 'w> {
     /// The stream of this number, counted from 0.
-    pub(super) fn new(transfer: &'a Transfer<'a>, number: usize, link: &'a mut Link) -> Self {
+    pub(super) fn new(transfer: &'a Transfer<'a, 'w>, number: usize, link: &'a mut Link) -> Self {
         Self {
             transfer,
             number,
@@ -106,15 +106,10 @@ impl<'a> Stream<'a> {
     }
 
     fn work(&mut self) -> Result<()> {
-        match (self.transfer.is_remote, self.transfer.what) {
-            (true, What::Data) | (_, What::Survey) => self.send_what_differs()?,
-            (true, What::Wal) => self.each_batch(Self::send_all)?,
-            (false, _) => {
-                self.each_batch(Self::hand_over)?;
-                while self.unanswered > 0 {
-                    self.hear_written()?;
-                }
-            }
+        if self.transfer.is_remote || self.transfer.what == What::Survey {
+            self.send_what_differs()?;
+        } else {
+            self.hand_over_all()?;
         }
         self.link.sink.send(BARRIER, &[])?;
         self.link.sink.flush()?;
@@ -127,12 +122,22 @@ impl<'a> Stream<'a> {
         loop {
             while asked.len() < AHEAD {
                 let mut batch = std::mem::take(&mut spare);
-                if !self.next_batch(&mut batch) {
-                    break;
+                match self.next_batch(&mut batch) {
+                    None => break,
+                    Some(Treatment::Compare) => {
+                        encode_ask(&batch, &mut self.head);
+                        self.link.sink.send(ASK, &[&self.head])?;
+                        asked.push_back(batch);
+                    }
+                    Some(treatment) => {
+                        self.transfer.cancel.check()?;
+                        match treatment {
+                            Treatment::Skip(proof) => self.verify(&batch, proof)?,
+                            _ => self.send_all(&batch)?,
+                        }
+                        spare = batch;
+                    }
                 }
-                encode_ask(&batch, &mut self.head);
-                self.link.sink.send(ASK, &[&self.head])?;
-                asked.push_back(batch);
             }
             let Some(batch) = asked.pop_front() else {
                 return Ok(());
@@ -170,17 +175,44 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    fn each_batch(&mut self, mut send: impl FnMut(&mut Self, &[Range]) -> Result<()>) -> Result<()> {
+    fn hand_over_all(&mut self) -> Result<()> {
         let mut batch = Vec::new();
-        while self.next_batch(&mut batch) {
+        while let Some(treatment) = self.next_batch(&mut batch) {
             self.transfer.cancel.check()?;
-            send(self, &batch)?;
+            match treatment {
+                Treatment::Skip(proof) => self.verify(&batch, proof)?,
+                Treatment::Compare | Treatment::Send => self.hand_over(&batch)?,
+            }
+        }
+        while self.unanswered > 0 {
+            self.hear_written()?;
         }
         Ok(())
     }
 
-    fn next_batch(&self, batch: &mut Vec<Range>) -> bool {
-        lock(&self.transfer.work).next(self.number, self.transfer.files, batch)
+    fn next_batch(&self, batch: &mut Vec<Range>) -> Option<Treatment> {
+        let passed = |proof, bytes| self.skipped(proof, bytes);
+        lock(&self.transfer.work).next(self.number, batch, passed)
+    }
+
+    /// Reads a batch that the target has, to verify its checksums. What the target has is as good as what could be read of a
+    /// file that has vanished meanwhile.
+    fn verify(&mut self, batch: &[Range], proof: Proof) -> Result<()> {
+        for range in batch {
+            self.buffer.resize(range.length as usize);
+            self.reader.read(range, &mut self.buffer)?;
+            self.skipped(proof, range.length.into());
+        }
+        Ok(())
+    }
+
+    /// Bytes of data files are left out.
+    fn skipped(&self, proof: Proof, bytes: u64) {
+        let progress = self.transfer.progress;
+        progress.add_compared(bytes);
+        match proof {
+            Proof::Cloned => progress.add_cloned(bytes),
+        }
     }
 
     /// Sends a batch of which the target has nothing.
@@ -200,10 +232,6 @@ impl<'a> Stream<'a> {
     fn read(&mut self, range: &Range, start: usize) -> Result<Option<usize>> {
         let buffer = &mut self.buffer[start..start + range.length as usize];
         let read = self.reader.read(range, buffer)?;
-        if is_within(self.transfer.cloned, range.file) {
-            // it was read to be checked; a clone is as good as what could be read of a file that vanished
-            return Ok(None);
-        }
         match read {
             None => self.link.sink.send(GONE, &[&range.file.to_le_bytes()])?,
             Some(length) if length < range.length as usize => {
@@ -329,12 +357,6 @@ impl<'a> Stream<'a> {
         }
         None
     }
-}
-
-/// Whether one of the rows, which are in order, has this number.
-fn is_within(rows: &[(u32, u32)], number: u32) -> bool {
-    let row = rows.partition_point(|&(_, last)| last < number);
-    rows.get(row).is_some_and(|&(first, _)| first <= number)
 }
 
 fn expect(source: &mut dyn Source, wanted: u8, body: &mut Buffer, place: &str) -> Result<()> {

@@ -9,8 +9,10 @@ use super::conversation::Conversation;
 use super::pack::Chooser;
 use super::rate::Rate;
 use super::stream::{Stream, Transfer, What};
+use crate::compare::source::ChangeSource;
+use crate::compare::work::Work;
 use crate::error::{Error, Kind, Result};
-use crate::manifest::plan::{File, Work};
+use crate::manifest::plan::File;
 use crate::wire::link::Link;
 use crate::wire::protocol::MAX_STREAMS;
 use crate::wire::protocol::message::Request;
@@ -32,28 +34,25 @@ impl Links {
         Ok(Self { links, manner, rate })
     }
 
-    /// Moves the files from the one numbered `first` on. `cloned` has first and last number of each row of files that were
-    /// cloned.
+    /// Moves the files from the one numbered `first` on; `source` says how.
     pub(super) fn transfer(
         &mut self,
         conversation: &Conversation,
         data_directory: &Path,
         files: &[File],
         first: usize,
-        cloned: &[(u32, u32)],
+        source: &dyn ChangeSource,
         what: What,
     ) -> Result<()> {
         let Self { links, manner, rate } = self;
         let chooser = Chooser::new(manner.compression, Instant::now());
-        // cloned files are read only to be verified
-        let skipped = if manner.checksums.is_none() { cloned } else { &[] };
-        let work = Work::new(first, files.len(), links.len()).without(skipped);
+        // what is skipped is read only to be verified
+        let work = Work::new(files, source, links.len(), manner.checksums.is_some()).from(first);
         let cancel = &conversation.cancel;
         let transfer = &Transfer {
             data_directory,
             files,
             work: Mutex::new(work),
-            cloned,
             what,
             digest_key: &conversation.digest_key,
             checksums: manner.checksums,

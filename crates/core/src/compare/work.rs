@@ -1,0 +1,295 @@
+//! How the files of a plan become work: ranges, each with what is done with it.
+
+use crate::compare::source::{ChangeSource, Proof, Treatment};
+use crate::manifest::exclude::relation_segment;
+use crate::manifest::plan::{BATCH_FILES, File, RANGE, Range};
+
+/// Deals files out to streams as batches of ranges of one treatment: one range of a large file, or many whole small files.
+/// No batch holds more than [`RANGE`] bytes or [`BATCH_FILES`] ranges.
+///
+/// A stream keeps a large file to itself and goes through it in order: so both ends read it sequentially,
+/// and no two streams write one file, for which they would wait on each other. When all files are dealt
+/// out, a stream without work takes the second half of the longest rest of a relation: none is left working alone.
+#[derive(Debug)]
+pub struct Work<'a> {
+    files: &'a [File],
+    source: &'a dyn ChangeSource,
+    /// Whether what is left out is dealt all the same, to be verified.
+    verifies: bool,
+    next_file: usize,
+    /// What each stream has left of the file it works on.
+    rests: Vec<Option<Rest>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    file: usize,
+    offset: u64,
+    end: u64,
+}
+
+impl Rest {
+    const fn bytes(self) -> u64 {
+        self.end - self.offset
+    }
+}
+
+impl<'a> Work<'a> {
+    /// The files, for `streams` streams. If it `verifies`, ranges that are skipped are dealt, too.
+    pub fn new(files: &'a [File], source: &'a dyn ChangeSource, streams: usize, verifies: bool) -> Self {
+        Self { files, source, verifies, next_file: 0, rests: vec![None; streams] }
+    }
+
+    /// Leaves out the files before the one of this number.
+    #[must_use]
+    pub const fn from(mut self, first: usize) -> Self {
+        self.next_file = first;
+        self
+    }
+
+    /// The next batch of a stream into `batch`, and what is done with it; `None` when nothing is left for it. `passed` is
+    /// told the bytes that were passed over, and why.
+    pub fn next(
+        &mut self,
+        stream: usize,
+        batch: &mut Vec<Range>,
+        mut passed: impl FnMut(Proof, u64),
+    ) -> Option<Treatment> {
+        batch.clear();
+        loop {
+            if self.rests[stream].is_none() {
+                if let Some(treatment) = self.deal(batch, &mut passed) {
+                    return Some(treatment);
+                }
+                self.rests[stream] = self.claim();
+            }
+            let rest = self.rests[stream].as_mut()?;
+            let stretch = self.source.stretch(number(rest.file), &self.files[rest.file], rest.offset);
+            // a stretch that does not advance would never end
+            let end = stretch.end.min(rest.end).max(rest.offset + 1);
+            let mut length = end - rest.offset;
+            let proof = skipped(stretch.treatment, self.verifies);
+            match proof {
+                Some(proof) => passed(proof, length),
+                None => {
+                    length = length.min(RANGE);
+                    batch.push(range(rest.file, rest.offset, length));
+                }
+            }
+            rest.offset += length;
+            if rest.bytes() == 0 {
+                self.rests[stream] = None;
+            }
+            if proof.is_none() {
+                return Some(stretch.treatment);
+            }
+        }
+    }
+
+    /// Whole small files, as many as come next and have one treatment.
+    fn deal(&mut self, batch: &mut Vec<Range>, passed: &mut impl FnMut(Proof, u64)) -> Option<Treatment> {
+        let mut room = RANGE;
+        let mut dealt = None;
+        while batch.len() < BATCH_FILES
+            && let Some(file) = self.files.get(self.next_file)
+        {
+            let stretch = self.source.stretch(number(self.next_file), file, 0);
+            if stretch.end < file.size {
+                break;
+            }
+            if let Some(proof) = skipped(stretch.treatment, self.verifies) {
+                passed(proof, file.size);
+            } else if file.size > room || dealt.is_some_and(|dealt| dealt != stretch.treatment) {
+                break;
+            } else {
+                room -= file.size;
+                batch.push(range(self.next_file, 0, file.size));
+                dealt = Some(stretch.treatment);
+            }
+            self.next_file += 1;
+        }
+        dealt
+    }
+
+    /// The next file, a large one; or half of what another stream has before it, if it is a relation's: PostgreSQL never
+    /// replaces such a file. Other files, an extension's, may be replaced by rename at any time. Only what is read
+    /// through one open file, by one stream from start to end, is then one of the two and no mixture.
+    fn claim(&mut self) -> Option<Rest> {
+        let files = self.files;
+        if let Some(file) = files.get(self.next_file) {
+            self.next_file += 1;
+            return Some(Rest { file: self.next_file - 1, offset: 0, end: file.size });
+        }
+        let shared = |rest: &&mut Rest| relation_segment(&files[rest.file].path).is_some();
+        let longest = self.rests.iter_mut().flatten().filter(shared).max_by_key(|rest| rest.bytes())?;
+        let kept = (longest.bytes() / 2).next_multiple_of(RANGE);
+        if kept >= longest.bytes() {
+            return None;
+        }
+        let taken = Rest { offset: longest.offset + kept, ..*longest };
+        longest.end = taken.offset;
+        Some(taken)
+    }
+}
+
+/// The proof on which bytes are passed over.
+const fn skipped(treatment: Treatment, verifies: bool) -> Option<Proof> {
+    match treatment {
+        Treatment::Skip(proof) if !verifies => Some(proof),
+        _ => None,
+    }
+}
+
+fn number(file: usize) -> u32 {
+    u32::try_from(file).unwrap_or(u32::MAX)
+}
+
+fn range(file: usize, offset: u64, length: u64) -> Range {
+    Range { file: number(file), offset, length: u32::try_from(length).unwrap_or(u32::MAX) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::compare::source::{Cloned, Hash, Stretch};
+    use crate::manifest::path::RelPath;
+
+    /// Pages are skipped and compared in turn, and every third file is skipped as a whole.
+    #[derive(Debug)]
+    struct Striped;
+
+    impl ChangeSource for Striped {
+        fn stretch(&self, number: u32, _: &File, offset: u64) -> Stretch {
+            let stripe = offset / 8192;
+            match stripe % 2 {
+                _ if number % 3 == 0 => Stretch::rest(Treatment::Skip(Proof::Cloned)),
+                0 => Stretch { end: (stripe + 1) * 8192, treatment: Treatment::Compare },
+                _ => Stretch { end: (stripe + 1) * 8192, treatment: Treatment::Skip(Proof::Cloned) },
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_is_dealt_once(
+            sizes in prop::collection::vec(prop_oneof![0_u64..20_000, 0..12 * RANGE], 0..40),
+            order in prop::collection::vec(0_usize..4, 1..50),
+            is_striped: bool,
+        ) {
+            let files: Vec<File> = sizes
+                .iter()
+                .enumerate()
+                .map(|(i, &size)| File { path: RelPath::parse(&format!("f{i}")).expect("valid"), size, mode: 0o600 })
+                .collect();
+            let mut dealt = vec![Vec::new(); files.len()];
+            let source: &dyn ChangeSource = if is_striped { &Striped } else { &Hash };
+            let mut passed = 0;
+            let mut work = Work::new(&files, source, 4, false);
+            let mut batch = Vec::new();
+            // streams come in some order, until one after the other has nothing left
+            let mut streams = order.into_iter().cycle();
+            let mut idle = 0;
+            while idle < 5 {
+                let stream = if idle == 0 { streams.next().unwrap_or(0) } else { idle - 1 };
+                let Some(treatment) = work.next(stream, &mut batch, |_, bytes| passed += bytes) else {
+                    idle += 1;
+                    continue;
+                };
+                prop_assert_eq!(treatment, Treatment::Compare);
+                idle = 0;
+                prop_assert!(!batch.is_empty() && batch.len() <= BATCH_FILES);
+                prop_assert!(batch.iter().map(|range| u64::from(range.length)).sum::<u64>() <= RANGE);
+                for range in &batch {
+                    dealt[range.file as usize].push((range.offset, u64::from(range.length)));
+                }
+            }
+            let bytes: u64 = dealt.iter().flatten().map(|&(_, length)| length).sum();
+            prop_assert_eq!(bytes + passed, sizes.iter().sum::<u64>());
+            if is_striped {
+                let is_dealt = |number: usize, ranges: &[(u64, u64)]| {
+                    let pages = |&(offset, length): &(u64, u64)| offset % 16384 == 0 && length <= 8192;
+                    if number % 3 == 0 { ranges.is_empty() } else { ranges.iter().all(pages) }
+                };
+                let all = dealt.iter().enumerate().all(|(number, ranges)| is_dealt(number, ranges));
+                prop_assert!(all);
+                return Ok(());
+            }
+            for (ranges, size) in dealt.iter_mut().zip(sizes) {
+                ranges.sort_unstable();
+                let end = ranges.iter().try_fold(0, |end, &(offset, length)| (offset == end).then_some(end + length));
+                prop_assert_eq!(end, Some(size));
+                prop_assert!(size > 0 || ranges.len() == 1);
+            }
+        }
+    }
+
+    #[test]
+    fn skipped_files_are_not_dealt() {
+        let files: Vec<File> = (0..10)
+            .map(|number| File {
+                path: RelPath::parse(&format!("f{number}")).expect("valid"),
+                size: if number % 2 == 0 { 10 } else { RANGE + 1 },
+                mode: 0o600,
+            })
+            .collect();
+        let source = Cloned::new(&[(0, 1), (3, 3), (8, 9)], &Hash);
+        let dealt = |verifies: bool| {
+            let mut work = Work::new(&files, &source, 1, verifies);
+            let (mut batch, mut dealt, mut passed) = (Vec::new(), Vec::new(), 0);
+            while let Some(treatment) = work.next(0, &mut batch, |_, bytes| passed += bytes) {
+                dealt.extend(batch.iter().map(|range| (range.file, treatment)));
+            }
+            dealt.dedup();
+            (dealt, passed)
+        };
+        let compared = [2, 4, 5, 6, 7].map(|file| (file, Treatment::Compare));
+        assert_eq!(dealt(false), (compared.to_vec(), 2 * 10 + 3 * (RANGE + 1)));
+        let (all, passed) = dealt(true);
+        let skipped = |file| matches!(file, 0 | 1 | 3 | 8 | 9);
+        assert_eq!((all.len(), passed), (10, 0));
+        assert!(all.iter().all(|&(file, treatment)| skipped(file) == (treatment != Treatment::Compare)));
+    }
+
+    #[test]
+    fn a_stream_keeps_its_file_and_the_last_one_is_shared() {
+        let file =
+            |name: &str| File { path: RelPath::parse(name).expect("valid"), size: 8 * RANGE, mode: 0o600 };
+        let files = [file("base/5/16384"), file("pg_tblspc/16390/PG_15_202209061/5/16385_fsm.1")];
+        let mut work = Work::new(&files, &Hash, 2, false);
+        let mut batch = Vec::new();
+        let mut next = |stream| {
+            let dealt = work.next(stream, &mut batch, |_, _| ());
+            dealt.map(|_| (batch[0].file, batch[0].offset / RANGE))
+        };
+        assert_eq!(
+            (next(0), next(1), next(0), next(1)),
+            (Some((0, 0)), Some((1, 0)), Some((0, 1)), Some((1, 1)))
+        );
+        for offset in 2..8 {
+            assert_eq!(next(0), Some((0, offset)));
+        }
+        // six ranges of the other file are left: three for each
+        assert_eq!((next(0), next(1)), (Some((1, 5)), Some((1, 2))));
+    }
+
+    #[test]
+    fn a_file_that_may_be_replaced_stays_with_one_stream() {
+        for name in ["base/5/extension.dat", "pg_stat/16384", "16384", "base/5/pg_internal.16384"] {
+            let files = [File { path: RelPath::parse(name).expect("valid"), size: 8 * RANGE, mode: 0o600 }];
+            let mut work = Work::new(&files, &Hash, 2, false);
+            let mut batch = Vec::new();
+            assert!(work.next(0, &mut batch, |_, _| ()).is_some(), "{name}");
+            assert!(
+                work.next(1, &mut batch, |_, _| ()).is_none(),
+                "{name}: two streams may open two files of this name"
+            );
+            for number in 1..8 {
+                assert!(work.next(0, &mut batch, |_, _| ()).is_some(), "{name}");
+                assert_eq!(batch[0].offset, number * RANGE, "{name}");
+            }
+            assert!(work.next(0, &mut batch, |_, _| ()).is_none(), "{name}");
+        }
+    }
+}
