@@ -34,50 +34,7 @@ DROP FUNCTION pgpool_remote_start(text, text);
 DROP FUNCTION pgpool_pgctl(text, text);
 DROP FUNCTION pgpool_switch_xlog(text);
 
--- from src/api/mod.rs
-CREATE FUNCTION "pgpool_recovery_1st_stage"(
-    "dest_host" text,
-    "dest_dir" text,
-    "port" text
-) RETURNS jsonb
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_text_wrapper';
-
-CREATE FUNCTION "pgpool_recovery_1st_stage"(
-    "dest_host" text,
-    "dest_dir" text,
-    "port" INT
-) RETURNS jsonb
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_integer_wrapper';
-
-CREATE FUNCTION "pgpool_recovery_1st_stage"(
-    "dest_host" text,
-    "dest_dir" text,
-    "port" INT,
-    "options" jsonb
-) RETURNS jsonb
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_options_wrapper';
-
-CREATE FUNCTION "pgpool_recovery_check"(
-    "dest_host" text,
-    "dest_dir" text,
-    "port" INT,
-    "options" jsonb DEFAULT '{}'
-) RETURNS TABLE (
-    "step" TEXT,
-    "ok" bool,
-    "detail" TEXT,
-    "hint" TEXT
-)
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'pgpool_recovery_check_wrapper';
-
+-- from src/api/legacy.rs
 CREATE FUNCTION "pgpool_recovery"(
     "script_name" text,
     "remote_host" text,
@@ -155,6 +112,50 @@ CREATE FUNCTION "pgpool_switch_xlog"(
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_switch_xlog_wrapper';
+
+-- from src/api/mod.rs
+CREATE FUNCTION "pgpool_recovery_1st_stage"(
+    "dest_host" text,
+    "dest_dir" text,
+    "port" text
+) RETURNS jsonb
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_text_wrapper';
+
+CREATE FUNCTION "pgpool_recovery_1st_stage"(
+    "dest_host" text,
+    "dest_dir" text,
+    "port" INT
+) RETURNS jsonb
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_integer_wrapper';
+
+CREATE FUNCTION "pgpool_recovery_1st_stage"(
+    "dest_host" text,
+    "dest_dir" text,
+    "port" INT,
+    "options" jsonb
+) RETURNS jsonb
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_options_wrapper';
+
+CREATE FUNCTION "pgpool_recovery_check"(
+    "dest_host" text,
+    "dest_dir" text,
+    "port" INT,
+    "options" jsonb DEFAULT '{}'
+) RETURNS TABLE (
+    "step" TEXT,
+    "ok" bool,
+    "detail" TEXT,
+    "hint" TEXT
+)
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_check_wrapper';
 
 CREATE FUNCTION "pgpool_recovery_status"() RETURNS TABLE (
     "host" TEXT,

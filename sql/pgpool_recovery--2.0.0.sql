@@ -3,50 +3,7 @@
 -- Made by scripts/sql.sh from the sources, which are named below: change those and run it.
 \echo Use "CREATE EXTENSION pgpool_recovery" to load this file. \quit
 
--- from src/api/mod.rs
-CREATE FUNCTION "pgpool_recovery_1st_stage"(
-    "dest_host" text,
-    "dest_dir" text,
-    "port" text
-) RETURNS jsonb
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_text_wrapper';
-
-CREATE FUNCTION "pgpool_recovery_1st_stage"(
-    "dest_host" text,
-    "dest_dir" text,
-    "port" INT
-) RETURNS jsonb
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_integer_wrapper';
-
-CREATE FUNCTION "pgpool_recovery_1st_stage"(
-    "dest_host" text,
-    "dest_dir" text,
-    "port" INT,
-    "options" jsonb
-) RETURNS jsonb
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_options_wrapper';
-
-CREATE FUNCTION "pgpool_recovery_check"(
-    "dest_host" text,
-    "dest_dir" text,
-    "port" INT,
-    "options" jsonb DEFAULT '{}'
-) RETURNS TABLE (
-    "step" TEXT,
-    "ok" bool,
-    "detail" TEXT,
-    "hint" TEXT
-)
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'pgpool_recovery_check_wrapper';
-
+-- from src/api/legacy.rs
 CREATE FUNCTION "pgpool_recovery"(
     "script_name" text,
     "remote_host" text,
@@ -124,6 +81,50 @@ CREATE FUNCTION "pgpool_switch_xlog"(
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_switch_xlog_wrapper';
+
+-- from src/api/mod.rs
+CREATE FUNCTION "pgpool_recovery_1st_stage"(
+    "dest_host" text,
+    "dest_dir" text,
+    "port" text
+) RETURNS jsonb
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_text_wrapper';
+
+CREATE FUNCTION "pgpool_recovery_1st_stage"(
+    "dest_host" text,
+    "dest_dir" text,
+    "port" INT
+) RETURNS jsonb
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_integer_wrapper';
+
+CREATE FUNCTION "pgpool_recovery_1st_stage"(
+    "dest_host" text,
+    "dest_dir" text,
+    "port" INT,
+    "options" jsonb
+) RETURNS jsonb
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_1st_stage_options_wrapper';
+
+CREATE FUNCTION "pgpool_recovery_check"(
+    "dest_host" text,
+    "dest_dir" text,
+    "port" INT,
+    "options" jsonb DEFAULT '{}'
+) RETURNS TABLE (
+    "step" TEXT,
+    "ok" bool,
+    "detail" TEXT,
+    "hint" TEXT
+)
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_check_wrapper';
 
 CREATE FUNCTION "pgpool_recovery_status"() RETURNS TABLE (
     "host" TEXT,

@@ -7,6 +7,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use crate::commands::check::CheckRow;
 use crate::pg::log::WithoutContext;
 use crate::pg::privileges::{self, Elevated};
+use crate::preflight::authority;
 use crate::report::report;
 use crate::settings::Settings;
 use crate::settings::request::shown;
@@ -14,7 +15,7 @@ use crate::settings::request::shown;
 /// Who called, as he was before the elevation.
 pub(crate) struct Caller {
     name: String,
-    pub(crate) is_superuser: bool,
+    is_superuser: bool,
     may_replicate: bool,
 }
 
@@ -57,13 +58,8 @@ impl Caller {
             .hint("Use ALTER ROLE ... REPLICATION. The attribute is not inherited from a role that one is a member of."))
     }
 
-    /// The C extension's words, so that what greps for them goes on working.
     pub(crate) fn must_be_superuser(&self, function: &str) -> Result<()> {
-        if self.is_superuser {
-            return Ok(());
-        }
-        Err(Error::new(Kind::InsufficientPrivilege, format!("must be superuser to use {function} function"))
-            .hint("Connect as a superuser; the EXECUTE right is not enough here."))
+        authority::demand_superuser(self.is_superuser, function)
     }
 }
 

@@ -7,32 +7,19 @@
 #![expect(clippy::result_large_err, reason = "ErrorReport is what pgrx raises with SQLSTATE and HINT")]
 
 pub(crate) mod caller;
+mod legacy;
 
-use std::sync::Arc;
-
-use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::error::Result;
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{JsonB, default, extension_sql, name, pg_extern};
 
-use crate::api::caller::{Caller, act, call};
-use crate::commands::check::{self, CheckRow};
-use crate::commands::dry_run;
-use crate::commands::first_stage;
-use crate::commands::pgctl;
-use crate::commands::remote_start;
-use crate::commands::script;
-use crate::commands::status;
-use crate::commands::status::Status;
-use crate::history::{Figures, Memory};
+use crate::api::caller::{act, call};
+use crate::commands::{check, first_stage, status};
 use crate::pg::json::{JsonText, to_jsonb};
-use crate::pg::log;
 use crate::pg::text::{Text, server_text};
-use crate::settings::request::{self, Request, required, shown};
-use crate::settings::{Scripts, Settings};
-
-/// The script name in pgpool.conf that selects the engine of this extension.
-const ENGINE: &str = "pgpool_recovery_1st_stage";
+use crate::settings::Settings;
+use crate::settings::request::{self, Request, required};
 
 // Where several functions share a name, their Rust names tell the C symbols apart. After a change here
 // scripts/sql.sh writes the scripts in sql/.
@@ -96,143 +83,18 @@ fn pgpool_recovery_check(
     act(|caller| {
         let (host, dir) = (required("dest_host", dest_host)?, required("dest_dir", dest_dir)?);
         let (port, options) = (required("port", port)?, required("options", options)?);
-        let mut rows = Vec::new();
-        // A missing right stays an error; bad arguments are findings like any other.
-        let mut good = |argument: Result<()>| match argument {
-            Err(error) if error.kind == Kind::InvalidArgument => {
-                rows.push(CheckRow::failed("arguments", error));
-                Ok(())
-            }
-            argument => argument,
-        };
-        let (mut settings, mut request) = (Settings::default(), Request::default());
-        let overlay = |settings: Settings| settings.overlay(&options.parse("options")?);
-        good(caller.settings().and_then(overlay).map(|found| settings = found))?;
-        good(request::port_number("port", port).map(|port| request.port = Some(port)))?;
-        let host = host.into_string("dest_host").and_then(|host| request::host("dest_host", &host));
-        good(host.map(|host| request.dest_host = host))?;
-        let dir = dir.into_string("dest_dir").and_then(|dir| request::directory("dest_dir", &dir));
-        good(dir.map(|dir| request.dest_dir = dir))?;
-        if rows.is_empty() {
-            rows.push(caller.row());
-            check::check(request.of(&settings), settings, &mut rows)?;
-        }
+        let settings = caller.settings().and_then(|settings| settings.overlay(&options.parse("options")?));
+        let rows = check::check_all(check::Arguments {
+            host: host.into_string("dest_host"),
+            directory: dir.into_string("dest_dir"),
+            port,
+            settings,
+            caller: caller.row(),
+        })?;
         Ok(TableIterator::new(rows.into_iter().map(|row| {
             let hint = row.hint.map(|hint| server_text(&hint));
             (server_text(&row.step), row.ok, Some(server_text(&row.detail)), hint)
         })))
-    })
-}
-
-#[pg_extern(name = "pgpool_recovery", volatile, parallel_unsafe)]
-fn pgpool_recovery_3(
-    script_name: Option<Text>,
-    remote_host: Option<Text>,
-    remote_data_directory: Option<Text>,
-) -> Result<bool, ErrorReport> {
-    act(|caller| Classic::new(script_name, remote_host, remote_data_directory)?.run(caller))
-}
-
-#[pg_extern(name = "pgpool_recovery", volatile, parallel_unsafe)]
-fn pgpool_recovery_4(
-    script_name: Option<Text>,
-    remote_host: Option<Text>,
-    remote_data_directory: Option<Text>,
-    primary_port: Option<Text>,
-) -> Result<bool, ErrorReport> {
-    act(|caller| {
-        Classic::new(script_name, remote_host, remote_data_directory)?.primary_port(primary_port)?.run(caller)
-    })
-}
-
-#[pg_extern(name = "pgpool_recovery", volatile, parallel_unsafe)]
-fn pgpool_recovery_5(
-    script_name: Option<Text>,
-    remote_host: Option<Text>,
-    remote_data_directory: Option<Text>,
-    primary_port: Option<Text>,
-    remote_node: Option<i32>,
-) -> Result<bool, ErrorReport> {
-    act(|caller| {
-        Classic::new(script_name, remote_host, remote_data_directory)?
-            .primary_port(primary_port)?
-            .remote_node(remote_node)?
-            .run(caller)
-    })
-}
-
-#[pg_extern(name = "pgpool_recovery", volatile, parallel_unsafe)]
-fn pgpool_recovery_6(
-    script_name: Option<Text>,
-    remote_host: Option<Text>,
-    remote_data_directory: Option<Text>,
-    primary_port: Option<Text>,
-    remote_node: Option<i32>,
-    remote_port: Option<Text>,
-) -> Result<bool, ErrorReport> {
-    act(|caller| {
-        Classic::new(script_name, remote_host, remote_data_directory)?
-            .primary_port(primary_port)?
-            .remote_node(remote_node)?
-            .remote_port(remote_port)?
-            .run(caller)
-    })
-}
-
-#[pg_extern(name = "pgpool_recovery", volatile, parallel_unsafe)]
-fn pgpool_recovery_7(
-    script_name: Option<Text>,
-    remote_host: Option<Text>,
-    remote_data_directory: Option<Text>,
-    primary_port: Option<Text>,
-    remote_node: Option<i32>,
-    remote_port: Option<Text>,
-    primary_host: Option<Text>,
-) -> Result<bool, ErrorReport> {
-    act(|caller| {
-        Classic::new(script_name, remote_host, remote_data_directory)?
-            .primary_port(primary_port)?
-            .remote_node(remote_node)?
-            .remote_port(remote_port)?
-            .primary_host(primary_host)?
-            .run(caller)
-    })
-}
-
-#[pg_extern(volatile, parallel_unsafe)]
-fn pgpool_remote_start(
-    remote_host: Option<Text>,
-    remote_data_directory: Option<Text>,
-) -> Result<bool, ErrorReport> {
-    act(|caller| {
-        let host = string("remote_host", remote_host)?;
-        let dir = string("remote_data_directory", remote_data_directory)?;
-        let settings = caller.settings()?;
-        if settings.scripts == Scripts::Run && caller.is_superuser && script::remote_start(&host, &dir)? {
-            return Ok(true);
-        }
-        let host = request::host("remote_host", &host)?;
-        let dir = request::directory("remote_data_directory", &dir)?;
-        remote_start::remote_start(&host, &dir, settings)?;
-        Ok(true)
-    })
-}
-
-#[pg_extern(volatile, parallel_unsafe)]
-fn pgpool_pgctl(action: Option<Text>, stop_mode: Option<Text>) -> Result<bool, ErrorReport> {
-    call(|caller| {
-        caller.must_be_superuser("pgpool_pgctl")?;
-        pgctl::pgctl(&string("action", action)?, &string("stop_mode", stop_mode)?)?;
-        Ok(true)
-    })
-}
-
-#[pg_extern(volatile, parallel_unsafe)]
-fn pgpool_switch_xlog(archive_dir: Option<Text>) -> Result<String, ErrorReport> {
-    call(|caller| {
-        // it tells what is at any path, and ends WAL segments
-        caller.must_be_superuser("pgpool_switch_xlog")?;
-        pgctl::switch_xlog(&string("archive_dir", archive_dir)?)
     })
 }
 
@@ -269,40 +131,30 @@ fn pgpool_recovery_status() -> Result<
     ErrorReport,
 > {
     call(|_| {
-        let text = |text: String| server_text(&text);
-        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        let small = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
-        let seconds = |milliseconds: u64| milliseconds as f64 / 1000.0;
-        let rows = status::all()?.into_iter().map(|status| {
-            let Status { entry, figures, error, .. } = status;
-            let bytes = |of: fn(&Figures) -> u64| figures.as_ref().map(of).map(signed);
-            let (error, detail, hint) = match error {
-                Some(Error { message, detail, hint, .. }) => (Some(message), detail, hint),
-                None => (None, None, None),
-            };
+        let rows = status::rows()?.into_iter().map(|row| {
             (
-                text(entry.host),
-                text(entry.directory),
-                status.state.to_owned(),
-                entry.figures.map(|figures| figures.phase),
-                figures.as_ref().map(status::percent),
-                status.bytes_per_second.map(|rate| rate as i64),
-                status.seconds_left,
-                figures.as_ref().map(|figures| small(figures.streams)),
-                bytes(|figures| figures.total),
-                bytes(|figures| figures.compared),
-                bytes(|figures| figures.sent),
-                bytes(|figures| figures.cloned),
-                bytes(|figures| figures.wal),
-                entry.transport,
-                entry.strategy,
-                status.pid.map(small),
-                seconds(entry.started),
-                status.pid.is_none().then(|| seconds(entry.updated)),
-                status.sqlstate,
-                error.map(text),
-                detail.map(text),
-                hint.map(text),
+                row.host,
+                row.directory,
+                row.state,
+                row.phase,
+                row.percent,
+                row.bytes_per_second,
+                row.seconds_left,
+                row.streams,
+                row.total_bytes,
+                row.compared_bytes,
+                row.sent_bytes,
+                row.cloned_bytes,
+                row.wal_bytes,
+                row.transport,
+                row.strategy,
+                row.pid,
+                row.started,
+                row.ended,
+                row.sqlstate,
+                row.error,
+                row.detail,
+                row.hint,
             )
         });
         Ok(TableIterator::new(rows.collect::<Vec<_>>()))
@@ -366,109 +218,5 @@ fn target(host: &str, dir: &str, port: u16, settings: &Settings) -> Result<Reque
 
 fn first_stage(host: &str, dir: &str, port: u16, settings: Settings) -> Result<JsonB> {
     let request = target(host, dir, port, &settings)?;
-    if settings.dry_run {
-        return Ok(to_jsonb(&dry_run::dry_run(request, settings)?));
-    }
-    script::forget(host, dir);
-    Ok(to_jsonb(&first_stage::first_stage(request, settings)?))
-}
-
-/// A call of `pgpool_recovery`, whatever its number of arguments.
-struct Classic {
-    script: String,
-    host: String,
-    dir: String,
-    primary_port: Option<String>,
-    remote_node: Option<i32>,
-    remote_port: Option<String>,
-    primary_host: Option<String>,
-}
-
-impl Classic {
-    fn new(script: Option<Text>, host: Option<Text>, dir: Option<Text>) -> Result<Self> {
-        Ok(Self {
-            script: string("script_name", script)?,
-            host: string("remote_host", host)?,
-            dir: string("remote_data_directory", dir)?,
-            primary_port: None,
-            remote_node: None,
-            remote_port: None,
-            primary_host: None,
-        })
-    }
-
-    fn primary_port(mut self, port: Option<Text>) -> Result<Self> {
-        self.primary_port = Some(string("primary_port", port)?);
-        Ok(self)
-    }
-
-    fn remote_node(mut self, node: Option<i32>) -> Result<Self> {
-        self.remote_node = Some(required("remote_node", node)?);
-        Ok(self)
-    }
-
-    fn remote_port(mut self, port: Option<Text>) -> Result<Self> {
-        self.remote_port = Some(string("remote_port", port)?);
-        Ok(self)
-    }
-
-    fn primary_host(mut self, host: Option<Text>) -> Result<Self> {
-        self.primary_host = Some(string("primary_host", host)?);
-        Ok(self)
-    }
-
-    /// Pgpool-II throws the text of an ERROR of the first stage away, but notices reach its log.
-    fn run(self, caller: &Caller) -> Result<bool> {
-        self.stage(caller).inspect_err(|error| {
-            let message = format!("pgpool_recovery: first stage failed: {}", error.message);
-            log::notice_detail(&message, error.detail.as_deref(), error.hint.as_deref());
-        })?;
-        Ok(true)
-    }
-
-    fn stage(self, caller: &Caller) -> Result<()> {
-        let settings = caller.settings()?;
-        if self.script == ENGINE || settings.scripts == Scripts::Ignore {
-            self.recover(settings)?;
-        } else if settings.scripts == Scripts::Refuse {
-            return Err(Error::new(
-                Kind::WrongState,
-                format!("running recovery script {} is not allowed", shown(&self.script)),
-            )
-            .detail("pgpool_recovery.scripts is \"refuse\".")
-            .hint(format!("Set recovery_1st_stage_command = '{ENGINE}' in pgpool.conf.")));
-        } else {
-            caller.must_be_superuser("pgpool_recovery")?;
-            script::recover(&self.script, &self.script_arguments())?;
-            // a failure of the engine's before is no longer why the start must fail
-            let memory = Memory::of_this_server()?;
-            memory.begin(&self.host, &self.dir, Arc::default()).settle(Ok(()));
-        }
-        Ok(())
-    }
-
-    fn recover(self, settings: Settings) -> Result<()> {
-        let port = |name, text: Option<String>| text.map(|text| request::port(name, &text)).transpose();
-        let primary_host = self.primary_host.map(|host| request::host("primary_host", &host)).transpose()?;
-        let request = Request {
-            dest_host: request::host("remote_host", &self.host)?,
-            dest_dir: request::directory("remote_data_directory", &self.dir)?,
-            port: port("primary_port", self.primary_port)?,
-            node_id: self.remote_node,
-            dest_port: port("remote_port", self.remote_port)?,
-            primary_host: primary_host.filter(|host| !host.is_empty()),
-            primary_addresses: Vec::new(),
-        };
-        script::forget(&self.host, &self.dir);
-        first_stage::first_stage(request, settings).map(drop)
-    }
-
-    /// What follows the data directory on the script's command line.
-    fn script_arguments(&self) -> Vec<String> {
-        let node = self.remote_node.map(|node| node.to_string());
-        let optional = [&self.primary_port, &node, &self.remote_port, &self.primary_host];
-        let mut arguments = vec![self.host.clone(), self.dir.clone()];
-        arguments.extend(optional.into_iter().flatten().cloned());
-        arguments
-    }
+    Ok(to_jsonb(&first_stage::first_stage_or_dry_run(request, settings)?))
 }

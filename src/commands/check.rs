@@ -13,7 +13,7 @@ use crate::contents;
 use crate::pg::threads;
 use crate::preflight::approach::{Approach, Audience, Way, approach};
 use crate::settings::Settings;
-use crate::settings::request::Request;
+use crate::settings::request::{self, Request};
 
 /// One question and its answer.
 pub(crate) struct CheckRow {
@@ -52,8 +52,44 @@ impl Audience for Vec<CheckRow> {
     }
 }
 
+/// The arguments of `pgpool_recovery_check` before they are checked, each as far as it could be read.
+pub(crate) struct Arguments {
+    pub(crate) host: Result<String>,
+    pub(crate) directory: Result<String>,
+    pub(crate) port: i32,
+    /// The settings, with the options laid over them.
+    pub(crate) settings: Result<Settings>,
+    /// The first row: the caller may call.
+    pub(crate) caller: CheckRow,
+}
+
+/// Checks the arguments, and everything else if they are good. A missing right stays an error; bad arguments are
+/// findings like any other.
+pub(crate) fn check_all(arguments: Arguments) -> Result<Vec<CheckRow>> {
+    let mut rows = Vec::new();
+    let mut good = |argument: Result<()>| match argument {
+        Err(error) if error.kind == Kind::InvalidArgument => {
+            rows.push(CheckRow::failed("arguments", error));
+            Ok(())
+        }
+        argument => argument,
+    };
+    let (mut settings, mut request) = (Settings::default(), Request::default());
+    good(arguments.settings.map(|found| settings = found))?;
+    good(request::port_number("port", arguments.port).map(|port| request.port = Some(port)))?;
+    let host = arguments.host.and_then(|host| request::host("dest_host", &host));
+    good(host.map(|host| request.dest_host = host))?;
+    let directory = arguments.directory.and_then(|directory| request::directory("dest_dir", &directory));
+    good(directory.map(|directory| request.dest_dir = directory))?;
+    if rows.is_empty() {
+        rows.push(arguments.caller);
+        check(request.of(&settings), settings, &mut rows)?;
+    }
+    Ok(rows)
+}
+
 /// Asks everything; a question that makes others unanswerable ends the list.
-pub(crate) fn check(request: Request, settings: Settings, rows: &mut Vec<CheckRow>) -> Result<()> {
+fn check(request: Request, settings: Settings, rows: &mut Vec<CheckRow>) -> Result<()> {
     let cancel = Cancel::new();
     let progress = Arc::default();
     let way = Way {

@@ -14,7 +14,7 @@ use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 use serde_json::Value;
 
-use crate::commands::remote_start;
+use crate::commands::{dry_run, remote_start, script};
 use crate::contents;
 use crate::history::{Attempt, Memory};
 use crate::pg::backup::Backup;
@@ -27,6 +27,15 @@ use crate::settings::Settings;
 use crate::settings::request::Request;
 use crate::summary::Summary;
 use crate::watch::Watch;
+
+/// What `pgpool_recovery_1st_stage` does: a dry run if the options ask for one.
+pub(crate) fn first_stage_or_dry_run(request: Request, settings: Settings) -> Result<Value> {
+    if settings.dry_run {
+        return dry_run::dry_run(request, settings);
+    }
+    script::forget(&request.dest_host, &request.dest_dir);
+    first_stage(request, settings)
+}
 
 /// Rebuilds the target as this primary's standby; returns the report.
 pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value> {

@@ -14,18 +14,32 @@ use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 
+use crate::commands::script;
 use crate::history::{Entry, Memory, Outcome};
 use crate::pg::threads::DropAside;
 use crate::pg::{catalog, log, threads};
 use crate::preflight::one_host;
 use crate::preflight::situation;
-use crate::settings::Settings;
+use crate::settings::{Scripts, Settings, request};
 
 /// How often replication is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// How long replay may stand still before that is said: longer than wal_receiver_status_interval, 10 s.
 const REPLAY: Duration = Duration::from_secs(12);
+
+/// Runs the operator's script where one recovered this target in this session, and else starts the standby.
+pub(crate) fn script_or_standby(host: &str, directory: &str, settings: Settings) -> Result<()> {
+    if settings.scripts == Scripts::Run
+        && settings.caller_is_superuser
+        && script::remote_start(host, directory)?
+    {
+        return Ok(());
+    }
+    let host = request::host("remote_host", host)?;
+    let directory = request::directory("remote_data_directory", directory)?;
+    remote_start(&host, &directory, settings)
+}
 
 /// Starts the standby in `directory` on `host`. Succeeds if it runs and streams already.
 pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> Result<()> {

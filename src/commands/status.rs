@@ -5,28 +5,101 @@ use std::cmp::Reverse;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 
 use crate::history::{Entry, Figures, Memory, Outcome, Worker};
+use crate::pg::text::server_text;
 
 /// Most seconds that are said to be left: make_interval() refuses what no interval can hold.
 const LONGEST: f64 = 1e9;
 
 /// How a recovery stands.
-pub(crate) struct Status {
+struct Status {
     /// Target, and when it began and was last heard of.
-    pub(crate) entry: Entry,
+    entry: Entry,
     /// `running`, `succeeded`, `failed`, or `interrupted`: its session is gone.
-    pub(crate) state: &'static str,
+    state: &'static str,
     /// The backend that works on it.
-    pub(crate) pid: Option<u32>,
+    pid: Option<u32>,
     /// What is known of the bytes, once they have been counted.
-    pub(crate) figures: Option<Figures>,
-    pub(crate) bytes_per_second: Option<f64>,
+    figures: Option<Figures>,
+    bytes_per_second: Option<f64>,
+    seconds_left: Option<f64>,
+    sqlstate: Option<String>,
+    error: Option<Error>,
+}
+
+/// A row of the view, with the columns' names and types.
+pub(crate) struct StatusRow {
+    pub(crate) host: String,
+    pub(crate) directory: String,
+    pub(crate) state: String,
+    pub(crate) phase: Option<String>,
+    pub(crate) percent: Option<i32>,
+    pub(crate) bytes_per_second: Option<i64>,
     pub(crate) seconds_left: Option<f64>,
+    pub(crate) streams: Option<i32>,
+    pub(crate) total_bytes: Option<i64>,
+    pub(crate) compared_bytes: Option<i64>,
+    pub(crate) sent_bytes: Option<i64>,
+    pub(crate) cloned_bytes: Option<i64>,
+    pub(crate) wal_bytes: Option<i64>,
+    pub(crate) transport: Option<String>,
+    pub(crate) strategy: Option<String>,
+    pub(crate) pid: Option<i32>,
+    /// Seconds since 1970.
+    pub(crate) started: f64,
+    /// Seconds since 1970.
+    pub(crate) ended: Option<f64>,
     pub(crate) sqlstate: Option<String>,
-    pub(crate) error: Option<Error>,
+    pub(crate) error: Option<String>,
+    pub(crate) detail: Option<String>,
+    pub(crate) hint: Option<String>,
+}
+
+impl From<Status> for StatusRow {
+    fn from(status: Status) -> Self {
+        let text = |text: String| server_text(&text);
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let small = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+        let seconds = |milliseconds: u64| milliseconds as f64 / 1000.0;
+        let Status { entry, figures, error, .. } = status;
+        let bytes = |of: fn(&Figures) -> u64| figures.as_ref().map(of).map(signed);
+        let (error, detail, hint) = match error {
+            Some(Error { message, detail, hint, .. }) => (Some(message), detail, hint),
+            None => (None, None, None),
+        };
+        Self {
+            host: text(entry.host),
+            directory: text(entry.directory),
+            state: status.state.to_owned(),
+            phase: entry.figures.map(|figures| figures.phase),
+            percent: figures.as_ref().map(percent),
+            bytes_per_second: status.bytes_per_second.map(|rate| rate as i64),
+            seconds_left: status.seconds_left,
+            streams: figures.as_ref().map(|figures| small(figures.streams)),
+            total_bytes: bytes(|figures| figures.total),
+            compared_bytes: bytes(|figures| figures.compared),
+            sent_bytes: bytes(|figures| figures.sent),
+            cloned_bytes: bytes(|figures| figures.cloned),
+            wal_bytes: bytes(|figures| figures.wal),
+            transport: entry.transport,
+            strategy: entry.strategy,
+            pid: status.pid.map(small),
+            started: seconds(entry.started),
+            ended: status.pid.is_none().then(|| seconds(entry.updated)),
+            sqlstate: status.sqlstate,
+            error: error.map(text),
+            detail: detail.map(text),
+            hint: hint.map(text),
+        }
+    }
+}
+
+/// The rows of the view, the newest recovery first.
+pub(crate) fn rows() -> Result<Vec<StatusRow>> {
+    Ok(all()?.into_iter().map(StatusRow::from).collect())
 }
 
 /// All that is remembered, the newest first.
-pub(crate) fn all() -> Result<Vec<Status>> {
+fn all() -> Result<Vec<Status>> {
     let mut entries = Memory::of_this_server()?.all();
     entries.sort_by_key(|entry| Reverse(entry.started));
     Ok(entries.into_iter().map(|entry| status(entry, Worker::is_alive)).collect())
@@ -66,7 +139,7 @@ fn rate(figures: &Figures) -> Option<f64> {
 }
 
 /// How much of the plan has been compared.
-pub(crate) fn percent(figures: &Figures) -> i32 {
+fn percent(figures: &Figures) -> i32 {
     let percent = figures.compared.min(figures.total).saturating_mul(100) / figures.total.max(1);
     i32::try_from(percent).unwrap_or(100)
 }

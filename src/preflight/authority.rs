@@ -39,6 +39,15 @@ impl Settings {
     }
 }
 
+/// Refuses a function to all but superusers, in the C extension's words, so that what greps for them goes on working.
+pub(crate) fn demand_superuser(is_superuser: bool, function: &str) -> Result<()> {
+    if is_superuser {
+        return Ok(());
+    }
+    Err(Error::new(Kind::InsufficientPrivilege, format!("must be superuser to use {function} function"))
+        .hint("Connect as a superuser; the EXECUTE right is not enough here."))
+}
+
 /// The addresses of this server.
 pub(crate) struct Own {
     pub(crate) port: u16,
