@@ -8,6 +8,7 @@
 //!  commands   a file for each thing that is asked for: first_stage, dry_run, check, remote_start, status, ...
 //!  preflight  may it be done? asked in order, or shown
 //!  contents   what a standby gets besides data files
+//!  run        blocking work beside the backend
 //!  watch      progress while it goes on        summary   the report after it
 //!  history    what became of recoveries        process   programs and scripts
 //!  report     errors as PostgreSQL raises them
@@ -30,6 +31,7 @@ mod pg;
 mod preflight;
 mod process;
 mod report;
+mod run;
 mod settings;
 mod summary;
 mod watch;

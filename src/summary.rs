@@ -12,6 +12,7 @@ use pgpool_recovery_core::wire::protocol::message::Target;
 use serde_json::{Map, Value, json};
 
 use crate::preflight::situation::Situation;
+use crate::run::Run;
 
 /// What is gathered on the way.
 pub(crate) struct Summary {
@@ -27,11 +28,11 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    pub(crate) fn start(progress: Arc<Progress>) -> Self {
+    pub(crate) fn start(run: &Run<'_>) -> Self {
         let now = Instant::now();
         Self {
-            progress,
-            wire: Arc::default(),
+            progress: Arc::clone(run.progress()),
+            wire: Arc::clone(run.wire()),
             started: now,
             last: now,
             durations: Map::new(),
@@ -40,11 +41,6 @@ impl Summary {
             removed: 0,
             warnings: Vec::new(),
         }
-    }
-
-    /// What the links count their bytes with, both directions.
-    pub(crate) fn wire(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.wire)
     }
 
     /// A phase ends.

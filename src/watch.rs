@@ -9,7 +9,7 @@ use pgpool_recovery_core::progress::{Phase, Progress};
 use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::sys::space::SharedSpace;
 
-use crate::history::Attempt;
+use crate::history::Recording;
 use crate::pg::log;
 use crate::pg::progress::ProgressReport;
 use crate::pg::slot::Slot;
@@ -27,7 +27,7 @@ const SPACE: Duration = Duration::from_millis(100);
 pub(crate) struct Watch<'a> {
     progress: Arc<Progress>,
     /// Where the story is written down; a dry run has none.
-    attempt: Option<&'a Attempt<'a>>,
+    recording: Option<&'a Recording<'a>>,
     report: ProgressReport,
     last_notice: Instant,
     last_slot: Instant,
@@ -36,11 +36,11 @@ pub(crate) struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    pub(crate) fn start(progress: Arc<Progress>, attempt: Option<&'a Attempt<'a>>) -> Self {
+    pub(crate) fn start(progress: Arc<Progress>, recording: Option<&'a Recording<'a>>) -> Self {
         let now = Instant::now();
         Self {
             progress,
-            attempt,
+            recording,
             report: ProgressReport::start(),
             last_notice: now,
             last_slot: now,
@@ -58,8 +58,8 @@ impl<'a> Watch<'a> {
     pub(crate) fn enter(&mut self, phase: Phase) {
         self.progress.enter(phase);
         self.report.show(&self.progress);
-        if let Some(attempt) = self.attempt {
-            attempt.show_now();
+        if let Some(recording) = self.recording {
+            recording.show_now();
         }
     }
 
@@ -76,8 +76,8 @@ impl<'a> Watch<'a> {
     /// Shows what changed; fails if the slot lost WAL or the primary's file system runs full.
     pub(crate) fn tick(&mut self, slot: Option<&Slot>) -> Result<()> {
         self.report.show(&self.progress);
-        if let Some(attempt) = self.attempt {
-            attempt.show();
+        if let Some(recording) = self.recording {
+            recording.show();
         }
         if self.last_notice.elapsed() >= NOTICE {
             self.last_notice = Instant::now();

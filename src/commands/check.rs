@@ -1,17 +1,14 @@
 //! `pgpool_recovery_check`: every pre-flight question and its answer, nothing changed.
 
-use std::sync::Arc;
-
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::preflight::judge::Finding;
 use pgpool_recovery_core::sender::{Planned, Session};
-use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 
 use crate::contents;
-use crate::pg::threads;
-use crate::preflight::approach::{Approach, Audience, Way, approach};
+use crate::preflight::{self, Ready};
+use crate::run::Run;
 use crate::settings::Settings;
 use crate::settings::request::{self, Request};
 
@@ -42,13 +39,6 @@ impl CheckRow {
         let Error { message, detail, hint, .. } = error;
         let detail = detail.map_or_else(|| message.clone(), |detail| format!("{message}: {detail}"));
         Self { step: step.to_owned(), ok: false, detail, hint }
-    }
-}
-
-impl Audience for Vec<CheckRow> {
-    fn hear(&mut self, finding: Finding) -> Result<()> {
-        self.push(finding.into());
-        Ok(())
     }
 }
 
@@ -83,57 +73,51 @@ pub(crate) fn check_all(arguments: Arguments) -> Result<Vec<CheckRow>> {
     good(directory.map(|directory| request.dest_dir = directory))?;
     if rows.is_empty() {
         rows.push(arguments.caller);
-        check(request.of(&settings), settings, &mut rows)?;
+        rows.extend(check(request.of(&settings), settings)?.into_iter().map(CheckRow::from));
     }
     Ok(rows)
 }
 
 /// Asks everything; a question that makes others unanswerable ends the list.
-fn check(request: Request, settings: Settings, rows: &mut Vec<CheckRow>) -> Result<()> {
-    let cancel = Cancel::new();
-    let progress = Arc::default();
-    let way = Way {
-        purpose: Purpose::Look,
-        progress: &progress,
-        wire: Arc::default(),
-        cancel: &cancel,
-        tick: &mut || Ok(()),
-    };
-    if let Some(approach) = approach(request, settings, way, rows)? {
-        room(approach, &cancel, rows)?;
+fn check(request: Request, settings: Settings) -> Result<Vec<Finding>> {
+    let mut run = Run::quiet();
+    let (mut findings, ready) = preflight::run_all(request, settings, Purpose::Look, &mut run)?;
+    if let Some(ready) = ready {
+        findings.extend(room(ready, &mut run));
     }
-    Ok(())
+    Ok(findings)
 }
 
 /// Whether a run could end: everything can be read here, and written there.
-fn room(approach: Approach, cancel: &Cancel, rows: &mut Vec<CheckRow>) -> Result<()> {
-    let Approach { situation, session, target, .. } = approach;
+fn room(ready: Ready, run: &mut Run<'_>) -> Vec<Finding> {
+    let Ready { situation, session, target, .. } = ready;
     let terms = match contents::terms(&situation) {
         Ok(terms) => terms,
-        Err(error) => return rows.hear(Finding::new(asked_by(&error, "primary_files"), Err(error))),
+        Err(error) => return vec![Finding::new(asked_by(&error, "primary_files"), Err(error))],
     };
-    let list = || contents::plan(&situation, &target, &terms, cancel);
-    let plan = match threads::wait(cancel, &mut || Ok(()), list) {
+    let plan = match run.blocking(|cancel| contents::plan(&situation, &target, &terms, cancel)) {
         Ok(plan) => plan,
-        Err(error) => return rows.hear(Finding::new("primary_files", Err(error))),
+        Err(error) => return vec![Finding::new("primary_files", Err(error))],
     };
     let (files, bytes) = (plan.files.len(), pretty(plan.bytes()));
     let readable = format!("{files} files, {bytes}, can be read");
-    rows.hear(Finding::new("primary_files", Ok(readable)).warned(plan.warnings.clone()))?;
-    let propose = |session: Session| {
+    let mut findings = vec![Finding::new("primary_files", Ok(readable)).warned(plan.warnings.clone())];
+    let proposed = run.step(session, None, |session: Session| {
         let (session, planned) = session.propose(plan, terms.clone())?;
         situation.demand_other_locations(&target, &planned.locations)?;
         Ok((session, planned))
-    };
-    let Planned { space, obstacle, .. } = match threads::step(session, cancel, &mut || Ok(()), propose) {
-        Ok((_, planned)) => planned,
-        Err(error) => return rows.hear(Finding::new(asked_by(&error, "target_writable"), Err(error))),
-    };
+    });
     let answer = |refusal: Option<Error>, good: String| refusal.map_or(Ok(good), Err);
-    let room = format!("there is room for {bytes}, what is there already counted");
-    rows.hear(Finding::new("space", answer(space, room)))?;
-    let writable = "nothing in the target is in the way of a recovery".to_owned();
-    rows.hear(Finding::new("target_writable", answer(obstacle, writable)))
+    match proposed {
+        Ok((_, Planned { space, obstacle, .. })) => {
+            let room = format!("there is room for {bytes}, what is there already counted");
+            findings.push(Finding::new("space", answer(space, room)));
+            let writable = "nothing in the target is in the way of a recovery".to_owned();
+            findings.push(Finding::new("target_writable", answer(obstacle, writable)));
+        }
+        Err(error) => findings.push(Finding::new(asked_by(&error, "target_writable"), Err(error))),
+    }
+    findings
 }
 
 /// The question that an error answers: one of tablespaces, or else `step`.

@@ -9,24 +9,23 @@ use pgpool_recovery_core::preflight::judge::BACKUP_LABEL;
 use pgpool_recovery_core::progress::{Phase, Progress};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sender::state::{Begun, Reconciled};
-use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 use serde_json::Value;
 
 use crate::commands::{dry_run, remote_start, script};
 use crate::contents;
-use crate::history::{Attempt, Memory};
+use crate::history::{History, Recording};
 use crate::pg::backup::Backup;
 use crate::pg::slot::Slot;
-use crate::pg::{cleanup, log, threads};
-use crate::preflight::approach::{Approach, Demand, Way, approach, unheard};
+use crate::pg::{cleanup, log};
 use crate::preflight::one_host::{self, Tablespaces};
 use crate::preflight::situation::{self, Situation};
+use crate::preflight::{self, Ready};
+use crate::run::Run;
 use crate::settings::Settings;
 use crate::settings::request::Request;
 use crate::summary::Summary;
-use crate::watch::Watch;
 
 /// What `pgpool_recovery_1st_stage` does: a dry run if the options ask for one.
 pub(crate) fn first_stage_or_dry_run(request: Request, settings: Settings) -> Result<Value> {
@@ -41,13 +40,13 @@ pub(crate) fn first_stage_or_dry_run(request: Request, settings: Settings) -> Re
 pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value> {
     let (host, directory) = (request.dest_host.clone(), request.dest_dir.clone());
     let start_after = settings.start.then(|| settings.clone());
-    let memory = Memory::of_this_server()?;
+    let history = History::of_this_server()?;
     let progress = Arc::new(Progress::default());
-    let attempt = memory.begin(&host, &directory, Arc::clone(&progress));
+    let recording = history.begin(&host, &directory, Arc::clone(&progress));
     let _unwound = cleanup::while_unwinding("log the end of the recovery", || {
         log::log(&format!("pgpool_recovery: recovery of \"{directory}\" on host \"{host}\" was interrupted"));
     });
-    let done = rebuild(request, settings, progress, &attempt);
+    let done = rebuild(request, settings, progress, &recording);
     if let Err(error) = &done {
         let message = format!(
             "pgpool_recovery: recovery of \"{directory}\" on host \"{host}\" failed: {}",
@@ -55,7 +54,7 @@ pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value>
         );
         log::log_detail(&message, error.detail.as_deref(), error.hint.as_deref());
     }
-    attempt.settle(done.as_ref().map(drop).map_err(Clone::clone));
+    recording.finish(done.as_ref().map(drop).map_err(Clone::clone));
     if let (Ok(_), Some(settings)) = (&done, start_after) {
         remote_start::remote_start(&host, &directory, settings)?;
     }
@@ -86,26 +85,17 @@ fn rebuild(
     request: Request,
     settings: Settings,
     progress: Arc<Progress>,
-    attempt: &Attempt<'_>,
+    recording: &Recording<'_>,
 ) -> Result<Value> {
-    let cancel = Cancel::new();
-    let mut summary = Summary::start(Arc::clone(&progress));
-    let mut watch = Watch::start(Arc::clone(&progress), Some(attempt));
+    let mut run = Run::watched(progress, Some(recording));
+    let mut summary = Summary::start(&run);
 
     // Is this a primary that can have a standby, and a target that may be replaced?
-    let mut demand = Demand::default();
-    let way = Way {
-        purpose: Purpose::Recover,
-        progress: &progress,
-        wire: summary.wire(),
-        cancel: &cancel,
-        tick: &mut || watch.tick(None),
-    };
-    let Approach { situation, session, target, following } =
-        approach(request, settings, way, &mut demand)?.ok_or_else(unheard)?;
-    summary.warn(demand.warnings);
+    let Ready { situation, session, target, following, warnings } =
+        preflight::run(request, settings, Purpose::Recover, &mut run)?;
+    summary.warn(warnings);
     let dir = &situation.request.dest_dir;
-    attempt.goes(situation.transport(), situation.strategy(&target).name());
+    recording.set_strategy(situation.transport(), situation.strategy(&target).name());
     summary.lap("preflight");
     log::log(&format!(
         "pgpool_recovery: recovery of \"{dir}\" on host \"{}\" begins ({}, {})",
@@ -117,18 +107,18 @@ fn rebuild(
     // what is created from here on is in the WAL that the standby replays
     let tablespaces = Tablespaces::now(&situation, &target)?;
 
-    watch.enter(Phase::WaitCheckpoint);
+    run.enter(Phase::WaitCheckpoint);
     let (slot, backup) = start_backup(&situation)?;
     let start_lsn = backup.start_lsn;
     summary.lap("backup_start");
 
     // From here on what is read counts (S4). Until `begin` nothing changes on the target.
-    watch.enter(Phase::EstimateSize);
+    run.enter(Phase::EstimateSize);
     let terms = contents::terms(&situation)?;
-    let list = || contents::plan(&situation, &target, &terms, &cancel);
-    let plan = threads::wait(&cancel, &mut || watch.tick(slot.as_ref()), list)?;
+    let plan =
+        run.blocking_with(slot.as_ref(), |cancel| contents::plan(&situation, &target, &terms, cancel))?;
     summary.plan(&plan);
-    watch.tablespaces(plan.tablespaces.len() + 1);
+    run.tablespaces(plan.tablespaces.len() + 1);
     log::log(&format!(
         "pgpool_recovery: backup for \"{dir}\" started at {}, comparing {} files, {}",
         wal::lsn(start_lsn),
@@ -136,28 +126,27 @@ fn rebuild(
         pretty(plan.bytes()),
     ));
     let marker = contents::marker(&situation);
-    let begin = |session: Session| {
+    let (session, shared) = run.step(session, slot.as_ref(), |session: Session| {
         let (session, locations) = session.plan(plan, terms.clone())?;
         situation.demand_other_locations(&target, &locations)?;
         let shared = one_host::shared_space(&situation, &target, &locations)?;
         Ok((session.begin(marker)?, shared))
-    };
-    let (session, shared) = threads::step(session, &cancel, &mut || watch.tick(slot.as_ref()), begin)?;
-    watch.guard(shared);
+    })?;
+    run.guard(shared);
     slot.as_ref().map(Slot::forget_older).transpose()?;
     summary.lap("scan");
 
     // Data: compared and sent by parallel streams; then sizes are set and what is surplus goes.
-    watch.enter(Phase::Stream);
+    run.enter(Phase::Stream);
     let manner = contents::manner(&situation, start_lsn);
-    let send = |session: Session<Begun>| session.send_data(&situation.data_directory, manner)?.settle();
-    let (session, settled) = threads::step(session, &cancel, &mut || watch.tick(slot.as_ref()), send)?;
-    watch.tablespaces_streamed(terms.tablespaces.len() + 1);
-    watch.data_done();
+    let (session, settled) = run.step(session, slot.as_ref(), |session: Session<Begun>| {
+        session.send_data(&situation.data_directory, manner)?.settle()
+    })?;
+    run.data_done(terms.tablespaces.len() + 1);
     log::log(&format!(
         "pgpool_recovery: data of \"{dir}\" is there, {} of {} sent, {} files removed",
-        pretty(progress.sent()),
-        pretty(progress.total()),
+        pretty(run.progress().sent()),
+        pretty(run.progress().total()),
         settled.removed,
     ));
     summary.settled(settled);
@@ -165,22 +154,21 @@ fn rebuild(
 
     // pg_control is the last file read; only then may the backup end (S4).
     let (_, control) = situation::read_control(&situation.data_directory)?;
-    watch.enter(Phase::WaitWalArchive);
+    run.enter(Phase::WaitWalArchive);
     let stop = backup.stop()?;
     summary.lap("backup_stop");
 
     // WAL, the standby's own files, durability, and pg_control last of all (S2, S10).
-    watch.enter(Phase::TransferWal);
+    run.enter(Phase::TransferWal);
     let (directories, files) = contents::wal(&situation, start_lsn, stop.stop_lsn)?;
     let puts = contents::puts(&situation, &target, &following, &terms, &files, &stop, control)?;
     let identities = contents::identities(&situation.data_directory, &files);
-    let finish = |session: Session<Reconciled>| {
+    let (_finished, warnings) = run.step(session, slot.as_ref(), |session: Session<Reconciled>| {
         let session = session.send_wal(&situation.data_directory, &directories, files.clone())?;
         contents::demand_wal_kept(&situation, &files, &identities)?;
         tablespaces.demand_unchanged()?;
         session.finish(&puts)
-    };
-    let (_finished, warnings) = threads::step(session, &cancel, &mut || watch.tick(slot.as_ref()), finish)?;
+    })?;
     summary.warn(warnings);
     slot.map(Slot::keep).transpose()?;
     if let Some(warning) = situation.former_slot(&target)? {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 
 use crate::commands::{first_stage, script};
-use crate::history::Memory;
+use crate::history::History;
 use crate::pg::log;
 use crate::preflight::authority;
 use crate::settings::request::{self, Request, shown};
@@ -50,8 +50,8 @@ impl LegacyCall {
             authority::demand_superuser(settings.caller_is_superuser, "pgpool_recovery")?;
             script::recover(&self.script, &self.script_arguments())?;
             // a failure of the engine's before is no longer why the start must fail
-            let memory = Memory::of_this_server()?;
-            memory.begin(&self.host, &self.dir, Arc::default()).settle(Ok(()));
+            let history = History::of_this_server()?;
+            history.begin(&self.host, &self.dir, Arc::default()).finish(Ok(()));
         }
         Ok(())
     }

@@ -15,11 +15,12 @@ use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 
 use crate::commands::script;
-use crate::history::{Entry, Memory, Outcome};
+use crate::history::{Entry, History, Outcome};
 use crate::pg::threads::DropAside;
 use crate::pg::{catalog, log, threads};
 use crate::preflight::one_host;
 use crate::preflight::situation;
+use crate::run::Run;
 use crate::settings::{Scripts, Settings, request};
 
 /// How often replication is looked at.
@@ -43,17 +44,15 @@ pub(crate) fn script_or_standby(host: &str, directory: &str, settings: Settings)
 
 /// Starts the standby in `directory` on `host`. Succeeds if it runs and streams already.
 pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> Result<()> {
-    let cancel = Cancel::new();
-    let tick = &mut || Ok(());
+    let mut run = Run::quiet();
     let (transport, reach) = (settings.transport, settings.reach()?);
-    let is_local = || situation::is_local(host, transport, &reach, directory, &cancel);
-    let is_local = threads::wait(&cancel, tick, is_local);
+    let is_local = run.blocking(|cancel| situation::is_local(host, transport, &reach, directory, cancel));
     if let Err(error) = &is_local
         && error.kind == Kind::InsufficientPrivilege
     {
         return Err(error.clone());
     }
-    if let Some(failure) = Memory::of_this_server()?.recall(host, directory).as_ref().and_then(failure) {
+    if let Some(failure) = History::of_this_server()?.recall(host, directory).as_ref().and_then(failure) {
         return Err(failure);
     }
     let local = if is_local? {
@@ -62,9 +61,10 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
         None
     };
     let connector = situation::connector(host, &settings, local, Arc::default())?;
-    let open =
-        || Session::open(connector, Path::new(directory), Purpose::Look, Vec::new(), Arc::default(), &cancel);
-    let mut session = DropAside::new(threads::wait(&cancel, tick, open)?);
+    let open = |cancel: &Cancel| {
+        Session::open(connector, Path::new(directory), Purpose::Look, Vec::new(), Arc::default(), cancel)
+    };
+    let mut session = DropAside::new(run.blocking(open)?);
     one_host::demand_own_tablespaces(Path::new(&catalog::data_directory()?), session.target())?;
     let standby = session.target().standby.clone().unwrap_or_default();
     let expected = Expected {
@@ -77,17 +77,17 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
         ),
     };
     let timeout = u32::try_from(settings.start_timeout.as_secs()).unwrap_or(u32::MAX);
-    let launched = threads::wait(&cancel, tick, || session.start(timeout))?;
+    let launched = run.blocking(|_| session.start(timeout))?;
     let mut wait = Wait::new(settings.start_timeout);
-    while let Err(why) = streams(&mut session, &expected, &mut wait, &cancel)? {
+    while let Err(why) = streams(&mut session, &expected, &mut wait, &mut run)? {
         if wait.is_over() {
-            let lines = threads::wait(&cancel, tick, || session.log_tail())?;
+            let lines = run.blocking(|_| session.log_tail())?;
             return Err(not_streaming(directory, &settings, &why, &lines));
         }
         threads::pause(LOOK);
     }
     // Replay of a server that was just started has only asked for WAL because it had replayed all that was there.
-    if !launched && replay_stands(&mut session, &expected, &cancel)? {
+    if !launched && replay_stands(&mut session, &expected, &mut run)? {
         log::notice_detail(
             &format!("replay on the standby in \"{directory}\" stands still"),
             Some(&format!(
@@ -166,11 +166,11 @@ fn streams(
     session: &mut Session,
     expected: &Expected,
     wait: &mut Wait,
-    cancel: &Cancel,
+    run: &mut Run<'_>,
 ) -> Result<std::result::Result<(), String>> {
     let walsenders = catalog::walsenders()?;
     // Asked after the walsenders: a connection is then never older than the walreceiver that made it.
-    let (walreceiver, startup) = threads::wait(cancel, &mut || Ok(()), || session.walreceiver())?;
+    let (walreceiver, startup) = run.blocking(|_| session.walreceiver())?;
     if walreceiver.is_none() {
         // it replays what it has, or what restore_command brings
         startup.into_iter().for_each(|sign| wait.progress(sign));
@@ -187,12 +187,12 @@ fn streams(
 
 /// Whether there is WAL to replay on the standby and nothing of it has been replayed for some time. A standby
 /// tells its position at least every wal_receiver_status_interval.
-fn replay_stands(session: &mut Session, expected: &Expected, cancel: &Cancel) -> Result<bool> {
+fn replay_stands(session: &mut Session, expected: &Expected, run: &mut Run<'_>) -> Result<bool> {
     let end = Instant::now() + REPLAY;
     let mut replay = Replay::default();
     loop {
         let walsenders = catalog::walsenders()?;
-        let (walreceiver, _) = threads::wait(cancel, &mut || Ok(()), || session.walreceiver())?;
+        let (walreceiver, _) = run.blocking(|_| session.walreceiver())?;
         let found = streaming::find(&walsenders, expected, walreceiver.as_ref());
         if !found.is_ok_and(|walsender| replay.stands(walsender)) {
             return Ok(false);

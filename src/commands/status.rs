@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 
-use crate::history::{Entry, Figures, Memory, Outcome, Worker};
+use crate::history::{Entry, Figures, History, Outcome, Worker};
 use crate::pg::text::server_text;
 
 /// Most seconds that are said to be left: make_interval() refuses what no interval can hold.
@@ -100,7 +100,7 @@ pub(crate) fn rows() -> Result<Vec<StatusRow>> {
 
 /// All that is remembered, the newest first.
 fn all() -> Result<Vec<Status>> {
-    let mut entries = Memory::of_this_server()?.all();
+    let mut entries = History::of_this_server()?.all();
     entries.sort_by_key(|entry| Reverse(entry.started));
     Ok(entries.into_iter().map(|entry| status(entry, Worker::is_alive)).collect())
 }

@@ -138,22 +138,22 @@ impl Outcomes {
     }
 }
 
-/// The memory of one server.
-pub(crate) struct Memory {
+/// What one server remembers.
+pub(crate) struct History {
     file: Option<OutcomesFile>,
     /// Whether this session is being terminated: then it does not wait.
     is_ending: fn() -> bool,
 }
 
-impl Memory {
-    /// The memory of this server.
+impl History {
+    /// The history of this server.
     pub(crate) fn of_this_server() -> Result<Self, Error> {
         let directories = catalog::setting("unix_socket_directories")?.unwrap_or_default();
         let port = catalog::setting("port")?.and_then(|port| port.parse().ok()).unwrap_or(0);
         Ok(Self { is_ending: interrupts::terminating, ..Self::of(&directories, port) })
     }
 
-    /// The memory of the server with these socket directories and this port.
+    /// The history of the server with these socket directories and this port.
     fn of(unix_socket_directories: &str, port: u16) -> Self {
         Self { file: OutcomesFile::beside_socket(unix_socket_directories, port), is_ending: || false }
     }
@@ -172,7 +172,7 @@ impl Memory {
     }
 
     /// A first stage begins. What becomes of it is remembered even if an interrupt ends it.
-    pub(crate) fn begin<'a>(&'a self, host: &str, directory: &str, progress: Arc<Progress>) -> Attempt<'a> {
+    pub(crate) fn begin<'a>(&'a self, host: &str, directory: &str, progress: Arc<Progress>) -> Recording<'a> {
         let entry = Entry {
             host: host.to_owned(),
             directory: normal(directory),
@@ -191,8 +191,8 @@ impl Memory {
                 outcomes.put(&entry);
             }
         });
-        Attempt {
-            memory: self,
+        Recording {
+            history: self,
             progress,
             entry: RefCell::new(entry),
             shown: Cell::new(Instant::now()),
@@ -219,8 +219,8 @@ impl Memory {
 
 /// A first stage in progress. Dropped without a word it counts as interrupted: an ERROR raised by an
 /// interrupt unwinds past everything else.
-pub(crate) struct Attempt<'a> {
-    memory: &'a Memory,
+pub(crate) struct Recording<'a> {
+    history: &'a History,
     progress: Arc<Progress>,
     entry: RefCell<Entry>,
     /// When it was last written down.
@@ -229,9 +229,9 @@ pub(crate) struct Attempt<'a> {
     is_silent: Cell<bool>,
 }
 
-impl Attempt<'_> {
+impl Recording<'_> {
     /// The target is this run's alone. How it is going to be filled, as the report calls it.
-    pub(crate) fn goes(&self, transport: &str, strategy: &str) {
+    pub(crate) fn set_strategy(&self, transport: &str, strategy: &str) {
         self.is_silent.set(false);
         let mut entry = self.entry.borrow_mut();
         entry.transport = Some(transport.to_owned());
@@ -252,7 +252,7 @@ impl Attempt<'_> {
     }
 
     /// It ended.
-    pub(crate) fn settle(self, outcome: Result<(), Error>) {
+    pub(crate) fn finish(self, outcome: Result<(), Error>) {
         let end = match outcome {
             Ok(()) => Outcome::Succeeded,
             Err(error) => Outcome::Failed { error },
@@ -277,11 +277,11 @@ impl Attempt<'_> {
                 (LAST_PATIENCE, Unwritten::Removes)
             }
         };
-        self.memory.change(patience, if_unwritten, |outcomes| outcomes.put(&entry));
+        self.history.change(patience, if_unwritten, |outcomes| outcomes.put(&entry));
     }
 }
 
-impl Drop for Attempt<'_> {
+impl Drop for Recording<'_> {
     fn drop(&mut self) {
         let error = Error::canceled()
             .detail("The session was canceled, ran into a timeout, or ended during the recovery.")
@@ -319,15 +319,15 @@ mod tests {
     fn survives_the_session_and_forgets_damage() {
         let directory = std::env::temp_dir().join(format!("pgpool_recovery_outcomes_{}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("make");
-        let memory = || Memory::of(&format!("{}, /other", directory.display()), 7);
+        let history = || History::of(&format!("{}, /other", directory.display()), 7);
         let error = Error::new(Kind::DiskFull, "full").hint("Free some.");
-        memory().begin("h", "/d/", Arc::default()).settle(Err(error.clone()));
-        let recall = |directory| memory().recall("h", directory).map(|entry| entry.outcome);
+        history().begin("h", "/d/", Arc::default()).finish(Err(error.clone()));
+        let recall = |directory| history().recall("h", directory).map(|entry| entry.outcome);
         assert_eq!(recall("/d"), Some(Outcome::Failed { error }));
         assert_eq!(recall("/e"), None);
-        drop(memory().begin("h", "/d", Arc::default()));
+        drop(history().begin("h", "/d", Arc::default()));
         assert!(matches!(recall("/d"), Some(Outcome::Failed { error }) if error.kind == Kind::Canceled));
-        memory().begin("h", "/d", Arc::default()).settle(Ok(()));
+        history().begin("h", "/d", Arc::default()).finish(Ok(()));
         assert_eq!(recall("/d"), Some(Outcome::Succeeded));
         let file = directory.join(".s.PGSQL.7.recovery.json");
         std::fs::write(&file, "{").expect("write");
@@ -342,19 +342,19 @@ mod tests {
     fn an_end_that_cannot_be_written_leaves_nobody_waiting() {
         let directory = std::env::temp_dir().join(format!("pgpool_recovery_end_{}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("make");
-        let memory = Memory::of(&directory.display().to_string(), 7);
-        let attempt = memory.begin("h", "/d", Arc::default());
+        let history = History::of(&directory.display().to_string(), 7);
+        let recording = history.begin("h", "/d", Arc::default());
         let file = directory.join(".s.PGSQL.7.recovery.json");
         assert!(file.exists());
         // nothing can be put into its place
         let new = directory.join(".s.PGSQL.7.recovery.new");
         std::fs::create_dir(&new).expect("in the way");
-        attempt.settle(Ok(()));
+        recording.finish(Ok(()));
         assert!(!file.exists(), "other sessions know nothing");
-        let recall = || memory.recall("h", "/d").map(|entry| entry.outcome);
+        let recall = || history.recall("h", "/d").map(|entry| entry.outcome);
         assert_eq!(recall(), Some(Outcome::Succeeded), "this one does");
         std::fs::remove_dir(&new).expect("out of the way");
-        memory.begin("h", "/e", Arc::default()).settle(Ok(()));
+        history.begin("h", "/e", Arc::default()).finish(Ok(()));
         SESSION.take();
         assert_eq!(recall(), Some(Outcome::Succeeded), "told with the next one");
         std::fs::remove_dir_all(&directory).expect("clean");
@@ -364,19 +364,19 @@ mod tests {
     fn who_works_on_a_target_keeps_its_place() {
         let directory = std::env::temp_dir().join(format!("pgpool_recovery_place_{}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("make");
-        let memory = Memory::of(&directory.display().to_string(), 7);
+        let history = History::of(&directory.display().to_string(), 7);
         let mut other = std::process::Command::new("sleep").arg("60").spawn().expect("a process");
         let running = Outcome::Running(Worker::of(other.id()));
-        memory.change(PATIENCE, Unwritten::Keeps, |outcomes| {
+        history.change(PATIENCE, Unwritten::Keeps, |outcomes| {
             outcomes.put(&entry("/d", 1, Some("delta"), running.clone()))
         });
-        let refused = memory.begin("h", "/d", Arc::default());
-        refused.settle(Err(Error::new(Kind::InUse, "locked")));
-        let recall = || memory.recall("h", "/d").expect("known");
+        let refused = history.begin("h", "/d", Arc::default());
+        refused.finish(Err(Error::new(Kind::InUse, "locked")));
+        let recall = || history.recall("h", "/d").expect("known");
         assert!(recall().other_worker().is_some_and(|worker| worker.pid == other.id()));
         other.kill().and_then(|()| other.wait()).expect("ended");
         assert!(recall().other_worker().is_none());
-        memory.begin("h", "/d", Arc::default()).settle(Ok(()));
+        history.begin("h", "/d", Arc::default()).finish(Ok(()));
         assert_eq!(recall().outcome, Outcome::Succeeded);
         std::fs::remove_dir_all(&directory).expect("clean");
     }
@@ -412,14 +412,14 @@ mod tests {
     fn whose_number_somebody_else_has_now_runs_no_more() {
         let directory = std::env::temp_dir().join(format!("pgpool_recovery_number_{}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("make");
-        let memory = Memory::of(&directory.display().to_string(), 7);
+        let history = History::of(&directory.display().to_string(), 7);
         // a backend of that number died in the middle
         let gone = Outcome::Running(Worker::this().successor());
-        memory.change(PATIENCE, Unwritten::Keeps, |outcomes| {
+        history.change(PATIENCE, Unwritten::Keeps, |outcomes| {
             outcomes.put(&entry("/d", 1, Some("delta"), gone.clone()))
         });
-        memory.begin("h", "/d", Arc::default()).settle(Ok(()));
-        assert_eq!(memory.recall("h", "/d").map(|entry| entry.outcome), Some(Outcome::Succeeded));
+        history.begin("h", "/d", Arc::default()).finish(Ok(()));
+        assert_eq!(history.recall("h", "/d").map(|entry| entry.outcome), Some(Outcome::Succeeded));
         std::fs::remove_dir_all(&directory).expect("clean");
     }
 }

@@ -5,11 +5,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::preflight::judge::{Finding, clocks};
-use pgpool_recovery_core::progress::Progress;
 use pgpool_recovery_core::replication::naming;
 use pgpool_recovery_core::replication::standby::Following;
 use pgpool_recovery_core::sender::Session;
@@ -17,140 +15,181 @@ use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::clock::now;
 use pgpool_recovery_core::wire::protocol::message::{Purpose, Target};
 
-use crate::history::Memory;
+use crate::history::History;
 use crate::pg::catalog;
-use crate::pg::threads::{self, DropAside};
+use crate::pg::threads::DropAside;
 use crate::preflight::authority;
 use crate::preflight::situation::{self, Situation};
+use crate::run::Run;
 use crate::settings::Settings;
 use crate::settings::request::Request;
 
-/// Who hears the answers.
-pub(crate) trait Audience {
-    /// An answer; an error ends the questions.
-    fn hear(&mut self, finding: Finding) -> Result<()>;
-}
-
-/// A recovery: bad answers are errors, bad news is a warning.
-#[derive(Default)]
-pub(crate) struct Demand {
-    pub(crate) warnings: Vec<String>,
-}
-
-impl Audience for Demand {
-    fn hear(&mut self, finding: Finding) -> Result<()> {
-        self.warnings.extend(finding.warnings);
-        match finding.answer {
-            Err(error) if finding.is_advice => {
-                self.warnings.push(error.to_string());
-                Ok(())
-            }
-            answer => answer.map(drop),
-        }
-    }
-}
-
 /// What is there when every question has been asked.
-pub(crate) struct Approach {
+pub(crate) struct Ready {
     pub(crate) situation: Situation,
     pub(crate) session: DropAside<Session>,
     pub(crate) target: Target,
     pub(crate) following: Following,
+    /// Bad news that is no reason to refuse.
+    pub(crate) warnings: Vec<String>,
 }
 
-/// How a target is reached.
-pub(crate) struct Way<'a> {
-    pub(crate) purpose: Purpose,
-    pub(crate) progress: &'a Arc<Progress>,
-    /// Counts what the links carry.
-    pub(crate) wire: Arc<AtomicU64>,
-    pub(crate) cancel: &'a Cancel,
-    pub(crate) tick: &'a mut dyn FnMut() -> Result<()>,
-}
-
-/// Asks everything. `None`: an answer made the others impossible, and the audience did not mind.
-pub(crate) fn approach(
+/// Asks everything; the first bad answer is the error.
+pub(crate) fn run(
     request: Request,
     settings: Settings,
-    way: Way<'_>,
-    audience: &mut dyn Audience,
-) -> Result<Option<Approach>> {
-    let Way { purpose, progress, wire, cancel, tick } = way;
+    purpose: Purpose,
+    run: &mut Run<'_>,
+) -> Result<Ready> {
+    let mut context = Context { purpose, run, findings: None, warnings: Vec::new() };
+    match walk(request, settings, &mut context) {
+        Ok(ready) => Ok(Ready { warnings: context.warnings, ..ready }),
+        Err(Stop::Refused(error) | Stop::Failed(error)) => Err(error),
+    }
+}
+
+/// Asks everything and returns every answer. `None`: a bad answer made the others impossible.
+pub(crate) fn run_all(
+    request: Request,
+    settings: Settings,
+    purpose: Purpose,
+    run: &mut Run<'_>,
+) -> Result<(Vec<Finding>, Option<Ready>)> {
+    let mut context = Context { purpose, run, findings: Some(Vec::new()), warnings: Vec::new() };
+    let ready = match walk(request, settings, &mut context) {
+        Ok(ready) => Some(ready),
+        Err(Stop::Refused(_)) => None,
+        Err(Stop::Failed(error)) => return Err(error),
+    };
+    Ok((context.findings.unwrap_or_default(), ready))
+}
+
+/// Why the questions end early.
+enum Stop {
+    /// A bad answer.
+    Refused(Error),
+    /// No answer at all: a missing right, or an error of this server.
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What the questions are asked with, and what becomes of the answers.
+struct Context<'a, 'b> {
+    purpose: Purpose,
+    run: &'a mut Run<'b>,
+    /// Where every answer goes; without it the first bad one ends the questions.
+    findings: Option<Vec<Finding>>,
+    warnings: Vec<String>,
+}
+
+impl Context<'_, '_> {
+    fn add(&mut self, finding: Finding) -> std::result::Result<(), Stop> {
+        if let Some(findings) = &mut self.findings {
+            findings.push(finding);
+            return Ok(());
+        }
+        self.warnings.extend(finding.warnings);
+        match finding.answer {
+            Err(error) if finding.is_advice => self.warnings.push(error.to_string()),
+            Err(error) => return Err(Stop::Refused(error)),
+            Ok(_) => {}
+        }
+        Ok(())
+    }
+
+    /// A bad answer that makes the others impossible.
+    fn refuse(&mut self, step: &'static str, error: Error) -> Stop {
+        match self.add(Finding::new(step, Err(error.clone()))) {
+            Ok(()) => Stop::Refused(error),
+            Err(stop) => stop,
+        }
+    }
+}
+
+fn walk(
+    request: Request,
+    settings: Settings,
+    context: &mut Context<'_, '_>,
+) -> std::result::Result<Ready, Stop> {
     let own = catalog::own_address()?;
     authority::demand_own_port(&request, &settings, &own)?;
     let (host, directory) = (request.dest_host.clone(), request.dest_dir.clone());
     let (transport, reach) = (settings.transport, settings.reach()?);
     let is_local =
-        threads::wait(cancel, tick, || situation::is_local(&host, transport, &reach, &directory, cancel));
-    let is_found = is_local.is_ok();
+        context.run.blocking(|cancel| situation::is_local(&host, transport, &reach, &directory, cancel));
+    let mut unknown_host = None;
     let is_local = match is_local {
         Ok(is_local) => is_local,
         // a missing right is no answer to a question
-        Err(error) if error.kind == Kind::InsufficientPrivilege => return Err(error),
+        Err(error) if error.kind == Kind::InsufficientPrivilege => return Err(Stop::Failed(error)),
         Err(error) => {
-            audience.hear(Finding::new("target_host", Err(error)))?;
+            context.add(Finding::new("target_host", Err(error.clone())))?;
+            unknown_host = Some(error);
             // this server can still be asked about
             false
         }
     };
     let mut request = request;
-    let named = || authority::demand_own_host(&mut request, &settings, &own, is_local, cancel);
-    match threads::wait(cancel, tick, named) {
+    let named = |cancel: &Cancel| authority::demand_own_host(&mut request, &settings, &own, is_local, cancel);
+    match context.run.blocking(named) {
         Ok(()) => {}
-        Err(error) if error.kind == Kind::InsufficientPrivilege => return Err(error),
+        Err(error) if error.kind == Kind::InsufficientPrivilege => return Err(Stop::Failed(error)),
         Err(error) => {
-            audience.hear(Finding::new("primary_host", Err(error)))?;
-            return Ok(None);
+            return Err(context.refuse("primary_host", error));
         }
     }
     let situation = match Situation::gather(request, settings, &own.server, is_local) {
         Ok(situation) => situation,
         Err(error) => {
-            audience.hear(Finding::new("names", Err(error)))?;
-            return Ok(None);
+            return Err(context.refuse("names", error));
         }
     };
     for finding in situation.primary_findings()? {
-        audience.hear(finding)?;
+        context.add(finding)?;
     }
-    if !is_found {
-        return Ok(None);
+    if let Some(error) = unknown_host {
+        return Err(Stop::Refused(error));
     }
     if let Err(error) = situation.demand_other_directory() {
-        audience.hear(Finding::new("target_is_not_primary", Err(error)))?;
-        return Ok(None);
+        return Err(context.refuse("target_is_not_primary", error));
     }
     let asked = now();
-    let opened = situation.connector(wire).and_then(|connector| {
+    let opened = situation.connector(Arc::clone(context.run.wire())).and_then(|connector| {
         let (directory, keep) = (Path::new(&situation.request.dest_dir), situation.keep()?);
-        let open = || Session::open(connector, directory, purpose, keep, Arc::clone(progress), cancel);
-        threads::wait(cancel, tick, open)
+        let progress = Arc::clone(context.run.progress());
+        let open =
+            |cancel: &Cancel| Session::open(connector, directory, context.purpose, keep, progress, cancel);
+        context.run.blocking(open)
     });
     let mut session = match opened {
         Ok(session) => DropAside::new(session),
         Err(error) => {
-            audience.hear(Finding::new(unreachable_by(&error), Err(error)))?;
-            return Ok(None);
+            return Err(context.refuse(unreachable_by(&error), error));
         }
     };
     let target = session.target().clone();
     let clocks = clocks(&target, asked, now());
     let reached = format!("\"{}\", {}", target.directory.display(), situation.transport());
-    audience.hear(Finding::new("target_reachable", Ok(reached)))?;
+    context.add(Finding::new("target_reachable", Ok(reached)))?;
     if !situation.is_local() {
         let secret = format!("both sides know \"{}\"", situation.settings.secret_file);
-        audience.hear(Finding::new("secret", Ok(secret)))?;
+        context.add(Finding::new("secret", Ok(secret)))?;
         let ours = env!("CARGO_PKG_VERSION");
         let versions = format!("agent {}, extension {ours}", target.version);
-        audience.hear(Finding::new("agent_version", Ok(versions)))?;
+        context.add(Finding::new("agent_version", Ok(versions)))?;
     }
-    audience.hear(clocks)?;
+    context.add(clocks)?;
     for finding in situation.target_findings(&target) {
-        audience.hear(finding)?;
+        context.add(finding)?;
     }
-    if let Purpose::Look = purpose {
+    if let Purpose::Look = context.purpose {
         // a recovery has the target's lock instead
-        audience.hear(Finding::new("target_free", not_worked_on(&situation.request, &target)))?;
+        context.add(Finding::new("target_free", not_worked_on(&situation.request, &target)))?;
         // a recovery says it when it has ended, with what the slot retains then
         let left = situation.former_slot(&target)?.map_or_else(
             || Ok("no slot of its own is left behind".to_owned()),
@@ -159,18 +198,17 @@ pub(crate) fn approach(
                 Err(Error::new(Kind::WrongState, warning).hint(hint))
             },
         );
-        audience.hear(Finding::advice("former_slot", left))?;
+        context.add(Finding::advice("former_slot", left))?;
     }
     if target.running.is_none() {
         let listening = situation.listening(&target);
-        match threads::wait(cancel, tick, || session.test_port(&listening)) {
+        match context.run.blocking(|_| session.test_port(&listening)) {
             Err(error) if error.kind != Kind::InUse => {
-                audience.hear(Finding::new("target_reachable", Err(error)))?;
-                return Ok(None);
+                return Err(context.refuse("target_reachable", error));
             }
             tested => {
                 let free = tested.map(|()| format!("{} is free on the target's host", listening.port));
-                audience.hear(Finding::advice("port", free))?;
+                context.add(Finding::advice("port", free))?;
             }
         }
     }
@@ -182,16 +220,16 @@ pub(crate) fn approach(
         }
     };
     if target.running.is_some() {
-        return Ok(Some(Approach { situation, session, target, following }));
+        return Ok(Ready { situation, session, target, following, warnings: Vec::new() });
     }
-    let login = || session.test_replication(&following, situation.primary.system_identifier);
-    let (login, mut warnings) = match threads::wait(cancel, tick, login) {
+    let login = |_: &Cancel| session.test_replication(&following, situation.primary.system_identifier);
+    let (login, mut warnings) = match context.run.blocking(login) {
         Ok(warnings) => (Ok(following.conninfo()), warnings),
         Err(error) => (Err(error), Vec::new()),
     };
     warnings.extend(shown_otherwise(&following.application_name, situation.primary.server_version_num));
-    audience.hear(Finding::new("replication_login", login).warned(warnings))?;
-    Ok(Some(Approach { situation, session, target, following }))
+    context.add(Finding::new("replication_login", login).warned(warnings))?;
+    Ok(Ready { situation, session, target, following, warnings: Vec::new() })
 }
 
 /// Warns of a name that Pgpool-II would not find.
@@ -207,7 +245,7 @@ fn shown_otherwise(application_name: &str, server_version_num: u32) -> Option<St
 
 /// Whether no recovery of the target is running, as far as this server and the receiver know.
 fn not_worked_on(request: &Request, target: &Target) -> Result<String> {
-    let last = Memory::of_this_server()?.recall(&request.dest_host, &request.dest_dir);
+    let last = History::of_this_server()?.recall(&request.dest_host, &request.dest_dir);
     let detail = match (last.as_ref().and_then(|entry| entry.other_worker()), &target.recovery) {
         (Some(worker), _) => format!("Process {} of this server works on it.", worker.pid),
         (None, Some(run)) => match run.primary {
@@ -230,9 +268,4 @@ fn unreachable_by(error: &Error) -> &'static str {
         Kind::ProtocolVersion => "agent_version",
         _ => "target_reachable",
     }
-}
-
-/// For those who mind every bad answer: [`approach`] gives them no `None`.
-pub(crate) fn unheard() -> Error {
-    Error::new(Kind::Internal, "a refusal was not heard")
 }

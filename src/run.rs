@@ -1,0 +1,102 @@
+//! One command at work: what blocks runs beside the backend's main thread, which shows meanwhile how far it is.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use pgpool_recovery_core::error::Result;
+use pgpool_recovery_core::progress::{Phase, Progress};
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::sys::space::SharedSpace;
+
+use crate::history::Recording;
+use crate::pg::slot::Slot;
+use crate::pg::threads::{self, DropAside};
+use crate::watch::Watch;
+
+/// Owns what the threads of one command share: the cancel and the counters.
+pub(crate) struct Run<'a> {
+    cancel: Cancel,
+    progress: Arc<Progress>,
+    wire: Arc<AtomicU64>,
+    /// A command that moves no data shows nothing.
+    watch: Option<Watch<'a>>,
+}
+
+impl<'a> Run<'a> {
+    /// Shows nothing.
+    pub(crate) fn quiet() -> Self {
+        Self { cancel: Cancel::new(), progress: Arc::default(), wire: Arc::default(), watch: None }
+    }
+
+    /// Shows its progress, and writes it to `recording`; a dry run has none.
+    pub(crate) fn watched(progress: Arc<Progress>, recording: Option<&'a Recording<'a>>) -> Self {
+        let watch = Watch::start(Arc::clone(&progress), recording);
+        Self { cancel: Cancel::new(), progress, wire: Arc::default(), watch: Some(watch) }
+    }
+
+    pub(crate) const fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// What the links count their bytes with, both directions.
+    pub(crate) const fn wire(&self) -> &Arc<AtomicU64> {
+        &self.wire
+    }
+
+    /// Runs `job` on a thread of its own and returns what it returns; see [`threads::wait`].
+    pub(crate) fn blocking<T: Send>(&mut self, job: impl FnOnce(&Cancel) -> Result<T> + Send) -> Result<T> {
+        self.blocking_with(None, job)
+    }
+
+    /// Like [`Self::blocking`]; fails as soon as the slot has lost WAL.
+    pub(crate) fn blocking_with<T: Send>(
+        &mut self,
+        slot: Option<&Slot>,
+        job: impl FnOnce(&Cancel) -> Result<T> + Send,
+    ) -> Result<T> {
+        let Self { cancel, watch, .. } = self;
+        let mut tick = || watch.as_mut().map_or(Ok(()), |watch| watch.tick(slot));
+        threads::wait(cancel, &mut tick, || job(cancel))
+    }
+
+    /// Runs a step that takes what was owned and returns what it has after; see [`threads::step`].
+    pub(crate) fn step<A: Send + 'static, B: Send + 'static, T: Send>(
+        &mut self,
+        owned: DropAside<A>,
+        slot: Option<&Slot>,
+        job: impl FnOnce(A) -> Result<(B, T)> + Send,
+    ) -> Result<(DropAside<B>, T)> {
+        let Self { cancel, watch, .. } = self;
+        let mut tick = || watch.as_mut().map_or(Ok(()), |watch| watch.tick(slot));
+        threads::step(owned, cancel, &mut tick, job)
+    }
+
+    /// Enters a phase and shows it at once.
+    pub(crate) fn enter(&mut self, phase: Phase) {
+        if let Some(watch) = &mut self.watch {
+            watch.enter(phase);
+        }
+    }
+
+    /// From now on a run that leaves the primary too little room fails.
+    pub(crate) fn guard(&mut self, space: SharedSpace) {
+        if let Some(watch) = &mut self.watch {
+            watch.guard(space);
+        }
+    }
+
+    /// The number of tablespaces, the default one included.
+    pub(crate) fn tablespaces(&self, total: usize) {
+        if let Some(watch) = &self.watch {
+            watch.tablespaces(total);
+        }
+    }
+
+    /// All tablespaces were streamed, and the data is complete.
+    pub(crate) fn data_done(&mut self, tablespaces: usize) {
+        if let Some(watch) = &mut self.watch {
+            watch.tablespaces_streamed(tablespaces);
+            watch.data_done();
+        }
+    }
+}
