@@ -28,7 +28,7 @@ use crate::preflight::situation::Situation;
 use crate::settings::Compression;
 
 /// On which terms the plan is received.
-pub(crate) fn terms(situation: &Situation) -> Result<Terms> {
+pub(crate) fn plan_header(situation: &Situation) -> Result<Terms> {
     let metadata =
         fs::metadata(&situation.data_directory).map_err(Error::on_path("stat", &situation.data_directory))?;
     Ok(Terms {
@@ -57,7 +57,7 @@ pub(crate) fn plan(situation: &Situation, target: &Target, terms: &Terms, cancel
 /// What stays on the primary.
 fn rules(situation: &Situation, target: &Target) -> Result<Rules> {
     let mut private_files = target.kept.clone();
-    // made for the standby, see puts()
+    // made for the standby, see final_files()
     private_files.push(RelPath::parse(POSTGRESQL_CONF)?);
     private_files.push(RelPath::parse(AUTO_CONF)?);
     private_files.extend(inside(situation, &situation.settings.secret_file));
@@ -79,7 +79,7 @@ pub(crate) fn marker(situation: &Situation) -> Marker {
 }
 
 /// How data is moved.
-pub(crate) fn manner(situation: &Situation, start_lsn: u64) -> Manner {
+pub(crate) fn transfer_options(situation: &Situation, start_lsn: u64) -> Manner {
     let settings = &situation.settings;
     let verify = settings.verify_checksums && situation.control.checksum_version != 0;
     Manner {
@@ -137,9 +137,9 @@ pub(crate) fn wal(
 }
 
 /// Fails if a WAL file was removed or recycled while it was sent, which only a slot prevents: what was read
-/// then is not what its name says. `before` is what [`identities`] gave.
+/// then is not what its name says. `before` is what [`inodes`] gave.
 pub(crate) fn demand_wal_kept(situation: &Situation, files: &[File], before: &[u64]) -> Result<()> {
-    if identities(&situation.data_directory, files) == before {
+    if inodes(&situation.data_directory, files) == before {
         return Ok(());
     }
     Err(Error::new(Kind::SlotLost, "WAL that the standby needs was removed while it was sent")
@@ -147,14 +147,14 @@ pub(crate) fn demand_wal_kept(situation: &Situation, files: &[File], before: &[u
 }
 
 /// The inodes of files, 0 for one that is gone.
-pub(crate) fn identities(data_directory: &Path, files: &[File]) -> Vec<u64> {
+pub(crate) fn inodes(data_directory: &Path, files: &[File]) -> Vec<u64> {
     let inode =
         |file: &File| fs::metadata(data_directory.join(&file.path)).map_or(0, |metadata| metadata.ino());
     files.iter().map(inode).collect()
 }
 
 /// The files made for the standby, pg_control among them.
-pub(crate) fn puts(
+pub(crate) fn final_files(
     situation: &Situation,
     target: &Target,
     following: &Following,

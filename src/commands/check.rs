@@ -91,7 +91,7 @@ fn check(request: Request, settings: Settings) -> Result<Vec<Finding>> {
 /// Whether a run could end: everything can be read here, and written there.
 fn room(ready: Ready, run: &mut Run<'_>) -> Vec<Finding> {
     let Ready { situation, session, target, .. } = ready;
-    let terms = match contents::terms(&situation) {
+    let terms = match contents::plan_header(&situation) {
         Ok(terms) => terms,
         Err(error) => return vec![Finding::new(asked_by(&error, "primary_files"), Err(error))],
     };

@@ -26,7 +26,7 @@ pub(crate) fn dry_run(request: Request, settings: Settings) -> Result<Value> {
     summary.lap("preflight");
 
     run.enter(Phase::EstimateSize);
-    let terms = contents::terms(&situation)?;
+    let terms = contents::plan_header(&situation)?;
     let plan = run.blocking(|cancel| contents::plan(&situation, &target, &terms, cancel))?;
     summary.plan(&plan);
     run.tablespaces(plan.tablespaces.len() + 1);
@@ -39,7 +39,7 @@ pub(crate) fn dry_run(request: Request, settings: Settings) -> Result<Value> {
 
     run.enter(Phase::Stream);
     // without a backup a page may be caught half-written: its checksum says nothing
-    let manner = Manner { checksums: None, ..contents::manner(&situation, 0) };
+    let manner = Manner { checksums: None, ..contents::transfer_options(&situation, 0) };
     let (_finished, settled) = run
         .step(session, None, |session: Session<Planned>| session.survey(&situation.data_directory, manner))?;
     summary.settled(settled);

@@ -114,7 +114,7 @@ fn rebuild(
 
     // From here on what is read counts (S4). Until `begin` nothing changes on the target.
     run.enter(Phase::EstimateSize);
-    let terms = contents::terms(&situation)?;
+    let terms = contents::plan_header(&situation)?;
     let plan =
         run.blocking_with(slot.as_ref(), |cancel| contents::plan(&situation, &target, &terms, cancel))?;
     summary.plan(&plan);
@@ -138,7 +138,7 @@ fn rebuild(
 
     // Data: compared and sent by parallel streams; then sizes are set and what is surplus goes.
     run.enter(Phase::Stream);
-    let manner = contents::manner(&situation, start_lsn);
+    let manner = contents::transfer_options(&situation, start_lsn);
     let (session, settled) = run.step(session, slot.as_ref(), |session: Session<Begun>| {
         session.send_data(&situation.data_directory, manner)?.settle()
     })?;
@@ -161,11 +161,11 @@ fn rebuild(
     // WAL, the standby's own files, durability, and pg_control last of all (S2, S10).
     run.enter(Phase::TransferWal);
     let (directories, files) = contents::wal(&situation, start_lsn, stop.stop_lsn)?;
-    let puts = contents::puts(&situation, &target, &following, &terms, &files, &stop, control)?;
-    let identities = contents::identities(&situation.data_directory, &files);
+    let puts = contents::final_files(&situation, &target, &following, &terms, &files, &stop, control)?;
+    let inodes = contents::inodes(&situation.data_directory, &files);
     let (_finished, warnings) = run.step(session, slot.as_ref(), |session: Session<Reconciled>| {
         let session = session.send_wal(&situation.data_directory, &directories, files.clone())?;
-        contents::demand_wal_kept(&situation, &files, &identities)?;
+        contents::demand_wal_kept(&situation, &files, &inodes)?;
         tablespaces.demand_unchanged()?;
         session.finish(&puts)
     })?;
