@@ -209,7 +209,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     match configuration::content(path, configuration::MAX_BYTES) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::at("read file", &path, &error)),
+        Err(error) => Err(Error::at("read file", path, &error)),
     }
 }
 

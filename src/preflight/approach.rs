@@ -215,8 +215,7 @@ fn walk(
     let following = match situation.following(&target) {
         Ok(following) => following,
         Err(error) => {
-            audience.hear(Finding::new("replication_login", Err(error)))?;
-            return Ok(None);
+            return Err(context.refuse("replication_login", error));
         }
     };
     if target.running.is_some() {

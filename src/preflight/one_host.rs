@@ -33,7 +33,7 @@ pub(crate) fn primary_space(situation: &Situation) -> Result<PrimarySpace> {
             Ok(metadata) => devices.push(metadata.dev()),
             // a tablespace that was dropped meanwhile
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::at("stat", &directory, &error)),
+            Err(error) => return Err(Error::at("stat", directory, &error)),
         }
     }
     Ok(PrimarySpace {

@@ -154,7 +154,7 @@ fn a_broken_run_cannot_be_started_and_is_completed_by_the_next() {
         {
             let (session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
             let busy =
-                hosts.open(&connector, Purpose::Recover).err().expect("a second recovery is refused at once");
+                hosts.open(&connector, Purpose::Recover).expect_err("a second recovery is refused at once");
             assert_eq!(busy.kind, Kind::InUse, "{name}");
             let session = hosts.plan(session).expect(name);
             let session = Hosts::begin(session).expect(name);
@@ -216,7 +216,7 @@ fn a_directory_the_agent_does_not_list_is_refused() {
     let other = hosts.path("other");
     let error =
         Session::open(connector, &other, Purpose::Recover, Vec::new(), Arc::default(), &Cancel::new());
-    assert_eq!(error.err().expect("refused").kind, Kind::TargetRefused);
+    assert_eq!(error.expect_err("refused").kind, Kind::TargetRefused);
     assert!(!other.exists());
 }
 

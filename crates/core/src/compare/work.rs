@@ -164,7 +164,7 @@ mod tests {
         fn stretch(&self, number: u32, _: &File, offset: u64) -> Stretch {
             let stripe = offset / 8192;
             match stripe % 2 {
-                _ if number % 3 == 0 => Stretch::rest(Treatment::Skip(Proof::Cloned)),
+                _ if number.is_multiple_of(3) => Stretch::rest(Treatment::Skip(Proof::Cloned)),
                 0 => Stretch { end: (stripe + 1) * 8192, treatment: Treatment::Compare },
                 _ => Stretch { end: (stripe + 1) * 8192, treatment: Treatment::Skip(Proof::Cloned) },
             }
@@ -210,7 +210,7 @@ mod tests {
             if is_striped {
                 let is_dealt = |number: usize, ranges: &[(u64, u64)]| {
                     let pages = |&(offset, length): &(u64, u64)| offset % 16384 == 0 && length <= 8192;
-                    if number % 3 == 0 { ranges.is_empty() } else { ranges.iter().all(pages) }
+                    if number.is_multiple_of(3) { ranges.is_empty() } else { ranges.iter().all(pages) }
                 };
                 let all = dealt.iter().enumerate().all(|(number, ranges)| is_dealt(number, ranges));
                 prop_assert!(all);

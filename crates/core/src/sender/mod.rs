@@ -69,11 +69,14 @@ pub struct Settled {
     pub warnings: Vec<String>,
 }
 
+/// Device and inode of every directory that is going to be written.
+pub type Locations = Vec<(u64, u64)>;
+
 /// What [`Session::propose`] was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Planned {
     /// Device and inode of every directory that is going to be written.
-    pub locations: Vec<(u64, u64)>,
+    pub locations: Locations,
     /// Why there is no room for the plan.
     pub space: Option<Error>,
     /// What in the target could not be removed, entered or written.
@@ -160,7 +163,7 @@ impl Session<Opened> {
 
     /// Sends the plan; fails if there is no room for it, or if something stands in its way. Returns device and inode of
     /// every directory that is going to be written, too. Nothing changes yet.
-    pub fn plan(self, plan: Plan, terms: Terms) -> Result<(Session<state::Planned>, Vec<(u64, u64)>)> {
+    pub fn plan(self, plan: Plan, terms: Terms) -> Result<(Session<state::Planned>, Locations)> {
         let (session, Planned { locations, space, obstacle }) = self.propose(plan, terms)?;
         space.or(obstacle).map_or(Ok((session, locations)), Err)
     }
