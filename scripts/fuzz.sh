@@ -12,7 +12,7 @@ scripts/setup.sh fuzz
 # cargo-fuzz asks rustc for sanitizers, which a stable rustc has but keeps to itself.
 export RUSTC_BOOTSTRAP=1
 export CARGO_TARGET_DIR="$TARGET_DIR/fuzz"
-for target in frames messages files packed differences; do
+for target in frames messages files packed differences wal; do
     # what it learns is worth keeping between runs, not in the repository
     corpus="$TARGET_DIR/fuzz-corpus/$target"
     mkdir -p "$corpus"

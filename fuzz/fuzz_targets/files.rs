@@ -14,8 +14,8 @@ fuzz_target!(|data: &[u8]| {
     let left = standby::without_recovery_settings(data, &own);
     assert_eq!(standby::without_recovery_settings(&left, &own), left, "nothing is left to drop");
     let include = "/srv/pg/myrecovery.conf";
-    let adopted = standby::adopted_configuration(data, Some(5433), include);
-    assert_eq!(standby::adopted_configuration(&adopted, None, include), adopted, "adopted once");
+    let adopted = standby::adopted_configuration(data, Some(5433), "", include);
+    assert_eq!(standby::adopted_configuration(&adopted, None, "", include), adopted, "adopted once");
     let Ok(text) = std::str::from_utf8(data) else { return };
     let _ = RelPath::parse(text);
     let _ = normalize_directory(text);

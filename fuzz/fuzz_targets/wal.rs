@@ -1,0 +1,49 @@
+//! WAL of any content: pages, records, their effects, timeline histories and summaries.
+
+#![no_main]
+
+use std::io;
+
+use libfuzzer_sys::fuzz_target;
+use pgdata::wal::page::{Format, PAGE_SIZE};
+use pgdata::wal::reader::{Origin, Pages, Reader};
+use pgdata::wal::record::{RecordHeader, read_block_headers};
+use pgdata::wal::{Lsn, special};
+use pgdata::{history, wal_summary};
+
+/// The input as pages from the beginning of a segment on.
+struct Input<'a>(&'a [u8]);
+
+const SEGMENT: u32 = 16 << 20;
+
+impl Pages for Input<'_> {
+    fn read(&mut self, address: Lsn, page: &mut [u8]) -> io::Result<bool> {
+        let offset = address.0.checked_sub(u64::from(SEGMENT)).and_then(|offset| usize::try_from(offset).ok());
+        let found = offset.and_then(|offset| self.0.get(offset..)?.get(..PAGE_SIZE));
+        if let Some(found) = found {
+            page.copy_from_slice(found);
+        }
+        Ok(found.is_some())
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let _ = history::parse(data);
+    let _ = wal_summary::read(data, |_| {}, |_, _| {});
+    // whose WAL it is comes from the first page, so that a seed of any server is read
+    let identifier = data.get(24..).and_then(|rest| rest.first_chunk().copied()).map(u64::from_le_bytes);
+    let origin = Origin { system_identifier: identifier.unwrap_or_default(), segment_size: SEGMENT };
+    let mut reader = Reader::new(Input(data), origin, Lsn(u64::from(SEGMENT)), Lsn(u64::MAX));
+    while let Ok(Some(record)) = reader.next_record() {
+        assert!(record.start < record.end);
+    }
+    // a fuzzer finds no CRC: what is behind it is fed as it is
+    let mut blocks = Vec::new();
+    for magic in [0xD106, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118] {
+        let Some(format) = Format::of(magic) else { continue };
+        let _ = read_block_headers(data, data.len(), format, &mut blocks);
+        if let Some(header) = RecordHeader::parse(data) {
+            let _ = special::effect(&header, &data[24..], format);
+        }
+    }
+});
