@@ -91,8 +91,9 @@ fn rebuild(
     let mut summary = Summary::start(&run);
 
     // Is this a primary that can have a standby, and a target that may be replaced?
-    let Ready { situation, session, target, following, warnings } =
+    let Ready { situation, session, target, following, connector: _connector, warnings } =
         preflight::run(request, settings, Purpose::Recover, &mut run)?;
+    let following = following?;
     summary.warn(warnings);
     let dir = &situation.request.dest_dir;
     recording.set_strategy(situation.transport(), situation.strategy(&target).name());

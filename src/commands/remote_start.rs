@@ -63,8 +63,9 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     let connector = situation::connector(host, &settings, local, Arc::default())?;
     let open = |cancel: &Cancel| {
         Session::open(connector, Path::new(directory), Purpose::Look, Vec::new(), Arc::default(), cancel)
+            .map(DropAside::new)
     };
-    let mut session = DropAside::new(run.blocking(open)?);
+    let mut session = run.blocking(open)?;
     one_host::demand_own_tablespaces(Path::new(&catalog::data_directory()?), session.target())?;
     let standby = session.target().standby.clone().unwrap_or_default();
     let expected = Expected {

@@ -13,6 +13,7 @@ use pgpool_recovery_core::replication::standby::Following;
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::clock::now;
+use pgpool_recovery_core::wire::link::Connector;
 use pgpool_recovery_core::wire::protocol::message::{Purpose, Target};
 
 use crate::history::History;
@@ -29,7 +30,11 @@ pub(crate) struct Ready {
     pub(crate) situation: Situation,
     pub(crate) session: DropAside<Session>,
     pub(crate) target: Target,
-    pub(crate) following: Following,
+    /// How the standby will connect; a recovery has this answer, or has ended.
+    pub(crate) following: Result<Following>,
+    /// What reaches the target. While it is kept the end of a session waits for no receiver in this process, which may
+    /// have a slow disk to wait for.
+    pub(crate) connector: DropAside<Arc<dyn Connector>>,
     /// Bad news that is no reason to refuse.
     pub(crate) warnings: Vec<String>,
 }
@@ -160,14 +165,18 @@ fn walk(
     }
     let asked = now();
     let opened = situation.connector(Arc::clone(context.run.wire())).and_then(|connector| {
+        let connector = DropAside::new(connector);
         let (directory, keep) = (Path::new(&situation.request.dest_dir), situation.keep()?);
-        let progress = Arc::clone(context.run.progress());
-        let open =
-            |cancel: &Cancel| Session::open(connector, directory, context.purpose, keep, progress, cancel);
-        context.run.blocking(open)
+        let (progress, reaches) = (Arc::clone(context.run.progress()), Arc::clone(&connector));
+        // an interrupt that comes with the end of the job must not end the session on this thread
+        let open = |cancel: &Cancel| {
+            let opened = Session::open(reaches, directory, context.purpose, keep, progress, cancel);
+            opened.map(DropAside::new)
+        };
+        Ok((connector, context.run.blocking(open)?))
     });
-    let mut session = match opened {
-        Ok(session) => DropAside::new(session),
+    let (connector, mut session) = match opened {
+        Ok(opened) => opened,
         Err(error) => {
             return Err(context.refuse(unreachable_by(&error), error));
         }
@@ -212,23 +221,22 @@ fn walk(
             }
         }
     }
-    let following = match situation.following(&target) {
-        Ok(following) => following,
-        Err(error) => {
-            return Err(context.refuse("replication_login", error));
-        }
-    };
-    if target.running.is_some() {
-        return Ok(Ready { situation, session, target, following, warnings: Vec::new() });
+    let following = situation.following(&target);
+    if target.running.is_none() {
+        let (login, mut warnings) = match &following {
+            Ok(following) => {
+                let identifier = situation.primary.system_identifier;
+                match context.run.blocking(|_| session.test_replication(following, identifier)) {
+                    Ok(warnings) => (Ok(following.conninfo()), warnings),
+                    Err(error) => (Err(error), Vec::new()),
+                }
+            }
+            Err(error) => (Err(error.clone()), Vec::new()),
+        };
+        warnings.extend(shown_otherwise(&situation.application_name, situation.primary.server_version_num));
+        context.add(Finding::new("replication_login", login).warned(warnings))?;
     }
-    let login = |_: &Cancel| session.test_replication(&following, situation.primary.system_identifier);
-    let (login, mut warnings) = match context.run.blocking(login) {
-        Ok(warnings) => (Ok(following.conninfo()), warnings),
-        Err(error) => (Err(error), Vec::new()),
-    };
-    warnings.extend(shown_otherwise(&following.application_name, situation.primary.server_version_num));
-    context.add(Finding::new("replication_login", login).warned(warnings))?;
-    Ok(Ready { situation, session, target, following, warnings: Vec::new() })
+    Ok(Ready { situation, session, target, following, connector, warnings: Vec::new() })
 }
 
 /// Warns of a name that Pgpool-II would not find.

@@ -28,7 +28,8 @@ impl Situation {
         let said = self.recovery_settings(target);
         let answer = self.configuration(target).and_then(|found| {
             said.demand_no_conflict("The configuration that the standby would have")?;
-            said.demand_own_directory("The configuration that the standby would have", &target.directory)?;
+            let own = [target.directory.as_path(), Path::new(&self.request.dest_dir)];
+            said.demand_own_directory("The configuration that the standby would have", &own)?;
             let is_copied = |path: &Path| self.is_copied(target, path);
             said.demand_readable("The configuration that the standby would have", is_copied)?;
             Ok(found)

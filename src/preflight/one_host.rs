@@ -134,7 +134,7 @@ fn could_share(seen: &fs::Metadata, target: Option<(u64, u64)>, user: u32) -> bo
 fn look(directory: &str) -> Result<Option<fs::Metadata>> {
     match fs::metadata(directory) {
         Ok(metadata) => Ok(Some(metadata)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(Error::at("stat", directory, &error)),
     }
 }

@@ -55,7 +55,7 @@ pub(crate) struct Situation {
     pub(crate) hot_standby: Vec<Required>,
     facts: judge::Primary,
     is_local: bool,
-    application_name: String,
+    pub(crate) application_name: String,
     forbids_cleartext_password: bool,
     /// Where a standby on this host reaches this server as "localhost".
     localhost: Vec<IpAddr>,

@@ -35,6 +35,7 @@ pub struct HotStandby {
     /// In `postgresql.auto.conf`, which is read last; `None`: it keeps none.
     pub auto: Option<Vec<Setting>>,
     /// Files and directories that the kept ones include and that do not exist, absolute: a copy may bring them.
+    #[serde(default)]
     pub absent: Vec<String>,
 }
 

@@ -315,10 +315,11 @@ impl RecoverySettings {
         .hint(remedy))
     }
 
-    /// Refuses a copy of a configuration that leads to another data directory than `directory`. `whose`: the configuration,
-    /// as a subject.
-    pub fn demand_own_directory(&self, whose: &str, directory: &Path) -> Result<()> {
-        let Some(set) = self.data_directory.as_ref().filter(|set| Path::new(&set.what) != directory) else {
+    /// Refuses a copy of a configuration that leads to another data directory than the standby's, which has the names
+    /// `own`. `whose`: the configuration, as a subject.
+    pub fn demand_own_directory(&self, whose: &str, own: &[&Path]) -> Result<()> {
+        let leads_elsewhere = |set: &&Place| !own.contains(&Path::new(&set.what));
+        let Some(set) = self.data_directory.as_ref().filter(leads_elsewhere) else {
             return Ok(());
         };
         Err(Error::new(Kind::TargetRefused, format!("data_directory in {} would be copied", set.at()))

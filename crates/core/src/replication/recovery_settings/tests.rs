@@ -171,7 +171,8 @@ fn what_a_copy_leaves_out_does_not_count() {
     files.put("more.conf", "Recovery_Target_Xid = '7'\n");
     assert_eq!(names(&said().conflicts), ["recovery_target_xid"]);
     files.put("more.conf", "data_directory = '/srv/p'\n");
-    let asked = |directory: &str| said().demand_own_directory("It", Path::new(directory));
+    let asked =
+        |directory: &str| said().demand_own_directory("It", &[Path::new("/srv/link"), Path::new(directory)]);
     let error = asked("/srv/s").expect_err("the primary's directory");
     assert!(
         error.message.starts_with("data_directory in \"") && error.message.contains("more.conf\" line 1"),
