@@ -178,13 +178,19 @@ pub(crate) fn final_files(
         put("tablespace_map", standby::mapped_tablespace_map(&terms.tablespaces).into_bytes())?;
     }
     let port = situation.request.dest_port;
+    // two servers of one host would write, truncate and show each other's log
+    let logs_beside_primary =
+        situation.is_local() && Path::new(&situation.primary.log_directory).is_absolute();
     if !situation.keeps_main_configuration(target)
         && situation.config_is_inside()
         && let Some(text) = read(Path::new(&situation.primary.config_file))?
     {
         let main = Path::new(&situation.primary.config_file);
         let major = situation.primary.server_version_num / 10_000;
-        let places = standby::own_places(&Reading::of(main, None), main, major);
+        let mut places = standby::own_places(&Reading::of(main, None), main, major);
+        if logs_beside_primary {
+            places.push_str("log_directory = 'log'\n");
+        }
         let include = myrecovery_path(&target.directory);
         put(POSTGRESQL_CONF, standby::adopted_configuration(&text, port, &places, &include))?;
     }
@@ -193,6 +199,7 @@ pub(crate) fn final_files(
     {
         let mut own = target.own_settings.clone();
         own.extend(port.map(|_| "port".to_owned()));
+        own.extend(logs_beside_primary.then(|| "log_directory".to_owned()));
         put(AUTO_CONF, standby::without_recovery_settings(&text, &own))?;
     }
     put("standby.signal", Vec::new())?;

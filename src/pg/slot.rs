@@ -174,7 +174,7 @@ pub(crate) fn wrong_type(name: &str, slot_type: &str) -> Error {
 pub(crate) fn active(name: &str, pid: i32) -> Error {
     Error::new(Kind::InUse, format!("replication slot \"{name}\" is active for PID {pid}"))
         .detail("A standby that streams, or another recovery, uses the slot.")
-        .hint("Stop the standby that uses it, or choose another name with pgpool_recovery.slot_name.")
+        .hint("Stop the standby that uses it, or choose another name with pgpool_recovery.slot_name. After the standby's host has failed it is released within wal_sender_timeout.")
 }
 
 /// Whether `name` can name a slot: 1 to 63 of `a-z`, `0-9`, `_`.

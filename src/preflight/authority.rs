@@ -89,6 +89,7 @@ pub(crate) fn demand_own_host(
                    backend_hostname in pgpool.conf, and the name service of this host.";
     match leads(host, &own.server, is_local, cancel).map_err(|error| error.hint(unknown))? {
         Leads::Here => {}
+        Leads::HereIn(directory) => request.primary_host = Some(directory),
         Leads::HereAt(addresses) => request.primary_addresses = addresses,
         Leads::HereOnly => request.primary_host = None,
         Leads::Elsewhere => {

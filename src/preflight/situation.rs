@@ -255,7 +255,7 @@ impl Situation {
     /// How the standby will connect, given what its host sees.
     pub(crate) fn following(&self, target: &Target) -> Result<Following> {
         let (host, host_addresses) = self.primary_host(target)?;
-        Ok(Following {
+        let following = Following {
             host,
             host_addresses,
             port: self.request.port.unwrap_or(self.primary.port),
@@ -265,7 +265,10 @@ impl Situation {
             forbids_cleartext_password: self.forbids_cleartext_password,
             slot_name: self.slot_name.clone(),
             restore_command: self.settings.restore_command.clone(),
-        })
+        };
+        // what cannot be written down is refused before anything changes
+        following.myrecovery_conf(self.primary.server_version_num / 10_000)?;
+        Ok(following)
     }
 
     /// The host, and its addresses where the name must not be looked up again.

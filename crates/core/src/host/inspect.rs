@@ -96,7 +96,11 @@ pub(crate) fn inspect_opened(
         }
     }
     let mut starter = readiness::starter(cluster);
-    if let Err(unknown) = configured::demand_known(cluster) {
+    // an interrupted recovery brings its configuration with the last files only, and is completed by the next one
+    let is_interrupted = marker.is_some() && !control_in_place;
+    if let Err(unknown) = configured::demand_known(cluster)
+        && !is_interrupted
+    {
         doubts.identity.get_or_insert(unknown);
     }
     let elsewhere = if kept_settings.is_some() {
@@ -333,6 +337,20 @@ fn server_version(cluster: &Cluster, cancel: &Cancel) -> Result<Option<String>> 
     let postgres = cluster.bin_directory.join("postgres");
     let outcome = process::run(process::command(&postgres, ["--version"]), Duration::from_secs(10), cancel)
         .map_err(|error| error.hint("Check bin_directory: it must hold the server's programs."))?;
+    if !outcome.status.success() {
+        // a server that cannot even say its version would not start after the copy
+        return Err(Error::new(
+            Kind::TargetRefused,
+            "the server's program on the target's host cannot be run",
+        )
+        .detail(format!(
+            "\"{} --version\" {} and said:\n{}",
+            postgres.display(),
+            outcome.describe(),
+            outcome.said()
+        ))
+        .hint("Complete the installation of PostgreSQL there, or correct bin_directory in agent.toml."));
+    }
     Ok(major_version(&outcome.stdout))
 }
 

@@ -35,6 +35,9 @@ pub enum Leads {
     HereOnly,
     /// To this server, as it is written.
     Here,
+    /// To this server's socket in this directory, which the server itself names. The caller's name of it may be a link
+    /// that leads elsewhere tomorrow.
+    HereIn(String),
     /// To this server, at these addresses. Only with the addresses beside it, because who answers for the name may
     /// answer the standby differently.
     HereAt(Vec<IpAddr>),
@@ -45,11 +48,11 @@ pub enum Leads {
 pub fn leads(host: &str, server: &Server, is_local: bool, cancel: &Cancel) -> Result<Leads> {
     if host.starts_with('/') || host.starts_with('@') {
         // elsewhere another OS user may have made the socket
-        let is_ours = list(&server.socket_directories).any(|directory| is_same_directory(directory, host));
-        return Ok(match (is_ours, is_local) {
-            (false, _) => Leads::Elsewhere,
-            (true, true) => Leads::Here,
-            (true, false) => Leads::HereOnly,
+        let ours = list(&server.socket_directories).find(|directory| is_same_directory(directory, host));
+        return Ok(match (ours, is_local) {
+            (None, _) => Leads::Elsewhere,
+            (Some(directory), true) => Leads::HereIn(directory.to_owned()),
+            (Some(_), false) => Leads::HereOnly,
         });
     }
     let interfaces = if_addrs::get_if_addrs().map_err(Error::on("list the network interfaces"))?;
@@ -268,7 +271,7 @@ mod tests {
         let found = |host: &str, listening: &[&str], is_local| {
             leads(host, &server(listening), is_local, &Cancel::new()).expect("no name to look up")
         };
-        assert_eq!(found("/srv/sockets", &[], true), Leads::Here);
+        assert_eq!(found("/srv/sockets", &[], true), Leads::HereIn("/srv/sockets".to_owned()));
         assert_eq!(found("/run/postgresql", &[], false), Leads::HereOnly);
         assert_eq!(found("/tmp/mine", &["0.0.0.0"], true), Leads::Elsewhere);
         assert_eq!(found("@mine", &["0.0.0.0"], true), Leads::Elsewhere);
@@ -284,6 +287,9 @@ mod tests {
         std::os::unix::fs::symlink(top.path(), top.path().join("run")).expect("link");
         let link = top.path().join("run").display().to_string();
         assert!(is_same_directory(&link, &top.path().display().to_string()));
+        let server = Server { listening: vec![], socket_directories: top.path().display().to_string() };
+        let by_link = leads(&link, &server, true, &Cancel::new()).expect("no name to look up");
+        assert_eq!(by_link, Leads::HereIn(server.socket_directories), "the link may lead elsewhere tomorrow");
         assert!(!is_same_directory(&link, "/not/there") && !is_same_directory("/not/here", "/not/there"));
     }
 }

@@ -233,3 +233,39 @@ fn what_was_never_archived_is_counted() {
     std::os::unix::fs::symlink("archive_status", link).expect("link");
     count().expect_err("it cannot be told");
 }
+
+#[test]
+fn a_program_that_cannot_be_run_has_no_version() {
+    let top = tempfile::tempdir().expect("temporary directory");
+    let program = "echo 'error while loading shared libraries: libicuuc.so.72' >&2; exit 127";
+    process::tests::script(&top.path().join("postgres"), program);
+    let cluster = Cluster { bin_directory: top.path().to_owned(), ..cluster(top.path()) };
+    let error = server_version(&cluster, &Cancel::new()).expect_err("it would not start either");
+    assert_eq!(error.kind, Kind::TargetRefused);
+    assert!(error.detail.is_some_and(|detail| detail.contains("libicuuc")) && error.hint.is_some());
+}
+
+#[test]
+fn an_interrupted_recovery_needs_no_configuration_to_be_completed() {
+    let top = tempfile::tempdir().expect("temporary directory");
+    let data = top.path().join("data");
+    process::tests::script(&top.path().join("postgres"), "echo 'postgres (PostgreSQL) 15.18'");
+    let cluster = Cluster {
+        bin_directory: top.path().to_owned(),
+        start_command: Some(vec!["start".to_owned()]),
+        ..cluster(&data)
+    };
+    let doubt = || {
+        let found = inspect(&cluster, &[], "session", None, &Cancel::new()).expect("inspected");
+        found.doubts.identity.map(|doubt| doubt.message)
+    };
+    put(&data, "PG_VERSION", b"15\n");
+    fs::create_dir_all(data.join("pg_wal")).expect("make");
+    let said = doubt().expect("its configuration may be anywhere");
+    assert!(said.starts_with("it is not known which configuration"), "{said}");
+    let marker = serde_json::to_vec(&Marker { system_identifier: 7, timeline: 1, ..Marker::default() });
+    put(&data, MARKER, &marker.expect("a marker"));
+    assert_eq!(doubt(), None, "the recovery brings it");
+    put(&data, PG_CONTROL, &sample(7));
+    assert!(doubt().is_some(), "something else has come since");
+}
