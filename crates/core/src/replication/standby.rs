@@ -245,7 +245,9 @@ fn quote_conninfo(value: &str) -> String {
 /// A value in postgresql.conf: single quotes, doubled inside, backslashes doubled (guc-file.l).
 fn quote_setting(name: &str, value: &str) -> Result<String> {
     if value.contains(['\n', '\r', '\0']) {
-        return Err(Error::new(Kind::InvalidArgument, format!("value for \"{name}\" contains a line break")));
+        return Err(Error::new(Kind::InvalidArgument, format!("value for \"{name}\" contains a line break"))
+            .detail("The standby gets it in a configuration file, where a setting takes one line.")
+            .hint(format!("Remove the line break from pgpool_recovery.{name}.")));
     }
     Ok(format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''")))
 }

@@ -279,6 +279,35 @@ fn too_little_space_is_found_before_the_first_byte() {
 }
 
 #[test]
+fn settings_that_cannot_be_written_down_are_found_before_the_first_byte() {
+    let scratch = Scratch::new();
+    let primary = quiet_primary(&scratch);
+    // ALTER SYSTEM takes no line break, a role's settings do
+    primary.execute("ALTER ROLE postgres SET pgpool_recovery.restore_command = E'a\\nb'");
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    let error = Recovery::of(&target, &primary).option("dest_port", target.port()).fail(&primary);
+    error.expect("22023").says("restore_command").says("line break");
+    assert!(!target.directory().exists());
+    probe::assert_nothing_left(&primary);
+}
+
+/// Two servers that write one log directory would cut and show each other's logs.
+#[test]
+fn a_standby_beside_its_primary_logs_into_its_own_directory() {
+    let scratch = Scratch::new();
+    let logs = scratch.mkdir("logs");
+    let primary = probe::quiet(
+        Cluster::place(&scratch, &Host::here(), "primary").with("log_directory", logs.display()),
+    )
+    .into_primary();
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    Recovery::of(&target, &primary).option("dest_port", target.port()).run(&primary);
+    let lines = target.read("postgresql.conf");
+    let last = lines.lines().rfind(|line| line.starts_with("log_directory")).expect("a log directory");
+    assert_eq!(last, "log_directory = 'log'");
+}
+
+#[test]
 fn who_may_call_it() {
     let scratch = Scratch::new();
     let primary = quiet_primary(&scratch);
