@@ -54,8 +54,7 @@ impl<'a> Run<'a> {
         slot: Option<&Slot>,
         job: impl FnOnce(&Cancel) -> Result<T> + Send,
     ) -> Result<T> {
-        let Self { cancel, watch, .. } = self;
-        let mut tick = || watch.as_mut().map_or(Ok(()), |watch| watch.tick(slot));
+        let (cancel, mut tick) = self.at_work(slot);
         threads::wait(cancel, &mut tick, || job(cancel))
     }
 
@@ -66,9 +65,14 @@ impl<'a> Run<'a> {
         slot: Option<&Slot>,
         job: impl FnOnce(A) -> Result<(B, T)> + Send,
     ) -> Result<(DropAside<B>, T)> {
-        let Self { cancel, watch, .. } = self;
-        let mut tick = || watch.as_mut().map_or(Ok(()), |watch| watch.tick(slot));
+        let (cancel, mut tick) = self.at_work(slot);
         threads::step(owned, cancel, &mut tick, job)
+    }
+
+    /// The switch of a job, and what the main thread does while it runs.
+    fn at_work(&mut self, slot: Option<&Slot>) -> (&Cancel, impl FnMut() -> Result<()>) {
+        let Self { cancel, watch, .. } = self;
+        (cancel, move || watch.as_mut().map_or(Ok(()), |watch| watch.tick(slot)))
     }
 
     /// Enters a phase and shows it at once.

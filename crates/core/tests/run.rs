@@ -237,14 +237,14 @@ fn a_refused_target_is_left_untouched() {
     assert_eq!(hosts.read("standby/base/5/1"), b"precious");
 }
 
-/// Whoever hears of a refusal may look at once, and begin again at once.
+/// Once a refusal is told, the directory is as it was and another run can begin.
 #[test]
 fn a_session_that_ends_before_anything_began_leaves_nothing_behind_when_it_is_gone() {
     let hosts = Hosts::new();
     hosts.write("primary/base/5/1", &pages(10, 1));
     for (name, connector) in transports(&hosts) {
         for _ in 0..50 {
-            let (session, _) = hosts.open(&connector, Purpose::Recover).expect("nobody holds it");
+            let (session, _) = hosts.open(&connector, Purpose::Recover).expect("it is free");
             assert!(hosts.path("standby").exists(), "{name}: it was made to be held");
             let session = hosts.plan(session).expect(name);
             drop(session);

@@ -49,7 +49,7 @@ pub struct Fork {
     pub locator: RelationFileLocator,
     /// The fork.
     pub fork: u8,
-    /// Blocks from this one on were made anew, cut or removed; `None`: none was.
+    /// Blocks from this one on were recreated, cut or removed; `None`: none was.
     pub limit: Option<u32>,
 }
 

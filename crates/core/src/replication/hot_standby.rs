@@ -42,16 +42,12 @@ pub struct HotStandby {
 impl HotStandby {
     /// What the configuration files that a target keeps say.
     pub fn of_kept(main: Option<&Reading>, auto: Option<&Reading>) -> Self {
-        let kept = || main.into_iter().chain(auto);
-        let files = kept().flat_map(|reading| reading.files.iter().chain(&reading.directories));
-        let missing = kept().flat_map(|reading| &reading.items).filter_map(|item| match &item.what {
-            What::Missing(path) => Some(path),
-            _ => None,
-        });
+        let kept = main.into_iter().chain(auto);
+        let included = kept.flat_map(|reading| reading.files.iter().chain(&reading.directories));
         let is_absent =
             |path: &&PathBuf| fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         let absent: BTreeSet<String> =
-            files.chain(missing).filter(is_absent).map(|path| path.display().to_string()).collect();
+            included.filter(is_absent).map(|path| path.display().to_string()).collect();
         Self {
             main: main.map(settings),
             auto: auto.map(settings),
@@ -85,4 +81,22 @@ pub fn settings(configuration: &Reading) -> Vec<Setting> {
         })
     };
     PARAMETERS.iter().chain(&[HOT_STANDBY]).filter_map(last).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_kept_files_include_and_does_not_exist_is_told() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let main = top.path().join("postgresql.conf");
+        let text = "include 'there.conf'\ninclude 'a.conf'\ninclude_if_exists 'b.conf'\ninclude_dir 'c'\n";
+        fs::write(&main, text).expect("write");
+        fs::write(top.path().join("there.conf"), "max_connections = 7\n").expect("write");
+        let kept = HotStandby::of_kept(Some(&Reading::of(&main, None)), None);
+        let absent = ["a.conf", "b.conf", "c"].map(|name| top.path().join(name).display().to_string());
+        assert_eq!(kept.absent, absent);
+        assert!(kept.auto.is_none() && kept.main.is_some_and(|main| main.len() == 1));
+    }
 }

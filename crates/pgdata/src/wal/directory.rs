@@ -81,8 +81,11 @@ impl Pages for Directory {
         let Some((_, files)) = &mut self.segment else { return Ok(false) };
         // the newest file with that page; else what the newest file has there, so that the reader can say what is wrong
         let mut is_there = false;
-        let mut other = vec![0; PAGE_SIZE];
+        let mut other = Vec::new();
         for file in files {
+            if is_there {
+                other.resize(PAGE_SIZE, 0);
+            }
             if !file.read(offset, size, if is_there { &mut other } else { page })? {
                 continue;
             }

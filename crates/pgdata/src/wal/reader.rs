@@ -2,7 +2,7 @@
 //! src/backend/access/transam/xlogreader.c).
 //!
 //! The end of the WAL is no error: it is where nothing valid follows, and [`End`] says why. A record whose CRC is right but
-//! that is not understood is an error, because nobody may conclude anything from WAL that is not understood.
+//! that is not understood is an error, because WAL that is not understood proves nothing.
 
 use std::io;
 

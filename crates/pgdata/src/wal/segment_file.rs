@@ -15,7 +15,7 @@ pub fn segments(start: u64, stop: u64, segment_size: u32) -> impl Iterator<Item 
 
 /// An LSN as PostgreSQL writes it.
 pub fn lsn(position: u64) -> String {
-    format!("{:X}/{:X}", position >> 32, position & 0xFFFF_FFFF)
+    super::Lsn(position).to_string()
 }
 
 /// The timeline of a WAL segment file, as its name tells; `None` if it is none.

@@ -273,7 +273,7 @@ mod tests {
         };
         for info in [0x00, 0x20, 0x30, 0x40] {
             assert_eq!(of(rmgr::XACT, info, &[7, 0], 0xD110), end(7, &[]));
-            // database, two subtransactions, one relation, invalidation messages that nobody needs
+            // database, two subtransactions, one relation, invalidation messages, which are not read
             let parts = [7, 0, 0b1111, 5, 1663, 2, 100, 101, 1, 1663, 5, 16384, 9];
             assert_eq!(of(rmgr::XACT, info | 0x80, &parts, 0xD110), end(7, &[RELATION]));
             assert_eq!(of(rmgr::XACT, info | 0x81, &parts, 0xD110), end(7, &[RELATION]), "special");

@@ -94,7 +94,7 @@ pub enum Request {
         /// How long to wait, seconds.
         timeout: u32,
     },
-    /// Nothing will begin: let go of the directory, with what was made for the plan. Answer: [`Reply::Ok`].
+    /// Nothing will begin: release the directory and remove what was made for the plan. Answer: [`Reply::Ok`].
     Leave,
 }
 
