@@ -13,12 +13,12 @@ mod tests {
     use pgrx::pg_sys::panic::ErrorReport;
     use pgrx::prelude::*;
 
+    use crate::ereport::ereport;
     use crate::pg::backup::{self, Backup};
     use crate::pg::privileges::Elevated;
     use crate::pg::progress::ProgressReport;
     use crate::pg::slot::{self, Slot};
     use crate::pg::{catalog, interrupts, threads};
-    use crate::report::report;
     use crate::server_tests::support::{Session, alone, eventually, fails, holds, outcome, succeeds, value};
 
     /// Lock of tests that use replication slots.
@@ -49,7 +49,7 @@ mod tests {
             assert!(stop.stop_lsn >= start && start > 0);
             Ok(String::from_utf8_lossy(&stop.label_file).into_owned())
         };
-        run().map_err(report)
+        run().map_err(ereport)
     }
 
     #[pg_extern]
@@ -65,7 +65,7 @@ mod tests {
             leave(how)?;
             Ok(String::new())
         };
-        run().map_err(report)
+        run().map_err(ereport)
     }
 
     #[pg_extern]
@@ -79,7 +79,7 @@ mod tests {
         shown.show(&progress);
         // A fresh run's counters are lower: the view keeps the higher ones.
         shown.show(&Progress::default());
-        leave(how).map_err(report)
+        leave(how).map_err(ereport)
     }
 
     #[pg_extern]
@@ -98,7 +98,7 @@ mod tests {
                 flag.check()
             })
         };
-        run().map_err(report)
+        run().map_err(ereport)
     }
 
     fn leave_tick(how: &str) -> Result<(), Error> {
@@ -302,7 +302,7 @@ mod tests {
             "panic" => panic!("worker trouble {}", 13),
             _ => unreachable!("no such way"),
         });
-        outcome.map_err(report)
+        outcome.map_err(ereport)
     }
 
     #[pg_test]

@@ -7,11 +7,11 @@
 //!  settings   how it is done: settings, the options of a call, the request
 //!  commands   a file for each thing that is asked for: first_stage, dry_run, check, remote_start, status, ...
 //!  preflight  may it be done? asked in order, or shown
-//!  contents   what a standby gets besides data files
+//!  plan       which files travel, and how        final_files   the files made for the standby
 //!  run        blocking work beside the backend
-//!  watch      progress while it goes on        summary   the report after it
-//!  history    what became of recoveries        process   programs and scripts
-//!  report     errors as PostgreSQL raises them
+//!  watch      progress while it goes on          report        the report after it
+//!  history    what became of recoveries          process       programs and scripts
+//!  ereport    errors as PostgreSQL raises them
 //!  pg         everything unsafe
 //! ```
 //!
@@ -25,15 +25,16 @@ compile_error!("pgrx turns panics into PostgreSQL errors: build with panic = \"u
 
 mod api;
 mod commands;
-mod contents;
+mod ereport;
+mod final_files;
 mod history;
 mod pg;
+mod plan;
 mod preflight;
 mod process;
 mod report;
 mod run;
 mod settings;
-mod summary;
 mod watch;
 
 use pgrx::pg_guard;

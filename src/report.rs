@@ -1,31 +1,120 @@
-//! From the project's errors to PostgreSQL's.
+//! The report of a run, as `pgpool_recovery_1st_stage` returns it.
 
-use pgpool_recovery_core::error::{Error, Kind};
-use pgrx::PgSqlErrorCode;
-use pgrx::pg_sys::panic::ErrorReport;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
-use crate::pg::text::server_text;
+use pgdata::wal;
+use pgpool_recovery_core::manifest::plan::Plan;
+use pgpool_recovery_core::progress::Progress;
+use pgpool_recovery_core::sender::Reconciliation;
+use pgpool_recovery_core::wire::protocol::message::TargetInfo;
+use serde_json::{Map, Value, json};
 
-/// The code that PostgreSQL packs the SQLSTATE of this kind of error into (MAKE_SQLSTATE in utils/elog.h).
-pub(crate) fn error_code(kind: Kind) -> PgSqlErrorCode {
-    let packed = kind
-        .sqlstate()
-        .bytes()
-        .enumerate()
-        .map(|(place, character)| (i32::from(character - b'0') & 0x3F) << (6 * place));
-    PgSqlErrorCode::from(packed.sum::<i32>())
+use crate::preflight::PrimaryFacts;
+use crate::run::Run;
+
+/// What is gathered on the way.
+pub(crate) struct Report {
+    progress: Arc<Progress>,
+    wire: Arc<AtomicU64>,
+    started: Instant,
+    last: Instant,
+    durations: Map<String, Value>,
+    files: usize,
+    changed: u64,
+    removed: u64,
+    warnings: Vec<String>,
 }
 
-/// The error as PostgreSQL raises it.
-#[track_caller]
-pub(crate) fn report(error: Error) -> ErrorReport {
-    let Error { kind, message, detail, hint } = error;
-    let mut report = ErrorReport::new(error_code(kind), server_text(&message), "pgpool_recovery");
-    if let Some(detail) = detail {
-        report = report.set_detail(server_text(&detail));
+impl Report {
+    pub(crate) fn start(run: &Run<'_>) -> Self {
+        let now = Instant::now();
+        Self {
+            progress: Arc::clone(run.progress()),
+            wire: Arc::clone(run.wire()),
+            started: now,
+            last: now,
+            durations: Map::new(),
+            files: 0,
+            changed: 0,
+            removed: 0,
+            warnings: Vec::new(),
+        }
     }
-    if let Some(hint) = hint {
-        report = report.set_hint(server_text(&hint));
+
+    /// A phase ends.
+    pub(crate) fn lap(&mut self, phase: &str) {
+        let now = Instant::now();
+        self.durations.insert(phase.to_owned(), json!((now - self.last).as_millis()));
+        self.last = now;
     }
-    report
+
+    pub(crate) fn plan(&mut self, plan: &Plan) {
+        self.files = plan.files.len();
+        self.warn(plan.warnings.clone());
+    }
+
+    pub(crate) fn reconciled(&mut self, reconciliation: Reconciliation) {
+        self.changed = reconciliation.changed;
+        self.removed = reconciliation.removed;
+        self.warn(reconciliation.warnings);
+    }
+
+    pub(crate) fn warn(&mut self, warnings: Vec<String>) {
+        self.warnings.extend(warnings);
+    }
+
+    pub(crate) fn total_ms(&self) -> u128 {
+        self.started.elapsed().as_millis()
+    }
+
+    /// What was done.
+    pub(crate) fn of_run(
+        &self,
+        facts: &PrimaryFacts,
+        target: &TargetInfo,
+        start_lsn: u64,
+        stop_lsn: u64,
+    ) -> Value {
+        self.written(facts, target, Some((start_lsn, stop_lsn)))
+    }
+
+    /// What would be done: there is no backup, and of WAL nothing is known.
+    pub(crate) fn of_dry_run(&self, facts: &PrimaryFacts, target: &TargetInfo) -> Value {
+        self.written(facts, target, None)
+    }
+
+    /// `backup`: where it started and stopped, if there was one.
+    fn written(&self, facts: &PrimaryFacts, target: &TargetInfo, backup: Option<(u64, u64)>) -> Value {
+        let mut durations = self.durations.clone();
+        durations.insert("total".to_owned(), json!(self.total_ms()));
+        json!({
+            "dry_run": backup.is_none(),
+            "strategy": facts.strategy(target).name(),
+            "source": {
+                "system_identifier": facts.primary.system_identifier.to_string(),
+                "timeline": facts.primary.timeline,
+                "start_lsn": backup.map(|(start, _)| wal::lsn(start)),
+                "stop_lsn": backup.map(|(_, stop)| wal::lsn(stop)),
+            },
+            "target": {
+                "host": facts.request.dest_host,
+                "dir": facts.request.dest_dir,
+                "transport": facts.transport(),
+            },
+            "files": { "total": self.files, "changed": self.changed, "removed": self.removed },
+            "bytes": {
+                "total": self.progress.total(),
+                "compared": self.progress.compared(),
+                "sent": self.progress.sent(),
+                "cloned": self.progress.cloned(),
+                "wal": self.progress.wal(),
+                "wire": self.wire.load(Ordering::Relaxed),
+            },
+            "slot": (!facts.slot_name.is_empty()).then_some(&facts.slot_name),
+            "durations_ms": durations,
+            "warnings": self.warnings,
+        })
+    }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use pgpool_recovery_e2e::compare::PAGE;
-use pgpool_recovery_e2e::dice::Dice;
+use pgpool_recovery_e2e::rng::Rng;
 
 use crate::interrupt::{Outcome, failed};
 use crate::stage::Stage;
@@ -24,7 +24,7 @@ fn pages(directory: &Path, one_in: u64, seed: u64) -> io::Result<u64> {
     let mut left: u64 = files.values().map(|size| size / PAGE as u64).sum();
     let wanted = left / one_in;
     let mut missing = wanted;
-    let mut random = Dice::new(seed);
+    let mut random = Rng::new(seed);
     let mut page = vec![0; 64];
     for (name, size) in &files {
         let mut file = None;

@@ -5,10 +5,10 @@ use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgrx::pg_sys::panic::ErrorReport;
 
 use crate::commands::check::CheckRow;
+use crate::ereport::ereport;
 use crate::pg::log::WithoutContext;
 use crate::pg::privileges::{self, Elevated};
 use crate::preflight::authority;
-use crate::report::report;
 use crate::settings::Settings;
 use crate::settings::request::shown;
 
@@ -83,5 +83,5 @@ pub(crate) fn call<T>(body: impl FnOnce(&Caller) -> Result<T>) -> Result<T, Erro
         let _elevated = Elevated::enter();
         body(&caller)
     };
-    run().map_err(report)
+    run().map_err(ereport)
 }

@@ -1,12 +1,12 @@
 //! `pgpool_recovery_check`: every pre-flight question and its answer, nothing changed.
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::preflight::judge::Finding;
+use pgpool_recovery_core::preflight::Finding;
 use pgpool_recovery_core::sender::{Planned, Session};
 use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 
-use crate::contents;
+use crate::plan;
 use crate::preflight::{self, Ready};
 use crate::run::Run;
 use crate::settings::Settings;
@@ -90,12 +90,12 @@ fn check(request: Request, settings: Settings) -> Result<Vec<Finding>> {
 
 /// Whether a run could end: everything can be read here, and written there.
 fn room(ready: Ready, run: &mut Run<'_>) -> Vec<Finding> {
-    let Ready { situation, session, target, .. } = ready;
-    let terms = match contents::plan_header(&situation) {
-        Ok(terms) => terms,
+    let Ready { facts, session, target, .. } = ready;
+    let header = match plan::plan_header(&facts) {
+        Ok(header) => header,
         Err(error) => return vec![Finding::new(asked_by(&error, "primary_files"), Err(error))],
     };
-    let plan = match run.blocking(|cancel| contents::plan(&situation, &target, &terms, cancel)) {
+    let plan = match run.blocking(|cancel| plan::plan(&facts, &target, &header, cancel)) {
         Ok(plan) => plan,
         Err(error) => return vec![Finding::new("primary_files", Err(error))],
     };
@@ -103,8 +103,8 @@ fn room(ready: Ready, run: &mut Run<'_>) -> Vec<Finding> {
     let readable = format!("{files} files, {bytes}, can be read");
     let mut findings = vec![Finding::new("primary_files", Ok(readable)).warned(plan.warnings.clone())];
     let proposed = run.step(session, None, |session: Session| {
-        let (session, planned) = session.propose(plan, terms.clone())?;
-        situation.demand_other_locations(&target, &planned.locations)?;
+        let (session, planned) = session.propose(plan, header.clone())?;
+        facts.demand_other_locations(&target, &planned.locations)?;
         Ok((session, planned))
     });
     let answer = |refusal: Option<Error>, good: String| refusal.map_or(Ok(good), Err);

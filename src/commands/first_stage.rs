@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pgdata::wal;
 use pgpool_recovery_core::error::Result;
-use pgpool_recovery_core::preflight::judge::BACKUP_LABEL;
+use pgpool_recovery_core::preflight::BACKUP_LABEL;
 use pgpool_recovery_core::progress::{Phase, Progress};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sender::state::{Begun, Reconciled};
@@ -14,18 +14,19 @@ use pgpool_recovery_core::wire::protocol::message::Purpose;
 use serde_json::Value;
 
 use crate::commands::{dry_run, remote_start, script};
-use crate::contents;
+use crate::final_files::final_files;
 use crate::history::{History, Recording};
 use crate::pg::backup::Backup;
 use crate::pg::slot::Slot;
 use crate::pg::{cleanup, log};
+use crate::plan;
 use crate::preflight::one_host::{self, Tablespaces};
-use crate::preflight::situation::{self, Situation};
 use crate::preflight::{self, Ready};
+use crate::preflight::{PrimaryFacts, facts};
+use crate::report::Report;
 use crate::run::Run;
 use crate::settings::Settings;
 use crate::settings::request::Request;
-use crate::summary::Summary;
 
 /// What `pgpool_recovery_1st_stage` does: a dry run if the options ask for one.
 pub(crate) fn first_stage_or_dry_run(request: Request, settings: Settings) -> Result<Value> {
@@ -64,13 +65,13 @@ pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value>
 /// Starts the backup and reserves its WAL, so that the standby finds all of it (S8). The slot comes second: an older
 /// one, or one reserved from an earlier checkpoint, could be beyond max_slot_wal_keep_size when the backup's own
 /// checkpoint looks at it, which would terminate this session.
-fn start_backup(situation: &Situation) -> Result<(Option<Slot>, Backup)> {
-    let start = || Backup::start(BACKUP_LABEL, !situation.settings.wait_for_checkpoint);
+fn start_backup(facts: &PrimaryFacts) -> Result<(Option<Slot>, Backup)> {
+    let start = || Backup::start(BACKUP_LABEL, !facts.settings.wait_for_checkpoint);
     let backup = start()?;
-    if situation.slot_name.is_empty() {
+    if facts.slot_name.is_empty() {
         return Ok((None, backup));
     }
-    let mut slot = Slot::reserve(&situation.slot_name, backup.start_lsn)?;
+    let mut slot = Slot::reserve(&facts.slot_name, backup.start_lsn)?;
     if slot.reserves_from_start() {
         return Ok((Some(slot), backup));
     }
@@ -88,37 +89,36 @@ fn rebuild(
     recording: &Recording<'_>,
 ) -> Result<Value> {
     let mut run = Run::watched(progress, Some(recording));
-    let mut summary = Summary::start(&run);
+    let mut report = Report::start(&run);
 
     // Is this a primary that can have a standby, and a target that may be replaced?
-    let Ready { situation, session, target, following, connector: _connector, warnings } =
+    let Ready { facts, session, target, replication, connector: _connector, warnings } =
         preflight::run(request, settings, Purpose::Recover, &mut run)?;
-    let following = following?;
-    summary.warn(warnings);
-    let dir = &situation.request.dest_dir;
-    recording.set_strategy(situation.transport(), situation.strategy(&target).name());
-    summary.lap("preflight");
+    let replication = replication?;
+    report.warn(warnings);
+    let dir = &facts.request.dest_dir;
+    recording.set_strategy(facts.transport(), facts.strategy(&target).name());
+    report.lap("preflight");
     log::log(&format!(
         "pgpool_recovery: recovery of \"{dir}\" on host \"{}\" begins ({}, {})",
-        situation.request.dest_host,
-        situation.transport(),
-        situation.strategy(&target).name(),
+        facts.request.dest_host,
+        facts.transport(),
+        facts.strategy(&target).name(),
     ));
 
     // what is created from here on is in the WAL that the standby replays
-    let tablespaces = Tablespaces::now(&situation, &target)?;
+    let tablespaces = Tablespaces::now(&facts, &target)?;
 
     run.enter(Phase::WaitCheckpoint);
-    let (slot, backup) = start_backup(&situation)?;
+    let (slot, backup) = start_backup(&facts)?;
     let start_lsn = backup.start_lsn;
-    summary.lap("backup_start");
+    report.lap("backup_start");
 
     // From here on what is read counts (S4). Until `begin` nothing changes on the target.
     run.enter(Phase::EstimateSize);
-    let terms = contents::plan_header(&situation)?;
-    let plan =
-        run.blocking_with(slot.as_ref(), |cancel| contents::plan(&situation, &target, &terms, cancel))?;
-    summary.plan(&plan);
+    let header = plan::plan_header(&facts)?;
+    let plan = run.blocking_with(slot.as_ref(), |cancel| plan::plan(&facts, &target, &header, cancel))?;
+    report.plan(&plan);
     run.tablespaces(plan.tablespaces.len() + 1);
     log::log(&format!(
         "pgpool_recovery: backup for \"{dir}\" started at {}, comparing {} files, {}",
@@ -126,62 +126,62 @@ fn rebuild(
         plan.files.len(),
         pretty(plan.bytes()),
     ));
-    let marker = contents::marker(&situation);
+    let marker = plan::marker(&facts);
     let (session, shared) = run.step(session, slot.as_ref(), |session: Session| {
-        let (session, locations) = session.plan(plan, terms.clone())?;
-        situation.demand_other_locations(&target, &locations)?;
-        let shared = one_host::shared_space(&situation, &target, &locations)?;
+        let (session, locations) = session.plan(plan, header.clone())?;
+        facts.demand_other_locations(&target, &locations)?;
+        let shared = one_host::shared_space(&facts, &target, &locations)?;
         Ok((session.begin(marker)?, shared))
     })?;
     run.guard(shared);
     slot.as_ref().map(Slot::forget_older).transpose()?;
-    summary.lap("scan");
+    report.lap("scan");
 
     // Data: compared and sent by parallel streams; then sizes are set and what is surplus goes.
     run.enter(Phase::Stream);
-    let manner = contents::transfer_options(&situation, start_lsn);
-    let (session, settled) = run.step(session, slot.as_ref(), |session: Session<Begun>| {
-        session.send_data(&situation.data_directory, manner)?.settle()
+    let options = plan::transfer_options(&facts, start_lsn);
+    let (session, reconciliation) = run.step(session, slot.as_ref(), |session: Session<Begun>| {
+        session.send_data(&facts.data_directory, options)?.reconcile()
     })?;
-    run.data_done(terms.tablespaces.len() + 1);
+    run.data_done(header.tablespaces.len() + 1);
     log::log(&format!(
         "pgpool_recovery: data of \"{dir}\" is there, {} of {} sent, {} files removed",
         pretty(run.progress().sent()),
         pretty(run.progress().total()),
-        settled.removed,
+        reconciliation.removed,
     ));
-    summary.settled(settled);
-    summary.lap("data");
+    report.reconciled(reconciliation);
+    report.lap("data");
 
     // pg_control is the last file read; only then may the backup end (S4).
-    let (_, control) = situation::read_control(&situation.data_directory)?;
+    let (_, control) = facts::read_control(&facts.data_directory)?;
     run.enter(Phase::WaitWalArchive);
     let stop = backup.stop()?;
-    summary.lap("backup_stop");
+    report.lap("backup_stop");
 
     // WAL, the standby's own files, durability, and pg_control last of all (S2, S10).
     run.enter(Phase::TransferWal);
-    let (directories, files) = contents::wal(&situation, start_lsn, stop.stop_lsn)?;
-    let puts = contents::final_files(&situation, &target, &following, &terms, &files, &stop, control)?;
-    let inodes = contents::inodes(&situation.data_directory, &files);
+    let (directories, files) = plan::wal(&facts, start_lsn, stop.stop_lsn)?;
+    let puts = final_files(&facts, &target, &replication, &header, &files, &stop, control)?;
+    let inodes = plan::inodes(&facts.data_directory, &files);
     let (_finished, warnings) = run.step(session, slot.as_ref(), |session: Session<Reconciled>| {
-        let session = session.send_wal(&situation.data_directory, &directories, files.clone())?;
-        contents::demand_wal_kept(&situation, &files, &inodes)?;
+        let session = session.send_wal(&facts.data_directory, &directories, files.clone())?;
+        plan::demand_wal_kept(&facts, &files, &inodes)?;
         tablespaces.demand_unchanged()?;
         session.finish(&puts)
     })?;
-    summary.warn(warnings);
+    report.warn(warnings);
     slot.map(Slot::keep).transpose()?;
-    if let Some(warning) = situation.former_slot(&target)? {
+    if let Some(warning) = facts.former_slot(&target)? {
         log::log(&format!("pgpool_recovery: {warning}"));
-        summary.warn(vec![warning]);
+        report.warn(vec![warning]);
     }
-    summary.lap("finish");
-    let report = summary.report(&situation, &target, start_lsn, stop.stop_lsn);
+    report.lap("finish");
+    let done = report.of_run(&facts, &target, start_lsn, stop.stop_lsn);
     log::log(&format!(
         "pgpool_recovery: recovery of \"{dir}\" is complete at {}, durable, in {} ms",
         wal::lsn(stop.stop_lsn),
-        summary.total_ms(),
+        report.total_ms(),
     ));
-    Ok(report)
+    Ok(done)
 }

@@ -19,7 +19,7 @@ use crate::history::{Entry, History, Outcome};
 use crate::pg::threads::DropAside;
 use crate::pg::{catalog, log, threads};
 use crate::preflight::one_host;
-use crate::preflight::situation;
+use crate::preflight::reach;
 use crate::run::Run;
 use crate::settings::{Scripts, Settings, request};
 
@@ -46,7 +46,7 @@ pub(crate) fn script_or_standby(host: &str, directory: &str, settings: Settings)
 pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> Result<()> {
     let mut run = Run::quiet();
     let (transport, reach) = (settings.transport, settings.reach()?);
-    let is_local = run.blocking(|cancel| situation::is_local(host, transport, &reach, directory, cancel));
+    let is_local = run.blocking(|cancel| reach::is_local(host, transport, &reach, directory, cancel));
     if let Err(error) = &is_local
         && error.kind == Kind::InsufficientPrivilege
     {
@@ -60,7 +60,7 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     } else {
         None
     };
-    let connector = situation::connector(host, &settings, local, Arc::default())?;
+    let connector = reach::connector(host, &settings, local, Arc::default())?;
     let open = |cancel: &Cancel| {
         Session::open(connector, Path::new(directory), Purpose::Look, Vec::new(), Arc::default(), cancel)
             .map(DropAside::new)

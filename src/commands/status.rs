@@ -12,7 +12,7 @@ const LONGEST: f64 = 1e9;
 
 /// How a recovery stands.
 struct Status {
-    /// Target, and when it began and was last heard of.
+    /// TargetInfo, and when it began and was last heard of.
     entry: Entry,
     /// `running`, `succeeded`, `failed`, or `interrupted`: its session is gone.
     state: &'static str,

@@ -8,23 +8,23 @@ use pgpool_recovery_core::host::configured;
 use pgpool_recovery_core::host::inspect::myrecovery_path;
 use pgpool_recovery_core::manifest::exclude::{AUTO_CONF, MYRECOVERY_CONF, POSTGRESQL_CONF};
 use pgpool_recovery_core::manifest::path::RelPath;
+use pgpool_recovery_core::preflight::Finding;
 use pgpool_recovery_core::preflight::hot_standby::finding;
-use pgpool_recovery_core::preflight::judge::Finding;
 use pgpool_recovery_core::replication::hot_standby;
 use pgpool_recovery_core::replication::recovery_settings::RecoverySettings;
 use pgpool_recovery_core::replication::recovery_settings::judge_copies;
-use pgpool_recovery_core::wire::protocol::message::Target;
+use pgpool_recovery_core::wire::protocol::message::TargetInfo;
 
-use crate::preflight::situation::Situation;
+use crate::preflight::PrimaryFacts;
 
 /// Whether the target keeps a file of its own.
-pub(crate) fn keeps(target: &Target, name: &str) -> bool {
+pub(crate) fn keeps(target: &TargetInfo, name: &str) -> bool {
     target.kept.iter().any(|kept| kept.as_str() == name)
 }
 
-impl Situation {
+impl PrimaryFacts {
     /// Questions about the standby's configuration.
-    pub(crate) fn configuration_findings(&self, target: &Target) -> Vec<Finding> {
+    pub(crate) fn configuration_findings(&self, target: &TargetInfo) -> Vec<Finding> {
         let said = self.recovery_settings(target);
         let answer = self.configuration(target).and_then(|found| {
             said.demand_no_conflict("The configuration that the standby would have")?;
@@ -41,7 +41,7 @@ impl Situation {
     }
 
     /// Whether the server would start as a standby of this one; `None`: its configuration is not known.
-    fn hot_standby(&self, target: &Target) -> Option<Finding> {
+    fn hot_standby(&self, target: &TargetInfo) -> Option<Finding> {
         let copied = |file: &Path| hot_standby::settings(&Reading::of(file, None));
         let main = if self.keeps_main_configuration(target) {
             target.hot_standby.main.clone()?
@@ -63,19 +63,19 @@ impl Situation {
     }
 
     /// Whether the copy brings this file of the target's.
-    fn is_copied(&self, target: &Target, path: &Path) -> bool {
+    fn is_copied(&self, target: &TargetInfo, path: &Path) -> bool {
         let inside = path.strip_prefix(&target.directory).ok();
         inside.is_some_and(|inside| self.data_directory.join(inside).exists())
     }
 
     /// Whether the target's main configuration stays as it is.
-    pub(crate) fn keeps_main_configuration(&self, target: &Target) -> bool {
+    pub(crate) fn keeps_main_configuration(&self, target: &TargetInfo) -> bool {
         target.external_configuration.is_some() || keeps(target, POSTGRESQL_CONF)
     }
 
     /// What all files of the standby's configuration will say about recovery: those that it keeps, as its host reads
     /// them, and those that it gets from here.
-    fn recovery_settings(&self, target: &Target) -> RecoverySettings {
+    fn recovery_settings(&self, target: &TargetInfo) -> RecoverySettings {
         let own = PathBuf::from(&self.primary.config_file);
         let main = (!self.keeps_main_configuration(target) && self.config_is_inside()).then_some(own);
         let auto = (!keeps(target, AUTO_CONF)).then(|| self.data_directory.join(AUTO_CONF));
@@ -84,7 +84,7 @@ impl Situation {
     }
 
     /// A configuration for the standby: its own, or one that can be made of the primary's.
-    fn configuration(&self, target: &Target) -> Result<String> {
+    fn configuration(&self, target: &TargetInfo) -> Result<String> {
         if let Some(elsewhere) = &target.elsewhere {
             return Err(configured::refusal(Kind::TargetRefused, &target.directory, elsewhere));
         }

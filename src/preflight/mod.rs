@@ -1,10 +1,16 @@
 //! What must be true before a recovery changes anything: the same questions for `pgpool_recovery_check`, which shows all
-//! answers, and for the recovery, which stops at the first bad one.
+//! answers, and for the recovery, which stops at the first bad one. `walk` has their order, the others ask them by subject.
 
-mod approach;
 pub(crate) mod authority;
 pub(crate) mod configuration;
+pub(crate) mod facts;
 pub(crate) mod one_host;
-pub(crate) mod situation;
+mod primary;
+pub(crate) mod reach;
+mod replication;
+mod tablespaces;
+mod target;
+mod walk;
 
-pub(crate) use self::approach::{Ready, run, run_all};
+pub(crate) use self::facts::PrimaryFacts;
+pub(crate) use self::walk::{Ready, run, run_all};

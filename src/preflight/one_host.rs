@@ -12,22 +12,23 @@ use std::path::{Path, PathBuf};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::manifest::scan::tablespace_links;
+use pgpool_recovery_core::sys::FileId;
 use pgpool_recovery_core::sys::machine;
 use pgpool_recovery_core::sys::space::SharedSpace;
-use pgpool_recovery_core::wire::protocol::message::{PrimarySpace, Target};
+use pgpool_recovery_core::wire::protocol::message::{PrimarySpace, TargetInfo};
 
 use crate::pg::log;
-use crate::preflight::situation::Situation;
+use crate::preflight::PrimaryFacts;
 
 /// Whether the target may be on this host: it is unless two kernels say that they are different ones.
-fn may_be_here(boot_id: Option<&str>, target: &Target) -> bool {
+fn may_be_here(boot_id: Option<&str>, target: &TargetInfo) -> bool {
     boot_id.zip(target.boot_id.as_deref()).is_none_or(|(ours, theirs)| ours == theirs)
 }
 
 /// Where this primary writes.
-pub(crate) fn primary_space(situation: &Situation) -> Result<PrimarySpace> {
+pub(crate) fn primary_space(facts: &PrimaryFacts) -> Result<PrimarySpace> {
     let mut devices = Vec::new();
-    for directory in &situation.facts().own {
+    for directory in &facts.identity().own {
         match fs::metadata(directory) {
             Ok(metadata) if devices.contains(&metadata.dev()) => {}
             Ok(metadata) => devices.push(metadata.dev()),
@@ -37,25 +38,25 @@ pub(crate) fn primary_space(situation: &Situation) -> Result<PrimarySpace> {
         }
     }
     Ok(PrimarySpace {
-        boot_id: situation.facts().boot_id.clone(),
+        boot_id: facts.identity().boot_id.clone(),
         devices,
-        max_wal_size: situation.primary.max_wal_size,
+        max_wal_size: facts.primary.max_wal_size,
     })
 }
 
 /// The file systems of this primary that the target is written to; `locations`: device and inode of each of its
 /// directories.
 pub(crate) fn shared_space(
-    situation: &Situation,
-    target: &Target,
-    locations: &[(u64, u64)],
+    facts: &PrimaryFacts,
+    target: &TargetInfo,
+    locations: &[FileId],
 ) -> Result<SharedSpace> {
-    if !may_be_here(situation.facts().boot_id.as_deref(), target) {
+    if !may_be_here(facts.identity().boot_id.as_deref(), target) {
         return Ok(SharedSpace::default());
     }
-    let written: HashSet<u64> = locations.iter().map(|(device, _)| *device).collect();
-    let own = situation.facts().own.iter().map(PathBuf::as_path);
-    SharedSpace::new(own, &written, situation.primary.max_wal_size)
+    let written: HashSet<u64> = locations.iter().map(|location| location.device).collect();
+    let own = facts.identity().own.iter().map(PathBuf::as_path);
+    SharedSpace::new(own, &written, facts.primary.max_wal_size)
 }
 
 /// The primary's tablespaces at one moment, where the target may be on its host.
@@ -65,9 +66,9 @@ pub(crate) struct Tablespaces {
 }
 
 impl Tablespaces {
-    pub(crate) fn now(situation: &Situation, target: &Target) -> Result<Self> {
-        let data_directory = situation.data_directory.clone();
-        let before = may_be_here(situation.facts().boot_id.as_deref(), target)
+    pub(crate) fn now(facts: &PrimaryFacts, target: &TargetInfo) -> Result<Self> {
+        let data_directory = facts.data_directory.clone();
+        let before = may_be_here(facts.identity().boot_id.as_deref(), target)
             .then(|| tablespace_links(&data_directory))
             .transpose()?;
         Ok(Self { data_directory, before })
@@ -88,7 +89,7 @@ impl Tablespaces {
 
 /// Refuses to start a standby on this host that does not have every tablespace of the primary `primary` in a
 /// directory of its own: it would replay the creation of the others.
-pub(crate) fn demand_own_tablespaces(primary: &Path, target: &Target) -> Result<()> {
+pub(crate) fn demand_own_tablespaces(primary: &Path, target: &TargetInfo) -> Result<()> {
     if target.running.is_some() || !may_be_here(machine::boot_id().as_deref(), target) {
         return Ok(());
     }
@@ -122,9 +123,9 @@ pub(crate) fn demand_own_tablespaces(primary: &Path, target: &Target) -> Result<
 }
 
 /// Whether the target's directory, as it is seen here, is that of a standby that could write where this primary does.
-fn could_share(seen: &fs::Metadata, target: Option<(u64, u64)>, user: u32) -> bool {
+fn could_share(seen: &fs::Metadata, target: Option<FileId>, user: u32) -> bool {
     // an agent may see other mounts: the same path is another directory there
-    let is_it = Some((seen.dev(), seen.ino())) == target;
+    let is_it = Some(FileId::from(seen)) == target;
     // the server runs as the owner of its directory, and another user may not write into this primary's tablespaces,
     // nor this process look into that user's
     is_it && seen.uid() == user
@@ -140,8 +141,8 @@ fn look(directory: &str) -> Result<Option<fs::Metadata>> {
 }
 
 /// Device and inode of a directory; `None` if there is none.
-fn identity(directory: &str) -> Result<Option<(u64, u64)>> {
-    Ok(look(directory)?.map(|metadata| (metadata.dev(), metadata.ino())))
+fn identity(directory: &str) -> Result<Option<FileId>> {
+    Ok(look(directory)?.map(|metadata| FileId::from(&metadata)))
 }
 
 fn would_be_shared(oid: u32, location: &str) -> Error {
@@ -162,10 +163,13 @@ mod tests {
     #[test]
     fn only_a_standby_of_the_same_user_in_the_same_directory_can_share_a_tablespace() {
         let seen = fs::metadata("/").expect("there");
-        let identity = (seen.dev(), seen.ino());
+        let identity = FileId::from(&seen);
         assert!(could_share(&seen, Some(identity), seen.uid()));
         assert!(!could_share(&seen, Some(identity), seen.uid() + 1), "another user's");
-        assert!(!could_share(&seen, Some((identity.0, identity.1 + 1)), seen.uid()), "another directory");
+        assert!(
+            !could_share(&seen, Some(FileId { inode: identity.inode + 1, ..identity }), seen.uid()),
+            "another directory"
+        );
         assert!(!could_share(&seen, None, seen.uid()), "missing");
     }
 }

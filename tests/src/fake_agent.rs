@@ -11,7 +11,7 @@ use crate::ports::Port;
 
 /// How a connection is treated.
 #[derive(Debug, Clone)]
-pub enum Manner {
+pub enum TransferOptions {
     /// Accepts, reads, and never says a word.
     Silent,
     /// Reads a first message and closes.
@@ -30,7 +30,7 @@ pub struct FakeAgent {
 }
 
 impl FakeAgent {
-    pub fn start(manner: Manner) -> Self {
+    pub fn start(options: TransferOptions) -> Self {
         let port = Port::claim();
         let listener = TcpListener::bind(("127.0.0.1", port.number())).expect("a claimed port");
         listener.set_nonblocking(true).expect("a listener");
@@ -38,7 +38,7 @@ impl FakeAgent {
         let connections = Arc::new(AtomicUsize::new(0));
         let thread = {
             let (stop, connections) = (Arc::clone(&stop), Arc::clone(&connections));
-            std::thread::spawn(move || serve(&listener, &manner, &stop, &connections))
+            std::thread::spawn(move || serve(&listener, &options, &stop, &connections))
         };
         Self { port, stop, connections, thread: Some(thread) }
     }
@@ -62,16 +62,21 @@ impl Drop for FakeAgent {
     }
 }
 
-fn serve(listener: &TcpListener, manner: &Manner, stop: &Arc<AtomicBool>, connections: &AtomicUsize) {
+fn serve(
+    listener: &TcpListener,
+    options: &TransferOptions,
+    stop: &Arc<AtomicBool>,
+    connections: &AtomicUsize,
+) {
     let mut workers = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         match listener.accept() {
             Ok((stream, _)) => {
                 connections.fetch_add(1, Ordering::Relaxed);
-                let (manner, stop) = (manner.clone(), Arc::clone(stop));
+                let (options, stop) = (options.clone(), Arc::clone(stop));
                 workers.push(std::thread::spawn(move || {
                     // The peer may go at any time: that is its right.
-                    let _ = treat(stream, &manner, &stop);
+                    let _ = treat(stream, &options, &stop);
                 }));
             }
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
@@ -82,13 +87,13 @@ fn serve(listener: &TcpListener, manner: &Manner, stop: &Arc<AtomicBool>, connec
     }
 }
 
-fn treat(mut stream: TcpStream, manner: &Manner, stop: &AtomicBool) -> std::io::Result<()> {
+fn treat(mut stream: TcpStream, options: &TransferOptions, stop: &AtomicBool) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(Duration::from_millis(50)))?;
-    match manner {
-        Manner::Silent => while read_some(&mut stream, stop)?.is_some() {},
-        Manner::Closes => drop(read_some(&mut stream, stop)?),
-        Manner::Says(answer) => {
+    match options {
+        TransferOptions::Silent => while read_some(&mut stream, stop)?.is_some() {},
+        TransferOptions::Closes => drop(read_some(&mut stream, stop)?),
+        TransferOptions::Says(answer) => {
             read_some(&mut stream, stop)?;
             stream.write_all(answer)?;
             stream.shutdown(Shutdown::Write)?;

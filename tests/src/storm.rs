@@ -9,7 +9,7 @@ use std::time::Duration;
 use postgres::{Client, NoTls};
 
 use crate::cluster::Cluster;
-use crate::dice::Dice;
+use crate::rng::Rng;
 
 const ACCOUNTS: usize = 2000;
 const BALANCE: usize = 100;
@@ -56,19 +56,19 @@ pub struct Storm {
 
 impl Storm {
     /// Begins on a cluster.
-    pub fn on(cluster: &Cluster, dice: &mut Dice) -> Self {
+    pub fn on(cluster: &Cluster, rng: &mut Rng) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let done = Arc::new(AtomicU64::new(0));
-        let gusts: [fn(&mut Client, &mut Dice, u64); 4] = [transfer, transfer, churn, ddl];
+        let gusts: [fn(&mut Client, &mut Rng, u64); 4] = [transfer, transfer, churn, ddl];
         let threads = gusts.into_iter().zip(0..).map(|(gust, number)| {
-            let (stop, done, mut dice) = (Arc::clone(&stop), Arc::clone(&done), dice.fork());
+            let (stop, done, mut rng) = (Arc::clone(&stop), Arc::clone(&done), rng.fork());
             let config = cluster.config();
             std::thread::spawn(move || {
                 let Ok(mut client) = config.connect(NoTls) else { return };
                 // no session waits for another for long
                 run(&mut client, "SET lock_timeout = '2s'; SET statement_timeout = '20s'");
                 while !stop.load(Ordering::Relaxed) && !client.is_closed() {
-                    gust(&mut client, &mut dice, number);
+                    gust(&mut client, &mut rng, number);
                     done.fetch_add(1, Ordering::Relaxed);
                 }
             })
@@ -99,11 +99,11 @@ fn run(client: &mut Client, sql: &str) {
     }
 }
 
-fn transfer(client: &mut Client, dice: &mut Dice, number: u64) {
-    let (from, to) = (1 + dice.below(ACCOUNTS), 1 + dice.below(ACCOUNTS));
+fn transfer(client: &mut Client, rng: &mut Rng, number: u64) {
+    let (from, to) = (1 + rng.below(ACCOUNTS), 1 + rng.below(ACCOUNTS));
     let name = format!("transfer-{number}");
     let prepare = format!("PREPARE TRANSACTION '{name}'");
-    let (end, then) = match dice.below(20) {
+    let (end, then) = match rng.below(20) {
         0 => ("ROLLBACK", None),
         1 => (prepare.as_str(), Some(format!("COMMIT PREPARED '{name}'"))),
         2 => (prepare.as_str(), Some(format!("ROLLBACK PREPARED '{name}'"))),
@@ -124,10 +124,10 @@ fn transfer(client: &mut Client, dice: &mut Dice, number: u64) {
     }
 }
 
-fn churn(client: &mut Client, dice: &mut Dice, _: u64) {
-    let (from, length) = (dice.below(20_000), dice.below(500));
+fn churn(client: &mut Client, rng: &mut Rng, _: u64) {
+    let (from, length) = (rng.below(20_000), rng.below(500));
     let to = from + length;
-    let sql = match dice.below(4) {
+    let sql = match rng.below(4) {
         0 => format!("DELETE FROM churned WHERE id BETWEEN {from} AND {to}"),
         1 => format!("UPDATE churned SET filler = md5(random()::text) WHERE id BETWEEN {from} AND {to}"),
         _ => format!(
@@ -138,9 +138,9 @@ fn churn(client: &mut Client, dice: &mut Dice, _: u64) {
     run(client, &sql);
 }
 
-fn ddl(client: &mut Client, dice: &mut Dice, _: u64) {
-    let n = dice.below(4);
-    let sql: &[String] = &match dice.below(20) {
+fn ddl(client: &mut Client, rng: &mut Rng, _: u64) {
+    let n = rng.below(4);
+    let sql: &[String] = &match rng.below(20) {
         0 => vec![format!(
             "CREATE TABLE t{n} AS SELECT i, repeat('t', 300) AS f FROM generate_series(1, 3000) i"
         )],
@@ -169,5 +169,5 @@ fn ddl(client: &mut Client, dice: &mut Dice, _: u64) {
     for sql in sql {
         run(client, sql);
     }
-    std::thread::sleep(Duration::from_millis(dice.below(20) as u64));
+    std::thread::sleep(Duration::from_millis(rng.below(20) as u64));
 }

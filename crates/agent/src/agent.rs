@@ -324,7 +324,7 @@ mod tests {
         }
 
         /// Waits until no connection is left.
-        fn settle(&self) {
+        fn reconcile(&self) {
             let start = Instant::now();
             while self.agent.open_connections() > 0 || self.agent.unproven().len() > 0 {
                 assert!(
@@ -391,7 +391,7 @@ mod tests {
         times.sort();
         // all of them, where nothing else runs; a busy machine may be late now and then
         assert!(times[8] < Duration::from_secs(2), "{name}: {times:?}");
-        served.settle();
+        served.reconcile();
     }
 
     fn until(stop: &AtomicBool, mut work: impl FnMut()) {
@@ -481,7 +481,7 @@ mod tests {
         let start = Instant::now();
         inquiry::status(&connector, &Cancel::new()).expect("an answer");
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-        served.settle();
+        served.reconcile();
         // a peer learns no more than the handshake of TLS
         for mut socket in crowd {
             socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a limit");
@@ -502,7 +502,7 @@ mod tests {
             matches!(ended, Ok(0))
                 || ended.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
         );
-        served.settle();
+        served.reconcile();
         assert_eq!(served.agent.refusals.count(), 1);
     }
 

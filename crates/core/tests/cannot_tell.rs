@@ -1,12 +1,12 @@
 //! What cannot be told about a target is refused, and nothing is changed.
 
-mod hosts;
+mod fixture;
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
 
-use hosts::{Hosts, VERSION, pages, transports};
+use fixture::{Hosts, VERSION, pages, transports};
 use pgpool_recovery_core::error::Kind;
 use pgpool_recovery_core::manifest::exclude::MARKER;
 use pgpool_recovery_core::sender::Session;
@@ -64,7 +64,7 @@ fn a_tablespace_directory_that_cannot_be_listed_is_not_free() {
         assert_eq!(error.kind, Kind::TargetRefused, "{name}: {error}");
         assert!(error.message.contains("cannot tell"), "{name}: {error}");
         assert!(!hosts.path("standby").exists(), "{name}: nothing was made");
-        let error = hosts.survey(&connector).expect_err(name);
+        let error = hosts.dry_run(&connector).expect_err(name);
         assert!(error.message.contains("cannot tell"), "a dry run, too: {error}");
     }
 }
@@ -129,7 +129,7 @@ fn a_linked_global_is_refused_before_anything_changes() {
     for (name, connector) in transports(&hosts) {
         let error = hosts.run(&connector).expect_err(name);
         assert!(error.message.contains("is a symbolic link"), "{name}: {error}");
-        hosts.survey(&connector).expect_err("a dry run, too");
+        hosts.dry_run(&connector).expect_err("a dry run, too");
         assert_eq!(hosts.listing("standby"), before, "{name}");
         assert!(!hosts.path("standby").join(MARKER).exists());
     }

@@ -1,11 +1,11 @@
 //! The configuration of a standby: extended where it is kept, and looked at once more before the standby can be started.
 
-mod hosts;
+mod fixture;
 
 use std::fs;
 use std::path::Path;
 
-use hosts::{Hosts, transports};
+use fixture::{Hosts, transports};
 use pgdata::control_file::PG_CONTROL;
 use pgpool_recovery_core::error::Kind;
 use pgpool_recovery_core::manifest::exclude::MARKER;

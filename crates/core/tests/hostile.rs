@@ -18,7 +18,7 @@ use pgpool_recovery_core::wire::link::{Link, pipe};
 use pgpool_recovery_core::wire::protocol::data::{
     ASK, BARRIER, CONTENT, Codec, ContentTail, END_OF_FILE, GONE, MAX_RUNS, PAGES, PagesTail,
 };
-use pgpool_recovery_core::wire::protocol::message::{self, Reply, Target};
+use pgpool_recovery_core::wire::protocol::message::{self, Reply, TargetInfo};
 use pgpool_recovery_core::wire::protocol::{PUT, REPLY, REQUEST};
 use serde_json::{Value, json};
 
@@ -63,7 +63,7 @@ impl Host {
     }
 
     /// A session on the directory, and what the receiver found.
-    fn open(&self) -> (Peer, Target) {
+    fn open(&self) -> (Peer, TargetInfo) {
         let mut peer = self.dial();
         peer.request(&json!({ "request": "open", "directory": self.path("standby"), "purpose": "recover", "keep": [] }));
         match peer.answer().expect("a reply") {
@@ -73,40 +73,40 @@ impl Host {
     }
 
     /// A session that only counts what differs, with a file of 3 pages.
-    fn survey(&self) -> (Peer, Target) {
+    fn dry_run(&self) -> (Peer, TargetInfo) {
         let mut peer = self.dial();
         peer.request(
             &json!({ "request": "open", "directory": self.path("standby"), "purpose": "look", "keep": [] }),
         );
         let Ok(Reply::Target(target)) = peer.answer() else { panic!("no target") };
         peer.plan(&["base", "base/5"], &[("base/5/1", 3 * 8192)]);
-        peer.request(&terms(&[]));
+        peer.request(&header(&[]));
         assert!(matches!(peer.answer(), Ok(Reply::Planned { .. })));
-        peer.request(&json!({ "request": "survey", "digest_key": "00".repeat(32) }));
+        peer.request(&json!({ "request": "dry_run", "digest_key": "00".repeat(32) }));
         assert!(matches!(peer.answer(), Ok(Reply::Ok)));
         (peer, *target)
     }
 
     /// A session that has begun to rewrite the directory, with a file of 3 pages.
-    fn begin(&self) -> (Peer, Target) {
+    fn begin(&self) -> (Peer, TargetInfo) {
         let (mut peer, target) = self.open();
         peer.plan(&["base", "base/5"], &[("base/5/1", 3 * 8192)]);
-        peer.request(&terms(&[]));
+        peer.request(&header(&[]));
         assert!(matches!(peer.answer(), Ok(Reply::Planned { .. })));
         peer.request(&begin());
         assert!(matches!(peer.answer(), Ok(Reply::Ok)));
         (peer, target)
     }
 
-    /// A session whose data is settled: WAL and the small files are awaited.
-    fn settled(&self) -> Peer {
+    /// A session whose data is reconciled: WAL and the small files are awaited.
+    fn reconciled(&self) -> Peer {
         let (mut peer, _) = self.begin();
-        peer.request(&json!({ "request": "settle" }));
-        assert!(matches!(peer.answer(), Ok(Reply::Settled { .. })));
+        peer.request(&json!({ "request": "reconcile" }));
+        assert!(matches!(peer.answer(), Ok(Reply::Reconciled { .. })));
         peer
     }
 
-    fn attach(&self, target: &Target) -> Peer {
+    fn attach(&self, target: &TargetInfo) -> Peer {
         let mut stream = self.dial();
         stream.request(&json!({ "request": "attach", "session": target.session }));
         assert!(matches!(stream.answer(), Ok(Reply::Ok)));
@@ -187,7 +187,7 @@ fn put(path: &str, size: usize) -> Vec<u8> {
     [&[0x80, 1, 0, 0][..], &length, path.as_bytes(), &vec![0; size]].concat()
 }
 
-fn terms(tablespaces: &[Value]) -> Value {
+fn header(tablespaces: &[Value]) -> Value {
     json!({
         "request": "plan_end", "tablespaces": tablespaces, "tablespace_version_directory": "PG_15_1",
         "host_directories": [], "reserve": 0, "mode": 0o700
@@ -210,17 +210,17 @@ fn paths_that_lead_elsewhere() {
     {
         let (mut peer, _) = host.open();
         peer.plan(&[], &[(path, 1)]);
-        peer.request(&terms(&[]));
+        peer.request(&header(&[]));
         let _ = peer.answer();
         peer.assert_refused(path);
         let (mut peer, _) = host.open();
         peer.plan(&[path], &[]);
-        peer.request(&terms(&[]));
+        peer.request(&header(&[]));
         let _ = peer.answer();
         peer.assert_refused(path);
         let length = u16::try_from(path.len()).expect("short enough").to_le_bytes();
         let put = [&[0; 4][..], &length, path.as_bytes()].concat();
-        let mut peer = host.settled();
+        let mut peer = host.reconciled();
         peer.send(PUT, &put);
         peer.assert_refused(path);
         let mut peer = host.dial();
@@ -241,7 +241,7 @@ fn directories_that_are_not_served() {
     }
     for target in ["outside", "standby/base", "spaces", "spaces/../outside/x"] {
         let (mut peer, _) = host.open();
-        peer.request(&terms(&[json!({ "oid": 16, "source": "/x", "target": host.path(target) })]));
+        peer.request(&header(&[json!({ "oid": 16, "source": "/x", "target": host.path(target) })]));
         let _ = peer.answer();
         peer.assert_refused(target);
     }
@@ -249,7 +249,7 @@ fn directories_that_are_not_served() {
 }
 
 #[test]
-fn a_survey_writes_nothing_whatever_it_is_told() {
+fn a_dry_run_writes_nothing_whatever_it_is_told() {
     let host = Host::new();
     let mut page = vec![7; 8192];
     let mut tail = Vec::new();
@@ -259,18 +259,18 @@ fn a_survey_writes_nothing_whatever_it_is_told() {
     ContentTail::encode(&[Range { file: 0, offset: 0, length: 8192 }], &mut tail);
     content.extend_from_slice(&tail);
     for (kind, body) in [(PAGES, page), (CONTENT, content)] {
-        let (_peer, target) = host.survey();
+        let (_peer, target) = host.dry_run();
         let mut stream = host.attach(&target);
         stream.send(kind, &body);
-        stream.assert_refused("a survey");
+        stream.assert_refused("a dry run");
     }
     for request in ["clone", "wal_end", "finish"] {
-        let (mut peer, _) = host.survey();
+        let (mut peer, _) = host.dry_run();
         peer.request(&json!({ "request": request }));
         peer.answer().expect_err(request);
         peer.assert_refused(request);
     }
-    let (mut peer, _) = host.survey();
+    let (mut peer, _) = host.dry_run();
     peer.request(&begin());
     peer.answer().expect_err("begin");
     peer.assert_refused("begin");
@@ -282,7 +282,7 @@ fn a_survey_writes_nothing_whatever_it_is_told() {
 #[test]
 fn steps_out_of_order() {
     let host = Host::new();
-    for request in ["clone", "settle", "wal_end", "finish"] {
+    for request in ["clone", "reconcile", "wal_end", "finish"] {
         let (mut peer, _) = host.open();
         peer.request(&json!({ "request": request }));
         peer.answer().expect_err(request);
@@ -299,7 +299,7 @@ fn steps_out_of_order() {
     peer.request(&json!({ "request": "clone" }));
     peer.answer().expect_err("clone");
     peer.assert_refused("clone");
-    // nothing was settled
+    // nothing was reconciled
     for request in ["finish", "wal_end"] {
         let (mut peer, _) = host.begin();
         peer.request(&json!({ "request": request }));
@@ -335,7 +335,7 @@ fn frames_that_are_none() {
     peer.answer().expect_err("no such run");
     peer.assert_refused("a token that was never given out");
     // more of small files than any recovery has
-    let mut peer = host.settled();
+    let mut peer = host.reconciled();
     for number in 0..40 {
         peer.send(
             PUT,
@@ -418,7 +418,7 @@ fn a_plan_of_astronomic_size() {
     let host = Host::new();
     let (mut peer, _) = host.open();
     peer.plan(&[], &[("a", u64::MAX), ("b", u64::MAX), ("c", 1)]);
-    peer.request(&terms(&[]));
+    peer.request(&header(&[]));
     let error = peer.answer().expect_err("no disk has that");
     assert_eq!(error.kind, Kind::DiskFull);
     let _ = peer.end();
@@ -465,7 +465,7 @@ fn files_that_no_plan_has() {
     // what it keeps but does not have yet may come
     let mut peer = open(&host);
     peer.plan(&["certs"], &[("certs/server.key", 1)]);
-    peer.request(&terms(&[]));
+    peer.request(&header(&[]));
     assert!(matches!(peer.answer(), Ok(Reply::Planned { .. })));
     peer.end().expect("nothing was begun");
     assert_eq!(fs::read(host.path("standby/pg_hba.conf")).expect("read"), b"own");
@@ -482,17 +482,17 @@ fn small_files_that_no_recovery_has() {
         "pgpool_recovery.incomplete",
         "pg_wal/archive_status/x",
     ] {
-        let mut peer = host.settled();
+        let mut peer = host.reconciled();
         peer.send(PUT, &put(path, 1));
         peer.answer().expect_err(path);
         peer.assert_refused(path);
     }
-    let mut peer = host.settled();
+    let mut peer = host.reconciled();
     peer.send(PUT, &put("global/pg_control", 1));
     peer.send(PUT, &put("global/pg_control", 1));
     peer.answer().expect_err("twice");
     peer.assert_refused("twice");
-    // before anything is settled
+    // before anything is reconciled
     let (mut peer, _) = host.begin();
     peer.send(PUT, &put("backup_label", 1));
     peer.answer().expect_err("too early");
@@ -501,9 +501,9 @@ fn small_files_that_no_recovery_has() {
     host.assert_unharmed();
 }
 
-/// What was settled is compared with nothing any more: only WAL may follow.
+/// What was reconciled is compared with nothing any more: only WAL may follow.
 #[test]
-fn data_after_it_was_settled() {
+fn data_after_it_was_reconciled() {
     let host = Host::new();
     let mut page = vec![7; 8192];
     let mut tail = Vec::new();
@@ -512,17 +512,17 @@ fn data_after_it_was_settled() {
     for (kind, body) in [(PAGES, page), (END_OF_FILE, [0; 12].to_vec()), (GONE, vec![0; 4])] {
         let (mut control, target) = host.begin();
         let mut stream = host.attach(&target);
-        control.request(&json!({ "request": "settle" }));
-        assert!(matches!(control.answer(), Ok(Reply::Settled { .. })));
+        control.request(&json!({ "request": "reconcile" }));
+        assert!(matches!(control.answer(), Ok(Reply::Reconciled { .. })));
         let before = fs::read(host.path("standby/base/5/1")).expect("read");
         stream.send(kind, &body);
         stream.send(BARRIER, &[]);
-        stream.assert_refused("settled");
+        stream.assert_refused("reconciled");
         let _ = control.end();
         assert!(before == fs::read(host.path("standby/base/5/1")).expect("read"));
     }
     for (directories, files) in [(vec![], vec![("base/5/2", 1)]), (vec!["base/6"], vec![])] {
-        let mut peer = host.settled();
+        let mut peer = host.reconciled();
         peer.plan(&directories, &files);
         peer.answer().expect_err("not WAL");
         peer.assert_refused("not WAL");

@@ -1,12 +1,12 @@
 //! What would keep a run from ending is told before it begins: all of it to one that looks, and the first refuses one that
 //! would begin.
 
-mod hosts;
+mod fixture;
 
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use hosts::{Hosts, pages, transports};
+use fixture::{Hosts, pages, transports};
 use pgpool_recovery_core::error::Kind;
 use pgpool_recovery_core::manifest::exclude::MARKER;
 use pgpool_recovery_core::manifest::path::RelPath;
@@ -25,14 +25,14 @@ fn lack_of_room_and_what_is_in_the_way_are_two_answers() {
     for (name, connector) in transports(&hosts) {
         let before = hosts.listing("standby");
         let (session, _) = hosts.open(&connector, Purpose::Look).expect(name);
-        let (plan, terms) = hosts.list(&session).expect(name);
-        let (session, Planned { space, obstacle, locations }) = session.propose(plan, terms).expect(name);
+        let (plan, header) = hosts.list(&session).expect(name);
+        let (session, Planned { space, obstacle, locations }) = session.propose(plan, header).expect(name);
         assert_eq!(space.expect("no room").kind, Kind::DiskFull, "{name}");
         let obstacle = obstacle.expect("a link");
         assert!(obstacle.message.contains("global\" is a symbolic link"), "{name}: {obstacle}");
         assert!(obstacle.hint.is_some() && locations.len() == 1, "{name}: {obstacle}");
         drop(session);
-        assert_eq!(hosts.survey(&connector).expect_err(name).kind, Kind::DiskFull);
+        assert_eq!(hosts.dry_run(&connector).expect_err(name).kind, Kind::DiskFull);
         assert_eq!(hosts.run(&connector).expect_err(name).kind, Kind::DiskFull);
         assert_eq!(hosts.listing("standby"), before, "{name}");
     }
@@ -40,11 +40,11 @@ fn lack_of_room_and_what_is_in_the_way_are_two_answers() {
     for (name, connector) in transports(&hosts) {
         let before = hosts.listing("standby");
         let (session, _) = hosts.open(&connector, Purpose::Look).expect(name);
-        let (plan, terms) = hosts.list(&session).expect(name);
-        let (session, planned) = session.propose(plan, terms).expect(name);
+        let (plan, header) = hosts.list(&session).expect(name);
+        let (session, planned) = session.propose(plan, header).expect(name);
         assert!(planned.space.is_none() && planned.obstacle.is_some(), "{name}: {planned:?}");
         drop(session);
-        for refused in [hosts.survey(&connector), hosts.run(&connector)] {
+        for refused in [hosts.dry_run(&connector), hosts.run(&connector)] {
             assert_eq!(refused.expect_err(name).kind, Kind::TargetRefused);
         }
         assert_eq!(hosts.listing("standby"), before, "{name}");

@@ -1,19 +1,19 @@
 //! Whole runs between two directories, without a PostgreSQL server: the local link and TLS.
 
-mod hosts;
+mod fixture;
 
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::Arc;
 
-use hosts::{Hosts, VERSION, pages, transports};
+use fixture::{Hosts, VERSION, pages, transports};
 use pgpool_recovery_core::error::Kind;
 use pgpool_recovery_core::manifest::exclude::MARKER;
 use pgpool_recovery_core::manifest::path::RelPath;
 use pgpool_recovery_core::replication::standby::Listening;
 use pgpool_recovery_core::sender::pack::Compression;
-use pgpool_recovery_core::sender::{Manner, Session};
+use pgpool_recovery_core::sender::{Session, TransferOptions};
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 
@@ -200,9 +200,14 @@ fn cancel_brings_every_step_back() {
             std::thread::sleep(std::time::Duration::from_millis(150));
             trip.trip();
         });
-        let manner =
-            Manner { jobs: 2, compression: Compression::Off, max_rate: 1000, clone: true, checksums: None };
-        let error = session.send_data(&hosts.path("primary"), manner).expect_err("cancelled");
+        let options = TransferOptions {
+            jobs: 2,
+            compression: Compression::Off,
+            max_rate: 1000,
+            clone: true,
+            checksums: None,
+        };
+        let error = session.send_data(&hosts.path("primary"), options).expect_err("cancelled");
         assert_eq!(error.kind, Kind::Canceled, "{name}: {error}");
         timer.join().expect("timer");
         let _ = fs::remove_dir_all(hosts.path("standby"));
@@ -269,7 +274,7 @@ fn a_port_that_is_taken_ends_nothing() {
 }
 
 #[test]
-fn a_survey_tells_what_a_run_would_do_and_touches_nothing() {
+fn a_dry_run_tells_what_a_run_would_do_and_touches_nothing() {
     let hosts = Hosts::new();
     let content = pages(300, 1);
     hosts.write("primary/base/5/1", &content);
@@ -277,7 +282,7 @@ fn a_survey_tells_what_a_run_would_do_and_touches_nothing() {
     hosts.write("primary/base/5/3", &[content.as_slice(), &[0; 8192]].concat());
     hosts.write("primary/base/5/empty", b"");
     for (name, connector) in transports(&hosts) {
-        let full = hosts.survey(&connector).expect(name);
+        let full = hosts.dry_run(&connector).expect(name);
         assert_eq!((full.sent, full.changed, full.removed), (full.total - 8192, 5, 0), "{name}: zeros stay");
         assert!(!hosts.path("standby").exists(), "{name}: the directory is not made");
         hosts.run(&connector).expect(name);
@@ -290,10 +295,10 @@ fn a_survey_tells_what_a_run_would_do_and_touches_nothing() {
         fs::set_permissions(hosts.path("standby/base/5/empty"), fs::Permissions::from_mode(0o640))
             .expect("chmod");
         let before = hosts.listing("standby");
-        let survey = hosts.survey(&connector).expect(name);
+        let dry_run = hosts.dry_run(&connector).expect(name);
         assert_eq!(hosts.listing("standby"), before, "{name}");
         let run = hosts.run(&connector).expect(name);
-        assert_eq!(survey, run, "{name}");
+        assert_eq!(dry_run, run, "{name}");
         assert_eq!((run.sent, run.changed), (8192, 3), "{name}: a page, a size and a mode");
         fs::remove_dir_all(hosts.path("standby")).expect("clean");
     }

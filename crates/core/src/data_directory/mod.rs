@@ -10,7 +10,6 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,6 +19,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
+use crate::sys::FileId;
 use crate::sys::lock::lock;
 
 use directories::{make_directories, open_directory, open_nearest, remove_made};
@@ -53,7 +53,7 @@ pub fn temporary_name(name: &str) -> String {
 }
 
 /// An opened target directory: locked to be written, or a view that nothing can be written through.
-pub struct Target {
+pub struct DataDirectory {
     path: PathBuf,
     roots: Vec<Root>,
     is_view: bool,
@@ -85,14 +85,14 @@ impl Root {
         Ok(Self { prefix: prefix.to_owned(), fd, device, is_missing: false })
     }
 
-    fn view(prefix: &str, directory: &Path) -> Result<Self> {
+    fn open_read_only(prefix: &str, directory: &Path) -> Result<Self> {
         let opened = open_nearest(directory)
             .and_then(|(fd, is_missing)| Ok(Self { is_missing, ..Self::new(prefix, fd)? }));
         opened.map_err(Error::on_path("open directory", &directory))
     }
 }
 
-impl Target {
+impl DataDirectory {
     /// Opens and locks `path`, making it if it is missing. A second opener gets [`Kind::InUse`].
     pub fn open(path: &Path) -> Result<Self> {
         let made = make_directories(path)?;
@@ -120,8 +120,8 @@ impl Target {
     }
 
     /// Opens `path` to look at it: nothing is locked, made or written. It may be missing.
-    pub fn view(path: &Path) -> Result<Self> {
-        Ok(Self::with(path, Root::view("", path)?, Vec::new(), true))
+    pub fn open_read_only(path: &Path) -> Result<Self> {
+        Ok(Self::with(path, Root::open_read_only("", path)?, Vec::new(), true))
     }
 
     fn with(path: &Path, root: Root, made: Vec<PathBuf>, is_view: bool) -> Self {
@@ -155,8 +155,8 @@ impl Target {
     /// Fails if the path leads elsewhere by now than to the directory that was opened.
     pub fn demand_in_place(&self) -> Result<()> {
         let opened = rustix::fs::fstat(&self.roots[0].fd).map_err(Error::on("stat the target directory"))?;
-        let is_it = std::fs::metadata(&self.path)
-            .is_ok_and(|there| (there.dev(), there.ino()) == (opened.st_dev, opened.st_ino));
+        let is_it =
+            std::fs::metadata(&self.path).is_ok_and(|there| FileId::from(&there) == FileId::from(&opened));
         if is_it {
             return Ok(());
         }
@@ -172,7 +172,7 @@ impl Target {
             let path = self.path.join(&root.prefix);
             let opened = rustix::fs::fstat(&root.fd).map_err(Error::on_path("stat directory", &path))?;
             let there = std::fs::metadata(&path).map_err(Error::on_path("stat", &path))?;
-            if (there.dev(), there.ino()) != (opened.st_dev, opened.st_ino) {
+            if FileId::from(&there) != FileId::from(&opened) {
                 let message = format!("\"{}\" leads elsewhere than when the recovery began", path.display());
                 return Err(Error::new(Kind::InUse, message)
                     .detail("Something else works in the target's directory: it replaced the link, or the directory that it leads to.")
@@ -198,9 +198,9 @@ impl Target {
     }
 
     /// Device and inode of each of them that is there.
-    pub fn identities(&self) -> Result<Vec<(u64, u64)>> {
+    pub fn identities(&self) -> Result<Vec<FileId>> {
         let there = self.roots.iter().filter(|root| !root.is_missing);
-        let identity = |root: &Root| rustix::fs::fstat(&root.fd).map(|stat| (stat.st_dev, stat.st_ino));
+        let identity = |root: &Root| rustix::fs::fstat(&root.fd).map(|stat| FileId::from(&stat));
         there.map(identity).collect::<Result<_, _>>().map_err(Error::on("stat the target directory"))
     }
 
@@ -217,7 +217,7 @@ impl Target {
         Ok(found)
     }
 
-    /// Whether files lie on other file systems than [`Target::file_systems`] tells, as the directories made so
+    /// Whether files lie on other file systems than [`DataDirectory::file_systems`] tells, as the directories made so
     /// far show.
     pub fn has_mounts(&self) -> bool {
         self.has_mounts.load(Ordering::Relaxed)
@@ -277,7 +277,7 @@ impl Target {
         Ok(File::from(fd))
     }
 
-    /// The number of the root that a path starts from, in the order of [`Target::roots`].
+    /// The number of the root that a path starts from, in the order of [`DataDirectory::roots`].
     pub fn root_of(&self, path: &RelPath) -> usize {
         self.split(path.as_str()).0
     }
@@ -500,7 +500,7 @@ impl Target {
     }
 }
 
-impl Drop for Target {
+impl Drop for DataDirectory {
     fn drop(&mut self) {
         remove_made(&lock(&self.made));
         if !self.is_view {

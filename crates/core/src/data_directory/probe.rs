@@ -7,7 +7,7 @@ use rustix::fs::{Access, AtFlags, FileType, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
-use super::{Entries, Root, Target, mounted, remove};
+use super::{DataDirectory, Entries, Root, mounted, remove};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
 
@@ -90,7 +90,7 @@ fn probe(parent: impl AsFd, name: impl Arg + Copy) -> Result<Option<Probe>, Errn
     }))
 }
 
-impl Target {
+impl DataDirectory {
     /// Whether something is mounted there.
     pub fn is_mount(&self, path: &RelPath) -> Result<bool> {
         let found = self.parent(path).and_then(|parent| remove::is_mount(&parent, path.file_name()));
@@ -264,7 +264,7 @@ mod tests {
         fs::create_dir_all(data.path().join("base/5/empty")).expect("make");
         fs::write(data.path().join("base/5/1"), [1; 5000]).expect("write");
         let mut freed = HashMap::new();
-        let mut target = Target::open(data.path()).expect("open");
+        let mut target = DataDirectory::open(data.path()).expect("open");
         assert!(target.entrance(&rel("base/5")).expect("looks").0.is_none());
         assert!(target.removal_obstacle(None, "base", &mut freed).expect("looks").is_none());
         assert!(freed.values().sum::<u64>() >= 5000, "{freed:?}");

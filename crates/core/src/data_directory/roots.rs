@@ -8,9 +8,10 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::directories::{busy, make_directories, open_directory};
-use super::{Root, Target};
+use super::{DataDirectory, Root};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
+use crate::sys::FileId;
 use crate::sys::lock::lock;
 
 /// Where a pg_wal that is a link leads.
@@ -19,16 +20,16 @@ pub struct LinkedWal {
     pub fd: OwnedFd,
     /// Its path.
     pub path: PathBuf,
-    /// Device and inode.
-    pub identity: (u64, u64),
+    /// What directory that is.
+    pub identity: FileId,
 }
 
 /// Where the pg_wal of an opened target leads.
 pub struct OpenedWal {
     /// Its path.
     pub path: PathBuf,
-    /// Device and inode.
-    pub identity: (u64, u64),
+    /// What directory that is.
+    pub identity: FileId,
     /// A path to what was opened, even if another directory is in its place by now.
     pub look: PathBuf,
 }
@@ -37,8 +38,8 @@ pub struct OpenedWal {
 pub struct Other {
     /// Its path.
     pub path: PathBuf,
-    /// Device and inode.
-    pub identity: (u64, u64),
+    /// What directory that is.
+    pub identity: FileId,
     /// Whether it is a tablespace's; else it is that of pg_wal.
     pub is_tablespace: bool,
 }
@@ -71,7 +72,7 @@ pub fn linked_wal(directory: impl AsFd, shown: &Path) -> Result<Option<LinkedWal
     };
     let found = rustix::fs::fstat(&fd).map_err(|error| failed("stat", error))?;
     let path = opened(&fd)?;
-    Ok(Some(LinkedWal { fd, path, identity: (found.st_dev, found.st_ino) }))
+    Ok(Some(LinkedWal { fd, path, identity: FileId::from(&found) }))
 }
 
 /// The path of a directory that is open.
@@ -91,11 +92,11 @@ pub fn mounted(shown: &str) -> Error {
         .hint("Unmount it, or mount it outside the target's directories.")
 }
 
-impl Target {
+impl DataDirectory {
     /// Lets paths at or below `prefix` start in another directory, a tablespace, and locks that.
     pub fn add_root(&mut self, prefix: &RelPath, directory: &Path) -> Result<()> {
         if self.is_view {
-            self.roots.push(Root::view(prefix.as_str(), directory)?);
+            self.roots.push(Root::open_read_only(prefix.as_str(), directory)?);
             return Ok(());
         }
         let made = make_directories(directory)?;
@@ -145,7 +146,7 @@ impl Target {
         let found = rustix::fs::fstat(&root.fd).map_err(Error::on("stat the target directory"))?;
         Ok(Some(OpenedWal {
             path: opened(&root.fd)?,
-            identity: (found.st_dev, found.st_ino),
+            identity: FileId::from(&found),
             look: through(&root.fd),
         }))
     }
@@ -158,7 +159,7 @@ impl Target {
                 let found = rustix::fs::fstat(&root.fd).map_err(Error::on("stat the target directory"))?;
                 Ok(Other {
                     path: opened(&root.fd)?,
-                    identity: (found.st_dev, found.st_ino),
+                    identity: FileId::from(&found),
                     is_tablespace: root.prefix != "pg_wal",
                 })
             })

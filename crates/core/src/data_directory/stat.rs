@@ -5,7 +5,7 @@ use std::fs::File;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-/// What [`Target::stat`] tells.
+/// What [`DataDirectory::stat`] tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
     /// What it is.

@@ -13,11 +13,11 @@ fn rel(path: &str) -> RelPath {
 fn a_second_opener_is_refused_and_leaves_the_directory() {
     let parent = tempfile::tempdir().expect("temporary directory");
     let path = parent.path().join("a/b");
-    let first = Target::open(&path).expect("open");
-    assert_eq!(Target::open(&path).err().expect("busy").kind, Kind::InUse);
+    let first = DataDirectory::open(&path).expect("open");
+    assert_eq!(DataDirectory::open(&path).err().expect("busy").kind, Kind::InUse);
     drop(first);
     assert!(!parent.path().join("a").exists(), "what was made for a run that never began is removed");
-    let second = Target::open(&path).expect("open again");
+    let second = DataDirectory::open(&path).expect("open again");
     second.keep().expect("keep");
     drop(second);
     assert!(path.exists());
@@ -30,7 +30,7 @@ fn links_are_never_followed() {
     let data = tempfile::tempdir().expect("temporary directory");
     symlink(outside.path(), data.path().join("base")).expect("link");
     symlink(outside.path().join("precious"), data.path().join("file")).expect("link");
-    let target = Target::open(data.path()).expect("open");
+    let target = DataDirectory::open(data.path()).expect("open");
     assert!(target.open_file(&rel("file")).expect("none").is_none());
     assert!(target.open_file(&rel("base/precious")).expect("none").is_none());
     assert!(target.create(&rel("base/new"), 0o600).is_err());
@@ -48,7 +48,7 @@ fn a_file_with_two_names_is_replaced_not_written() {
     let other = data.path().join("other");
     fs::write(&other, "the primary's").expect("write");
     fs::hard_link(&other, data.path().join("file")).expect("link");
-    let target = Target::open(data.path()).expect("open");
+    let target = DataDirectory::open(data.path()).expect("open");
     target.create(&rel("file"), 0o600).expect("open").write_at(b"ours", 0).expect("write");
     assert_eq!(fs::read(other).expect("read"), b"the primary's");
 }
@@ -58,7 +58,7 @@ fn whatever_is_in_the_way_makes_way() {
     let data = tempfile::tempdir().expect("temporary directory");
     fs::create_dir_all(data.path().join("file/with/content")).expect("make");
     fs::write(data.path().join("directory"), "x").expect("write");
-    let target = Target::open(data.path()).expect("open");
+    let target = DataDirectory::open(data.path()).expect("open");
     target.create(&rel("file"), 0o640).expect("open");
     target.make_directory(&rel("directory"), 0o750).expect("make");
     let mode = |name: &str| fs::metadata(data.path().join(name)).expect("stat").mode() & 0o777;
@@ -73,7 +73,7 @@ fn other_roots_take_over_their_prefix() {
     let outside = tempfile::tempdir().expect("temporary directory");
     let data = tempfile::tempdir().expect("temporary directory");
     fs::create_dir(data.path().join("pg_tblspc")).expect("make");
-    let mut target = Target::open(data.path()).expect("open");
+    let mut target = DataDirectory::open(data.path()).expect("open");
     let location = outside.path().join("space");
     target.add_root(&rel("pg_tblspc/16"), &location).expect("root");
     target.link(&rel("pg_tblspc/16"), location.to_str().expect("utf-8")).expect("link");
@@ -90,7 +90,7 @@ fn unreadable_content_does_not_stop_its_replacement() {
     let file = data.path().join("file");
     fs::write(&file, "x").expect("write");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).expect("chmod");
-    let target = Target::open(data.path()).expect("open");
+    let target = DataDirectory::open(data.path()).expect("open");
     target.create(&rel("file"), 0o600).expect("open").write_at(b"y", 0).expect("write");
 }
 
@@ -98,7 +98,7 @@ fn unreadable_content_does_not_stop_its_replacement() {
 fn nothing_is_written_through_a_view() {
     let parent = tempfile::tempdir().expect("temporary directory");
     let path = parent.path().join("data");
-    let missing = Target::view(&path).expect("view");
+    let missing = DataDirectory::open_read_only(&path).expect("view");
     assert_eq!(missing.stat(&rel("file")).expect("stat"), None);
     assert!(missing.entries(None).expect("list").named.is_empty());
     assert!(missing.identities().expect("identities").is_empty());
@@ -106,7 +106,7 @@ fn nothing_is_written_through_a_view() {
 
     fs::create_dir(&path).expect("make");
     fs::write(path.join("file"), "content").expect("write");
-    let mut view = Target::view(&path).expect("view");
+    let mut view = DataDirectory::open_read_only(&path).expect("view");
     view.add_root(&rel("pg_tblspc/1"), &parent.path().join("space")).expect("missing, too");
     assert_eq!(view.read(&rel("file"), 100).expect("read").as_deref(), Some(b"content".as_slice()));
     let refused = [
@@ -121,7 +121,7 @@ fn nothing_is_written_through_a_view() {
         refused.iter().all(|error| error.as_ref().is_some_and(|error| error.kind == Kind::PermissionDenied)),
         "{refused:?}"
     );
-    let _locked = Target::open(&path).expect("a view locks nothing");
+    let _locked = DataDirectory::open(&path).expect("a view locks nothing");
     assert_eq!(fs::read(path.join("file")).expect("read"), b"content");
     assert_eq!(fs::read_dir(parent.path()).expect("list").count(), 1);
 }
@@ -129,11 +129,11 @@ fn nothing_is_written_through_a_view() {
 #[test]
 fn the_lock_goes_although_somebody_else_has_the_file_open() {
     let data = tempfile::tempdir().expect("temporary directory");
-    let target = Target::open(data.path()).expect("open");
+    let target = DataDirectory::open(data.path()).expect("open");
     // as a program has it that is being started
     let inherited = rustix::io::dup(target.root()).expect("dup");
     drop(target);
-    Target::open(data.path()).expect("nobody works on it");
+    DataDirectory::open(data.path()).expect("nobody works on it");
     drop(inherited);
 }
 
@@ -146,12 +146,13 @@ fn names_that_no_plan_can_have_are_removed_only() {
     let strange = |bytes: &[u8]| data.path().join(OsStr::from_bytes(bytes));
     fs::create_dir_all(strange(b"base/\xff/below/\xfe")).expect("make");
     fs::write(strange(b"\xff"), "").expect("write");
-    let unnamed =
-        |target: &Target, directory: Option<&RelPath>| target.entries(directory).expect("list").unnamed;
-    let view = Target::view(data.path()).expect("look");
+    let unnamed = |target: &DataDirectory, directory: Option<&RelPath>| {
+        target.entries(directory).expect("list").unnamed
+    };
+    let view = DataDirectory::open_read_only(data.path()).expect("look");
     let name = unnamed(&view, None).pop().expect("one");
     assert!(view.remove_unnamed(None, &name).is_err(), "nothing changes");
-    let target = Target::open(data.path()).expect("open");
+    let target = DataDirectory::open(data.path()).expect("open");
     target.remove_unnamed(None, &name).expect("removed");
     assert!(unnamed(&target, None).is_empty() && strange(b"base/\xff").exists());
     assert!(target.remove(&rel("base")).expect("removed"), "whatever is below");

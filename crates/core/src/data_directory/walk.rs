@@ -6,11 +6,11 @@ use std::sync::Arc;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
-use super::{Root, Target, remove};
+use super::{DataDirectory, Root, remove};
 use crate::manifest::path::RelPath;
 use crate::sys::lock::lock;
 
-impl Target {
+impl DataDirectory {
     /// Nothing is written through a view.
     pub(super) fn writable(&self) -> Result<(), Errno> {
         if self.is_view { Err(Errno::ROFS) } else { Ok(()) }

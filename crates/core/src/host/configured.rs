@@ -1,7 +1,6 @@
 //! Which directory the server's configuration leads to: in the server's own words.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use super::{inspect, launch};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::{MYRECOVERY_CONF, POSTGRESQL_CONF};
 use crate::replication::recovery_settings::{self, Place};
+use crate::sys::FileId;
 use crate::sys::cancel::Cancel;
 use crate::sys::process;
 
@@ -125,7 +125,7 @@ pub fn refusal(kind: Kind, directory: &Path, elsewhere: &Path) -> Error {
 
 fn same(one: &Path, other: &Path) -> bool {
     match (fs::metadata(one), fs::metadata(other)) {
-        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        (Ok(one), Ok(other)) => FileId::from(&one) == FileId::from(&other),
         _ => resolve(one) == resolve(other),
     }
 }

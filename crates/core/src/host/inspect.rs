@@ -12,19 +12,20 @@ use pgdata::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE, State}
 
 use super::policy::Cluster;
 use super::{configured, places, readiness, references, running};
-use crate::data_directory as target;
+use crate::data_directory::{DataDirectory, temporary_name};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::{AUTO_CONF, CONTROL_ASIDE, MARKER, POSTGRESQL_CONF};
 use crate::manifest::path::RelPath;
 use crate::replication::hot_standby::HotStandby;
 use crate::replication::{recovery_settings, standby};
+use crate::sys::FileId;
 use crate::sys::addresses::own_addresses;
 use crate::sys::cancel::Cancel;
 use crate::sys::clock;
 use crate::sys::machine::{boot_id, network};
 use crate::sys::process;
 use crate::sys::small_file;
-use crate::wire::protocol::message::{Content, Doubts, Marker, Target};
+use crate::wire::protocol::message::{Content, Doubts, Marker, TargetInfo};
 
 mod backup;
 mod configuration;
@@ -43,7 +44,7 @@ pub fn inspect(
     session: &str,
     peer: Option<IpAddr>,
     cancel: &Cancel,
-) -> Result<Target> {
+) -> Result<TargetInfo> {
     inspect_opened(cluster, None, keep, session, peer, cancel)
 }
 
@@ -51,14 +52,14 @@ pub fn inspect(
 /// may lead to by now.
 pub(crate) fn inspect_opened(
     cluster: &Cluster,
-    opened: Option<&target::Target>,
+    opened: Option<&DataDirectory>,
     keep: &[RelPath],
     session: &str,
     peer: Option<IpAddr>,
     cancel: &Cancel,
-) -> Result<Target> {
+) -> Result<TargetInfo> {
     let directory = &cluster.data_directory;
-    let look = opened.and_then(target::Target::look).unwrap_or_else(|| directory.clone());
+    let look = opened.and_then(DataDirectory::look).unwrap_or_else(|| directory.clone());
     let mut doubts = Doubts::default();
     let metadata = own_directory(&look, directory)?;
     doubts.identity = places::demand_outside_clusters(directory).err();
@@ -113,7 +114,7 @@ pub(crate) fn inspect_opened(
     } else {
         None
     };
-    Ok(Target {
+    Ok(TargetInfo {
         session: session.to_owned(),
         content: content(&look, directory, metadata.is_some())?,
         system_identifier: control
@@ -128,7 +129,7 @@ pub(crate) fn inspect_opened(
         running,
         pg_version,
         server_version: server_version(cluster, cancel)?,
-        identity: metadata.as_ref().map(|metadata| (metadata.dev(), metadata.ino())),
+        identity: metadata.as_ref().map(FileId::from),
         wal_identity: wal.as_ref().map(|wal| wal.identity),
         linked_wal: wal.as_ref().map(|wal| wal.content),
         wal_directory: wal.map(|wal| wal.path),
@@ -266,7 +267,7 @@ pub(crate) fn content(look: &Path, shown: &Path, exists: bool) -> Result<Content
     let failed = |error| Error::at("list directory", shown, &error);
     let mut has_wal = false;
     // of a run that died while it wrote its marker, before anything else
-    let unfinished_marker = target::temporary_name(MARKER);
+    let unfinished_marker = temporary_name(MARKER);
     for entry in fs::read_dir(look).map_err(failed)? {
         match entry.map_err(failed)?.file_name().to_str() {
             Some("lost+found") => {}

@@ -6,7 +6,7 @@ use tracing::info;
 
 use super::policy::Cluster;
 use crate::error::{Error, Kind, Result};
-use crate::replication::standby::Following;
+use crate::replication::standby::ReplicationConfig;
 use crate::sys::cancel::Cancel;
 use crate::sys::process;
 
@@ -20,20 +20,21 @@ const MAX_WARNINGS: usize = 10;
 /// Returns what psql said besides its answer.
 pub(crate) fn test_replication(
     cluster: &Cluster,
-    following: &Following,
+    replication: &ReplicationConfig,
     system_identifier: u64,
     cancel: &Cancel,
 ) -> Result<Vec<String>> {
-    following.validate_connection()?;
+    replication.validate_connection()?;
     // A password may be sent to the host that was named, so the log has what was tried.
     info!(
-        host = following.host,
-        port = following.port,
-        user = following.user,
-        passfile = following.passfile,
+        host = replication.host,
+        port = replication.port,
+        user = replication.user,
+        passfile = replication.passfile,
         "trial login to the primary"
     );
-    let conninfo = format!("{} replication=true dbname=replication connect_timeout=10", following.conninfo());
+    let conninfo =
+        format!("{} replication=true dbname=replication connect_timeout=10", replication.conninfo());
     let psql = cluster.bin_directory.join("psql");
     let command = process::command(&psql, ["-X", "-A", "-t", "-w", "-d", &conninfo, "-c", "IDENTIFY_SYSTEM"]);
     let outcome = process::run(command, LOGIN_DEADLINE, cancel)?;
@@ -89,7 +90,7 @@ mod tests {
     use super::*;
 
     /// A trial login with a program that runs this script in psql's place.
-    fn login(script: &str, following: &Following) -> Result<Vec<String>> {
+    fn login(script: &str, replication: &ReplicationConfig) -> Result<Vec<String>> {
         let top = tempfile::tempdir().expect("temporary directory");
         process::tests::script(&top.path().join("psql"), script);
         let cluster = Cluster {
@@ -100,32 +101,32 @@ mod tests {
             log_file: None,
             tablespace_roots: Vec::new(),
         };
-        test_replication(&cluster, following, 77, &Cancel::new())
+        test_replication(&cluster, replication, 77, &Cancel::new())
     }
 
     #[test]
     fn words_beside_the_answer_are_warnings() {
-        let warned =
-            login("echo 'WARNING: 99|1|' >&2; echo '77|1|0/1|'", &Following::example()).expect("logged in");
+        let warned = login("echo 'WARNING: 99|1|' >&2; echo '77|1|0/1|'", &ReplicationConfig::example())
+            .expect("logged in");
         assert_eq!(warned, ["replication login from the target's host: WARNING: 99|1|"]);
-        assert_eq!(login("echo '77|1|0/1|'", &Following::example()), Ok(Vec::new()));
+        assert_eq!(login("echo '77|1|0/1|'", &ReplicationConfig::example()), Ok(Vec::new()));
     }
 
     #[test]
     fn another_server_is_told_from_no_answer() {
-        let error = login("echo '78|1|0/1|'", &Following::example()).expect_err("another server");
+        let error = login("echo '78|1|0/1|'", &ReplicationConfig::example()).expect_err("another server");
         assert_eq!(error.kind, Kind::AuthenticationFailed);
         assert!(error.detail.is_some_and(|detail| detail.contains("identifier 78, this primary has 77")));
-        let error = login("echo '77|1|0/1|' >&2", &Following::example()).expect_err("no answer");
+        let error = login("echo '77|1|0/1|' >&2", &ReplicationConfig::example()).expect_err("no answer");
         assert!(error.detail.is_some_and(|detail| detail.contains("no answer") && detail.contains("77|1|")));
-        let error =
-            login("echo words; echo 'FATAL: no' >&2; exit 2", &Following::example()).expect_err("failed");
+        let error = login("echo words; echo 'FATAL: no' >&2; exit 2", &ReplicationConfig::example())
+            .expect_err("failed");
         assert!(error.detail.is_some_and(|detail| detail.contains("FATAL: no")));
     }
 
     #[test]
     fn fields_that_no_connection_has_never_reach_psql() {
-        let bad = Following { host: "a\nb".to_owned(), ..Following::example() };
+        let bad = ReplicationConfig { host: "a\nb".to_owned(), ..ReplicationConfig::example() };
         assert_eq!(login("echo '77|1|0/1|'", &bad).expect_err("refused").kind, Kind::InvalidArgument);
     }
 }

@@ -14,13 +14,14 @@ use super::procfs::{Proc, Process, is_gone};
 use super::running;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::overlap;
+use crate::sys::FileId;
 use crate::sys::small_file;
 
 /// The other servers and clusters of this host.
 pub(crate) struct Neighbours<'a> {
     proc: Proc,
     /// Device and inode of the data directory itself.
-    own: Option<(u64, u64)>,
+    own: Option<FileId>,
     /// Data directories of other clusters.
     listed: &'a [PathBuf],
 }
@@ -30,7 +31,7 @@ pub(crate) struct Wanted {
     /// Without symbolic links.
     pub(crate) path: PathBuf,
     /// Device and inode.
-    pub(crate) identity: (u64, u64),
+    pub(crate) identity: FileId,
     /// If it is a tablespace's, the directory in it that is the cluster's: `PG_15_202209061`.
     pub(crate) within: Option<String>,
 }
@@ -60,13 +61,13 @@ fn major(within: &str) -> Option<&str> {
 /// A directory that another cluster uses.
 struct Used {
     path: PathBuf,
-    identity: (u64, u64),
+    identity: FileId,
     /// If it is a tablespace's, the cluster's major version, if that can be told.
     version: Option<String>,
 }
 
 impl<'a> Neighbours<'a> {
-    pub(crate) fn new(own: Option<(u64, u64)>, listed: &'a [PathBuf]) -> Self {
+    pub(crate) fn new(own: Option<FileId>, listed: &'a [PathBuf]) -> Self {
         Self { proc: Proc::here(), own, listed }
     }
 
@@ -131,13 +132,13 @@ impl<'a> Neighbours<'a> {
         &self,
         process: u32,
         found: &Process,
-        seen: &mut HashSet<(u64, u64)>,
+        seen: &mut HashSet<FileId>,
         wanted: &[Wanted],
     ) -> Result<()> {
         let whose = format!("Process {process} of another server uses it.");
         let cwd = self.proc.of(process, "cwd");
         let identity = match fs::metadata(&cwd) {
-            Ok(place) => (place.dev(), place.ino()),
+            Ok(place) => FileId::from(&place),
             Err(error) if is_gone(&error) || found.user != rustix::process::geteuid().as_raw() => {
                 return Ok(());
             }
@@ -234,7 +235,7 @@ fn used_by(directory: &Path) -> io::Result<Vec<Used>> {
     let mut add = |path: PathBuf, version: Option<&String>| -> io::Result<()> {
         match fs::metadata(&path).and_then(|found| Ok((found, path.canonicalize()?))) {
             Ok((found, path)) => {
-                let identity = (found.dev(), found.ino());
+                let identity = FileId::from(&found);
                 used.push(Used { path, identity, version: version.cloned() });
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -282,7 +283,7 @@ mod tests {
     fn wanted(path: &Path) -> Vec<Wanted> {
         let path = path.canonicalize().expect("there");
         let found = fs::metadata(&path).expect("stat");
-        vec![Wanted { identity: (found.dev(), found.ino()), path, within: None }]
+        vec![Wanted { identity: FileId::from(&found), path, within: None }]
     }
 
     /// Two data directories, the second of which has a pg_wal and a tablespace elsewhere.
@@ -300,7 +301,7 @@ mod tests {
     #[test]
     fn what_a_listed_cluster_uses_is_not_taken() {
         let (top, one, other) = stage();
-        let identity = fs::metadata(&one).map(|found| (found.dev(), found.ino())).ok();
+        let identity = fs::metadata(&one).map(|found| FileId::from(&found)).ok();
         let listed = [other.clone(), top.path().join("not/made/yet")];
         let neighbours = Neighbours::new(identity, &listed);
         neighbours.demand_unused(&wanted(&top.path().join("free"))).expect("nobody uses it");
@@ -336,7 +337,7 @@ mod tests {
             let _ = fs::remove_file(proc().of(7, "fd/3"));
             symlink(file, proc().of(7, "fd/3")).expect("link");
         };
-        let identity = fs::metadata(&one).map(|found| (found.dev(), found.ino())).ok();
+        let identity = fs::metadata(&one).map(|found| FileId::from(&found)).ok();
         let listed = [other.clone()];
         let asked = |path: &Path, within: &str, listed: &[PathBuf]| {
             let mut wanted = wanted(path);
@@ -362,7 +363,7 @@ mod tests {
     #[test]
     fn the_clusters_own_links_are_its_own() {
         let (top, _, other) = stage();
-        let identity = fs::metadata(&other).map(|found| (found.dev(), found.ino())).ok();
+        let identity = fs::metadata(&other).map(|found| FileId::from(&found)).ok();
         let listed = [other];
         Neighbours::new(identity, &listed).demand_unused(&wanted(&top.path().join("wal"))).expect("its own");
     }
@@ -381,7 +382,7 @@ mod tests {
         let segment = top.path().canonicalize().expect("real").join("free/segment");
         fs::write(&segment, "WAL").expect("write");
         symlink(segment, proc().of(7, "fd/3")).expect("link");
-        let identity = fs::metadata(&other).map(|found| (found.dev(), found.ino())).ok();
+        let identity = fs::metadata(&other).map(|found| FileId::from(&found)).ok();
         let neighbours = Neighbours { proc: proc(), own: identity, listed: &[] };
         neighbours.demand_unused(&wanted(&top.path().join("wal"))).expect("nobody else uses it");
         let error = neighbours.demand_unused(&wanted(&top.path().join("free"))).expect_err("open");

@@ -2,17 +2,17 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use pgdata::control_file::PG_CONTROL;
 
 use super::inspect;
-use crate::data_directory::Target;
+use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::CONTROL_ASIDE;
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::Tablespace;
+use crate::sys::FileId;
 
 /// The link to a tablespace.
 pub(crate) fn link(tablespace: &Tablespace) -> Result<RelPath> {
@@ -21,7 +21,7 @@ pub(crate) fn link(tablespace: &Tablespace) -> Result<RelPath> {
 
 /// Whether the target uses a tablespace's place now: its link leads there, or the marker of an interrupted recovery says
 /// that it put the tablespace there.
-pub(crate) fn is_ours(target: &Target, tablespace: &Tablespace) -> Result<bool> {
+pub(crate) fn is_ours(target: &DataDirectory, tablespace: &Tablespace) -> Result<bool> {
     let Some(look) = target.look() else { return Ok(false) };
     let location = Path::new(&tablespace.target);
     let (linked, wanted) =
@@ -72,9 +72,9 @@ fn within(directory: &Path, cluster: &Path) -> Error {
 }
 
 /// Device and inode of what a path leads to; `None` if that is missing.
-fn identity(path: &Path, location: &Path) -> Result<Option<(u64, u64)>> {
+fn identity(path: &Path, location: &Path) -> Result<Option<FileId>> {
     match fs::metadata(path) {
-        Ok(found) => Ok(Some((found.dev(), found.ino()))),
+        Ok(found) => Ok(Some(FileId::from(&found))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         // below what is no directory there is nothing
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
@@ -138,7 +138,7 @@ mod tests {
         fs::create_dir_all(data.join("pg_tblspc")).expect("make");
         let location = space.to_str().expect("UTF-8").to_owned();
         let tablespace = Tablespace { oid: 16400, source: location.clone(), target: location.clone() };
-        let is_ours = || is_ours(&Target::open(&data).expect("open"), &tablespace);
+        let is_ours = || is_ours(&DataDirectory::open(&data).expect("open"), &tablespace);
         assert_eq!(is_ours(), Ok(false), "neither the place nor a link is there");
         fs::create_dir(&space).expect("make");
         assert_eq!(is_ours(), Ok(false));

@@ -18,6 +18,7 @@ use rustix::process::{Pid, test_kill_process};
 
 use super::procfs::{PidFile, Proc, is_gone};
 use crate::error::{Error, Kind, Result};
+use crate::sys::FileId;
 
 /// How long children may take to notice that their postmaster was killed.
 const LINGER: Duration = Duration::from_secs(3);
@@ -94,7 +95,7 @@ fn search(proc: &Proc, data_directory: &Path, shown: &Path) -> Result<Option<u32
     };
     let file = PidFile::read(data_directory)
         .map_err(|error| unknown(shown, &shown.join("postmaster.pid").display().to_string(), &error))?;
-    let search = Search { proc, wanted: (wanted.dev(), wanted.ino()), owner: wanted.uid(), file };
+    let search = Search { proc, wanted: FileId::from(&wanted), owner: wanted.uid(), file };
     if let Some(process) = search.file.as_ref().map(|file| file.process) {
         match search.named(process) {
             Verdict::Serves => return Ok(Some(process)),
@@ -118,8 +119,8 @@ fn search(proc: &Proc, data_directory: &Path, shown: &Path) -> Result<Option<u32
 /// One look for the server of one directory.
 struct Search<'a> {
     proc: &'a Proc,
-    /// Device and inode of the directory.
-    wanted: (u64, u64),
+    /// What directory that is.
+    wanted: FileId,
     /// The directory's user: a server starts in no other's.
     owner: u32,
     file: Option<PidFile>,
@@ -156,7 +157,7 @@ impl Search<'_> {
         let unknown = |what: &str, error| Verdict::Unknown(at(what).display().to_string(), error);
         let is_named = self.file.as_ref().is_some_and(|file| file.process == process);
         let hidden = match fs::metadata(at("cwd")) {
-            Ok(cwd) if (cwd.dev(), cwd.ino()) != self.wanted => return Verdict::Other,
+            Ok(cwd) if FileId::from(&cwd) != self.wanted => return Verdict::Other,
             Ok(_) if is_named => return Verdict::Serves,
             // a shell that happens to stand there is no server
             Ok(_) => {
@@ -196,7 +197,7 @@ impl Search<'_> {
     /// Whether a server that hides its directory is known to work in another one: see [`hidden_directory`].
     fn serves_another(&self, process: u32, parent: u32) -> bool {
         hidden_directory(self.proc, process, parent).is_some_and(|directory| {
-            fs::metadata(directory).is_ok_and(|found| (found.dev(), found.ino()) != self.wanted)
+            fs::metadata(directory).is_ok_and(|found| FileId::from(&found) != self.wanted)
         })
     }
 }

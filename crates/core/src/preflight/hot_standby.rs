@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use crate::error::{Error, Kind};
-use crate::preflight::judge::Finding;
+use crate::preflight::Finding;
 use crate::replication::hot_standby::{HOT_STANDBY, Setting};
 use crate::replication::recovery_settings::Place;
 

@@ -1,4 +1,10 @@
 //! May this target be replaced? Facts in, findings out.
 
+mod check_target;
+mod finding;
 pub mod hot_standby;
-pub mod judge;
+
+pub use check_target::{
+    BACKUP_LABEL, PrimaryIdentity, Strategy, apart, check_target, clocks, may_be_one_machine, strategy,
+};
+pub use finding::Finding;

@@ -8,20 +8,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{fstat, ioctl_ficlone};
 use rustix::io::Errno;
 
-use super::crew;
-use super::run::{Run, Slot};
+use super::parallel::for_each;
+use super::run::{PlannedFile, Run};
 use crate::error::{Error, Result};
 
 /// Clones every file of the plan that can be cloned from `origin`, the primary's data directory. Returns
 /// which ones, by number; the others are left to be sent. Where a root of the target cannot, only its first
 /// file is tried.
 pub(super) fn clone(run: &Run, origin: &Path) -> Result<Vec<bool>> {
-    let slots = run.slots();
-    let cloned: Vec<AtomicBool> = slots.iter().map(|_| AtomicBool::new(false)).collect();
+    let planned_files = run.planned_files();
+    let cloned: Vec<AtomicBool> = planned_files.iter().map(|_| AtomicBool::new(false)).collect();
     let cannot = run.target.roots().map(|_| AtomicBool::new(false)).collect();
     let cloner = Cloner { run, origin, cannot };
-    crew::each(run, &slots, |number, slot| {
-        cloned[number].store(cloner.clone(slot)?, Ordering::Relaxed);
+    for_each(run, &planned_files, |number, planned| {
+        cloned[number].store(cloner.clone(planned)?, Ordering::Relaxed);
         Ok(())
     })?;
     Ok(cloned.into_iter().map(AtomicBool::into_inner).collect())
@@ -35,44 +35,44 @@ struct Cloner<'a> {
 }
 
 impl Cloner<'_> {
-    fn clone(&self, slot: &Slot) -> Result<bool> {
-        let cannot = &self.cannot[self.run.target.root_of(&slot.path)];
+    fn clone(&self, planned: &PlannedFile) -> Result<bool> {
+        let cannot = &self.cannot[self.run.target.root_of(&planned.path)];
         if cannot.load(Ordering::Relaxed) {
             return Ok(false);
         }
         // whatever is wrong with the primary's file, sending it says so
-        let Ok(source) = File::open(self.origin.join(&slot.path)) else {
+        let Ok(source) = File::open(self.origin.join(&planned.path)) else {
             return Ok(false);
         };
         let Ok(before) = fstat(&source) else {
             return Ok(false);
         };
-        let file = self.run.open_to_clone(slot)?;
+        let file = self.run.open_to_clone(planned)?;
         match ioctl_ficlone(&file, &source) {
-            Ok(()) => self.changed(slot, &file)?,
+            Ok(()) => self.changed(planned, &file)?,
             Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS) => {
                 cannot.store(true, Ordering::Relaxed);
                 return Ok(false);
             }
             // sending it would fail as well
             Err(error @ (Errno::IO | Errno::NOSPC | Errno::DQUOT | Errno::ROFS)) => {
-                return Err(Error::io(format_args!("clone file \"{}\"", slot.path), &error.into()));
+                return Err(Error::io(format_args!("clone file \"{}\"", planned.path), &error.into()));
             }
             // this file only, and maybe in part: it is sent
             Err(_) => {
-                self.changed(slot, &file)?;
+                self.changed(planned, &file)?;
                 return Ok(false);
             }
         }
         // The file may have grown or shrunk meanwhile: the shorter is what was surely cloned, and what lies
         // behind was written or truncated after the backup started, so replay restores it.
         let after = fstat(&source).map_or(before.st_size, |after| after.st_size);
-        slot.ends_at(u64::try_from(before.st_size.min(after)).unwrap_or(0));
+        planned.ends_at(u64::try_from(before.st_size.min(after)).unwrap_or(0));
         Ok(true)
     }
 
-    fn changed(&self, slot: &Slot, file: &File) -> Result<()> {
-        slot.set_changed();
-        self.run.note(slot, file)
+    fn changed(&self, planned: &PlannedFile, file: &File) -> Result<()> {
+        planned.set_changed();
+        self.run.note(planned, file)
     }
 }

@@ -1,7 +1,7 @@
 //! Digesting what the target has, for one data link.
 
 use super::read::read_full;
-use super::run::{Run, slot};
+use super::run::{Run, planned_file};
 use crate::compare::digest::Pieces;
 use crate::error::Result;
 use crate::manifest::plan::Range;
@@ -56,16 +56,16 @@ impl<'a> Digester<'a> {
 
     /// Reads a range to a place in the buffer; returns how much is there, or `None` if the disk cannot read it.
     fn read(&mut self, range: &Range, start: usize) -> Result<Option<usize>> {
-        let slots = self.run.slots();
-        let slot = slot(&slots, range.file)?;
+        let planned_files = self.run.planned_files();
+        let planned = planned_file(&planned_files, range.file)?;
         if !matches!(&self.open, Some((number, _)) if *number == range.file) {
-            self.open = self.run.open_present(slot)?.map(|file| (range.file, file));
+            self.open = self.run.open_present(planned)?.map(|file| (range.file, file));
         }
         let Some((_, file)) = &mut self.open else {
             // nothing there, or about to be created: the next range looks again
             return Ok(Some(0));
         };
         let buffer = &mut self.buffer[start..start + range.length as usize];
-        read_full(file, buffer, range.offset, slot)
+        read_full(file, buffer, range.offset, planned)
     }
 }

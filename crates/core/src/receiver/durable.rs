@@ -5,9 +5,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::thread::JoinHandle;
 
-use super::crew;
-use super::run::{Run, Slot};
-use crate::data_directory::Target;
+use super::parallel::for_each;
+use super::run::{PlannedFile, Run};
+use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::sys::lock::lock;
 
@@ -29,7 +29,7 @@ struct Syncs {
 
 impl Before {
     /// Begins; where the kernel does not tell whether that succeeded it is left to [`sync_files`].
-    pub(super) fn begin(target: &Target) -> Result<Self> {
+    pub(super) fn begin(target: &DataDirectory) -> Result<Self> {
         if !syncfs_tells_errors() {
             return Ok(Self(Mutex::new(Syncs { running: Vec::new(), outcome: Ok(false) })));
         }
@@ -66,21 +66,21 @@ impl Drop for Before {
 /// Makes every file of the plan durable: those that this run changed, and if [`Before`] could not, all.
 pub(super) fn sync_files(run: &Run) -> Result<()> {
     let before = run.is_synced()?;
-    let slots = run.slots();
-    let files = || slots.iter().filter(|slot| !slot.is_gone());
-    let mut wanted: Vec<&Slot> = files().filter(|slot| slot.is_changed() || !before).collect();
+    let planned_files = run.planned_files();
+    let files = || planned_files.iter().filter(|planned| !planned.is_gone());
+    let mut wanted: Vec<&PlannedFile> = files().filter(|planned| planned.is_changed() || !before).collect();
     if before {
         if wanted.len() >= MANY {
             run.target.file_systems()?.iter().try_for_each(sync_file_system)?;
-            wanted.retain(|slot| needs_own_sync(slot));
+            wanted.retain(|planned| needs_own_sync(planned));
         }
         // XFS leaves the disk's own cache as it is in a syncfs that finds its journal written, but not in a sync
         // of a file: one on each disk.
-        let device = |slot: &Slot| run.target.device_of(&slot.path);
-        let mut disks: BTreeSet<u64> = wanted.iter().map(|slot| device(slot)).collect();
-        wanted.extend(files().filter(|slot| disks.insert(device(slot))));
+        let device = |planned: &PlannedFile| run.target.device_of(&planned.path);
+        let mut disks: BTreeSet<u64> = wanted.iter().map(|planned| device(planned)).collect();
+        wanted.extend(files().filter(|planned| disks.insert(device(planned))));
     }
-    crew::each(run, &wanted, |_, slot| run.target.sync_file(&slot.path))
+    for_each(run, &wanted, |_, planned| run.target.sync_file(&planned.path))
 }
 
 /// Whether the sync of its file system does not tell of everything that went wrong with a file.
@@ -89,8 +89,8 @@ pub(super) fn sync_files(run: &Run) -> Result<()> {
 /// to drop that page, and what was written is lost behind it. It notes that (dio_warn_stale_pagecache in mm/filemap.c) as
 /// an error of the file alone: fsync tells, syncfs asks the file system. Only long writes go past the page cache, so the
 /// many small files of a cluster need none of this.
-fn needs_own_sync(slot: &Slot) -> bool {
-    slot.is_direct()
+fn needs_own_sync(planned: &PlannedFile) -> bool {
+    planned.is_direct()
 }
 
 fn sync_file_system(fd: &OwnedFd) -> Result<()> {
@@ -119,11 +119,11 @@ mod tests {
     #[test]
     fn what_went_past_the_page_cache_is_synced_by_itself() {
         let file = File { path: RelPath::parse("base/5/1").expect("valid"), size: 8192, mode: 0o600 };
-        let slot = Slot::new(file);
-        slot.set_changed();
-        assert!(!needs_own_sync(&slot));
-        slot.set_direct();
-        assert!(needs_own_sync(&slot));
+        let planned = PlannedFile::new(file);
+        planned.set_changed();
+        assert!(!needs_own_sync(&planned));
+        planned.set_direct();
+        assert!(needs_own_sync(&planned));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use pgdata::control_file::PG_CONTROL;
 
 use super::durable::sync_files;
 use super::identity;
+use super::reconcile::settle_wal;
 use super::run::Run;
-use super::settle::settle_wal;
 use crate::error::{Error, Kind, Result};
 use crate::host::inspect::{auto_configuration, configuration, main_configuration, myrecovery_path};
 use crate::host::policy::Cluster;
@@ -161,7 +161,7 @@ mod tests {
 
     use super::*;
     use crate::compare::digest::DigestKey;
-    use crate::data_directory::Target;
+    use crate::data_directory::DataDirectory;
     use crate::receiver::ledger::Ledger;
     use crate::sys::cancel::Cancel;
 
@@ -171,7 +171,7 @@ mod tests {
 
     fn begun(directory: &Path) -> Result<Run> {
         let (key, record) = (DigestKey::random()?, std::sync::Arc::new(Ledger::new()).unlisted(&[]));
-        Run::new(Target::open(directory)?, key, Cancel::new(), Vec::new(), false, record)
+        Run::new(DataDirectory::open(directory)?, key, Cancel::new(), Vec::new(), false, record)
     }
 
     fn invalidated(directory: &Path) -> Result<()> {

@@ -48,7 +48,7 @@ pub(super) fn installed(run: &Run, paths: impl Iterator<Item = RelPath>) -> Resu
 
 /// The last question before pg_control makes the target startable: is all of it what this run left there?
 ///
-/// It costs one stat of each file, a microsecond or two. Asked when data was settled it would have to be asked again
+/// It costs one stat of each file, a microsecond or two. Asked when data was reconciled it would have to be asked again
 /// here, because the end of the backup, WAL and the sync may take minutes.
 pub(super) fn demand_own(run: &Run, installed: &[Installed]) -> Result<()> {
     demand_files_unchanged(run)?;
@@ -86,12 +86,12 @@ pub(super) fn demand_incomplete(run: &Run) -> Result<()> {
 pub(super) fn demand_files_unchanged(run: &Run) -> Result<()> {
     // the directory of the last file may have been replaced with all its files
     run.target.forget_last();
-    for (number, slot) in run.slots().iter().enumerate() {
+    for (number, planned) in run.planned_files().iter().enumerate() {
         if number.is_multiple_of(1024) {
             run.cancel.check()?;
         }
-        if !slot.is_gone() {
-            run.demand_unchanged(slot, run.target.stat(&slot.path)?.as_ref())?;
+        if !planned.is_gone() {
+            run.demand_unchanged(planned, run.target.stat(&planned.path)?.as_ref())?;
         }
     }
     Ok(())
@@ -132,7 +132,7 @@ mod tests {
     const FILE: &str = "16384";
 
     fn open(run: &Run) -> Result<std::fs::File> {
-        run.open_to_write(&run.slots()[0])
+        run.open_to_write(&run.planned_files()[0])
     }
 
     fn verify(run: &Run) -> Result<()> {
@@ -148,12 +148,12 @@ mod tests {
                 let _ = (fs::remove_file(&path), fs::remove_file(&other));
                 fs::write(&path, vec![1; 8192]).expect("write");
                 let run = of_one_page(data.path(), FILE);
-                let slot = &run.slots()[0];
-                assert!(run.open_present(slot).expect("opens").is_some());
+                let planned = &run.planned_files()[0];
+                assert!(run.open_present(planned).expect("opens").is_some());
                 if is_written {
-                    let file = run.open_to_write(slot).expect("the same");
+                    let file = run.open_to_write(planned).expect("the same");
                     file.set_len(8192).expect("writes");
-                    run.note(slot, &file).expect("the same");
+                    run.note(planned, &file).expect("the same");
                 }
                 verify(&run).expect("nothing has changed");
                 fs::File::open(&path).and_then(|file| file.sync_all()).expect("sync");
@@ -192,17 +192,17 @@ mod tests {
         let data = tempfile::tempdir().expect("temporary directory");
         fs::write(data.path().join(FILE), vec![1; 8192]).expect("write");
         let run = of_one_page(data.path(), FILE);
-        let slot = &run.slots()[0];
-        assert!(run.open_present(slot).expect("opens").is_some());
+        let planned = &run.planned_files()[0];
+        assert!(run.open_present(planned).expect("opens").is_some());
         let (one, two) = (open(&run).expect("the same"), open(&run).expect("the same"));
         one.set_len(4096).expect("writes");
         await_another_time(data.path());
-        assert!(run.open_present(slot).expect("it is being written").is_some());
+        assert!(run.open_present(planned).expect("it is being written").is_some());
         two.set_len(8192).expect("writes");
-        run.note(slot, &two).expect("the same");
+        run.note(planned, &two).expect("the same");
         await_another_time(data.path());
         one.set_len(8192).and_then(|()| one.set_len(8191)).expect("writes");
-        run.note(slot, &one).expect("the same");
+        run.note(planned, &one).expect("the same");
         verify(&run).expect("all of it was ours");
     }
 

@@ -73,7 +73,7 @@ impl Ledger {
         }
     }
 
-    /// The record of a survey, which is not shown: a survey changes nothing.
+    /// The record of a dry run, which is not shown: a dry run changes nothing.
     pub(super) fn unlisted(self: &Arc<Self>, files: &[File]) -> Record {
         Record {
             ledger: Arc::clone(self),

@@ -18,23 +18,23 @@ use crate::wire::protocol::status::{Directory, Status};
 use crate::wire::protocol::{REPLY, REQUEST};
 
 mod clone;
-mod crew;
 mod digest;
 mod durable;
 mod finish;
 mod identity;
 mod incoming;
-mod judged;
 mod ledger;
 mod obstacles;
+mod parallel;
 mod prune;
 mod read;
+mod reconcile;
 mod room;
 mod run;
 mod segments;
 mod session;
-mod settle;
 mod sink;
+mod snapshot;
 mod stream;
 mod write;
 
@@ -176,6 +176,6 @@ fn unexpected(kind: u8) -> Error {
 }
 
 /// The error of a data link that ended without a barrier.
-fn cut() -> Error {
+fn connection_closed() -> Error {
     closed("the primary")
 }

@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use rustix::fs::FileType;
 
 use super::prune::{Fate, Pruning};
-use crate::data_directory::{Entries, Target};
+use crate::data_directory::{DataDirectory, Entries};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::holds_relations;
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::{Directory, File};
-use crate::wire::protocol::message::Terms;
+use crate::wire::protocol::message::PlanHeader;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -26,14 +26,14 @@ pub(super) struct Found {
 
 /// Looks at all of the target that a run would.
 pub(super) fn search(
-    target: &Target,
+    target: &DataDirectory,
     directories: &[Directory],
     files: &[File],
     keep: &[RelPath],
-    terms: &Terms,
+    header: &PlanHeader,
 ) -> Result<Found> {
     let files = files.iter().map(|file| file.path.as_str());
-    let pruning = Pruning::new(target, directories, files, keep, terms, true);
+    let pruning = Pruning::new(target, directories, files, keep, header, true);
     let mut search = Search { target, pruning: &pruning, found: Found::default() };
     search.global()?;
     search.directory(None)?;
@@ -47,7 +47,7 @@ pub(super) fn search(
 }
 
 struct Search<'a> {
-    target: &'a Target,
+    target: &'a DataDirectory,
     pruning: &'a Pruning<'a>,
     found: Found,
 }
@@ -130,8 +130,8 @@ mod tests {
         directories.iter().map(directory).collect()
     }
 
-    fn terms() -> Terms {
-        Terms {
+    fn header() -> PlanHeader {
+        PlanHeader {
             tablespaces: Vec::new(),
             tablespace_version_directory: "PG_15_1".to_owned(),
             host_directories: Vec::new(),
@@ -146,8 +146,11 @@ mod tests {
         let data = tempfile::tempdir().expect("temporary directory");
         fs::create_dir_all(data.path().join("base/5/old")).expect("make");
         fs::write(data.path().join("base/5/old/1"), [1; 100_000]).expect("write");
-        for target in [Target::view(data.path()).expect("look"), Target::open(data.path()).expect("open")] {
-            let found = search(&target, &plan(&["base", "base/5"]), &[], &[], &terms()).expect("looks");
+        for target in [
+            DataDirectory::open_read_only(data.path()).expect("look"),
+            DataDirectory::open(data.path()).expect("open"),
+        ] {
+            let found = search(&target, &plan(&["base", "base/5"]), &[], &[], &header()).expect("looks");
             assert!(found.obstacle.is_none() && found.mounts.is_empty(), "{found:?}");
             let freed: u64 = found.freed.values().sum();
             assert!((100_000..1_000_000).contains(&freed), "{freed}");
@@ -159,11 +162,11 @@ mod tests {
     fn a_linked_global_is_refused_and_a_missing_target_is_fine() {
         let data = tempfile::tempdir().expect("temporary directory");
         symlink("/elsewhere", data.path().join("global")).expect("link");
-        let target = Target::view(data.path()).expect("look");
-        let found = search(&target, &plan(&["global"]), &[], &[], &terms()).expect("looks");
+        let target = DataDirectory::open_read_only(data.path()).expect("look");
+        let found = search(&target, &plan(&["global"]), &[], &[], &header()).expect("looks");
         let refusal = found.obstacle.expect("a link");
         assert!(refusal.kind == Kind::TargetRefused && refusal.hint.is_some(), "{refusal}");
-        let missing = Target::view(&data.path().join("none")).expect("look");
-        assert!(search(&missing, &plan(&["global"]), &[], &[], &terms()).expect("looks").obstacle.is_none());
+        let missing = DataDirectory::open_read_only(&data.path().join("none")).expect("look");
+        assert!(search(&missing, &plan(&["global"]), &[], &[], &header()).expect("looks").obstacle.is_none());
     }
 }

@@ -6,12 +6,12 @@ use std::collections::{HashMap, HashSet};
 use pgdata::control_file::PG_CONTROL;
 use rustix::fs::FileType;
 
-use crate::data_directory::Target;
+use crate::data_directory::DataDirectory;
 use crate::error::Result;
 use crate::manifest::exclude::{CONTROL_ASIDE, MARKER, Rules};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::Directory;
-use crate::wire::protocol::message::Terms;
+use crate::wire::protocol::message::PlanHeader;
 
 /// What becomes of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(super) enum Fate {
 
 /// The rules for one target and one plan.
 pub(super) struct Pruning<'a> {
-    target: &'a Target,
+    target: &'a DataDirectory,
     /// Planned paths; true for directories.
     planned: HashMap<&'a str, bool>,
     /// The cluster's directory in each tablespace.
@@ -41,20 +41,20 @@ pub(super) struct Pruning<'a> {
 
 impl<'a> Pruning<'a> {
     pub(super) fn new(
-        target: &'a Target,
+        target: &'a DataDirectory,
         directories: &'a [Directory],
         files: impl Iterator<Item = &'a str>,
         keep: &'a [RelPath],
-        terms: &Terms,
+        header: &PlanHeader,
         has_control: bool,
     ) -> Self {
         let directories = directories.iter().map(|directory| (directory.path.as_str(), true));
-        let (tablespaces, links) = terms
+        let (tablespaces, links) = header
             .tablespaces
             .iter()
             .map(|tablespace| {
                 let link = format!("pg_tblspc/{}", tablespace.oid);
-                (format!("{link}/{}", terms.tablespace_version_directory), link)
+                (format!("{link}/{}", header.tablespace_version_directory), link)
             })
             .unzip();
         Self {
@@ -63,7 +63,7 @@ impl<'a> Pruning<'a> {
             tablespaces,
             links,
             keep,
-            rules: Rules { host_directories: terms.host_directories.clone(), private_files: Vec::new() },
+            rules: Rules { host_directories: header.host_directories.clone(), private_files: Vec::new() },
             has_control,
         }
     }

@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use super::run::Slot;
+use super::run::PlannedFile;
 use crate::error::{Error, Result};
 use crate::sys::direct::DirectFile;
 
@@ -11,11 +11,11 @@ pub(super) fn read_full(
     file: &mut DirectFile,
     buffer: &mut [u8],
     offset: u64,
-    slot: &Slot,
+    planned: &PlannedFile,
 ) -> Result<Option<usize>> {
     match file.read_full(buffer, offset) {
         Ok(filled) => Ok(Some(filled)),
         Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => Ok(None),
-        Err(error) => Err(Error::io(format_args!("read file \"{}\" of the target", slot.path), &error)),
+        Err(error) => Err(Error::io(format_args!("read file \"{}\" of the target", planned.path), &error)),
     }
 }

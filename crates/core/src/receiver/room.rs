@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 
 use super::obstacles::Found;
-use crate::data_directory::Target;
+use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::File;
 use crate::sys::machine;
 use crate::sys::space::{Space, reserve};
-use crate::wire::protocol::message::{PrimarySpace, Terms};
+use crate::wire::protocol::message::{PlanHeader, PrimarySpace};
 
 /// Room a file system must have beyond what is going to be written, bytes.
 const SLACK: u64 = 16 << 20;
@@ -27,10 +27,15 @@ struct FileSystem {
 
 /// Fails if the files, which may be there in part, and the WAL that comes besides them do not fit, or leave too
 /// little for a primary on the same file system. WAL comes when the surplus that was `found` is gone, data before.
-pub(super) fn check(target: &Target, files: &[File], terms: &Terms, found: &Found) -> Result<()> {
+pub(super) fn check(
+    target: &DataDirectory,
+    files: &[File],
+    header: &PlanHeader,
+    found: &Found,
+) -> Result<()> {
     // sizes are the peer's
-    let whole = files.iter().fold(terms.reserve, |sum, file| sum.saturating_add(file.size));
-    let kept = Kept::on_this_host(terms.primary_space.as_ref(), machine::boot_id().as_deref());
+    let whole = files.iter().fold(header.reserve, |sum, file| sum.saturating_add(file.size));
+    let kept = Kept::on_this_host(header.primary_space.as_ref(), machine::boot_id().as_deref());
     let file_systems = file_systems(target, found, &kept)?;
     if file_systems.iter().all(|one| one.free >= whole.saturating_add(one.kept)) {
         // every file system has room for all of it: what is there already need not be looked at
@@ -44,13 +49,14 @@ pub(super) fn check(target: &Target, files: &[File], terms: &Terms, found: &Foun
         if data > 0 {
             file_system.demand(data, file_system.free)?;
         }
-        if device == wal_device && terms.reserve > 0 {
+        if device == wal_device && header.reserve > 0 {
             let freed = found.freed.get(&device).copied().unwrap_or(0);
-            if data.saturating_add(terms.reserve) <= freed {
+            if data.saturating_add(header.reserve) <= freed {
                 // it becomes no fuller than it is
                 continue;
             }
-            file_system.demand(data.saturating_add(terms.reserve), file_system.free.saturating_add(freed))?;
+            file_system
+                .demand(data.saturating_add(header.reserve), file_system.free.saturating_add(freed))?;
         }
     }
     Ok(())
@@ -99,7 +105,7 @@ impl<'a> Kept<'a> {
 }
 
 /// Every file system once, that of the data directory first.
-fn file_systems(target: &Target, found: &Found, kept: &Kept<'_>) -> Result<Vec<FileSystem>> {
+fn file_systems(target: &DataDirectory, found: &Found, kept: &Kept<'_>) -> Result<Vec<FileSystem>> {
     let mut all: Vec<FileSystem> = Vec::new();
     let mut add = |device, shown: &str, space: Result<Space>| -> Result<()> {
         if all.iter().all(|known| known.device != device) {
@@ -124,14 +130,14 @@ fn space(fd: impl AsFd) -> Result<Space> {
 }
 
 /// The device that a path lies on: of the deepest directory above it on which a file system begins.
-fn device_of(target: &Target, path: &RelPath, found: &Found) -> u64 {
+fn device_of(target: &DataDirectory, path: &RelPath, found: &Found) -> u64 {
     let above = found.mounts.iter().filter(|(mount, _)| path.is_at_or_below(mount.as_str()));
     let deepest = above.max_by_key(|(mount, _)| mount.as_str().len());
     deepest.map_or_else(|| target.device_of(path), |(_, device)| *device)
 }
 
 /// By how many bytes the files will grow, by device.
-fn growth(target: &Target, files: &[File], found: &Found) -> Result<HashMap<u64, u64>> {
+fn growth(target: &DataDirectory, files: &[File], found: &Found) -> Result<HashMap<u64, u64>> {
     let mut needed: HashMap<u64, u64> = HashMap::new();
     for file in files {
         let there = target.stat(&file.path)?.map_or(0, |stat| stat.size.min(file.size));
@@ -162,14 +168,14 @@ mod tests {
     fn wal_has_the_room_of_what_is_removed_before_and_data_has_not() {
         const MUCH: u64 = 4 << 30;
         let data = tempfile::tempdir().expect("temporary directory");
-        let target = Target::open(data.path()).expect("open");
+        let target = DataDirectory::open(data.path()).expect("open");
         let device = target.device_of(&RelPath::parse("x").expect("valid"));
         let free = space(target.root()).expect("asked").free;
         let found = |freed| Found { freed: HashMap::from([(device, freed)]), ..Found::default() };
         let file = File { path: RelPath::parse("base/5/1").expect("valid"), size: free + MUCH, mode: 0o600 };
         let refused = |files: &[File], wal, freed| {
-            let terms = Terms { reserve: wal, ..Terms::default() };
-            check(&target, files, &terms, &found(freed)).map_err(|error| error.kind) == Err(Kind::DiskFull)
+            let header = PlanHeader { reserve: wal, ..PlanHeader::default() };
+            check(&target, files, &header, &found(freed)).map_err(|error| error.kind) == Err(Kind::DiskFull)
         };
         assert!(refused(&[], free + MUCH, 0));
         assert!(!refused(&[], free + MUCH, 2 * MUCH));
@@ -179,7 +185,7 @@ mod tests {
     #[test]
     fn a_mounted_directory_is_a_file_system_of_its_own() {
         let data = tempfile::tempdir().expect("temporary directory");
-        let target = Target::open(data.path()).expect("open");
+        let target = DataDirectory::open(data.path()).expect("open");
         let rel = |path: &str| RelPath::parse(path).expect("valid");
         let found = Found { mounts: vec![(rel("base"), 1), (rel("base/5"), 2)], ..Found::default() };
         assert_eq!(device_of(&target, &rel("base/1/2"), &found), 1);

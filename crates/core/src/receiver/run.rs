@@ -10,7 +10,7 @@ use super::identity;
 use super::ledger::Record;
 use super::sink::Sink;
 use crate::compare::digest::DigestKey;
-use crate::data_directory::{Stamp, Stat, Target};
+use crate::data_directory::{DataDirectory, Stamp, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::File;
@@ -22,7 +22,7 @@ use crate::sys::lock::lock;
 pub(super) struct Run {
     /// Closed when the run is dropped, and before the target is let go of: it stands first.
     pub(super) record: Record,
-    pub(super) target: Target,
+    pub(super) target: DataDirectory,
     pub(super) digest_key: DigestKey,
     /// Ends all links of the run.
     pub(super) cancel: Cancel,
@@ -32,14 +32,14 @@ pub(super) struct Run {
     trusts_cache: bool,
     /// What was written into the marker.
     marker: OnceLock<String>,
-    slots: RwLock<Vec<Slot>>,
-    /// How many slots have been settled.
-    settled: AtomicUsize,
+    planned_files: RwLock<Vec<PlannedFile>>,
+    /// How many planned_files have been reconciled.
+    reconciled: AtomicUsize,
 }
 
 impl Run {
     pub(super) fn new(
-        target: Target,
+        target: DataDirectory,
         digest_key: DigestKey,
         cancel: Cancel,
         files: Vec<File>,
@@ -50,19 +50,19 @@ impl Run {
         Ok(Self {
             sink: Sink::Write(before),
             trusts_cache,
-            ..Self::survey(target, digest_key, cancel, files, record)
+            ..Self::dry_run(target, digest_key, cancel, files, record)
         })
     }
 
     /// A run that only tells what another one would do.
-    pub(super) fn survey(
-        target: Target,
+    pub(super) fn dry_run(
+        target: DataDirectory,
         digest_key: DigestKey,
         cancel: Cancel,
         files: Vec<File>,
         record: Record,
     ) -> Self {
-        let slots = RwLock::new(files.into_iter().map(Slot::new).collect());
+        let planned_files = RwLock::new(files.into_iter().map(PlannedFile::new).collect());
         Self {
             record,
             target,
@@ -71,14 +71,14 @@ impl Run {
             sink: Sink::Count,
             trusts_cache: true,
             marker: OnceLock::new(),
-            slots,
-            settled: AtomicUsize::new(0),
+            planned_files,
+            reconciled: AtomicUsize::new(0),
         }
     }
 
     /// All files of the plan; the position is the file's number on the wire.
-    pub(super) fn slots(&self) -> RwLockReadGuard<'_, Vec<Slot>> {
-        self.slots.read().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn planned_files(&self) -> RwLockReadGuard<'_, Vec<PlannedFile>> {
+        self.planned_files.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was written into the marker.
@@ -92,12 +92,12 @@ impl Run {
         let _ = self.marker.set(text);
     }
 
-    pub(super) fn settled(&self) -> usize {
-        self.settled.load(Ordering::Relaxed)
+    pub(super) fn reconciled(&self) -> usize {
+        self.reconciled.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_settled(&self, slots: usize) {
-        self.settled.store(slots, Ordering::Relaxed);
+    pub(super) fn set_reconciled(&self, planned_files: usize) {
+        self.reconciled.store(planned_files, Ordering::Relaxed);
     }
 
     /// Waits until what was there before is durable; false if that was not tried, or not for all of it.
@@ -107,17 +107,17 @@ impl Run {
     }
 
     /// Opens what the target has of a file, to be compared.
-    pub(super) fn open_present(&self, slot: &Slot) -> Result<Option<DirectFile>> {
-        let Some((file, stat)) = self.enter(slot, &mut lock(&slot.place))? else {
+    pub(super) fn open_present(&self, planned: &PlannedFile) -> Result<Option<DirectFile>> {
+        let Some((file, stat)) = self.enter(planned, &mut lock(&planned.place))? else {
             return Ok(None);
         };
-        slot.found(stat.size, stat.mode);
+        planned.found(stat.size, stat.mode);
         if !self.trusts_cache {
             // After a write that failed the kernel keeps the page as if it had been written. What is compared must
             // come from the disk.
             if !self.is_synced()? {
                 file.sync_data()
-                    .map_err(Error::on(format_args!("sync file \"{}\" of the target", slot.path)))?;
+                    .map_err(Error::on(format_args!("sync file \"{}\" of the target", planned.path)))?;
             }
             // a file system without a disk does not take it
             let _ = fadvise(&file, 0, None, Advice::DontNeed);
@@ -127,28 +127,28 @@ impl Run {
 
     /// Opens a file to be written: the one that was compared, or a new one if there was none. From now on it counts as
     /// changed, and who writes it ends with [`Run::note`].
-    pub(super) fn open_to_write(&self, slot: &Slot) -> Result<std::fs::File> {
-        self.open_own(slot, true)
+    pub(super) fn open_to_write(&self, planned: &PlannedFile) -> Result<std::fs::File> {
+        self.open_own(planned, true)
     }
 
     /// Opens a file to become a clone, which may turn out to be impossible before it was changed.
-    pub(super) fn open_to_clone(&self, slot: &Slot) -> Result<std::fs::File> {
-        self.open_own(slot, false)
+    pub(super) fn open_to_clone(&self, planned: &PlannedFile) -> Result<std::fs::File> {
+        self.open_own(planned, false)
     }
 
-    fn open_own(&self, slot: &Slot, is_changed: bool) -> Result<std::fs::File> {
+    fn open_own(&self, planned: &PlannedFile, is_changed: bool) -> Result<std::fs::File> {
         // several links may write ranges of one file: only the first makes it
-        let mut place = lock(&slot.place);
-        if let Some((file, _)) = self.enter(slot, &mut place)? {
+        let mut place = lock(&planned.place);
+        if let Some((file, _)) = self.enter(planned, &mut place)? {
             if is_changed {
                 // before the first write and under the lock: the next writer expects another time of change
-                slot.set_changed();
+                planned.set_changed();
             }
             return Ok(file);
         }
-        slot.set_changed();
-        let file = self.target.create(&slot.path, slot.mode)?;
-        *place = Place::Own(self.stamp(slot, &file)?);
+        planned.set_changed();
+        let file = self.target.create(&planned.path, planned.mode)?;
+        *place = Place::Own(self.stamp(planned, &file)?);
         Ok(file)
     }
 
@@ -156,11 +156,11 @@ impl Run {
     ///
     /// Several links may write one file. Each looks under the lock and after its last write, so what stands in the end
     /// is from after the last write of all. What changes a file later is nothing of ours: syncing it does not change it.
-    pub(super) fn note(&self, slot: &Slot, file: &std::fs::File) -> Result<()> {
-        let mut place = lock(&slot.place);
-        let stamp = self.stamp(slot, file)?;
+    pub(super) fn note(&self, planned: &PlannedFile, file: &std::fs::File) -> Result<()> {
+        let mut place = lock(&planned.place);
+        let stamp = self.stamp(planned, file)?;
         match &*place {
-            Place::Own(known) if !known.is_same_file(&stamp) => Err(identity::replaced(&slot.path)),
+            Place::Own(known) if !known.is_same_file(&stamp) => Err(identity::replaced(&planned.path)),
             _ => {
                 *place = Place::Own(stamp);
                 Ok(())
@@ -168,42 +168,42 @@ impl Run {
         }
     }
 
-    fn stamp(&self, slot: &Slot, file: &std::fs::File) -> Result<Stamp> {
+    fn stamp(&self, planned: &PlannedFile, file: &std::fs::File) -> Result<Stamp> {
         let stat = Stat::of_file(file)
-            .map_err(Error::on(format_args!("stat file \"{}\" of the target", slot.path)))?;
+            .map_err(Error::on(format_args!("stat file \"{}\" of the target", planned.path)))?;
         Ok(stat.stamp)
     }
 
     /// Fails if what was found in a file's place is not what this run left there; remembers it if nothing is known yet.
-    pub(super) fn demand_unchanged(&self, slot: &Slot, found: Option<&Stat>) -> Result<()> {
-        let mut place = lock(&slot.place);
+    pub(super) fn demand_unchanged(&self, planned: &PlannedFile, found: Option<&Stat>) -> Result<()> {
+        let mut place = lock(&planned.place);
         match (&*place, found) {
-            (Place::Own(_), None) => Err(identity::replaced(&slot.path)),
-            (Place::Own(known), Some(found)) => identity::demand_same(&slot.path, known, &found.stamp),
+            (Place::Own(_), None) => Err(identity::replaced(&planned.path)),
+            (Place::Own(known), Some(found)) => identity::demand_same(&planned.path, known, &found.stamp),
             // it is empty, and could not be opened to be written
             (Place::Unknown | Place::Anew, Some(found)) => {
                 *place = Place::Own(found.stamp);
                 Ok(())
             }
-            (Place::Unknown | Place::Anew, None) => Err(identity::replaced(&slot.path)),
+            (Place::Unknown | Place::Anew, None) => Err(identity::replaced(&planned.path)),
         }
     }
 
     /// Opens what is in a file's place, unless that was found to be of no use. What was judged equal is never sent, so
     /// it must still be there when the rest is written.
-    fn enter(&self, slot: &Slot, place: &mut Place) -> Result<Option<(std::fs::File, Stat)>> {
+    fn enter(&self, planned: &PlannedFile, place: &mut Place) -> Result<Option<(std::fs::File, Stat)>> {
         if let Place::Anew = place {
             return Ok(None);
         }
-        let found = self.target.open_in_place(&slot.path)?;
+        let found = self.target.open_in_place(&planned.path)?;
         match (&found, &*place) {
-            (None, Place::Own(_)) => return Err(identity::replaced(&slot.path)),
+            (None, Place::Own(_)) => return Err(identity::replaced(&planned.path)),
             (Some((_, stat)), Place::Own(known)) if !known.is_same_file(&stat.stamp) => {
-                return Err(identity::replaced(&slot.path));
+                return Err(identity::replaced(&planned.path));
             }
             // what this run is writing has another time of change whenever one looks
-            (Some((_, stat)), Place::Own(known)) if !slot.is_changed() && self.sink.writes() => {
-                identity::demand_same(&slot.path, known, &stat.stamp)?;
+            (Some((_, stat)), Place::Own(known)) if !planned.is_changed() && self.sink.writes() => {
+                identity::demand_same(&planned.path, known, &stat.stamp)?;
             }
             (Some(_), Place::Own(_)) => {}
             (Some((_, stat)), _) => *place = Place::Own(stat.stamp),
@@ -214,12 +214,15 @@ impl Run {
 
     /// The plan goes on: WAL.
     pub(super) fn extend(&self, files: Vec<File>) {
-        self.slots.write().unwrap_or_else(PoisonError::into_inner).extend(files.into_iter().map(Slot::new));
+        self.planned_files
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(files.into_iter().map(PlannedFile::new));
     }
 }
 
 /// One file of the plan and what has become of it.
-pub(super) struct Slot {
+pub(super) struct PlannedFile {
     pub(super) path: RelPath,
     pub(super) mode: u32,
     planned: u64,
@@ -245,7 +248,7 @@ enum Place {
     Own(Stamp),
 }
 
-impl Slot {
+impl PlannedFile {
     pub(super) fn new(file: File) -> Self {
         Self {
             path: file.path,
@@ -324,19 +327,26 @@ impl Slot {
     }
 }
 
-/// The slot with a number from the wire.
-pub(super) fn slot(slots: &[Slot], number: u32) -> Result<&Slot> {
-    slots.get(number as usize).ok_or_else(|| {
+/// The planned with a number from the wire.
+pub(super) fn planned_file(planned_files: &[PlannedFile], number: u32) -> Result<&PlannedFile> {
+    planned_files.get(number as usize).ok_or_else(|| {
         Error::new(Kind::ProtocolViolation, format!("file number {number} is not in the plan"))
     })
 }
 
-/// The slot with a number from the wire, of which something is going to be written or told; what was settled stays so.
-pub(super) fn open_slot<'a>(run: &Run, slots: &'a [Slot], number: u32) -> Result<&'a Slot> {
-    if (number as usize) < run.settled() {
-        return Err(Error::new(Kind::ProtocolViolation, format!("file number {number} was settled already")));
+/// The planned with a number from the wire, of which something is going to be written or told; what was reconciled stays so.
+pub(super) fn writable_file<'a>(
+    run: &Run,
+    planned_files: &'a [PlannedFile],
+    number: u32,
+) -> Result<&'a PlannedFile> {
+    if (number as usize) < run.reconciled() {
+        return Err(Error::new(
+            Kind::ProtocolViolation,
+            format!("file number {number} was reconciled already"),
+        ));
     }
-    slot(slots, number)
+    planned_file(planned_files, number)
 }
 
 /// A run whose plan is one file of a page.
@@ -344,7 +354,7 @@ pub(super) fn open_slot<'a>(run: &Run, slots: &'a [Slot], number: u32) -> Result
 pub(super) fn of_one_page(directory: &std::path::Path, file: &str) -> Run {
     let file = File { path: RelPath::parse(file).expect("valid"), size: 8192, mode: 0o600 };
     let record = std::sync::Arc::new(super::ledger::Ledger::new()).unlisted(&[]);
-    let (target, key) = (Target::open(directory).expect("open"), DigestKey::random().expect("random"));
+    let (target, key) = (DataDirectory::open(directory).expect("open"), DigestKey::random().expect("random"));
     Run::new(target, key, Cancel::new(), vec![file], true, record).expect("begins")
 }
 
@@ -363,14 +373,14 @@ mod tests {
             let path = data.path().join(FILE);
             fs::write(&path, "compared").expect("write");
             let run = of_one_page(data.path(), FILE);
-            let slot = &run.slots()[0];
-            assert!(run.open_present(slot).expect("opens").is_some());
+            let planned = &run.planned_files()[0];
+            assert!(run.open_present(planned).expect("opens").is_some());
             if is_linked {
                 fs::hard_link(&path, data.path().join("kept")).expect("link");
             } else {
                 fs::remove_file(&path).expect("remove");
             }
-            assert_eq!(run.open_to_write(slot).expect_err("not that file").kind, Kind::InUse);
+            assert_eq!(run.open_to_write(planned).expect_err("not that file").kind, Kind::InUse);
             assert_eq!(path.exists(), is_linked);
         }
     }
@@ -379,11 +389,11 @@ mod tests {
     fn what_this_run_made_is_never_made_again() {
         let data = tempfile::tempdir().expect("temporary directory");
         let run = of_one_page(data.path(), FILE);
-        let slot = &run.slots()[0];
-        run.open_to_write(slot).expect("made");
-        run.open_to_write(slot).expect("opened");
+        let planned = &run.planned_files()[0];
+        run.open_to_write(planned).expect("made");
+        run.open_to_write(planned).expect("opened");
         fs::hard_link(data.path().join(FILE), data.path().join("kept")).expect("link");
-        assert_eq!(run.open_to_write(slot).expect_err("linked").kind, Kind::InUse);
+        assert_eq!(run.open_to_write(planned).expect_err("linked").kind, Kind::InUse);
     }
 
     #[test]
@@ -393,11 +403,11 @@ mod tests {
         fs::write(&path, "not compared").expect("write");
         fs::hard_link(&path, &other).expect("link");
         let run = of_one_page(data.path(), FILE);
-        let slot = &run.slots()[0];
-        assert!(run.open_present(slot).expect("looks").is_none());
+        let planned = &run.planned_files()[0];
+        assert!(run.open_present(planned).expect("looks").is_none());
         fs::remove_file(&other).expect("one name is left");
-        assert!(run.open_present(slot).expect("looks").is_none(), "zeros were not sent");
-        run.open_to_write(slot).expect("made");
+        assert!(run.open_present(planned).expect("looks").is_none(), "zeros were not sent");
+        run.open_to_write(planned).expect("made");
         assert_eq!(fs::read(&path).expect("read"), b"");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::run::Slot;
+use super::run::PlannedFile;
 use crate::manifest::exclude::relation_segment;
 
 /// Where a fork turned out to end.
@@ -20,23 +20,23 @@ struct End {
 /// come to life again once the segment below is full. And it drops a relation segment by segment, ending where one is
 /// missing (mdunlinkfork): what lies above would be left for ever. Both happened after the backup started, so replay
 /// restores whatever came back.
-pub(super) fn end_forks(slots: &[Slot]) {
+pub(super) fn end_forks(planned_files: &[PlannedFile]) {
     let mut ends: HashMap<&str, End> = HashMap::new();
-    for slot in slots.iter().filter(|slot| slot.is_gone() || slot.is_short()) {
-        if let Some((fork, segment)) = relation_segment(&slot.path) {
+    for planned in planned_files.iter().filter(|planned| planned.is_gone() || planned.is_short()) {
+        if let Some((fork, segment)) = relation_segment(&planned.path) {
             let end = ends.entry(fork).or_insert(End { short: u32::MAX, gone: u32::MAX });
-            let first = if slot.is_gone() { &mut end.gone } else { &mut end.short };
+            let first = if planned.is_gone() { &mut end.gone } else { &mut end.short };
             *first = segment.min(*first);
         }
     }
     if ends.is_empty() {
         return;
     }
-    for slot in slots {
-        let Some((fork, segment)) = relation_segment(&slot.path) else { continue };
+    for planned in planned_files {
+        let Some((fork, segment)) = relation_segment(&planned.path) else { continue };
         match ends.get(fork) {
-            Some(end) if segment > end.gone => slot.set_gone(),
-            Some(end) if segment > end.short => slot.ends_at(0),
+            Some(end) if segment > end.gone => planned.set_gone(),
+            Some(end) if segment > end.short => planned.ends_at(0),
             _ => {}
         }
     }
@@ -53,17 +53,22 @@ mod tests {
     /// What becomes of files, of which some ended early or are gone (`None`); each with its size then.
     fn ended(changes: &[(&str, Option<u64>)], others: &[&str]) -> Vec<(String, Option<u64>)> {
         let names = changes.iter().map(|(name, _)| name).chain(others);
-        let slots: Vec<Slot> = names
+        let planned_files: Vec<PlannedFile> = names
             .map(|name| {
-                Slot::new(File { path: RelPath::parse(name).expect("valid"), size: PLANNED, mode: 0o600 })
+                PlannedFile::new(File {
+                    path: RelPath::parse(name).expect("valid"),
+                    size: PLANNED,
+                    mode: 0o600,
+                })
             })
             .collect();
-        for ((_, size), slot) in changes.iter().zip(&slots) {
-            size.map_or_else(|| slot.set_gone(), |size| slot.ends_at(size));
+        for ((_, size), planned) in changes.iter().zip(&planned_files) {
+            size.map_or_else(|| planned.set_gone(), |size| planned.ends_at(size));
         }
-        end_forks(&slots);
-        let outcome = |slot: &Slot| (slot.path.to_string(), (!slot.is_gone()).then(|| slot.size()));
-        slots.iter().map(outcome).collect()
+        end_forks(&planned_files);
+        let outcome =
+            |planned: &PlannedFile| (planned.path.to_string(), (!planned.is_gone()).then(|| planned.size()));
+        planned_files.iter().map(outcome).collect()
     }
 
     fn expect(changes: &[(&str, Option<u64>)], others: &[(&str, Option<u64>)]) {

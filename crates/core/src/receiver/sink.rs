@@ -4,9 +4,9 @@ use std::ffi::CStr;
 
 use super::durable::Before;
 use super::identity;
-use super::run::{Run, Slot};
-use super::settle::{fit, is_fit};
-use crate::data_directory::Target;
+use super::reconcile::{fit, is_fit};
+use super::run::{PlannedFile, Run};
+use crate::data_directory::DataDirectory;
 use crate::error::Result;
 use crate::manifest::path::RelPath;
 use crate::wire::protocol::data::{CONTENT, DIFFERS, PAGES};
@@ -50,15 +50,15 @@ impl Sink {
     }
 
     /// Gives a file its size and mode; returns whether the run changes it.
-    pub(super) fn fit(&self, run: &Run, slot: &Slot) -> Result<bool> {
+    pub(super) fn fit(&self, run: &Run, planned: &PlannedFile) -> Result<bool> {
         match self {
-            Self::Write(_) => fit(run, slot).map(|()| slot.is_changed()),
-            Self::Count => Ok(slot.is_changed() || !is_fit(run, slot)?),
+            Self::Write(_) => fit(run, planned).map(|()| planned.is_changed()),
+            Self::Count => Ok(planned.is_changed() || !is_fit(run, planned)?),
         }
     }
 
     /// Removes what the primary does not have; returns whether it was there.
-    pub(super) fn remove(&self, target: &Target, path: &RelPath) -> Result<bool> {
+    pub(super) fn remove(&self, target: &DataDirectory, path: &RelPath) -> Result<bool> {
         match self {
             Self::Write(_) => target.remove(path),
             Self::Count => Ok(target.stat(path)?.is_some()),
@@ -68,7 +68,7 @@ impl Sink {
     /// Removes an entry whose name is no path of a plan.
     pub(super) fn remove_unnamed(
         &self,
-        target: &Target,
+        target: &DataDirectory,
         directory: Option<&RelPath>,
         name: &CStr,
     ) -> Result<()> {

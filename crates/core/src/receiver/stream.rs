@@ -9,9 +9,9 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::ScopedJoinHandle;
 
 use super::digest::Digester;
-use super::run::{Run, open_slot, slot};
+use super::run::{Run, planned_file, writable_file};
 use super::write::PageWriter;
-use super::{cut, reply, unexpected};
+use super::{connection_closed, reply, unexpected};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::plan::Range;
 use crate::sys::buffer::Buffer;
@@ -41,7 +41,7 @@ pub(super) enum Early {
     /// Much of this is in the page cache only.
     Sync(File),
     /// Tells when everything before has been synced.
-    Tell(SyncSender<()>),
+    Answer(SyncSender<()>),
 }
 
 /// What the reading thread leaves to the writing one.
@@ -122,20 +122,20 @@ fn read(
     let mut body = Buffer::new();
     let mut decompressor = Decompressor::default();
     // a thread that is gone has told the sender why
-    let leave = |writer: &SyncSender<Step>, step| writer.send(step).map_err(|_| cut());
+    let leave = |writer: &SyncSender<Step>, step| writer.send(step).map_err(|_| connection_closed());
     // in turn: no two frames write the same bytes
     let mut turn = writers.iter().cycle();
     let mut hand_over = |step| turn.next().map_or(Ok(()), |writer| leave(writer, step));
     let spare = || spent.try_recv().unwrap_or_default();
     while let Some(kind) = source.receive(&mut body)? {
         match kind {
-            ASK => tasks.send(Task::Digest(decode_ask(&body)?)).map_err(|_| cut())?,
+            ASK => tasks.send(Task::Digest(decode_ask(&body)?)).map_err(|_| connection_closed())?,
             BARRIER => {
                 let left = Arc::new(AtomicUsize::new(writers.len()));
                 writers.iter().try_for_each(|writer| leave(writer, Step::Barrier(Arc::clone(&left))))?;
             }
             kind if !run.sink.takes(kind) => return Err(unexpected(kind)),
-            DIFFERS => slot(&run.slots(), decode_file(&body)?)?.set_changed(),
+            DIFFERS => planned_file(&run.planned_files(), decode_file(&body)?)?.set_changed(),
             PAGES => {
                 let (tail, packed) = PagesTail::decode(&body)?;
                 body.resize(packed);
@@ -152,9 +152,9 @@ fn read(
             }
             END_OF_FILE => {
                 let (file, size) = decode_end_of_file(&body)?;
-                open_slot(run, &run.slots(), file)?.ends_at(size);
+                writable_file(run, &run.planned_files(), file)?.ends_at(size);
             }
-            GONE => open_slot(run, &run.slots(), decode_file(&body)?)?.set_gone(),
+            GONE => writable_file(run, &run.planned_files(), decode_file(&body)?)?.set_gone(),
             other => return Err(unexpected(other)),
         }
     }
@@ -188,9 +188,9 @@ fn write(
                 writer.close()?;
                 // The kernel tells of a failed write once, and it may have told the syncing thread: the sender
                 // hears of that before it hears that all is written.
-                let (tell, told) = sync_channel(1);
-                dirty.send(Early::Tell(tell)).map_err(|_| cut())?;
-                told.recv().map_err(|_| cut())?;
+                let (answer, answered) = sync_channel(1);
+                dirty.send(Early::Answer(answer)).map_err(|_| connection_closed())?;
+                answered.recv().map_err(|_| connection_closed())?;
                 let is_last = left.fetch_sub(1, Ordering::AcqRel) == 1;
                 (is_last.then_some(Task::Barrier), None)
             }
@@ -199,7 +199,7 @@ fn write(
             // the reading thread may have ended
             let _ = spend.send(buffer);
         }
-        task.map_or(Ok(()), |task| tasks.send(task).map_err(|_| cut()))
+        task.map_or(Ok(()), |task| tasks.send(task).map_err(|_| connection_closed()))
     };
     for arrived in steps {
         if let Err(error) = step(arrived) {
@@ -250,9 +250,9 @@ fn sync_early(queue: &Receiver<Early>, tasks: &SyncSender<Task>) -> Result<()> {
     for early in queue {
         let file = match early {
             Early::Sync(file) => file,
-            Early::Tell(told) => {
+            Early::Answer(answer) => {
                 // the writing thread waits
-                let _ = told.send(());
+                let _ = answer.send(());
                 continue;
             }
         };

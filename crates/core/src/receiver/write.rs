@@ -2,9 +2,9 @@
 
 use std::sync::mpsc::SyncSender;
 
-use super::cut;
+use super::connection_closed;
 use super::read::read_full;
-use super::run::{Run, Slot, open_slot};
+use super::run::{PlannedFile, Run, writable_file};
 use super::stream::Early;
 use crate::compare::delta::{self, Extent};
 use crate::compare::digest::PAGE;
@@ -45,57 +45,58 @@ impl<'a> PageWriter<'a> {
 
     /// Closes the last file, and remembers how it is now.
     pub(super) fn close(&mut self) -> Result<()> {
-        self.leave(&self.run.slots())
+        self.leave(&self.run.planned_files())
     }
 
-    fn leave(&mut self, slots: &[Slot]) -> Result<()> {
+    fn leave(&mut self, planned_files: &[PlannedFile]) -> Result<()> {
         if let Some(Open { number, writer: Some(writer), .. }) = self.open.take() {
-            let slot = open_slot(self.run, slots, number)?;
+            let planned = writable_file(self.run, planned_files, number)?;
             if writer.is_direct() {
-                slot.set_direct();
+                planned.set_direct();
             }
-            self.run.note(slot, writer.file())?;
+            self.run.note(planned, writer.file())?;
         }
         Ok(())
     }
 
     /// Turns to the file of this number; another one is closed.
-    fn turn_to(&mut self, slots: &[Slot], number: u32) -> Result<()> {
+    fn turn_to(&mut self, planned_files: &[PlannedFile], number: u32) -> Result<()> {
         if self.open.as_ref().is_none_or(|open| open.number != number) {
-            self.leave(slots)?;
+            self.leave(planned_files)?;
         }
         Ok(())
     }
 
     /// Writes the runs of a frame.
     pub(super) fn pages(&mut self, tail: &PagesTail, content: &[u8]) -> Result<()> {
-        let slots = self.run.slots();
-        open_slot(self.run, &slots, tail.file)?;
+        let planned_files = self.run.planned_files();
+        writable_file(self.run, &planned_files, tail.file)?;
         let mut rest = content;
         for run in &tail.runs {
-            let (bytes, after) = rest.split_at_checked(run.length as usize).ok_or_else(cut)?;
+            let (bytes, after) = rest.split_at_checked(run.length as usize).ok_or_else(connection_closed)?;
             rest = after;
-            self.write(tail.file, &slots, bytes, run.offset)?;
+            self.write(tail.file, &planned_files, bytes, run.offset)?;
         }
         Ok(())
     }
 
     /// Writes what of a batch's content differs from what is there; returns how many bytes.
     pub(super) fn content(&mut self, tail: &ContentTail, content: &[u8]) -> Result<u32> {
-        let slots = self.run.slots();
+        let planned_files = self.run.planned_files();
         let mut rest = content;
         let mut written = 0;
         for range in &tail.ranges {
-            let (content, after) = rest.split_at_checked(range.length as usize).ok_or_else(cut)?;
+            let (content, after) =
+                rest.split_at_checked(range.length as usize).ok_or_else(connection_closed)?;
             rest = after;
-            written += self.range(range, &slots, content)?;
+            written += self.range(range, &planned_files, content)?;
         }
         Ok(written)
     }
 
-    fn range(&mut self, range: &Range, slots: &[Slot], content: &[u8]) -> Result<u32> {
-        open_slot(self.run, slots, range.file)?.check_end(range.offset + content.len() as u64)?;
-        let read = self.read_present(range, slots)?;
+    fn range(&mut self, range: &Range, planned_files: &[PlannedFile], content: &[u8]) -> Result<u32> {
+        writable_file(self.run, planned_files, range.file)?.check_end(range.offset + content.len() as u64)?;
+        let read = self.read_present(range, planned_files)?;
         // what the disk cannot read is there but equal to nothing: it is written again
         let there = read.unwrap_or(content.len());
         let mut runs = std::mem::take(&mut self.runs);
@@ -107,7 +108,7 @@ impl<'a> PageWriter<'a> {
         let mut written = 0;
         for run in &runs {
             let start = usize::try_from(run.offset - range.offset).unwrap_or(0);
-            self.write(range.file, slots, &content[start..start + run.length as usize], run.offset)?;
+            self.write(range.file, planned_files, &content[start..start + run.length as usize], run.offset)?;
             written += run.length;
         }
         self.runs = runs;
@@ -116,35 +117,35 @@ impl<'a> PageWriter<'a> {
 
     /// Reads what the target has of a range into `present`; returns how much that is, or `None` if the disk
     /// cannot read it.
-    fn read_present(&mut self, range: &Range, slots: &[Slot]) -> Result<Option<usize>> {
+    fn read_present(&mut self, range: &Range, planned_files: &[PlannedFile]) -> Result<Option<usize>> {
         let run = self.run;
-        let slot = open_slot(run, slots, range.file)?;
-        self.turn_to(slots, range.file)?;
+        let planned = writable_file(run, planned_files, range.file)?;
+        self.turn_to(planned_files, range.file)?;
         let open = self.open.get_or_insert(Open::new(range.file));
         let present = match &mut open.present {
             Some(present) => present,
-            unknown => unknown.insert(run.open_present(slot)?),
+            unknown => unknown.insert(run.open_present(planned)?),
         };
         let Some(file) = present else {
             return Ok(Some(0));
         };
         self.present.resize(range.length as usize);
-        read_full(file, &mut self.present, range.offset, slot)
+        read_full(file, &mut self.present, range.offset, planned)
     }
 
-    fn write(&mut self, number: u32, slots: &[Slot], bytes: &[u8], offset: u64) -> Result<()> {
+    fn write(&mut self, number: u32, planned_files: &[PlannedFile], bytes: &[u8], offset: u64) -> Result<()> {
         let run = self.run;
-        let slot = open_slot(run, slots, number)?;
-        slot.check_end(offset + bytes.len() as u64)?;
-        self.turn_to(slots, number)?;
+        let planned = writable_file(run, planned_files, number)?;
+        planned.check_end(offset + bytes.len() as u64)?;
+        self.turn_to(planned_files, number)?;
         let open = self.open.get_or_insert(Open::new(number));
         let writer = match &mut open.writer {
             Some(writer) => writer,
-            none => none.insert(Writer::new(run.open_to_write(slot)?)),
+            none => none.insert(Writer::new(run.open_to_write(planned)?)),
         };
         writer
             .write_all(bytes, offset)
-            .map_err(Error::on(format_args!("write file \"{}\" of the target", slot.path)))?;
+            .map_err(Error::on(format_args!("write file \"{}\" of the target", planned.path)))?;
         if let Some(file) = writer.take_dirty() {
             // while it has enough to do, the rest is left to the end
             let _ = self.dirty.try_send(Early::Sync(file));

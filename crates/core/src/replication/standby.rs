@@ -31,10 +31,10 @@ pub struct Standby {
 
 /// How the standby connects.
 ///
-/// A receiver is told these fields and writes the connection string itself ([`Following::conninfo`]), so that no
+/// A receiver is told these fields and writes the connection string itself ([`ReplicationConfig::conninfo`]), so that no
 /// value can bring another keyword (`service`, `sslkey`, ...) along.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Following {
+pub struct ReplicationConfig {
     /// Host name, address or socket directory of the primary.
     pub host: String,
     /// Where `host` leads, if its name must not be looked up again: the owner of the name could lead the
@@ -64,7 +64,7 @@ const MAX_NAME: usize = 1024;
 /// Longest path of a password file, bytes (PATH_MAX).
 const MAX_PATH: usize = 4095;
 
-impl Following {
+impl ReplicationConfig {
     /// Refuses fields that no connection has.
     pub fn validate_connection(&self) -> Result<()> {
         let fields = [
@@ -298,7 +298,7 @@ fn conninfo_value(conninfo: &str, wanted: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-impl Following {
+impl ReplicationConfig {
     /// One whose values need quoting.
     pub(crate) fn example() -> Self {
         Self {
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn myrecovery_conf_is_quoted_twice() {
-        let text = Following::example().myrecovery_conf(15).expect("valid");
+        let text = ReplicationConfig::example().myrecovery_conf(15).expect("valid");
         assert!(
             text.contains(
                 r"primary_conninfo = 'host=10.0.0.1 port=5432 user=repl application_name=''node 1\\''s'''"
@@ -335,7 +335,8 @@ mod tests {
 
     #[test]
     fn myrecovery_conf_leaves_nothing_to_other_files() {
-        let own = Following { restore_command: "cp /a/%f %p".to_owned(), ..Following::example() };
+        let own =
+            ReplicationConfig { restore_command: "cp /a/%f %p".to_owned(), ..ReplicationConfig::example() };
         for major in 13..=19 {
             let text = own.myrecovery_conf(major).expect("valid");
             assert_eq!(text.contains("promote_trigger_file = ''\n"), major <= 15, "{major}: {text}");
@@ -360,7 +361,7 @@ mod tests {
 
     #[test]
     fn no_slot_is_written_and_read_as_none() {
-        let text = Following { slot_name: String::new(), ..Following::example() }
+        let text = ReplicationConfig { slot_name: String::new(), ..ReplicationConfig::example() }
             .myrecovery_conf(15)
             .expect("valid");
         assert!(text.contains("primary_slot_name = ''\n"), "{text}");
@@ -370,7 +371,7 @@ mod tests {
 
     #[test]
     fn the_connection_is_pinned_and_guarded_where_that_is_asked() {
-        let following = Following {
+        let replication = ReplicationConfig {
             host: "node1".to_owned(),
             host_addresses: vec![
                 "10.0.0.1".parse().expect("an address"),
@@ -378,44 +379,47 @@ mod tests {
             ],
             application_name: "a".to_owned(),
             forbids_cleartext_password: true,
-            ..Following::example()
+            ..ReplicationConfig::example()
         };
         assert_eq!(
-            following.conninfo(),
+            replication.conninfo(),
             "host=node1,node1 hostaddr=10.0.0.1,fd00::1 port=5432 user=repl application_name=a require_auth='!password'"
         );
     }
 
     #[test]
     fn a_connection_has_only_values_that_can_be_written() {
-        assert_eq!(Following::example().validate_connection(), Ok(()));
-        let absolute = Following { passfile: "/home/of a/'user'/.pgpass".to_owned(), ..Following::example() };
+        assert_eq!(ReplicationConfig::example().validate_connection(), Ok(()));
+        let absolute = ReplicationConfig {
+            passfile: "/home/of a/'user'/.pgpass".to_owned(),
+            ..ReplicationConfig::example()
+        };
         assert_eq!(absolute.validate_connection(), Ok(()));
-        let refused = |change: &dyn Fn(&mut Following), word: &str| {
-            let mut following = Following::example();
-            change(&mut following);
-            let error = following.validate_connection().expect_err(word);
+        let refused = |change: &dyn Fn(&mut ReplicationConfig), word: &str| {
+            let mut replication = ReplicationConfig::example();
+            change(&mut replication);
+            let error = replication.validate_connection().expect_err(word);
             assert_eq!(error.kind, Kind::InvalidArgument);
             assert!(error.message.contains(word), "{error}");
         };
-        refused(&|following| following.host = "a\nb".to_owned(), "host");
-        refused(&|following| following.host.clear(), "host");
-        refused(&|following| following.user.clear(), "user");
-        refused(&|following| following.user = "x".repeat(1025), "user");
-        refused(&|following| following.application_name = "\0".to_owned(), "application_name");
-        refused(&|following| following.passfile = ".pgpass".to_owned(), "passfile");
-        refused(&|following| following.passfile = format!("/{}", "x".repeat(4095)), "passfile");
+        refused(&|replication| replication.host = "a\nb".to_owned(), "host");
+        refused(&|replication| replication.host.clear(), "host");
+        refused(&|replication| replication.user.clear(), "user");
+        refused(&|replication| replication.user = "x".repeat(1025), "user");
+        refused(&|replication| replication.application_name = "\0".to_owned(), "application_name");
+        refused(&|replication| replication.passfile = ".pgpass".to_owned(), "passfile");
+        refused(&|replication| replication.passfile = format!("/{}", "x".repeat(4095)), "passfile");
     }
 
     #[test]
     fn a_value_brings_no_keyword_along() {
-        let following = Following {
+        let replication = ReplicationConfig {
             host: "h service=x".to_owned(),
             application_name: "a' sslkey='engine:x".to_owned(),
             passfile: "/x\\' passfile=/etc/shadow".to_owned(),
-            ..Following::example()
+            ..ReplicationConfig::example()
         };
-        let conninfo = following.conninfo();
+        let conninfo = replication.conninfo();
         for keyword in ["service", "sslkey"] {
             assert_eq!(conninfo_value(&conninfo, keyword), None, "{conninfo}");
         }
@@ -427,8 +431,8 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(name in "[ -~é]{1,20}", slot in "[a-z0-9_]{1,10}") {
-            let following = Following { application_name: name.clone(), slot_name: slot.clone(), ..Following::example() };
-            let standby = parse_myrecovery(following.myrecovery_conf(15).expect("valid").as_bytes());
+            let replication = ReplicationConfig { application_name: name.clone(), slot_name: slot.clone(), ..ReplicationConfig::example() };
+            let standby = parse_myrecovery(replication.myrecovery_conf(15).expect("valid").as_bytes());
             prop_assert_eq!(standby.application_name, Some(name));
             prop_assert_eq!(standby.slot_name, Some(slot));
         }
@@ -448,9 +452,9 @@ mod tests {
 
     #[test]
     fn line_breaks_cannot_smuggle_a_setting() {
-        let mut following = Following::example();
-        following.restore_command = "x'\narchive_command = 'y".to_owned();
-        assert!(following.myrecovery_conf(15).is_err());
+        let mut replication = ReplicationConfig::example();
+        replication.restore_command = "x'\narchive_command = 'y".to_owned();
+        assert!(replication.myrecovery_conf(15).is_err());
     }
 
     #[test]

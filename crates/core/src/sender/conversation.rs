@@ -11,7 +11,7 @@ use crate::sys::buffer::Buffer;
 use crate::sys::cancel::Cancel;
 use crate::wire::link::control::Control;
 use crate::wire::link::{Connector, Link};
-use crate::wire::protocol::message::{self, Reply, Request, Target};
+use crate::wire::protocol::message::{self, Reply, Request, TargetInfo};
 use crate::wire::protocol::{REPLY, REQUEST};
 
 /// Entries of the plan in one message.
@@ -25,7 +25,7 @@ pub(super) struct Conversation {
     pub(super) control: Control,
     pub(super) cancel: Cancel,
     pub(super) progress: Arc<Progress>,
-    pub(super) target: Target,
+    pub(super) target: TargetInfo,
     pub(super) digest_key: DigestKey,
     pub(super) place: String,
     /// The receiver has locked the target and changed nothing yet: it releases it when it is told to.

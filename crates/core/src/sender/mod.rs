@@ -14,16 +14,17 @@ use crate::error::{Error, Result};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::{Directory, File, Plan};
 use crate::progress::Progress;
-use crate::replication::standby::Following;
 use crate::replication::standby::Listening;
+use crate::replication::standby::ReplicationConfig;
 use crate::replication::streaming::Walreceiver;
+use crate::sys::FileId;
 use crate::sys::cancel::Cancel;
 use crate::sys::hexadecimal;
 use crate::wire::link::Connector;
 use crate::wire::link::control::Control;
 use crate::wire::protocol::PUT;
 use crate::wire::protocol::data::Put;
-use crate::wire::protocol::message::{Marker, Purpose, Reply, Request, Target, Terms};
+use crate::wire::protocol::message::{Marker, PlanHeader, Purpose, Reply, Request, TargetInfo};
 
 pub mod pack;
 pub mod rate;
@@ -45,7 +46,7 @@ use transfer::Links;
 
 /// How data is moved.
 #[derive(Debug, Clone)]
-pub struct Manner {
+pub struct TransferOptions {
     /// Parallel streams; 0 chooses by the number of processors.
     pub jobs: u32,
     /// How pages are packed.
@@ -60,7 +61,7 @@ pub struct Manner {
 
 /// What [`Session::settle`] reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settled {
+pub struct Reconciliation {
     /// Files and links removed on the target.
     pub removed: u64,
     /// Files written to, created or cut.
@@ -70,7 +71,7 @@ pub struct Settled {
 }
 
 /// Device and inode of every directory that is going to be written.
-pub type Locations = Vec<(u64, u64)>;
+pub type Locations = Vec<FileId>;
 
 /// What [`Session::propose`] was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,7 +92,7 @@ pub struct Session<S = Opened> {
 
 impl<S> Session<S> {
     /// What the receiver found.
-    pub const fn target(&self) -> &Target {
+    pub const fn target(&self) -> &TargetInfo {
         &self.conversation.target
     }
 
@@ -100,9 +101,11 @@ impl<S> Session<S> {
     }
 
     /// Gives every file its size, and removes what the primary does not have.
-    fn reconcile(&self) -> Result<Settled> {
-        match self.conversation.request(&Request::Settle)? {
-            Reply::Settled { removed, changed, warnings } => Ok(Settled { removed, changed, warnings }),
+    fn request_reconcile(&self) -> Result<Reconciliation> {
+        match self.conversation.request(&Request::Reconcile)? {
+            Reply::Reconciled { removed, changed, warnings } => {
+                Ok(Reconciliation { removed, changed, warnings })
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -147,9 +150,13 @@ impl Session<Opened> {
 
     /// Has the target's host log in to the primary for replication, as the standby will. Returns what an
     /// operator should know about a login that worked.
-    pub fn test_replication(&mut self, following: &Following, system_identifier: u64) -> Result<Vec<String>> {
-        let following = following.clone();
-        match self.conversation.request(&Request::TestReplication { following, system_identifier })? {
+    pub fn test_replication(
+        &mut self,
+        replication: &ReplicationConfig,
+        system_identifier: u64,
+    ) -> Result<Vec<String>> {
+        let replication = replication.clone();
+        match self.conversation.request(&Request::TestReplication { replication, system_identifier })? {
             Reply::LoggedIn { warnings } => Ok(warnings),
             other => Err(unexpected(&other)),
         }
@@ -163,16 +170,16 @@ impl Session<Opened> {
 
     /// Sends the plan; fails if there is no room for it, or if something stands in its way. Returns device and inode of
     /// every directory that is going to be written, too. Nothing changes yet.
-    pub fn plan(self, plan: Plan, terms: Terms) -> Result<(Session<state::Planned>, Locations)> {
-        let (session, Planned { locations, space, obstacle }) = self.propose(plan, terms)?;
+    pub fn plan(self, plan: Plan, header: PlanHeader) -> Result<(Session<state::Planned>, Locations)> {
+        let (session, Planned { locations, space, obstacle }) = self.propose(plan, header)?;
         space.or(obstacle).map_or(Ok((session, locations)), Err)
     }
 
     /// Sends the plan. Of a directory that was opened to look every answer is told.
-    pub fn propose(self, plan: Plan, terms: Terms) -> Result<(Session<state::Planned>, Planned)> {
+    pub fn propose(self, plan: Plan, header: PlanHeader) -> Result<(Session<state::Planned>, Planned)> {
         let Self { conversation, .. } = self;
         conversation.send_plan(&plan.directories, &plan.files)?;
-        let planned = match conversation.request(&Request::PlanEnd(terms))? {
+        let planned = match conversation.request(&Request::PlanEnd(header))? {
             Reply::Planned { locations, space, obstacle } => Planned { locations, space, obstacle },
             other => return Err(unexpected(&other)),
         };
@@ -207,13 +214,17 @@ impl Session<Opened> {
 
 impl Session<state::Planned> {
     /// Counts what differs between the plan and a directory that was opened to look: nothing is sent.
-    pub fn survey(self, data_directory: &Path, manner: Manner) -> Result<(Session<Finished>, Settled)> {
+    pub fn dry_run(
+        self,
+        data_directory: &Path,
+        options: TransferOptions,
+    ) -> Result<(Session<Finished>, Reconciliation)> {
         let conversation = &self.conversation;
-        conversation.done(&Request::Survey { digest_key: self.digest_key() })?;
-        let mut links = Links::attach(conversation, manner, Rate::new(0))?;
-        links.transfer(conversation, data_directory, &self.state.files, 0, &Hash, What::Survey)?;
-        let settled = self.reconcile()?;
-        Ok((Session { conversation: self.conversation, state: Finished(()) }, settled))
+        conversation.done(&Request::DryRun { digest_key: self.digest_key() })?;
+        let mut links = Links::attach(conversation, options, Rate::new(0))?;
+        links.transfer(conversation, data_directory, &self.state.files, 0, &Hash, What::DryRun)?;
+        let reconciliation = self.request_reconcile()?;
+        Ok((Session { conversation: self.conversation, state: Finished(()) }, reconciliation))
     }
 
     /// From here on the target cannot be started until [`Session::finish`].
@@ -228,13 +239,13 @@ impl Session<state::Planned> {
 
 impl Session<Begun> {
     /// Compares all files of the plan and sends what differs; first clones what can be cloned.
-    pub fn send_data(self, data_directory: &Path, manner: Manner) -> Result<Session<Sent>> {
+    pub fn send_data(self, data_directory: &Path, options: TransferOptions) -> Result<Session<Sent>> {
         let is_local = !self.conversation.connector.is_remote();
-        let cloned = if manner.clone && is_local { self.clone_files()? } else { Vec::new() };
+        let cloned = if options.clone && is_local { self.clone_files()? } else { Vec::new() };
         let Self { conversation, state: Begun { files } } = self;
-        let rate = Rate::new(manner.max_rate);
+        let rate = Rate::new(options.max_rate);
         let source = Cloned::new(&cloned, &Hash);
-        let mut links = Links::attach(&conversation, manner, rate)?;
+        let mut links = Links::attach(&conversation, options, rate)?;
         links.transfer(&conversation, data_directory, &files, 0, &source, What::Data)?;
         Ok(Session { conversation, state: Sent { files, links } })
     }
@@ -250,10 +261,10 @@ impl Session<Begun> {
 
 impl Session<Sent> {
     /// Gives every file its size, and removes what the primary does not have.
-    pub fn settle(self) -> Result<(Session<Reconciled>, Settled)> {
-        let settled = self.reconcile()?;
+    pub fn reconcile(self) -> Result<(Session<Reconciled>, Reconciliation)> {
+        let reconciliation = self.request_reconcile()?;
         let Self { conversation, state: Sent { files, links } } = self;
-        Ok((Session { conversation, state: Reconciled { files, links } }, settled))
+        Ok((Session { conversation, state: Reconciled { files, links } }, reconciliation))
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) enum What {
     /// Data files, of which the target may have much already.
     Data,
     /// Data files again, but only what differs is counted.
-    Survey,
+    DryRun,
     /// WAL, of which it has nothing.
     Wal,
 }
@@ -106,7 +106,7 @@ impl<'a, 'w> Stream<'a, 'w> {
     }
 
     fn work(&mut self) -> Result<()> {
-        if self.transfer.is_remote || self.transfer.what == What::Survey {
+        if self.transfer.is_remote || self.transfer.what == What::DryRun {
             self.send_what_differs()?;
         } else {
             self.hand_over_all()?;
@@ -185,7 +185,7 @@ impl<'a, 'w> Stream<'a, 'w> {
             }
         }
         while self.unanswered > 0 {
-            self.hear_written()?;
+            self.recv_written()?;
         }
         Ok(())
     }
@@ -250,7 +250,7 @@ impl<'a, 'w> Stream<'a, 'w> {
             self.transfer.chooser.learn(bytes, sent, Instant::now());
         }
         match self.transfer.what {
-            What::Data | What::Survey => self.transfer.progress.add_compared(bytes),
+            What::Data | What::DryRun => self.transfer.progress.add_compared(bytes),
             What::Wal => self.transfer.progress.add_wal(bytes),
         }
     }
@@ -275,12 +275,12 @@ impl<'a, 'w> Stream<'a, 'w> {
         // under a rate limit nothing is read before the last batch has been paid for
         let window = if self.transfer.rate.is_limited() { 0 } else { AHEAD };
         while self.unanswered > window {
-            self.hear_written()?;
+            self.recv_written()?;
         }
         Ok(())
     }
 
-    fn hear_written(&mut self) -> Result<()> {
+    fn recv_written(&mut self) -> Result<()> {
         self.expect(WRITTEN)?;
         self.unanswered -= 1;
         let bytes = decode_written(&self.body)?.into();
@@ -308,7 +308,7 @@ impl<'a, 'w> Stream<'a, 'w> {
         if bytes == 0 {
             return Ok(0);
         }
-        if self.transfer.what == What::Survey {
+        if self.transfer.what == What::DryRun {
             self.link.sink.send(DIFFERS, &[&range.file.to_le_bytes()])?;
             self.transfer.progress.add_sent(bytes);
             return Ok(bytes);

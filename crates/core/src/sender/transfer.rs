@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use super::Manner;
+use super::TransferOptions;
 use super::conversation::Conversation;
 use super::pack::Chooser;
 use super::rate::Rate;
@@ -20,18 +20,18 @@ use crate::wire::protocol::message::Request;
 /// Data links, and how data is moved over them.
 pub(crate) struct Links {
     links: Vec<Link>,
-    manner: Manner,
+    options: TransferOptions,
     rate: Rate,
 }
 
 impl Links {
-    /// Attaches as many links as `manner` asks for.
-    pub(super) fn attach(conversation: &Conversation, manner: Manner, rate: Rate) -> Result<Self> {
-        let jobs = streams(manner.jobs, conversation.connector.is_remote());
+    /// Attaches as many links as `options` asks for.
+    pub(super) fn attach(conversation: &Conversation, options: TransferOptions, rate: Rate) -> Result<Self> {
+        let jobs = streams(options.jobs, conversation.connector.is_remote());
         let join = Request::Attach { session: conversation.target.session.clone() };
         let links = (0..jobs).map(|_| conversation.attach(&join)).collect::<Result<_>>()?;
         conversation.progress.set_streams(u32::try_from(jobs).unwrap_or(u32::MAX));
-        Ok(Self { links, manner, rate })
+        Ok(Self { links, options, rate })
     }
 
     /// Moves the files from the one numbered `first` on; `source` says how.
@@ -44,10 +44,10 @@ impl Links {
         source: &dyn ChangeSource,
         what: What,
     ) -> Result<()> {
-        let Self { links, manner, rate } = self;
-        let chooser = Chooser::new(manner.compression, Instant::now());
+        let Self { links, options, rate } = self;
+        let chooser = Chooser::new(options.compression, Instant::now());
         // what is skipped is read only to be verified
-        let work = Work::new(files, source, links.len(), manner.checksums.is_some()).from(first);
+        let work = Work::new(files, source, links.len(), options.checksums.is_some()).from(first);
         let cancel = &conversation.cancel;
         let transfer = &Transfer {
             data_directory,
@@ -55,7 +55,7 @@ impl Links {
             work: Mutex::new(work),
             what,
             digest_key: &conversation.digest_key,
-            checksums: manner.checksums,
+            checksums: options.checksums,
             chooser: &chooser,
             rate,
             progress: &conversation.progress,

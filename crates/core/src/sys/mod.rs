@@ -5,6 +5,7 @@ pub mod buffer;
 pub mod cancel;
 pub mod clock;
 pub mod direct;
+mod file_id;
 pub mod hexadecimal;
 pub(crate) mod lock;
 pub mod machine;
@@ -13,3 +14,5 @@ pub mod size;
 pub(crate) mod small_file;
 pub mod sockets;
 pub mod space;
+
+pub use file_id::FileId;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::background::Running;
-use pgpool_recovery_e2e::fake_agent::{FakeAgent, Manner};
+use pgpool_recovery_e2e::fake_agent::{FakeAgent, TransferOptions};
 use pgpool_recovery_e2e::process::Daemon;
 use pgpool_recovery_e2e::proxy::Proxy;
 use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
@@ -137,10 +137,15 @@ fn something_else_listens() {
     let stage = stage(1);
     let web = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".to_vec();
     let noise = (0..9000_u32).map(|i| ((i * 7919) >> 3) as u8).collect();
-    for manner in [Manner::Says(web), Manner::Says(noise), Manner::Says(Vec::new()), Manner::Closes] {
-        let fake = FakeAgent::start(manner.clone());
+    for options in [
+        TransferOptions::Says(web),
+        TransferOptions::Says(noise),
+        TransferOptions::Says(Vec::new()),
+        TransferOptions::Closes,
+    ] {
+        let fake = FakeAgent::start(options.clone());
         let error = refused(&stage, &recovery(&stage, fake.port()));
-        assert!(error.sqlstate.starts_with("08"), "{manner:?}: {error:?}");
+        assert!(error.sqlstate.starts_with("08"), "{options:?}: {error:?}");
         assert!(fake.connections() > 0);
     }
     // A PostgreSQL server is what most often listens where it should not be looked for.
@@ -151,7 +156,7 @@ fn something_else_listens() {
 #[test]
 fn an_agent_that_never_answers() {
     let stage = stage(1);
-    let fake = FakeAgent::start(Manner::Silent);
+    let fake = FakeAgent::start(TransferOptions::Silent);
     let start = Instant::now();
     let error = refused(&stage, &recovery(&stage, fake.port()));
     assert!(error.sqlstate.starts_with("08"), "{error:?}");

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::cluster::Stop;
-use pgpool_recovery_e2e::dice::Dice;
+use pgpool_recovery_e2e::rng::Rng;
 use pgpool_recovery_e2e::storm::{self, Storm};
 use pgpool_recovery_e2e::{Cluster, Recovery, Scratch, Stage, compare, dump};
 
@@ -48,25 +48,25 @@ impl Soak {
         Self { stage, is_promoted: Cell::new(false) }
     }
 
-    fn recovery(&self, dice: &mut Dice) -> Recovery {
+    fn recovery(&self, rng: &mut Rng) -> Recovery {
         self.stage
             .recovery()
-            .option("transport", *dice.pick(&["local", "agent"]))
-            .option("compression", *dice.pick(&["off", "lz4", "zstd", "auto"]))
-            .option("jobs", dice.below(5))
-            .option("max_rate", if dice.percent(50) { 40_000 } else { 0 })
+            .option("transport", *rng.pick(&["local", "agent"]))
+            .option("compression", *rng.pick(&["off", "lz4", "zstd", "auto"]))
+            .option("jobs", rng.below(5))
+            .option("max_rate", if rng.percent(50) { 40_000 } else { 0 })
             // what was promoted has a history of its own, which nothing else may replace
             .option("overwrite", if self.is_promoted.get() { "any_cluster" } else { "same" })
     }
 
     /// A recovery that is canceled some time, or terminated.
-    fn break_one_off(&self, dice: &mut Dice) {
-        let running = Running::start(&self.primary, &self.recovery(dice), "");
-        let until = Instant::now() + Duration::from_millis(dice.below(900) as u64);
+    fn break_one_off(&self, rng: &mut Rng) {
+        let running = Running::start(&self.primary, &self.recovery(rng), "");
+        let until = Instant::now() + Duration::from_millis(rng.below(900) as u64);
         while Instant::now() < until && !running.has_ended() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        if dice.percent(50) {
+        if rng.percent(50) {
             running.cancel();
         } else {
             self.primary.execute(&format!("SELECT pg_terminate_backend({})", running.backend()));
@@ -76,43 +76,43 @@ impl Soak {
     }
 
     /// The target gets into some state, after which a recovery has to succeed.
-    fn maltreat(&self, dice: &mut Dice) {
+    fn maltreat(&self, rng: &mut Rng) {
         if self.target.postmaster().is_some() {
-            if dice.percent(50) {
+            if rng.percent(50) {
                 self.target.kill();
             } else {
                 self.target.stop(Stop::Immediate);
             }
         }
-        match dice.below(4) {
+        match rng.below(4) {
             0 if self.target.directory().exists() => {
                 fs::remove_dir_all(self.target.directory()).expect("removed");
             }
-            1 => self.damage(dice),
+            1 => self.damage(rng),
             _ => {}
         }
-        for _ in 0..dice.below(3) {
-            self.break_one_off(dice);
+        for _ in 0..rng.below(3) {
+            self.break_one_off(rng);
         }
     }
 
     /// Bits flip, files are cut, grow or vanish.
-    fn damage(&self, dice: &mut Dice) {
+    fn damage(&self, rng: &mut Rng) {
         for database in fs::read_dir(self.target.directory().join("base")).into_iter().flatten().flatten() {
             for entry in fs::read_dir(database.path()).into_iter().flatten().flatten() {
                 let path = entry.path();
-                if !dice.percent(5) || !path.is_file() {
+                if !rng.percent(5) || !path.is_file() {
                     continue;
                 }
                 let file = fs::OpenOptions::new().write(true).open(&path).expect("a file");
                 let length = usize::try_from(file.metadata().expect("a file").len()).expect("small");
-                match dice.below(4) {
+                match rng.below(4) {
                     0 if length > 0 => {
-                        file.write_all_at(&[dice.below(256) as u8], dice.below(length) as u64)
+                        file.write_all_at(&[rng.below(256) as u8], rng.below(length) as u64)
                             .expect("written");
                     }
-                    1 => file.set_len(dice.below(length + 1) as u64).expect("cut"),
-                    2 => file.set_len((length + dice.below(100_000)) as u64).expect("extended"),
+                    1 => file.set_len(rng.below(length + 1) as u64).expect("cut"),
+                    2 => file.set_len((length + rng.below(100_000)) as u64).expect("extended"),
                     _ => fs::remove_file(&path).expect("removed"),
                 }
             }
@@ -127,17 +127,17 @@ impl Soak {
         }
     }
 
-    fn round(&self, dice: &mut Dice) {
-        self.maltreat(dice);
-        let storm = Storm::on(&self.primary, dice);
+    fn round(&self, rng: &mut Rng) {
+        self.maltreat(rng);
+        let storm = Storm::on(&self.primary, rng);
         let before = storm.done();
-        let recovery = self.recovery(dice);
+        let recovery = self.recovery(rng);
         eprintln!("{recovery:?}");
         recovery.run_when_let_in(&self.primary);
         self.is_promoted.set(false);
         self.remote_start();
         assert!(storm.done() > before, "there was no storm");
-        if dice.percent(50) {
+        if rng.percent(50) {
             // promoted in the middle of it
             self.target.promote();
             self.is_promoted.set(true);
@@ -170,7 +170,7 @@ fn rounds() {
     let (rounds, seed) = (setting("ROUNDS", 10), setting("SEED", 1));
     for round in 0..rounds {
         eprintln!("round {round} of {rounds}, seed {seed}");
-        soak.round(&mut Dice::new(seed << 32 | round));
+        soak.round(&mut Rng::new(seed << 32 | round));
     }
     let sql =
         "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'";

@@ -142,7 +142,7 @@ fn what_is_open_is_judged_and_not_what_took_its_place() {
     put(&data, PG_CONTROL, &sample(7));
     put(&data, "base/1", b"");
     let cluster = Cluster { bin_directory: programs.path().to_owned(), ..cluster(&data) };
-    let opened = target::Target::open(&data).expect("open");
+    let opened = DataDirectory::open(&data).expect("open");
     fs::rename(&data, parent.path().join("moved")).expect("rename");
     put(&data, PG_CONTROL, &sample(8));
     let look = |opened| inspect_opened(&cluster, opened, &[], "s", None, &Cancel::new()).expect("looks");

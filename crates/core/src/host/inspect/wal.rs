@@ -8,26 +8,27 @@ use pgdata::control_file::{ControlFile, wal_system_identifier};
 use pgdata::wal;
 
 use super::is_missing;
-use crate::data_directory as target;
+use crate::data_directory::{DataDirectory, linked_wal};
 use crate::error::{Error, Result};
 use crate::host::places;
+use crate::sys::FileId;
 use crate::sys::small_file;
 use crate::wire::protocol::message::LinkedWal;
 
 /// A pg_wal that is a link.
 pub(super) struct Wal {
     pub(super) path: PathBuf,
-    pub(super) identity: (u64, u64),
+    pub(super) identity: FileId,
     pub(super) content: LinkedWal,
 }
 
-pub(super) fn linked(opened: Option<&target::Target>, look: &Path, directory: &Path) -> Result<Option<Wal>> {
+pub(super) fn linked(opened: Option<&DataDirectory>, look: &Path, directory: &Path) -> Result<Option<Wal>> {
     let (path, identity, look) = if let Some(target) = opened {
         let Some(wal) = target.wal()? else { return Ok(None) };
         (wal.path, wal.identity, wal.look)
     } else {
         let opened = fs::File::open(look).map_err(Error::on_path("open directory", &directory))?;
-        let Some(wal) = target::linked_wal(opened, directory)? else {
+        let Some(wal) = linked_wal(opened, directory)? else {
             return Ok(None);
         };
         (wal.path, wal.identity, look.join("pg_wal"))

@@ -10,14 +10,14 @@ use super::open::Directory;
 use super::plan::Planned;
 use super::stage::{Begun, Listed};
 use crate::compare::digest::DigestKey;
-use crate::data_directory::Target;
+use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::host::{inspect, places, running};
 use crate::manifest::plan;
 use crate::receiver::run::Run;
-use crate::receiver::{finish, judged};
+use crate::receiver::{finish, snapshot};
 use crate::sys::hexadecimal;
-use crate::wire::protocol::message::{Marker, Terms};
+use crate::wire::protocol::message::{Marker, PlanHeader};
 
 impl Planned {
     /// Makes the target unstartable and gets ready for data.
@@ -28,53 +28,58 @@ impl Planned {
         marker: &Marker,
         digest_key: &str,
     ) -> Result<Begun> {
-        let Self { target, listed: Listed { directories, files }, terms } = self;
+        let Self { target, listed: Listed { directories, files }, header } = self;
         let data_directory = &directory.cluster.data_directory;
         // the sender was told when it opened; whatever it made of that, a running server is safe
         if let Some(process) = running::server(data_directory)? {
             return Err(running::refusal(data_directory, process));
         }
-        demand_as_judged(directory, &target, &terms)?;
+        demand_as_judged(directory, &target, &header)?;
         let digest_key = key(digest_key)?;
         let trusts_cache = inspect::was_shut_down(data_directory);
         let Conversation { receiver, token, cancel, peer, .. } = conversation;
         let record = receiver.ledger.begin(data_directory, *peer, &files);
         let run = Arc::new(Run::new(*target, digest_key, cancel.clone(), files, trusts_cache, record)?);
         info!(directory = %data_directory.display(), system_identifier = marker.system_identifier,
-            files = run.slots().len(), "recovery begins: the directory cannot be started until it ends");
-        invalidate(&run, marker, &directories, &terms).inspect_err(|error| run.record.fail(error))?;
+            files = run.planned_files().len(), "recovery begins: the directory cannot be started until it ends");
+        invalidate(&run, marker, &directories, &header).inspect_err(|error| run.record.fail(error))?;
         receiver.remember(token, &run);
-        Ok(Begun { run, directories, terms })
+        Ok(Begun { run, directories, header })
     }
 
     /// Gets ready to tell what would differ.
-    pub(super) fn survey(self, conversation: &Conversation<'_>, digest_key: &str) -> Result<Begun> {
-        let Self { target, listed: Listed { directories, files }, terms } = self;
+    pub(super) fn dry_run(self, conversation: &Conversation<'_>, digest_key: &str) -> Result<Begun> {
+        let Self { target, listed: Listed { directories, files }, header } = self;
         let Conversation { receiver, token, cancel, .. } = conversation;
         let record = receiver.ledger.unlisted(&files);
-        let run = Arc::new(Run::survey(*target, key(digest_key)?, cancel.clone(), files, record));
+        let run = Arc::new(Run::dry_run(*target, key(digest_key)?, cancel.clone(), files, record));
         receiver.remember(token, &run);
-        Ok(Begun { run, directories, terms })
+        Ok(Begun { run, directories, header })
     }
 }
 
 /// The directory is still what the sender judged, and so are those beside it.
-fn demand_as_judged(directory: &Directory, target: &Target, terms: &Terms) -> Result<()> {
+fn demand_as_judged(directory: &Directory, target: &DataDirectory, header: &PlanHeader) -> Result<()> {
     let path = &directory.cluster.data_directory;
     let look = target.look();
     directory.judged.demand_same(look.as_deref().unwrap_or(path), path, &directory.keep)?;
     let mut roots = vec![path.clone()];
     roots.extend(target.wal()?.map(|_| path.join("pg_wal")));
-    roots.extend(terms.tablespaces.iter().map(|tablespace| PathBuf::from(&tablespace.target)));
-    judged::demand_roots(target, &roots)
+    roots.extend(header.tablespaces.iter().map(|tablespace| PathBuf::from(&tablespace.target)));
+    snapshot::demand_roots(target, &roots)
 }
 
 /// Writes the marker, then makes the links and directories of the plan.
-fn invalidate(run: &Run, marker: &Marker, directories: &[plan::Directory], terms: &Terms) -> Result<()> {
+fn invalidate(
+    run: &Run,
+    marker: &Marker,
+    directories: &[plan::Directory],
+    header: &PlanHeader,
+) -> Result<()> {
     let tablespaces =
-        terms.tablespaces.iter().map(|tablespace| (tablespace.oid.to_string(), tablespace.target.clone()));
+        header.tablespaces.iter().map(|tablespace| (tablespace.oid.to_string(), tablespace.target.clone()));
     finish::invalidate(run, &Marker { tablespaces: tablespaces.collect(), ..marker.clone() })?;
-    rustix::fs::fchmod(run.target.root(), rustix::fs::Mode::from_raw_mode(terms.mode & 0o750))
+    rustix::fs::fchmod(run.target.root(), rustix::fs::Mode::from_raw_mode(header.mode & 0o750))
         .map_err(Error::on("set the mode of the data directory"))?;
     // links first: what lies in a tablespace is known to be this target's by them
     let (links, others): (Vec<&plan::Directory>, Vec<&plan::Directory>) =
@@ -82,7 +87,7 @@ fn invalidate(run: &Run, marker: &Marker, directories: &[plan::Directory], terms
     for directory in links {
         run.target.make_directory(&directory.path, directory.mode)?;
     }
-    for tablespace in &terms.tablespaces {
+    for tablespace in &header.tablespaces {
         run.target.link(&places::link(tablespace)?, &tablespace.target)?;
     }
     for directory in others {

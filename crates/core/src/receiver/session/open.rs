@@ -4,13 +4,13 @@ use std::path::Path;
 
 use super::Conversation;
 use super::stage::{Listed, Stage};
-use crate::data_directory::Target;
+use crate::data_directory::DataDirectory;
 use crate::error::Result;
 use crate::host::inspect;
 use crate::host::neighbours::{Neighbours, Wanted};
 use crate::host::policy::Cluster;
 use crate::manifest::path::RelPath;
-use crate::receiver::judged::Judged;
+use crate::receiver::snapshot::Snapshot;
 use crate::wire::protocol::message::{self, Purpose};
 
 /// The directory of a conversation, as the sender was told of it.
@@ -18,7 +18,7 @@ pub(super) struct Directory {
     pub(super) cluster: Cluster,
     /// The standby's own files, with what the configuration that it keeps needs.
     pub(super) keep: Vec<RelPath>,
-    pub(super) judged: Judged,
+    pub(super) judged: Snapshot,
 }
 
 impl Directory {
@@ -28,17 +28,17 @@ impl Directory {
         directory: &Path,
         purpose: Purpose,
         mut keep: Vec<RelPath>,
-    ) -> Result<(Self, Stage, message::Target)> {
+    ) -> Result<(Self, Stage, message::TargetInfo)> {
         let Conversation { receiver, token, peer, cancel, .. } = conversation;
         let cluster = receiver.policy().cluster(directory)?;
         let target = match purpose {
             Purpose::Look => None,
-            Purpose::Recover => Some(open_target(conversation, &cluster, Target::open)?),
+            Purpose::Recover => Some(open_target(conversation, &cluster, DataDirectory::open)?),
         };
-        let look = target.as_ref().and_then(Target::look);
+        let look = target.as_ref().and_then(DataDirectory::look);
         let look = look.as_deref().unwrap_or(&cluster.data_directory);
         // before anything is told, so that what changes meanwhile is seen when the run begins
-        let judged = Judged::look(look, &keep);
+        let judged = Snapshot::look(look, &keep);
         let mut found = inspect::inspect_opened(&cluster, target.as_ref(), &keep, token, *peer, cancel)?;
         if let (Some(path), Some(identity)) = (found.wal_directory.clone(), found.wal_identity) {
             let listed = receiver.policy().beside(&cluster);
@@ -68,8 +68,8 @@ impl Directory {
 pub(super) fn open_target(
     conversation: &Conversation<'_>,
     cluster: &Cluster,
-    open: impl FnOnce(&Path) -> Result<Target>,
-) -> Result<Target> {
+    open: impl FnOnce(&Path) -> Result<DataDirectory>,
+) -> Result<DataDirectory> {
     let mut target = open(&cluster.data_directory)?;
     if let Some(wal) = target.follow_wal()? {
         conversation.receiver.policy().check_outside(cluster, &wal)?;

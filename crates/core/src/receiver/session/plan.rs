@@ -1,30 +1,30 @@
 //! The plan is complete: do the directories belong to the target, and is there room for it?
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Conversation;
 use super::open::Directory;
 use super::stage::Listed;
-use crate::data_directory::Target;
+use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::host::neighbours::{Neighbours, Wanted};
 use crate::host::places;
 use crate::host::policy::{Cluster, Policy, resolve};
 use crate::manifest::path::overlap;
 use crate::receiver::{incoming, obstacles, room};
-use crate::wire::protocol::message::{Reply, Terms};
+use crate::sys::FileId;
+use crate::wire::protocol::message::{PlanHeader, Reply};
 
 /// A plan, and the target that it was made for.
 pub(super) struct Planned {
-    pub(super) target: Box<Target>,
+    pub(super) target: Box<DataDirectory>,
     pub(super) listed: Listed,
-    pub(super) terms: Terms,
+    pub(super) header: PlanHeader,
 }
 
 /// What the sender is told of a plan.
 pub(super) struct Answer {
-    locations: Vec<(u64, u64)>,
+    locations: Vec<FileId>,
     space: Option<Error>,
     obstacle: Option<Error>,
 }
@@ -50,33 +50,38 @@ impl Planned {
     pub(super) fn make(
         conversation: &Conversation<'_>,
         directory: &Directory,
-        mut target: Box<Target>,
+        mut target: Box<DataDirectory>,
         listed: Listed,
-        terms: Terms,
+        header: PlanHeader,
     ) -> Result<(Self, Answer)> {
         let cluster = &directory.cluster;
         let policy = conversation.receiver.policy();
-        add_tablespaces(&policy, cluster, &mut target, &terms)?;
-        let oids: Vec<u32> = terms.tablespaces.iter().map(|tablespace| tablespace.oid).collect();
+        add_tablespaces(&policy, cluster, &mut target, &header)?;
+        let oids: Vec<u32> = header.tablespaces.iter().map(|tablespace| tablespace.oid).collect();
         let directories = listed.directories.iter().map(|directory| &directory.path);
         for path in directories.chain(listed.files.iter().map(|file| &file.path)) {
-            incoming::check_tablespace(path, &oids, &terms.tablespace_version_directory)?;
+            incoming::check_tablespace(path, &oids, &header.tablespace_version_directory)?;
         }
-        demand_own(&policy, cluster, &target, &terms)?;
+        demand_own(&policy, cluster, &target, &header)?;
         let Listed { directories, files } = &listed;
-        let found = obstacles::search(&target, directories, files, &directory.keep, &terms)?;
-        let space = room::check(&target, files, &terms, &found).err();
+        let found = obstacles::search(&target, directories, files, &directory.keep, &header)?;
+        let space = room::check(&target, files, &header, &found).err();
         let locations = target.identities()?;
         let answer = Answer { locations, space, obstacle: found.obstacle };
-        Ok((Self { target, listed, terms }, answer))
+        Ok((Self { target, listed, header }, answer))
     }
 }
 
 /// Opens the directories of the tablespaces. Each must be free, or the target's own.
-fn add_tablespaces(policy: &Policy, cluster: &Cluster, target: &mut Target, terms: &Terms) -> Result<()> {
+fn add_tablespaces(
+    policy: &Policy,
+    cluster: &Cluster,
+    target: &mut DataDirectory,
+    header: &PlanHeader,
+) -> Result<()> {
     let mut apart = vec![cluster.data_directory.clone()];
     apart.extend(target.others()?.into_iter().map(|other| other.path));
-    for tablespace in &terms.tablespaces {
+    for tablespace in &header.tablespaces {
         let location = Path::new(&tablespace.target);
         let resolved = resolve(location);
         if let Some(other) = apart.iter().find(|other| overlap(other, &resolved)) {
@@ -90,7 +95,7 @@ fn add_tablespaces(policy: &Policy, cluster: &Cluster, target: &mut Target, term
         places::demand_outside_clusters(&resolved)?;
         apart.push(resolved);
         policy.check_outside(cluster, location)?;
-        let content = location.join(&terms.tablespace_version_directory);
+        let content = location.join(&header.tablespace_version_directory);
         if !places::is_ours(target, tablespace)? && places::is_used(&content)? {
             return Err(Error::new(
                 Kind::TargetRefused,
@@ -108,19 +113,15 @@ fn add_tablespaces(policy: &Policy, cluster: &Cluster, target: &mut Target, term
 }
 
 /// Refuses what the directories outside the data directory turned out to be once they were opened.
-fn demand_own(policy: &Policy, cluster: &Cluster, target: &Target, terms: &Terms) -> Result<()> {
+fn demand_own(policy: &Policy, cluster: &Cluster, target: &DataDirectory, header: &PlanHeader) -> Result<()> {
     let mut wanted = Vec::new();
     for other in target.others()? {
         policy.check_outside(cluster, &other.path)?;
-        let within = other.is_tablespace.then(|| terms.tablespace_version_directory.clone());
+        let within = other.is_tablespace.then(|| header.tablespace_version_directory.clone());
         wanted.push(Wanted { path: other.path, identity: other.identity, within });
     }
     // without it the target's own links are taken for another's
-    let own = target.look().and_then(|look| Some(identity(&std::fs::metadata(look).ok()?)));
+    let own = target.look().and_then(|look| Some(FileId::from(&std::fs::metadata(look).ok()?)));
     let listed = policy.beside(cluster);
     Neighbours::new(own, &listed).demand_unused(&wanted)
-}
-
-fn identity(found: &std::fs::Metadata) -> (u64, u64) {
-    (found.dev(), found.ino())
 }

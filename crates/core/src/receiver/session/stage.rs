@@ -8,16 +8,16 @@ use tracing::info;
 use super::Conversation;
 use super::open::{self, Directory};
 use super::plan::Planned;
-use crate::data_directory::Target;
+use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::host::{launch, login, readiness, running, walreceiver};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan;
 use crate::receiver::incoming::{self, PERMISSIONS, Puts};
+use crate::receiver::reconcile::{Reconciliation, reconcile};
 use crate::receiver::run::Run;
-use crate::receiver::settle::{Settled, settle};
 use crate::receiver::{clone, finish};
-use crate::wire::protocol::message::{Reply, Request, Terms};
+use crate::wire::protocol::message::{PlanHeader, Reply, Request};
 use crate::wire::protocol::status::State;
 
 /// Most files and directories of a plan: a bound on memory, far beyond any real cluster.
@@ -28,13 +28,13 @@ pub(super) enum Stage {
     /// Nothing is locked. The plan may come.
     Looked(Listed),
     /// The target is locked, nothing has changed. The plan may come.
-    Held(Box<Target>, Listed),
+    Held(Box<DataDirectory>, Listed),
     /// A plan was made for a view of the target, which nothing can change.
     Viewed(Planned),
     /// A plan was made for a locked target.
     Planned(Planned),
     /// What differs is being counted.
-    Surveyed(Begun),
+    DryRunning(Begun),
     /// The target is being rewritten.
     Begun(Begun),
     /// Data is complete, WAL and the last files are awaited.
@@ -82,7 +82,7 @@ impl Listed {
 pub(super) struct Begun {
     pub(super) run: Arc<Run>,
     pub(super) directories: Vec<plan::Directory>,
-    pub(super) terms: Terms,
+    pub(super) header: PlanHeader,
 }
 
 impl Begun {
@@ -93,9 +93,9 @@ impl Begun {
     }
 
     /// Gives every file its size and removes what is surplus, or counts that.
-    fn settle(&self, directory: &Directory) -> Result<Settled> {
+    fn reconcile(&self, directory: &Directory) -> Result<Reconciliation> {
         self.run.record.enter(State::Wal);
-        settle(&self.run, &self.directories, &directory.keep, &self.terms)
+        reconcile(&self.run, &self.directories, &directory.keep, &self.header)
     }
 }
 
@@ -162,16 +162,17 @@ impl Stage {
                 return Ok((Self::Reconciled(Reconciled { wal, ..reconciled }), None));
             }
             (_, Request::Plan { .. }) => {
-                return Err(out_of_order("settled data, or a directory where nothing has begun"));
+                return Err(out_of_order("reconciled data, or a directory where nothing has begun"));
             }
 
-            (Self::Looked(listed), Request::PlanEnd(terms)) => {
-                let target = Box::new(open::open_target(conversation, cluster, Target::view)?);
-                let (planned, answer) = Planned::make(conversation, directory, target, listed, terms)?;
+            (Self::Looked(listed), Request::PlanEnd(header)) => {
+                let target =
+                    Box::new(open::open_target(conversation, cluster, DataDirectory::open_read_only)?);
+                let (planned, answer) = Planned::make(conversation, directory, target, listed, header)?;
                 (Self::Viewed(planned), answer.into_reply())
             }
-            (Self::Held(target, listed), Request::PlanEnd(terms)) => {
-                let (planned, answer) = Planned::make(conversation, directory, target, listed, terms)?;
+            (Self::Held(target, listed), Request::PlanEnd(header)) => {
+                let (planned, answer) = Planned::make(conversation, directory, target, listed, header)?;
                 (Self::Planned(planned), answer.demand()?.into_reply())
             }
             (_, Request::PlanEnd(_)) => return Err(out_of_order("a directory where nothing has begun")),
@@ -183,10 +184,10 @@ impl Stage {
             (Self::Held(..), Request::Begin { .. }) => return Err(out_of_order("a plan")),
             (_, Request::Begin { .. }) => return Err(out_of_order("a locked directory")),
 
-            (Self::Viewed(planned), Request::Survey { digest_key }) => {
-                (Self::Surveyed(planned.survey(conversation, &digest_key)?), Reply::Ok)
+            (Self::Viewed(planned), Request::DryRun { digest_key }) => {
+                (Self::DryRunning(planned.dry_run(conversation, &digest_key)?), Reply::Ok)
             }
-            (_, Request::Survey { .. }) => {
+            (_, Request::DryRun { .. }) => {
                 return Err(out_of_order("a plan for a directory that was opened to look"));
             }
 
@@ -196,17 +197,17 @@ impl Stage {
             }
             (_, Request::Clone) => return Err(out_of_order("a run that has begun")),
 
-            (Self::Begun(begun), Request::Settle) => {
-                let settled = begun.settle(directory)?;
-                info!(directory = %cluster.data_directory.display(), changed = settled.changed,
-                    removed = settled.removed, "all data is there");
+            (Self::Begun(begun), Request::Reconcile) => {
+                let reconciliation = begun.reconcile(directory)?;
+                info!(directory = %cluster.data_directory.display(), changed = reconciliation.changed,
+                    removed = reconciliation.removed, "all data is there");
                 let (run, wal, puts) = (begun.run, Listed::default(), Puts::default());
-                (Self::Reconciled(Reconciled { run, wal, puts }), settled.into_reply())
+                (Self::Reconciled(Reconciled { run, wal, puts }), reconciliation.into_reply())
             }
-            (Self::Surveyed(begun), Request::Settle) => {
-                (Self::Released, begun.settle(directory)?.into_reply())
+            (Self::DryRunning(begun), Request::Reconcile) => {
+                (Self::Released, begun.reconcile(directory)?.into_reply())
             }
-            (_, Request::Settle) => return Err(out_of_order("data")),
+            (_, Request::Reconcile) => return Err(out_of_order("data")),
 
             (Self::Reconciled(reconciled), Request::WalEnd) => {
                 (Self::Reconciled(reconciled.wal_end()?), Reply::Ok)
@@ -214,7 +215,7 @@ impl Stage {
             (Self::Reconciled(reconciled), Request::Finish) => {
                 (Self::Released, reconciled.finish(conversation, directory)?)
             }
-            (_, Request::WalEnd | Request::Finish) => return Err(out_of_order("settled data")),
+            (_, Request::WalEnd | Request::Finish) => return Err(out_of_order("reconciled data")),
 
             (Self::Begun(_) | Self::Reconciled(_), Request::Leave) => {
                 return Err(out_of_order("a directory where nothing has begun"));
@@ -243,11 +244,11 @@ impl Stage {
         let (cluster, cancel) = (&directory.cluster, &conversation.cancel);
         let data_directory = &cluster.data_directory;
         match question {
-            Request::TestReplication { following, system_identifier } => {
+            Request::TestReplication { replication, system_identifier } => {
                 // a running server has its own login: a peer that asks for another may be after the password only
                 let login = running::server(data_directory).and_then(|running| match running {
                     Some(process) => Err(running::refusal(data_directory, process)),
-                    None => login::test_replication(cluster, &following, system_identifier, cancel),
+                    None => login::test_replication(cluster, &replication, system_identifier, cancel),
                 });
                 match login {
                     // a bad answer ends a recovery, but not a conversation that only looks
@@ -278,17 +279,17 @@ impl Stage {
     /// Takes a small file that is installed when the run finishes.
     pub(super) fn put(self, directory: &Directory, body: &[u8]) -> Result<Self> {
         let Self::Reconciled(mut reconciled) = self else {
-            return Err(out_of_order("settled data"));
+            return Err(out_of_order("reconciled data"));
         };
         reconciled.puts.add(body, directory.judged.kept())?;
         Ok(Self::Reconciled(reconciled))
     }
 }
 
-impl Settled {
+impl Reconciliation {
     fn into_reply(self) -> Reply {
         let Self { removed, changed, warnings } = self;
-        Reply::Settled { removed, changed, warnings }
+        Reply::Reconciled { removed, changed, warnings }
     }
 }
 

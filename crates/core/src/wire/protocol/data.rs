@@ -19,7 +19,7 @@ pub const BARRIER: u8 = 0x24;
 /// Sender, where both ends are one process: write what of this differs. Body: the content of a batch's
 /// ranges, then a [`ContentTail`]. Answer: [`WRITTEN`].
 pub const CONTENT: u8 = 0x25;
-/// Sender, in a survey: something of this file would be sent. Body: file u32.
+/// Sender, in a dry run: something of this file would be sent. Body: file u32.
 pub const DIFFERS: u8 = 0x26;
 /// Receiver: the answer to one [`ASK`]: for each of its ranges the length that is there (u32) and the
 /// digests of its pages.

@@ -12,8 +12,9 @@ use crate::manifest::path::RelPath;
 use crate::manifest::plan::{Directory, File, Tablespace};
 use crate::replication::hot_standby::HotStandby;
 use crate::replication::recovery_settings::RecoverySettings;
-use crate::replication::standby::{Following, Listening, Standby};
+use crate::replication::standby::{Listening, ReplicationConfig, Standby};
 use crate::replication::streaming::Walreceiver;
+use crate::sys::FileId;
 use crate::wire::protocol::status::{Run, Status};
 
 /// What the sender asks of the receiver.
@@ -31,7 +32,7 @@ pub enum Request {
     },
     /// First message of a data link: join the run with this token. Answer: [`Reply::Ok`].
     Attach {
-        /// The token of [`Target::session`].
+        /// The token of [`TargetInfo::session`].
         session: String,
     },
     /// First and only message of a link: how are you, and what has been done here? Nothing changes.
@@ -40,7 +41,7 @@ pub enum Request {
     /// Log in to the primary for replication, as the standby will. Answer: [`Reply::LoggedIn`].
     TestReplication {
         /// What the connection string is made of.
-        following: Following,
+        replication: ReplicationConfig,
         /// The system identifier that the server there must have.
         system_identifier: u64,
     },
@@ -59,7 +60,7 @@ pub enum Request {
         files: Vec<File>,
     },
     /// The plan is complete: is there room for it? Nothing changes yet. Answer: [`Reply::Planned`].
-    PlanEnd(Terms),
+    PlanEnd(PlanHeader),
     /// Make the target unstartable and get ready for data. Answer: [`Reply::Ok`].
     Begin {
         /// What the marker tells the reader who finds it.
@@ -68,16 +69,16 @@ pub enum Request {
         digest_key: String,
     },
     /// Of a directory that was opened to look: get ready to tell what would differ. Answer: [`Reply::Ok`].
-    Survey {
+    DryRun {
         /// Key of the digests, hexadecimal.
         digest_key: String,
     },
     /// Of a receiver in the sender's process: clone what can be cloned. Answer: [`Reply::Cloned`].
     Clone,
-    /// All data was sent: set sizes, remove what the primary does not have; in a survey, count that.
-    /// Answer: [`Reply::Settled`].
-    Settle,
-    /// The parts of the plan since [`Request::Settle`] are WAL, for the pg_wal that settling emptied.
+    /// All data was sent: set sizes, remove what the primary does not have; in a dry run, count that.
+    /// Answer: [`Reply::Reconciled`].
+    Reconcile,
+    /// The parts of the plan since [`Request::Reconcile`] are WAL, for the pg_wal that reconciling emptied.
     /// Answer: [`Reply::Ok`].
     WalEnd,
     /// Install the small files sent as PUT frames, sync everything, place pg_control, remove the marker; a configuration that the standby keeps is made to read myrecovery.conf.
@@ -110,7 +111,7 @@ pub enum Purpose {
 
 /// What is needed to receive a plan.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Terms {
+pub struct PlanHeader {
     /// Tablespaces and where they go.
     pub tablespaces: Vec<Tablespace>,
     /// The directory of this cluster in each of them: `PG_15_202209061`.
@@ -149,12 +150,12 @@ pub enum Reply {
         warnings: Vec<String>,
     },
     /// What is in the directory.
-    Target(Box<Target>),
+    Target(Box<TargetInfo>),
     /// The plan fits.
     Planned {
         /// Device and inode of every directory that is going to be written: the data directory, a linked
         /// pg_wal, tablespaces.
-        locations: Vec<(u64, u64)>,
+        locations: Vec<FileId>,
         /// Why there is no room for it. Of a directory that was opened to be replaced this is an error instead.
         #[serde(default)]
         space: Option<Error>,
@@ -168,7 +169,7 @@ pub enum Reply {
         files: Vec<(u32, u32)>,
     },
     /// Sizes are right and nothing is left over.
-    Settled {
+    Reconciled {
         /// Files and links removed.
         removed: u64,
         /// Files written to, created or truncated.
@@ -206,7 +207,7 @@ pub enum Reply {
 
 /// What the receiver found in the directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Target {
+pub struct TargetInfo {
     /// Token for the data links of this run.
     pub session: String,
     /// The directory, symbolic links resolved as far as it exists.
@@ -231,14 +232,14 @@ pub struct Target {
     pub pg_version: Option<String>,
     /// Major version of the server that will be started: `15`.
     pub server_version: Option<String>,
-    /// Device and inode of the directory.
-    pub identity: Option<(u64, u64)>,
+    /// What directory that is.
+    pub identity: Option<FileId>,
     /// Where its pg_wal leads, where that is a link.
     pub wal_directory: Option<PathBuf>,
     /// Whether the include line can be added to its configuration.
     pub configuration_can_be_extended: bool,
-    /// Device and inode of that.
-    pub wal_identity: Option<(u64, u64)>,
+    /// What directory that is.
+    pub wal_identity: Option<FileId>,
     /// The kernel's identifier of this boot: equal on one machine only.
     pub boot_id: Option<String>,
     /// Which of the files to keep are there, and what else the configuration that it keeps needs of its directory.

@@ -34,7 +34,7 @@
 //!                                 -> Ask*          <- Digests*
 //!                                 -> Pages*, EndOfFile, Gone
 //!                                 -> Barrier       <- Barrier
-//! -> Settle          <- Settled  (sizes right, surplus files removed)
+//! -> Reconcile       <- Reconciled  (sizes right, surplus files removed)
 //!    (pg_control read, pg_backup_stop)
 //! -> Plan*, WalEnd   <- Ok       (pg_wal emptied)
 //!                                 -> Pages* -> Barrier <- Barrier

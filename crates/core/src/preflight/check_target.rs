@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Kind};
 use crate::host::running;
 use crate::manifest::path::overlap;
-use crate::wire::protocol::message::{Content, Target};
+use crate::preflight::Finding;
+use crate::sys::FileId;
+use crate::wire::protocol::message::{Content, TargetInfo};
 
 mod archive;
 mod backup;
@@ -17,15 +19,15 @@ mod wal;
 
 /// The primary, as far as it matters.
 #[derive(Debug, Clone)]
-pub struct Primary {
+pub struct PrimaryIdentity {
     /// Its data directory, symbolic links resolved.
     pub directory: PathBuf,
-    /// Device and inode of the directory.
-    pub identity: (u64, u64),
+    /// What directory that is.
+    pub identity: FileId,
     /// All directories it uses, its pg_wal and tablespaces among them, symbolic links resolved.
     pub own: Vec<PathBuf>,
     /// Device and inode of its pg_wal.
-    pub wal_identity: Option<(u64, u64)>,
+    pub wal_identity: Option<FileId>,
     /// The boot of the machine it runs on.
     pub boot_id: Option<String>,
     /// From pg_control.
@@ -62,37 +64,6 @@ impl Strategy {
     }
 }
 
-/// The answer to one question: what was found, or why the target is refused.
-pub struct Finding {
-    /// The question, as `pgpool_recovery_check` names it.
-    pub step: &'static str,
-    /// The answer.
-    pub answer: Result<String, Error>,
-    /// A bad answer is worth knowing, but a recovery succeeds without a better one.
-    pub is_advice: bool,
-    /// What an operator should know although the answer is good.
-    pub warnings: Vec<String>,
-}
-
-impl Finding {
-    /// A question whose answer must be good.
-    pub const fn new(step: &'static str, answer: Result<String, Error>) -> Self {
-        Self { step, answer, is_advice: false, warnings: Vec::new() }
-    }
-
-    /// A question that an operator wants to know the answer of.
-    pub const fn advice(step: &'static str, answer: Result<String, Error>) -> Self {
-        Self { step, answer, is_advice: true, warnings: Vec::new() }
-    }
-
-    /// The same with warnings.
-    #[must_use]
-    pub fn warned(mut self, warnings: Vec<String>) -> Self {
-        self.warnings.extend(warnings);
-        self
-    }
-}
-
 /// The label of our backups: what Pgpool-II's scripts have always called theirs.
 pub const BACKUP_LABEL: &str = "Streaming Replication";
 
@@ -100,7 +71,7 @@ pub const BACKUP_LABEL: &str = "Streaming Replication";
 const CLOCKS: u64 = 2_000;
 
 /// Which strategy fits what was found.
-pub fn strategy(primary: &Primary, target: &Target) -> Strategy {
+pub fn strategy(primary: &PrimaryIdentity, target: &TargetInfo) -> Strategy {
     match target.content {
         Content::Missing | Content::Empty | Content::Other => Strategy::Full,
         Content::Cluster if resumes(primary, target) => Strategy::Resume,
@@ -110,7 +81,12 @@ pub fn strategy(primary: &Primary, target: &Target) -> Strategy {
 
 /// All questions and their answers. `same_paths`: the target is written by the primary's own process,
 /// so paths mean the same on both sides. `any_cluster`: another cluster may be replaced.
-pub fn judge(primary: &Primary, target: &Target, same_paths: bool, any_cluster: bool) -> Vec<Finding> {
+pub fn check_target(
+    primary: &PrimaryIdentity,
+    target: &TargetInfo,
+    same_paths: bool,
+    any_cluster: bool,
+) -> Vec<Finding> {
     vec![
         Finding::new("target_is_not_primary", not_the_primary(primary, target, same_paths)),
         Finding::new("target_stopped", stopped(target)),
@@ -124,7 +100,7 @@ pub fn judge(primary: &Primary, target: &Target, same_paths: bool, any_cluster: 
 
 /// Whether the target's host has the time of this one, which asked from `asked` to `answered`; all are
 /// milliseconds since 1970.
-pub fn clocks(target: &Target, asked: u64, answered: u64) -> Finding {
+pub fn clocks(target: &TargetInfo, asked: u64, answered: u64) -> Finding {
     let apart = asked.saturating_sub(target.clock).max(target.clock.saturating_sub(answered));
     let answer = if apart <= CLOCKS {
         Ok("less than 2 s apart".to_owned())
@@ -146,7 +122,11 @@ fn refused(message: String) -> Error {
     Error::new(Kind::TargetRefused, message)
 }
 
-fn not_the_primary(primary: &Primary, target: &Target, same_paths: bool) -> Result<String, Error> {
+fn not_the_primary(
+    primary: &PrimaryIdentity,
+    target: &TargetInfo,
+    same_paths: bool,
+) -> Result<String, Error> {
     let shown = target.directory.display();
     let one_machine = may_be_one_machine(primary.boot_id.as_deref(), target.boot_id.as_deref());
     let same_directory = one_machine && target.identity == Some(primary.identity);
@@ -207,7 +187,7 @@ fn is_itself(directory: &Path) -> Error {
         .hint("Give the data directory of the standby.")
 }
 
-fn stopped(target: &Target) -> Result<String, Error> {
+fn stopped(target: &TargetInfo) -> Result<String, Error> {
     match (target.running, &target.doubts.server) {
         (Some(process), _) => Err(running::refusal(&target.directory, process)),
         (None, Some(doubt)) => Err(doubt.clone()),
@@ -217,14 +197,14 @@ fn stopped(target: &Target) -> Result<String, Error> {
 
 /// Whether a marker tells of a recovery from this primary. A pg_control in place says more: something else made the
 /// directory a cluster since, and a recovery has its own out of the way.
-fn resumes(primary: &Primary, target: &Target) -> bool {
+fn resumes(primary: &PrimaryIdentity, target: &TargetInfo) -> bool {
     let ours = |identifier| identifier == primary.system_identifier;
     let is_foreign = target.control_in_place
         && target.control.as_ref().is_some_and(|control| !ours(control.system_identifier));
     target.marker.as_ref().is_some_and(|marker| ours(marker.system_identifier)) && !is_foreign
 }
 
-fn identity(primary: &Primary, target: &Target, any_cluster: bool) -> Result<String, Error> {
+fn identity(primary: &PrimaryIdentity, target: &TargetInfo, any_cluster: bool) -> Result<String, Error> {
     let shown = target.directory.display();
     if let Some(doubt) = &target.doubts.identity {
         return Err(doubt.clone());
@@ -273,7 +253,7 @@ fn identity(primary: &Primary, target: &Target, any_cluster: bool) -> Result<Str
     }
 }
 
-fn belongs_to(primary: &Primary, target: &Target, found: u64) -> String {
+fn belongs_to(primary: &PrimaryIdentity, target: &TargetInfo, found: u64) -> String {
     let ours = primary.system_identifier;
     match &target.marker {
         Some(marker) if marker.system_identifier != ours => {
@@ -291,7 +271,7 @@ fn belongs_to(primary: &Primary, target: &Target, found: u64) -> String {
     }
 }
 
-fn version(primary: &Primary, target: &Target, any_cluster: bool) -> Result<String, Error> {
+fn version(primary: &PrimaryIdentity, target: &TargetInfo, any_cluster: bool) -> Result<String, Error> {
     let shown = target.directory.display();
     let ours = &primary.major_version;
     if let Some(server) = target.server_version.as_ref().filter(|server| *server != ours) {
@@ -331,12 +311,12 @@ mod tests {
     use pgdata::control_file::ControlFile;
     use pgdata::control_file::sample;
 
-    pub(super) fn primary() -> Primary {
-        Primary {
+    pub(super) fn primary() -> PrimaryIdentity {
+        PrimaryIdentity {
             directory: "/srv/primary".into(),
-            identity: (1, 2),
+            identity: file(2),
             own: vec!["/srv/primary".into(), "/srv/wal".into()],
-            wal_identity: Some((1, 3)),
+            wal_identity: Some(file(3)),
             boot_id: Some("boot".to_owned()),
             system_identifier: 7,
             timeline: 4,
@@ -346,8 +326,12 @@ mod tests {
         }
     }
 
-    pub(super) fn target() -> Target {
-        Target {
+    fn file(inode: u64) -> FileId {
+        FileId { device: 1, inode }
+    }
+
+    pub(super) fn target() -> TargetInfo {
+        TargetInfo {
             session: String::new(),
             directory: "/srv/standby".into(),
             content: Content::Cluster,
@@ -360,7 +344,7 @@ mod tests {
             running: None,
             pg_version: Some("15".to_owned()),
             server_version: Some("15".to_owned()),
-            identity: Some((1, 9)),
+            identity: Some(file(9)),
             wal_identity: None,
             wal_directory: None,
             configuration_can_be_extended: true,
@@ -387,13 +371,13 @@ mod tests {
         }
     }
 
-    pub(super) fn first_refusal(target: &Target, any_cluster: bool) -> Option<(&'static str, Error)> {
-        judge(&primary(), target, true, any_cluster)
+    pub(super) fn first_refusal(target: &TargetInfo, any_cluster: bool) -> Option<(&'static str, Error)> {
+        check_target(&primary(), target, true, any_cluster)
             .into_iter()
             .find_map(|finding| Some((finding.step, finding.answer.err()?)))
     }
 
-    pub(super) fn refusal(change: impl FnOnce(&mut Target)) -> Option<&'static str> {
+    pub(super) fn refusal(change: impl FnOnce(&mut TargetInfo)) -> Option<&'static str> {
         let mut target = target();
         change(&mut target);
         first_refusal(&target, false).map(|(step, error)| {
@@ -408,7 +392,7 @@ mod tests {
         assert_eq!(strategy(&primary(), &target()), Strategy::Delta);
         for content in [Content::Missing, Content::Empty] {
             let target =
-                Target { content, control: None, system_identifier: None, pg_version: None, ..target() };
+                TargetInfo { content, control: None, system_identifier: None, pg_version: None, ..target() };
             assert!(first_refusal(&target, false).is_none());
             assert_eq!(strategy(&primary(), &target), Strategy::Full);
         }
@@ -418,22 +402,26 @@ mod tests {
     fn the_primary_is_never_a_target() {
         let step = Some("target_is_not_primary");
         assert_eq!(refusal(|target| target.directory = "/srv/primary".into()), step);
-        assert_eq!(refusal(|target| target.identity = Some((1, 2))), step);
+        assert_eq!(refusal(|target| target.identity = Some(file(2))), step);
         assert_eq!(refusal(|target| target.directory = "/srv/primary/base".into()), step);
         assert_eq!(refusal(|target| target.directory = "/srv".into()), step);
-        assert_eq!(refusal(|target| target.wal_identity = Some((1, 3))), step);
+        assert_eq!(refusal(|target| target.wal_identity = Some(file(3))), step);
         assert_eq!(refusal(|target| target.wal_directory = Some("/srv/primary/precious".into())), step);
         assert_eq!(refusal(|target| target.wal_directory = Some("/srv/wal".into())), step);
         assert_eq!(refusal(|target| target.directory = "/srv/wal/standby".into()), step);
         // in another container of the same machine the same path is another directory
-        let other = Target { directory: "/srv/primary".into(), ..target() };
-        assert!(judge(&primary(), &other, false, false).iter().all(|finding| finding.answer.is_ok()));
+        let other = TargetInfo { directory: "/srv/primary".into(), ..target() };
+        assert!(check_target(&primary(), &other, false, false).iter().all(|finding| finding.answer.is_ok()));
         // on another machine equal inodes mean nothing
-        let elsewhere = Target { identity: Some((1, 2)), boot_id: Some("other".to_owned()), ..target() };
-        assert!(judge(&primary(), &elsewhere, false, false).iter().all(|finding| finding.answer.is_ok()));
+        let elsewhere = TargetInfo { identity: Some(file(2)), boot_id: Some("other".to_owned()), ..target() };
+        assert!(
+            check_target(&primary(), &elsewhere, false, false).iter().all(|finding| finding.answer.is_ok())
+        );
         // where it cannot be told whether it is another machine, they mean that
-        let unknown = Target { boot_id: None, ..elsewhere };
-        assert!(judge(&primary(), &unknown, false, false).iter().any(|finding| finding.answer.is_err()));
+        let unknown = TargetInfo { boot_id: None, ..elsewhere };
+        assert!(
+            check_target(&primary(), &unknown, false, false).iter().any(|finding| finding.answer.is_err())
+        );
     }
 
     #[test]
@@ -442,7 +430,7 @@ mod tests {
         assert_eq!(refusal(|target| target.doubts.server = doubt()), Some("target_stopped"));
         assert_eq!(refusal(|target| target.doubts.identity = doubt()), Some("target_identity"));
         assert_eq!(refusal(|target| target.doubts.wal = doubt()), Some("target_wal"));
-        let mut empty = Target { content: Content::Empty, ..target() };
+        let mut empty = TargetInfo { content: Content::Empty, ..target() };
         empty.doubts.identity = doubt();
         assert!(first_refusal(&empty, true).is_some(), "any_cluster is no answer");
     }
@@ -450,7 +438,7 @@ mod tests {
     #[test]
     fn clocks_that_differ_are_told() {
         let at = |clock| {
-            clocks(&Target { clock, ..target() }, 100_000, 100_500).answer.map_err(|error| error.message)
+            clocks(&TargetInfo { clock, ..target() }, 100_000, 100_500).answer.map_err(|error| error.message)
         };
         for clock in [98_000, 100_200, 102_500] {
             assert!(at(clock).is_ok(), "{clock}");
@@ -467,7 +455,7 @@ mod tests {
         assert_eq!(refusal(|target| target.system_identifier = None), Some("target_identity"));
         assert_eq!(refusal(|target| target.pg_version = Some("14".to_owned())), Some("target_version"));
         assert_eq!(refusal(|target| target.server_version = Some("16".to_owned())), Some("target_version"));
-        let other_layout = |target: &mut Target| {
+        let other_layout = |target: &mut TargetInfo| {
             if let Some(control) = &mut target.control {
                 control.wal_segment_size = 1 << 20;
             }
@@ -477,23 +465,23 @@ mod tests {
 
     #[test]
     fn any_cluster_allows_another_cluster_but_no_other_directory() {
-        let other = Target { system_identifier: Some(8), pg_version: Some("14".to_owned()), ..target() };
+        let other = TargetInfo { system_identifier: Some(8), pg_version: Some("14".to_owned()), ..target() };
         assert!(first_refusal(&other, true).is_none());
-        let photos = Target { content: Content::Other, ..target() };
+        let photos = TargetInfo { content: Content::Other, ..target() };
         assert_eq!(first_refusal(&photos, true).map(|(step, _)| step), Some("target_identity"));
-        let running = Target { running: Some(1), ..target() };
+        let running = TargetInfo { running: Some(1), ..target() };
         assert_eq!(first_refusal(&running, true).map(|(step, _)| step), Some("target_stopped"));
-        let server = Target { server_version: Some("16".to_owned()), ..target() };
+        let server = TargetInfo { server_version: Some("16".to_owned()), ..target() };
         assert_eq!(first_refusal(&server, true).map(|(step, _)| step), Some("target_version"));
     }
 
     #[test]
     fn a_broken_off_recovery_is_completed_by_its_own_primary_only() {
         let marker = |system_identifier| Some(Marker { system_identifier, timeline: 1, ..Marker::default() });
-        let ours = Target { marker: marker(7), system_identifier: None, control: None, ..target() };
+        let ours = TargetInfo { marker: marker(7), system_identifier: None, control: None, ..target() };
         assert!(first_refusal(&ours, false).is_none());
         assert_eq!(strategy(&primary(), &ours), Strategy::Resume);
-        let theirs = Target { marker: marker(8), ..target() };
+        let theirs = TargetInfo { marker: marker(8), ..target() };
         assert_eq!(first_refusal(&theirs, false).map(|(step, _)| step), Some("target_identity"));
     }
 }

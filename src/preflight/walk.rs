@@ -7,31 +7,31 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::preflight::judge::{Finding, clocks};
+use pgpool_recovery_core::preflight::{Finding, clocks};
 use pgpool_recovery_core::replication::naming;
-use pgpool_recovery_core::replication::standby::Following;
+use pgpool_recovery_core::replication::standby::ReplicationConfig;
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::clock::now;
 use pgpool_recovery_core::wire::link::Connector;
-use pgpool_recovery_core::wire::protocol::message::{Purpose, Target};
+use pgpool_recovery_core::wire::protocol::message::{Purpose, TargetInfo};
 
 use crate::history::History;
 use crate::pg::catalog;
 use crate::pg::threads::DropAside;
 use crate::preflight::authority;
-use crate::preflight::situation::{self, Situation};
+use crate::preflight::{PrimaryFacts, reach};
 use crate::run::Run;
 use crate::settings::Settings;
 use crate::settings::request::Request;
 
 /// What is there when every question has been asked.
 pub(crate) struct Ready {
-    pub(crate) situation: Situation,
+    pub(crate) facts: PrimaryFacts,
     pub(crate) session: DropAside<Session>,
-    pub(crate) target: Target,
+    pub(crate) target: TargetInfo,
     /// How the standby will connect; a recovery has this answer, or has ended.
-    pub(crate) following: Result<Following>,
+    pub(crate) replication: Result<ReplicationConfig>,
     /// What reaches the target. While it is kept the end of a session waits for no receiver in this process, which may
     /// have a slow disk to wait for.
     pub(crate) connector: DropAside<Arc<dyn Connector>>,
@@ -126,7 +126,7 @@ fn walk(
     let (host, directory) = (request.dest_host.clone(), request.dest_dir.clone());
     let (transport, reach) = (settings.transport, settings.reach()?);
     let is_local =
-        context.run.blocking(|cancel| situation::is_local(&host, transport, &reach, &directory, cancel));
+        context.run.blocking(|cancel| reach::is_local(&host, transport, &reach, &directory, cancel));
     let mut unknown_host = None;
     let is_local = match is_local {
         Ok(is_local) => is_local,
@@ -148,25 +148,25 @@ fn walk(
             return Err(context.refuse("primary_host", error));
         }
     }
-    let situation = match Situation::gather(request, settings, &own.server, is_local) {
-        Ok(situation) => situation,
+    let facts = match PrimaryFacts::gather(request, settings, &own.server, is_local) {
+        Ok(facts) => facts,
         Err(error) => {
             return Err(context.refuse("names", error));
         }
     };
-    for finding in situation.primary_findings()? {
+    for finding in facts.primary_findings()? {
         context.add(finding)?;
     }
     if let Some(error) = unknown_host {
         return Err(Stop::Refused(error));
     }
-    if let Err(error) = situation.demand_other_directory() {
+    if let Err(error) = facts.demand_other_directory() {
         return Err(context.refuse("target_is_not_primary", error));
     }
     let asked = now();
-    let opened = situation.connector(Arc::clone(context.run.wire())).and_then(|connector| {
+    let opened = facts.connector(Arc::clone(context.run.wire())).and_then(|connector| {
         let connector = DropAside::new(connector);
-        let (directory, keep) = (Path::new(&situation.request.dest_dir), situation.keep()?);
+        let (directory, keep) = (Path::new(&facts.request.dest_dir), facts.keep()?);
         let (progress, reaches) = (Arc::clone(context.run.progress()), Arc::clone(&connector));
         // an interrupt that comes with the end of the job must not end the session on this thread
         let open = |cancel: &Cancel| {
@@ -183,24 +183,24 @@ fn walk(
     };
     let target = session.target().clone();
     let clocks = clocks(&target, asked, now());
-    let reached = format!("\"{}\", {}", target.directory.display(), situation.transport());
+    let reached = format!("\"{}\", {}", target.directory.display(), facts.transport());
     context.add(Finding::new("target_reachable", Ok(reached)))?;
-    if !situation.is_local() {
-        let secret = format!("both sides know \"{}\"", situation.settings.secret_file);
+    if !facts.is_local() {
+        let secret = format!("both sides know \"{}\"", facts.settings.secret_file);
         context.add(Finding::new("secret", Ok(secret)))?;
         let ours = env!("CARGO_PKG_VERSION");
         let versions = format!("agent {}, extension {ours}", target.version);
         context.add(Finding::new("agent_version", Ok(versions)))?;
     }
     context.add(clocks)?;
-    for finding in situation.target_findings(&target) {
+    for finding in facts.target_findings(&target) {
         context.add(finding)?;
     }
     if let Purpose::Look = context.purpose {
         // a recovery has the target's lock instead
-        context.add(Finding::new("target_free", not_worked_on(&situation.request, &target)))?;
+        context.add(Finding::new("target_free", not_worked_on(&facts.request, &target)))?;
         // a recovery says it when it has ended, with what the slot retains then
-        let left = situation.former_slot(&target)?.map_or_else(
+        let left = facts.former_slot(&target)?.map_or_else(
             || Ok("no slot of its own is left behind".to_owned()),
             |warning| {
                 let hint = "A recovery under this name leaves it as it is.";
@@ -210,7 +210,7 @@ fn walk(
         context.add(Finding::advice("former_slot", left))?;
     }
     if target.running.is_none() {
-        let listening = situation.listening(&target);
+        let listening = facts.listening(&target);
         match context.run.blocking(|_| session.test_port(&listening)) {
             Err(error) if error.kind != Kind::InUse => {
                 return Err(context.refuse("target_reachable", error));
@@ -221,22 +221,22 @@ fn walk(
             }
         }
     }
-    let following = situation.following(&target);
+    let replication = facts.replication(&target);
     if target.running.is_none() {
-        let (login, mut warnings) = match &following {
-            Ok(following) => {
-                let identifier = situation.primary.system_identifier;
-                match context.run.blocking(|_| session.test_replication(following, identifier)) {
-                    Ok(warnings) => (Ok(following.conninfo()), warnings),
+        let (login, mut warnings) = match &replication {
+            Ok(replication) => {
+                let identifier = facts.primary.system_identifier;
+                match context.run.blocking(|_| session.test_replication(replication, identifier)) {
+                    Ok(warnings) => (Ok(replication.conninfo()), warnings),
                     Err(error) => (Err(error), Vec::new()),
                 }
             }
             Err(error) => (Err(error.clone()), Vec::new()),
         };
-        warnings.extend(shown_otherwise(&situation.application_name, situation.primary.server_version_num));
+        warnings.extend(shown_otherwise(&facts.application_name, facts.primary.server_version_num));
         context.add(Finding::new("replication_login", login).warned(warnings))?;
     }
-    Ok(Ready { situation, session, target, following, connector, warnings: Vec::new() })
+    Ok(Ready { facts, session, target, replication, connector, warnings: Vec::new() })
 }
 
 /// Warns of a name that Pgpool-II would not find.
@@ -251,7 +251,7 @@ fn shown_otherwise(application_name: &str, server_version_num: u32) -> Option<St
 }
 
 /// Whether no recovery of the target is running, as far as this server and the receiver know.
-fn not_worked_on(request: &Request, target: &Target) -> Result<String> {
+fn not_worked_on(request: &Request, target: &TargetInfo) -> Result<String> {
     let last = History::of_this_server()?.recall(&request.dest_host, &request.dest_dir);
     let detail = match (last.as_ref().and_then(|entry| entry.other_worker()), &target.recovery) {
         (Some(worker), _) => format!("Process {} of this server works on it.", worker.pid),

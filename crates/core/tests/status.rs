@@ -1,11 +1,11 @@
 //! What a receiver tells of the runs that it serves.
 
-mod hosts;
+mod fixture;
 
 use std::fs;
 use std::sync::Arc;
 
-use hosts::{Hosts, pages};
+use fixture::{Hosts, pages};
 use pgpool_recovery_core::error::Kind;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::wire::inquiry;
@@ -42,7 +42,7 @@ fn an_agent_tells_how_its_runs_go() {
     assert_eq!(idle.data_directory, hosts.path("standby"));
     assert_eq!((idle.server, idle.incomplete, idle.account), (None, false, status::Account::default()));
     assert!(!hosts.path("standby").exists(), "asking makes nothing");
-    hosts.survey(&connector).expect("survey");
+    hosts.dry_run(&connector).expect("dry run");
     assert_eq!(told(&connector).account, status::Account::default(), "a dry run is none");
 
     let (session, progress) = hosts.open(&connector, Purpose::Recover).expect("open");
@@ -57,7 +57,7 @@ fn an_agent_tells_how_its_runs_go() {
     let session = hosts.send(session).expect("send");
     let moved = Moved { compared: progress.total(), received: progress.sent(), written: progress.sent() };
     assert_eq!(told(&connector).account.running.expect("in progress").moved, moved);
-    let (session, _) = session.settle().expect("settle");
+    let (session, _) = session.reconcile().expect("reconcile");
     assert_eq!(told(&connector).account.running.expect("in progress").state, State::Wal);
     drop(session);
 

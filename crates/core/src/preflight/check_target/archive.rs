@@ -1,11 +1,11 @@
 //! Is WAL lost that exists nowhere else?
 
 use crate::error::{Error, Kind};
-use crate::wire::protocol::message::Target;
+use crate::wire::protocol::message::TargetInfo;
 
 /// Whether everything that the target was to archive has been archived. A recovery removes its WAL: what a primary that
 /// failed had not archived yet would be a hole in its archive.
-pub(super) fn complete(target: &Target) -> Result<String, Error> {
+pub(super) fn complete(target: &TargetInfo) -> Result<String, Error> {
     match target.unarchived.clone()? {
         0 => Ok("none of the target's WAL waits to be archived".to_owned()),
         count => {
@@ -25,14 +25,14 @@ pub(super) fn complete(target: &Target) -> Result<String, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preflight::judge::judge;
-    use crate::preflight::judge::tests::{first_refusal, primary, target};
+    use crate::preflight::check_target;
+    use crate::preflight::check_target::tests::{first_refusal, primary, target};
 
     #[test]
     fn wal_that_was_never_archived_is_told_and_refuses_nothing() {
         let answer = |unarchived| {
-            let target = Target { unarchived, ..target() };
-            let findings = judge(&primary(), &target, true, false);
+            let target = TargetInfo { unarchived, ..target() };
+            let findings = check_target(&primary(), &target, true, false);
             let finding =
                 findings.into_iter().find(|finding| finding.step == "unarchived_wal").expect("asked");
             assert!(finding.is_advice);

@@ -4,80 +4,81 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::prune::{Fate, Pruning};
-use super::run::{Run, Slot};
+use super::run::{PlannedFile, Run};
 use super::segments::end_forks;
 use crate::data_directory::Entries;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::Directory;
-use crate::wire::protocol::message::Terms;
+use crate::wire::protocol::message::PlanHeader;
 
 /// What settling did.
 #[derive(Debug, Default)]
-pub(super) struct Settled {
+pub(super) struct Reconciliation {
     pub(super) removed: u64,
     pub(super) changed: u64,
     pub(super) warnings: Vec<String>,
 }
 
 /// Settles the target, or counts what that would do.
-pub(super) fn settle(
+pub(super) fn reconcile(
     run: &Run,
     directories: &[Directory],
     keep: &[RelPath],
-    terms: &Terms,
-) -> Result<Settled> {
+    header: &PlanHeader,
+) -> Result<Reconciliation> {
     run.sink.demand_incomplete(run)?;
-    let slots = run.slots();
-    end_forks(&slots);
-    let mut settled = Settled::default();
-    for (number, slot) in slots.iter().enumerate() {
+    let planned_files = run.planned_files();
+    end_forks(&planned_files);
+    let mut reconciliation = Reconciliation::default();
+    for (number, planned) in planned_files.iter().enumerate() {
         if number.is_multiple_of(1024) {
             run.cancel.check()?;
         }
-        if slot.is_gone() {
-            settled.removed += u64::from(run.sink.remove(&run.target, &slot.path)?);
+        if planned.is_gone() {
+            reconciliation.removed += u64::from(run.sink.remove(&run.target, &planned.path)?);
         } else {
-            settled.changed += u64::from(run.sink.fit(run, slot)?);
+            reconciliation.changed += u64::from(run.sink.fit(run, planned)?);
         }
     }
-    run.set_settled(slots.len());
-    let files = slots.iter().filter(|slot| !slot.is_gone()).map(|slot| slot.path.as_str());
-    let pruning = Pruning::new(&run.target, directories, files, keep, terms, !run.sink.writes());
-    let mut pruner = Pruner { run, pruning: &pruning, settled };
+    run.set_reconciled(planned_files.len());
+    let files =
+        planned_files.iter().filter(|planned| !planned.is_gone()).map(|planned| planned.path.as_str());
+    let pruning = Pruning::new(&run.target, directories, files, keep, header, !run.sink.writes());
+    let mut pruner = Pruner { run, pruning: &pruning, reconciliation };
     pruner.prune(None)?;
     for location in pruning.tablespaces() {
         pruner.prune(Some(&RelPath::parse(location)?))?;
     }
-    Ok(pruner.settled)
+    Ok(pruner.reconciliation)
 }
 
 /// Gives the files that came after settling, WAL, their size. Their blocks are allocated: the server
 /// recycles these files and relies on their space.
 pub(super) fn settle_wal(run: &Run) -> Result<()> {
-    for slot in &run.slots()[run.settled()..] {
-        if slot.is_gone() {
+    for planned in &run.planned_files()[run.reconciled()..] {
+        if planned.is_gone() {
             return Err(Error::new(
                 Kind::SlotLost,
-                format!("WAL file \"{}\" was removed on the primary", slot.path),
+                format!("WAL file \"{}\" was removed on the primary", planned.path),
             )
             .detail("The standby needs it to reach consistency.")
-            .hint("Use a replication slot (pgpool_recovery.slot_name), or increase wal_keep_size."));
+            .hint("Use a replication planned (pgpool_recovery.slot_name), or increase wal_keep_size."));
         }
-        fit(run, slot)?;
-        if slot.size() > 0 {
-            let file = run.open_to_write(slot)?;
-            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, slot.size()) {
+        fit(run, planned)?;
+        if planned.size() > 0 {
+            let file = run.open_to_write(planned)?;
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, planned.size()) {
                 // not every file system can
                 Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
                 Err(error) => {
                     return Err(Error::io(
-                        format_args!("allocate \"{}\" on the target", slot.path),
+                        format_args!("allocate \"{}\" on the target", planned.path),
                         &error.into(),
                     ));
                 }
             }
-            run.note(slot, &file)?;
+            run.note(planned, &file)?;
         }
     }
     Ok(())
@@ -85,42 +86,45 @@ pub(super) fn settle_wal(run: &Run) -> Result<()> {
 
 /// Whether a file has the size and mode it must have, and its content is known. One that this run had to do with must
 /// be as the run left it.
-pub(super) fn is_fit(run: &Run, slot: &Slot) -> Result<bool> {
-    if slot.fits() {
+pub(super) fn is_fit(run: &Run, planned: &PlannedFile) -> Result<bool> {
+    if planned.fits() {
         return Ok(true);
     }
-    let size = slot.size();
-    let found = run.target.stat(&slot.path)?;
+    let size = planned.size();
+    let found = run.target.stat(&planned.path)?;
     // Of a file that was neither compared nor written, because it cannot be opened, nothing is known: zeros that
     // the primary has are not sent to where nothing is.
-    let is_known = size == 0 || slot.is_changed() || slot.is_found();
+    let is_known = size == 0 || planned.is_changed() || planned.is_found();
     let fits = found.is_some_and(|stat| {
-        stat.kind == FileType::RegularFile && stat.names == 1 && stat.size == size && stat.mode == slot.mode
+        stat.kind == FileType::RegularFile
+            && stat.names == 1
+            && stat.size == size
+            && stat.mode == planned.mode
     });
     let is_fit = fits && is_known;
-    if run.sink.writes() && (is_fit || slot.is_found() || slot.is_changed()) {
-        run.demand_unchanged(slot, found.as_ref())?;
+    if run.sink.writes() && (is_fit || planned.is_found() || planned.is_changed()) {
+        run.demand_unchanged(planned, found.as_ref())?;
     }
     Ok(is_fit)
 }
 
 /// Creates an empty file, cuts a longer one, sets the mode.
-pub(super) fn fit(run: &Run, slot: &Slot) -> Result<()> {
-    if is_fit(run, slot)? {
+pub(super) fn fit(run: &Run, planned: &PlannedFile) -> Result<()> {
+    if is_fit(run, planned)? {
         return Ok(());
     }
-    let file = run.open_to_write(slot)?;
-    slot.set_changed();
-    file.set_len(slot.size())
-        .and_then(|()| Ok(rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(slot.mode))?))
-        .map_err(Error::on(format_args!("set size and mode of \"{}\" of the target", slot.path)))?;
-    run.note(slot, &file)
+    let file = run.open_to_write(planned)?;
+    planned.set_changed();
+    file.set_len(planned.size())
+        .and_then(|()| Ok(rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(planned.mode))?))
+        .map_err(Error::on(format_args!("set size and mode of \"{}\" of the target", planned.path)))?;
+    run.note(planned, &file)
 }
 
 struct Pruner<'a> {
     run: &'a Run,
     pruning: &'a Pruning<'a>,
-    settled: Settled,
+    reconciliation: Reconciliation,
 }
 
 impl Pruner<'_> {
@@ -130,7 +134,7 @@ impl Pruner<'_> {
         let Entries { named, unnamed } = self.run.target.entries(directory)?;
         for name in unnamed {
             self.run.sink.remove_unnamed(&self.run.target, directory, &name)?;
-            self.settled.removed += 1;
+            self.reconciliation.removed += 1;
         }
         for (name, kind) in named {
             let path = match directory {
@@ -148,12 +152,12 @@ impl Pruner<'_> {
 
     fn remove(&mut self, path: &RelPath, kind: FileType) -> Result<()> {
         if kind == FileType::Symlink && path.parent() == Some("pg_tblspc") {
-            self.settled.warnings.push(format!(
+            self.reconciliation.warnings.push(format!(
                 "tablespace link \"{path}\" is removed; the directory it points to is left as it is"
             ));
         }
         self.run.sink.remove(&self.run.target, path)?;
-        self.settled.removed += 1;
+        self.reconciliation.removed += 1;
         Ok(())
     }
 }

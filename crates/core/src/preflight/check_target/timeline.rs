@@ -1,8 +1,8 @@
 //! Is the target ahead of this primary?
 
-use super::{Primary, refused};
+use super::{PrimaryIdentity, refused};
 use crate::error::Error;
-use crate::wire::protocol::message::Target;
+use crate::wire::protocol::message::TargetInfo;
 
 /// The answer, if the target is on a timeline that this primary never saw. `resumes`: a recovery from this primary was
 /// interrupted there.
@@ -11,8 +11,8 @@ use crate::wire::protocol::message::Target;
 /// what it has beyond this primary cannot be told from that. The later timeline can, and it is what a wrong choice of the
 /// primary would destroy.
 pub(super) fn ahead(
-    primary: &Primary,
-    target: &Target,
+    primary: &PrimaryIdentity,
+    target: &TargetInfo,
     resumes: bool,
     any_cluster: bool,
 ) -> Option<Result<String, Error>> {
@@ -46,9 +46,9 @@ pub(super) fn ahead(
 
 #[cfg(test)]
 mod tests {
-    use crate::preflight::judge::tests::{first_refusal, primary, refusal, target};
-    use crate::preflight::judge::{Strategy, strategy};
-    use crate::wire::protocol::message::{Marker, Target};
+    use crate::preflight::check_target::tests::{first_refusal, primary, refusal, target};
+    use crate::preflight::check_target::{Strategy, strategy};
+    use crate::wire::protocol::message::{Marker, TargetInfo};
     use pgdata::control_file::ControlFile;
     use pgdata::control_file::sample;
 
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn a_pg_control_in_place_outranks_a_marker() {
         let marker = Some(marker(4));
-        let foreign = Target {
+        let foreign = TargetInfo {
             marker,
             control: ControlFile::parse(&sample(8)).ok(),
             system_identifier: Some(8),
@@ -77,7 +77,7 @@ mod tests {
         assert!(first_refusal(&foreign, true).is_none());
         assert_eq!(strategy(&primary(), &foreign), Strategy::Delta);
         // a broken run of this primary has put the foreign one aside
-        let aside = Target { control_in_place: false, ..foreign };
+        let aside = TargetInfo { control_in_place: false, ..foreign };
         assert!(first_refusal(&aside, false).is_none());
         assert_eq!(strategy(&primary(), &aside), Strategy::Resume);
     }
@@ -88,7 +88,7 @@ mod tests {
         for (timeline, refused) in [(None, None), (Some(3), None), (Some(4), None), (Some(5), step)] {
             assert_eq!(refusal(|target| target.timeline = timeline), refused, "{timeline:?}");
         }
-        let ahead = Target { timeline: Some(5), ..target() };
+        let ahead = TargetInfo { timeline: Some(5), ..target() };
         let (_, error) = first_refusal(&ahead, false).expect("refused");
         assert!(
             error.detail.is_some_and(|detail| detail.contains("timeline 5") && detail.contains("timeline 4"))
@@ -97,16 +97,16 @@ mod tests {
         assert_eq!(strategy(&primary(), &ahead), Strategy::Delta);
         // an interrupted recovery has destroyed it already
         let marker = |timeline| Some(marker(timeline));
-        let begun = Target { marker: marker(4), control_in_place: false, ..ahead.clone() };
+        let begun = TargetInfo { marker: marker(4), control_in_place: false, ..ahead.clone() };
         assert!(first_refusal(&begun, false).is_none());
         // it was complete but for the marker, and has been promoted since
-        let promoted = Target { marker: marker(4), ..ahead.clone() };
+        let promoted = TargetInfo { marker: marker(4), ..ahead.clone() };
         assert_eq!(first_refusal(&promoted, false).map(|(step, _)| step), step);
         // it got a copy of a primary that is further
-        let copied = Target { marker: marker(5), ..ahead };
+        let copied = TargetInfo { marker: marker(5), ..ahead };
         assert!(first_refusal(&copied, false).is_none());
         // of another system it is only another cluster
-        let other = Target { system_identifier: Some(8), timeline: Some(9), ..target() };
+        let other = TargetInfo { system_identifier: Some(8), timeline: Some(9), ..target() };
         assert!(
             first_refusal(&other, false).is_some_and(|(_, error)| error.message.contains("another cluster"))
         );

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 const THREADS: usize = 8;
 
 /// Does `work` with each item and its number; ends early with the first error, or if the run is canceled.
-pub(super) fn each<T: Sync>(
+pub(super) fn for_each<T: Sync>(
     run: &Run,
     items: &[T],
     work: impl Fn(usize, &T) -> Result<()> + Sync,
@@ -33,7 +33,7 @@ pub(super) fn each<T: Sync>(
     };
     std::thread::scope(|scope| {
         let start = |_| {
-            let thread = std::thread::Builder::new().name("target-crew".to_owned());
+            let thread = std::thread::Builder::new().name("target-files".to_owned());
             thread.spawn_scoped(scope, worker).map_err(Error::on("start a thread"))
         };
         let workers: Vec<_> = (0..THREADS.min(items.len())).map(start).collect();

@@ -34,13 +34,13 @@ mod tests {
     use super::*;
     use crate::error::Kind;
     use crate::replication::standby::Standby;
-    use crate::wire::protocol::message::{Marker, Target};
+    use crate::wire::protocol::message::{Marker, TargetInfo};
 
     #[test]
     fn a_backup_that_no_server_has_used_is_kept() {
         let ours = format!("START WAL LOCATION: 0/2000028\nBACKUP FROM: primary\nLABEL: {BACKUP_LABEL}\n");
         let theirs = "BACKUP FROM: primary\nLABEL: pg_basebackup base backup\n".to_owned();
-        let with = |backup: &BackupTraces, standby: bool| Target {
+        let with = |backup: &BackupTraces, standby: bool| TargetInfo {
             backup: backup.clone(),
             standby: standby.then(Standby::default),
             ..target()
@@ -78,7 +78,7 @@ mod tests {
     fn a_backup_that_was_put_over_an_interrupted_recovery_is_kept() {
         let label = Some("BACKUP FROM: primary\nLABEL: pg_basebackup base backup\n".to_owned());
         let backup = BackupTraces { label, has_manifest: true, ..BackupTraces::default() };
-        let resumed = |control_in_place: bool| Target {
+        let resumed = |control_in_place: bool| TargetInfo {
             backup: backup.clone(),
             control_in_place,
             marker: Some(Marker { system_identifier: 7, timeline: 1, ..Marker::default() }),
@@ -115,7 +115,7 @@ mod tests {
             BackupTraces { has_standby_signal: true, ..started.clone() },
             started,
         ] {
-            let target = Target { backup: backup.clone(), standby: Some(Standby::default()), ..target() };
+            let target = TargetInfo { backup: backup.clone(), standby: Some(Standby::default()), ..target() };
             assert!(first_refusal(&target, false).is_none(), "{backup:?}");
         }
     }

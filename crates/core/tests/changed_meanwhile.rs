@@ -1,11 +1,11 @@
 //! Something else works in the target's directory while a recovery does, without a PostgreSQL server.
 
-mod hosts;
+mod fixture;
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 
-use hosts::{Hosts, VERSION, pages, transports};
+use fixture::{Hosts, VERSION, pages, transports};
 use pgpool_recovery_core::error::{Error, Kind};
 use pgpool_recovery_core::manifest::exclude::{CONTROL_ASIDE, MARKER};
 use pgpool_recovery_core::manifest::path::RelPath;
@@ -166,7 +166,7 @@ fn what_something_else_changed_does_not_become_a_standby() {
                 change(&hosts);
                 hosts.complete(session).map(drop)
             } else {
-                let (session, _) = session.settle().expect(&what);
+                let (session, _) = session.reconcile().expect(&what);
                 change(&hosts);
                 hosts.finish(session)
             };

@@ -1,11 +1,15 @@
 //! Is a pg_wal that is a link the target's own?
 
-use super::{Primary, refused, resumes};
+use super::{PrimaryIdentity, refused, resumes};
 use crate::error::Error;
-use crate::wire::protocol::message::{LinkedWal, Target};
+use crate::wire::protocol::message::{LinkedWal, TargetInfo};
 
 /// Is a pg_wal that is a link the target's own? The receiver has looked for other servers that use it.
-pub(super) fn is_its_own(primary: &Primary, target: &Target, any_cluster: bool) -> Result<String, Error> {
+pub(super) fn is_its_own(
+    primary: &PrimaryIdentity,
+    target: &TargetInfo,
+    any_cluster: bool,
+) -> Result<String, Error> {
     if let Some(doubt) = &target.doubts.wal {
         return Err(doubt.clone());
     }
@@ -57,7 +61,7 @@ mod tests {
         let leads_to = |wal: LinkedWal, control: Option<u64>, any_cluster: bool| {
             let control = control.map(|identifier| ControlFile::parse(&sample(identifier)).expect("valid"));
             let wal_directory = Some("/elsewhere/wal".into());
-            let target = Target { wal_directory, linked_wal: Some(wal), control, ..target() };
+            let target = TargetInfo { wal_directory, linked_wal: Some(wal), control, ..target() };
             let refusal = first_refusal(&target, any_cluster);
             assert!(refusal.as_ref().is_none_or(|(step, _)| *step == "target_wal"), "{refusal:?}");
             refusal.is_none()

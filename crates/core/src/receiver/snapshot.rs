@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use pgdata::control_file::PG_CONTROL;
 use rustix::io::Errno;
 
-use crate::data_directory::{Stamp, Stat, Target};
+use crate::data_directory::{DataDirectory, Stamp, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::host::inspect;
 use crate::manifest::exclude::{CONTROL_ASIDE, MARKER};
 use crate::manifest::path::RelPath;
+use crate::sys::FileId;
 use crate::wire::protocol::message::Content;
 
 /// Files that a server or another tool changes, or makes, when it works here.
@@ -26,7 +27,7 @@ const DIRECTORIES: &[&str] = &["global", "base", "pg_tblspc"];
 const ROOTS: &[&str] = &["", "pg_wal"];
 
 /// What there was when the sender was told of the directory.
-pub(super) struct Judged {
+pub(super) struct Snapshot {
     content: Content,
     files: Vec<Found>,
     directories: Vec<Found>,
@@ -43,7 +44,7 @@ enum Found {
     Closed,
 }
 
-impl Judged {
+impl Snapshot {
     /// Looks. `keep` are the files of the standby's own that would survive.
     pub(super) fn look(directory: &Path, keep: &[RelPath]) -> Result<Self> {
         let look = |name: &&str| found(&directory.join(name));
@@ -108,12 +109,11 @@ impl Judged {
 }
 
 /// Fails if one of the paths that were opened leads elsewhere by now: a tablespace's directory, or a linked pg_wal.
-pub(super) fn demand_roots(target: &Target, paths: &[PathBuf]) -> Result<()> {
-    use std::os::unix::fs::MetadataExt;
+pub(super) fn demand_roots(target: &DataDirectory, paths: &[PathBuf]) -> Result<()> {
     let opened = target.identities()?;
     for (path, opened) in paths.iter().zip(&opened) {
         let there = std::fs::metadata(path).map_err(Error::on_path("stat directory", &path))?;
-        if (there.dev(), there.ino()) != *opened {
+        if FileId::from(&there) != *opened {
             let message = format!("\"{}\" is another directory than the one that was judged", path.display());
             return Err(Error::new(Kind::InUse, message)
                 .detail("It, or a link on the way to it, was replaced after the recovery had opened it.")
@@ -187,7 +187,7 @@ mod tests {
         ];
         for (what, change) in changes {
             let data = cluster();
-            let judged = Judged::look(data.path(), &keep).expect("looks");
+            let judged = Snapshot::look(data.path(), &keep).expect("looks");
             assert_eq!(judged.kept(), &keep[..1]);
             // files that no judgement depends on come and go
             fs::write(data.path().join("pg_wal/archive_status"), "x").expect("write");
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn a_cluster_that_appears_in_an_empty_directory_is_named() {
         let data = tempfile::tempdir().expect("temporary directory");
-        let judged = Judged::look(data.path(), &[]).expect("looks");
+        let judged = Snapshot::look(data.path(), &[]).expect("looks");
         fs::create_dir_all(data.path().join("base")).expect("make");
         fs::create_dir_all(data.path().join("global")).expect("make");
         let error = judged.demand_same(data.path(), data.path(), &[]).expect_err("changed");
@@ -213,7 +213,7 @@ mod tests {
     fn a_root_that_is_replaced_is_another_one() {
         let top = tempfile::tempdir().expect("temporary directory");
         let (data, space) = (top.path().join("data"), top.path().join("space"));
-        let mut target = Target::open(&data).expect("opens");
+        let mut target = DataDirectory::open(&data).expect("opens");
         target.add_root(&RelPath::parse("pg_tblspc/16").expect("valid"), &space).expect("opens");
         let paths = [data, space.clone()];
         demand_roots(&target, &paths).expect("as it was");

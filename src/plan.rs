@@ -1,0 +1,169 @@
+//! What one recovery sends besides the data files, and on which header.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pgdata::wal;
+use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::manifest::exclude::{AUTO_CONF, POSTGRESQL_CONF, Rules};
+use pgpool_recovery_core::manifest::path::RelPath;
+use pgpool_recovery_core::manifest::plan::{Directory, File, Plan};
+use pgpool_recovery_core::manifest::scan::{Source, scan};
+use pgpool_recovery_core::sender::pack::Compression as Packing;
+use pgpool_recovery_core::sender::{Checksums, TransferOptions};
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::wire::protocol::message::{Marker, PlanHeader, TargetInfo};
+
+use crate::preflight::PrimaryFacts;
+use crate::preflight::one_host;
+use crate::settings::Compression;
+
+/// On which header the plan is received.
+pub(crate) fn plan_header(facts: &PrimaryFacts) -> Result<PlanHeader> {
+    let metadata =
+        fs::metadata(&facts.data_directory).map_err(Error::on_path("stat", &facts.data_directory))?;
+    Ok(PlanHeader {
+        tablespaces: facts.tablespaces()?,
+        tablespace_version_directory: facts.tablespace_version_directory(),
+        host_directories: host_directories(facts),
+        // the segments the backup starts and ends in
+        reserve: 2 * u64::from(facts.primary.wal_segment_size),
+        mode: metadata.permissions().mode() & 0o7777,
+        primary_space: Some(one_host::primary_space(facts)?),
+    })
+}
+
+/// The data files as they are now, and which of them travel. Not for the main thread: it reads directories.
+pub(crate) fn plan(
+    facts: &PrimaryFacts,
+    target: &TargetInfo,
+    header: &PlanHeader,
+    cancel: &Cancel,
+) -> Result<Plan> {
+    let rules = rules(facts, target)?;
+    let source = Source {
+        data_directory: &facts.data_directory,
+        tablespace_version_directory: &header.tablespace_version_directory,
+        tablespaces: &header.tablespaces,
+        rules: &rules,
+    };
+    scan(&source, cancel)
+}
+
+/// What stays on the primary.
+fn rules(facts: &PrimaryFacts, target: &TargetInfo) -> Result<Rules> {
+    let mut private_files = target.kept.clone();
+    // made for the standby, see final_files()
+    private_files.push(RelPath::parse(POSTGRESQL_CONF)?);
+    private_files.push(RelPath::parse(AUTO_CONF)?);
+    private_files.extend(inside(facts, &facts.settings.secret_file));
+    Ok(Rules { host_directories: host_directories(facts), private_files })
+}
+
+/// What the marker tells the reader who finds it.
+pub(crate) fn marker(facts: &PrimaryFacts) -> Marker {
+    Marker {
+        note: "A recovery of this directory by pgpool_recovery is not complete. Do not start a server here; \
+               run the recovery again, it sends only what is missing."
+            .to_owned(),
+        system_identifier: facts.primary.system_identifier,
+        timeline: facts.primary.timeline,
+        started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        // the receiver adds what else belongs there
+        ..Marker::default()
+    }
+}
+
+/// How data is moved.
+pub(crate) fn transfer_options(facts: &PrimaryFacts, start_lsn: u64) -> TransferOptions {
+    let settings = &facts.settings;
+    let verify = settings.verify_checksums && facts.control.checksum_version != 0;
+    TransferOptions {
+        jobs: u32::try_from(settings.jobs).unwrap_or(u32::MAX),
+        compression: match settings.compression {
+            Compression::Auto => Packing::Auto,
+            Compression::Off => Packing::Off,
+            Compression::Lz4 => Packing::Lz4,
+            Compression::Zstd => Packing::Zstd,
+        },
+        max_rate: settings.max_rate,
+        clone: settings.clone,
+        checksums: verify.then_some(Checksums {
+            block_size: facts.primary.block_size,
+            segment_blocks: facts.primary.relation_segment_blocks,
+            start_lsn,
+        }),
+    }
+}
+
+/// The WAL that makes the copy consistent, and the history of its timelines.
+pub(crate) fn wal(
+    facts: &PrimaryFacts,
+    start_lsn: u64,
+    stop_lsn: u64,
+) -> Result<(Vec<Directory>, Vec<File>)> {
+    let primary = &facts.primary;
+    let directory_mode = if primary.group_access { 0o750 } else { 0o700 };
+    let mode = file_mode(facts);
+    let mut names: Vec<String> = wal::segments(start_lsn, stop_lsn, primary.wal_segment_size)
+        .map(|segment| wal::segment_name(primary.timeline, segment, primary.wal_segment_size))
+        .collect();
+    let listed = || -> std::io::Result<Vec<String>> {
+        let entries = fs::read_dir(facts.data_directory.join("pg_wal"))?;
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    };
+    let present = listed().map_err(Error::on("list the primary's pg_wal"))?;
+    names.extend(present.into_iter().filter(|name| wal::is_history(name)));
+    let mut directories =
+        vec![Directory { path: RelPath::parse("pg_wal/archive_status")?, mode: directory_mode }];
+    if primary.server_version_num >= 170_000 {
+        directories.push(Directory { path: RelPath::parse("pg_wal/summaries")?, mode: directory_mode });
+    }
+    let mut files = Vec::new();
+    for name in names {
+        let path = RelPath::parse(&format!("pg_wal/{name}"))?;
+        let metadata = fs::metadata(facts.data_directory.join(&path)).map_err(|error| {
+            Error::new(Kind::SlotLost, format!("could not look at WAL file \"{name}\": {error}"))
+                .detail("The standby needs it to reach consistency.")
+                .hint("Use a replication slot (pgpool_recovery.slot_name), or increase wal_keep_size.")
+        })?;
+        files.push(File { path, size: metadata.size(), mode });
+    }
+    Ok((directories, files))
+}
+
+/// Fails if a WAL file was removed or recycled while it was sent, which only a slot prevents: what was read
+/// then is not what its name says. `before` is what [`inodes`] gave.
+pub(crate) fn demand_wal_kept(facts: &PrimaryFacts, files: &[File], before: &[u64]) -> Result<()> {
+    if inodes(&facts.data_directory, files) == before {
+        return Ok(());
+    }
+    Err(Error::new(Kind::SlotLost, "WAL that the standby needs was removed while it was sent")
+        .hint("Use a replication slot (pgpool_recovery.slot_name), or increase wal_keep_size."))
+}
+
+/// The inodes of files, 0 for one that is gone.
+pub(crate) fn inodes(data_directory: &Path, files: &[File]) -> Vec<u64> {
+    let inode =
+        |file: &File| fs::metadata(data_directory.join(&file.path)).map_or(0, |metadata| metadata.ino());
+    files.iter().map(inode).collect()
+}
+
+/// Directories that only their own host touches: `log_directory`, where it lies inside.
+fn host_directories(facts: &PrimaryFacts) -> Vec<RelPath> {
+    inside(facts, &facts.primary.log_directory).into_iter().collect()
+}
+
+/// The path relative to the data directory, if it lies strictly inside.
+fn inside(facts: &PrimaryFacts, path: &str) -> Option<RelPath> {
+    let absolute = facts.data_directory.join(path);
+    let resolved = absolute.canonicalize().unwrap_or(absolute);
+    RelPath::parse(resolved.strip_prefix(&facts.data_directory).ok()?.to_str()?).ok()
+}
+
+/// The permission bits of the files that are made for the standby.
+pub(crate) fn file_mode(facts: &PrimaryFacts) -> u32 {
+    if facts.primary.group_access { 0o640 } else { 0o600 }
+}

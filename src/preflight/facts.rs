@@ -1,0 +1,140 @@
+//! The primary and what is asked of it, gathered once before the questions.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use pgdata::control_file::{ControlFile, PG_CONTROL};
+use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::host::policy::resolve;
+use pgpool_recovery_core::manifest::path::RelPath;
+use pgpool_recovery_core::manifest::scan::tablespace_links;
+use pgpool_recovery_core::preflight::PrimaryIdentity;
+use pgpool_recovery_core::preflight::hot_standby::Required;
+use pgpool_recovery_core::replication::naming::{self, Node};
+use pgpool_recovery_core::replication::own_address::{Server, as_localhost};
+use pgpool_recovery_core::sys::FileId;
+use pgpool_recovery_core::sys::machine;
+
+use crate::pg::catalog;
+use crate::pg::compat::LIBPQ_HAS_REQUIRE_AUTH;
+use crate::settings::Settings;
+use crate::settings::request::Request;
+
+/// How often pg_control is read again when it was caught in the middle of a write.
+const CONTROL_READS: usize = 20;
+
+/// The primary and what is asked of it, put together once.
+pub(crate) struct PrimaryFacts {
+    pub(crate) request: Request,
+    pub(crate) settings: Settings,
+    pub(crate) primary: catalog::Primary,
+    pub(crate) data_directory: PathBuf,
+    pub(crate) control: ControlFile,
+    /// What a hot standby of it must have.
+    pub(crate) hot_standby: Vec<Required>,
+    pub(super) identity: PrimaryIdentity,
+    pub(super) is_local: bool,
+    pub(crate) application_name: String,
+    pub(super) forbids_cleartext_password: bool,
+    /// Where a standby on this host reaches this server as "localhost".
+    pub(super) localhost: Vec<IpAddr>,
+    /// Empty: no slot.
+    pub(crate) slot_name: String,
+}
+
+impl PrimaryFacts {
+    /// Gathers the facts; fails only where nothing sensible can be asked any more.
+    pub(crate) fn gather(
+        request: Request,
+        settings: Settings,
+        server: &Server,
+        is_local: bool,
+    ) -> Result<Self> {
+        let primary = catalog::primary()?;
+        let shown = primary.data_directory.clone();
+        let failed = |error| Error::at("stat the data directory", &shown, &error);
+        let data_directory = Path::new(&primary.data_directory).canonicalize().map_err(failed)?;
+        let metadata = fs::metadata(&data_directory).map_err(failed)?;
+        let wal = fs::metadata(data_directory.join("pg_wal")).map_err(failed)?;
+        let (control, _) = read_control(&data_directory)?;
+        let links = tablespace_links(&data_directory)?;
+        let own = links.iter().map(|(_, source)| Path::new(source).to_owned());
+        let own = own
+            .chain([data_directory.clone(), data_directory.join("pg_wal")])
+            .map(|path| resolve(&path))
+            .collect();
+        let identity = PrimaryIdentity {
+            identity: FileId::from(&metadata),
+            own,
+            wal_identity: Some(FileId::from(&wal)),
+            boot_id: machine::boot_id(),
+            system_identifier: primary.system_identifier,
+            timeline: primary.timeline,
+            major_version: (primary.server_version_num / 10_000).to_string(),
+            block_size: primary.block_size,
+            wal_segment_size: primary.wal_segment_size,
+            directory: data_directory.clone(),
+        };
+        let node = Node { host: &request.dest_host, id: request.node_id, port: request.dest_port };
+        let application_name = naming::expand("application_name", &settings.application_name, node)?;
+        let slot_name = naming::slot_name(&naming::expand("slot_name", &settings.slot_name, node)?);
+        Ok(Self {
+            request,
+            settings,
+            primary,
+            data_directory,
+            control,
+            hot_standby: catalog::required_by_standbys()?,
+            identity,
+            is_local,
+            application_name,
+            forbids_cleartext_password: LIBPQ_HAS_REQUIRE_AUTH && !catalog::asks_standbys_for_cleartext()?,
+            localhost: as_localhost(server),
+            slot_name,
+        })
+    }
+
+    /// Whether the primary's postgresql.conf lies in its data directory.
+    pub(crate) fn config_is_inside(&self) -> bool {
+        let directory =
+            Path::new(&self.primary.config_file).parent().and_then(|parent| parent.canonicalize().ok());
+        directory.as_deref() == Some(self.data_directory.as_path())
+    }
+
+    /// The primary, as it is compared with a target.
+    pub(crate) const fn identity(&self) -> &PrimaryIdentity {
+        &self.identity
+    }
+
+    /// Whether this process writes the target itself.
+    pub(crate) const fn is_local(&self) -> bool {
+        self.is_local
+    }
+
+    /// How the target is reached, as the report calls it.
+    pub(crate) fn transport(&self) -> &'static str {
+        if self.is_local { "local" } else { "agent" }
+    }
+
+    /// Files of the standby's own, as paths.
+    pub(crate) fn keep(&self) -> Result<Vec<RelPath>> {
+        self.settings.keep_files.iter().map(|name| RelPath::parse(name)).collect()
+    }
+}
+
+/// Reads pg_control: parsed, and as bytes. The server writes it in place, so a read may catch it
+/// half-written; its CRC tells.
+pub(crate) fn read_control(data_directory: &Path) -> Result<(ControlFile, Vec<u8>)> {
+    let path = data_directory.join(PG_CONTROL);
+    let mut failure = None;
+    for _ in 0..CONTROL_READS {
+        let bytes = fs::read(&path).map_err(Error::on_path("read file", &path))?;
+        match ControlFile::parse(&bytes) {
+            Ok(control) => return Ok((control, bytes)),
+            Err(error) => failure = Some(error),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Err(failure.map_or_else(|| Error::new(Kind::Internal, "pg_control was never read"), Error::from))
+}

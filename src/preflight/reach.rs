@@ -1,0 +1,64 @@
+//! How the target is reached: by an agent, or by this process.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use pgpool_recovery_core::error::Result;
+use pgpool_recovery_core::host::policy::Reach;
+use pgpool_recovery_core::local::LocalConnector;
+use pgpool_recovery_core::sys::addresses::is_this_host;
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::wire::link::Connector;
+use pgpool_recovery_core::wire::link::dial::AgentConnector;
+use pgpool_recovery_core::wire::secret::Secret;
+
+use crate::preflight::PrimaryFacts;
+use crate::settings::{Settings, Transport};
+
+impl PrimaryFacts {
+    /// What reaches the target, for one session with it. `wire` counts what its links carry.
+    pub(crate) fn connector(&self, wire: Arc<AtomicU64>) -> Result<Arc<dyn Connector>> {
+        let bin_directory = PathBuf::from(&self.primary.bin_directory);
+        let reach = self.settings.reach()?;
+        let local =
+            self.is_local.then(|| LocalConnector::new(bin_directory, self.data_directory.clone(), reach));
+        connector(&self.request.dest_host, &self.settings, local, wire)
+    }
+}
+
+/// What reaches a target: `local`, if that is given, else the agent on `host`.
+pub(crate) fn connector(
+    host: &str,
+    settings: &Settings,
+    local: Option<LocalConnector>,
+    wire: Arc<AtomicU64>,
+) -> Result<Arc<dyn Connector>> {
+    if let Some(local) = local {
+        return Ok(Arc::new(local));
+    }
+    let secret = Secret::read(Path::new(&settings.secret_file))?;
+    // an agent on this host listens on TCP, whatever the host is called
+    let host = if host.is_empty() || host.starts_with('/') { "localhost" } else { host };
+    Ok(Arc::new(AgentConnector::new(host, settings.agent_port, secret, wire)?))
+}
+
+/// Whether the target is written by this process; refused at once if it would be and the caller may not have that
+/// directory. May ask the name service: not for the main thread.
+pub(crate) fn is_local(
+    host: &str,
+    transport: Transport,
+    reach: &Reach,
+    directory: &str,
+    cancel: &Cancel,
+) -> Result<bool> {
+    let is_local = match transport {
+        Transport::Local => true,
+        Transport::Agent => false,
+        Transport::Auto => is_this_host(host, cancel)?,
+    };
+    if is_local {
+        reach.check(Path::new(directory))?;
+    }
+    Ok(is_local)
+}

@@ -1,0 +1,97 @@
+//! Where the tablespaces of the standby lie.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::host::policy::resolve;
+use pgpool_recovery_core::manifest::path::{normalize_directory, overlap};
+use pgpool_recovery_core::manifest::plan::Tablespace;
+use pgpool_recovery_core::manifest::scan::tablespace_links;
+use pgpool_recovery_core::preflight::may_be_one_machine;
+use pgpool_recovery_core::sys::FileId;
+use pgpool_recovery_core::wire::protocol::message::TargetInfo;
+
+use crate::preflight::PrimaryFacts;
+
+impl PrimaryFacts {
+    /// The directory of this cluster in every tablespace.
+    pub(crate) fn tablespace_version_directory(&self) -> String {
+        format!("PG_{}_{}", self.identity.major_version, self.control.catalog_version)
+    }
+
+    /// Where the tablespaces outside the data directory go: as they are now.
+    pub(crate) fn tablespaces(&self) -> Result<Vec<Tablespace>> {
+        let links = tablespace_links(&self.data_directory)?;
+        let tablespaces: Vec<Tablespace> =
+            links.iter().map(|(oid, source)| self.place(*oid, source)).collect::<Result<_>>()?;
+        if self.is_local {
+            let sources =
+                links.iter().map(|(_, source)| Path::new(source)).chain([self.data_directory.as_path()]);
+            let sources: Vec<PathBuf> = sources.map(resolve).collect();
+            for tablespace in &tablespaces {
+                let target = resolve(Path::new(&tablespace.target));
+                if let Some(source) = sources.iter().find(|source| overlap(source, &target)) {
+                    return Err(own_location(&tablespace.target)
+                        .detail(format!("The primary uses \"{}\".", source.display())));
+                }
+            }
+        }
+        let targets: HashSet<&str> =
+            tablespaces.iter().map(|tablespace| tablespace.target.as_str()).collect();
+        if targets.len() < tablespaces.len() {
+            return Err(Error::new(Kind::TargetRefused, "two tablespaces are mapped to the same directory")
+                .detail("Every tablespace needs a directory of its own.")
+                .hint("Correct pgpool_recovery.tablespace_mapping."));
+        }
+        Ok(tablespaces)
+    }
+
+    /// Refuses directories of the target that are the primary's: an agent may run on the primary's host.
+    pub(crate) fn demand_other_locations(&self, target: &TargetInfo, locations: &[FileId]) -> Result<()> {
+        if !may_be_one_machine(self.identity.boot_id.as_deref(), target.boot_id.as_deref()) {
+            return Ok(());
+        }
+        let links = tablespace_links(&self.data_directory)?;
+        let own =
+            links.iter().map(|(_, source)| source.as_str()).chain([self.primary.data_directory.as_str()]);
+        for path in own {
+            let metadata = fs::metadata(path).map_err(Error::on_path("stat", path))?;
+            if locations.contains(&FileId::from(&metadata)) {
+                return Err(
+                    own_location(path).detail("The target's host and the primary's host are one machine.")
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&self, oid: u32, source: &str) -> Result<Tablespace> {
+        // as the setting was read: a link that was made by hand may have a slash too many
+        let short = normalize_directory(source).ok();
+        let short = short.as_deref().unwrap_or(Path::new(source));
+        let mapped = self.settings.tablespace_mapping.iter().find(|(old, _)| Path::new(old) == short);
+        let target = match mapped {
+            Some((_, new)) => new.clone(),
+            None if self.is_local => {
+                return Err(Error::new(
+                    Kind::TargetRefused,
+                    format!("the tablespace in \"{source}\" has no place on the target"),
+                )
+                .detail("A standby on the same host cannot use the directory where the primary has it.")
+                .hint(format!("Set pgpool_recovery.tablespace_mapping = '{source}=/another/directory', or pass it as an option.")));
+            }
+            None => source.to_owned(),
+        };
+        Ok(Tablespace { oid, source: source.to_owned(), target })
+    }
+}
+
+fn own_location(path: &str) -> Error {
+    Error::new(
+        Kind::TargetRefused,
+        format!("\"{path}\" is the primary's own and no place for a tablespace of the standby"),
+    )
+    .hint("Map the tablespace to a directory of the standby's own with tablespace_mapping.")
+}

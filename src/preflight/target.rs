@@ -1,0 +1,51 @@
+//! Questions about the target, as its receiver describes it.
+
+use pgpool_recovery_core::error::Result;
+use pgpool_recovery_core::host::policy::resolve;
+use pgpool_recovery_core::manifest::path::normalize_directory;
+use pgpool_recovery_core::preflight::{self, Finding, Strategy};
+use pgpool_recovery_core::sys::size::pretty;
+use pgpool_recovery_core::wire::protocol::message::TargetInfo;
+
+use crate::pg::catalog;
+use crate::preflight::PrimaryFacts;
+use crate::settings::Overwrite;
+
+impl PrimaryFacts {
+    /// Refuses a local target that is, holds or lies in this server's data directory, before anything is
+    /// opened there.
+    pub(crate) fn demand_other_directory(&self) -> Result<()> {
+        if !self.is_local {
+            return Ok(());
+        }
+        let directory = normalize_directory(&self.request.dest_dir)?;
+        preflight::apart(&self.data_directory, &resolve(&directory))
+    }
+
+    /// Questions about the target, as its receiver describes it.
+    pub(crate) fn target_findings(&self, target: &TargetInfo) -> Vec<Finding> {
+        let any_cluster = self.settings.overwrite == Overwrite::AnyCluster;
+        let mut findings = preflight::check_target(&self.identity, target, self.is_local, any_cluster);
+        findings.extend(self.configuration_findings(target));
+        findings
+    }
+
+    /// What to say of the slot that the target was set to use before, where that is another one. It may be a slot of
+    /// another node, so it is left alone.
+    pub(crate) fn former_slot(&self, target: &TargetInfo) -> Result<Option<String>> {
+        let former = target.standby.as_ref().and_then(|standby| standby.slot_name.as_deref());
+        let Some(former) = former.filter(|former| *former != self.slot_name) else { return Ok(None) };
+        Ok(catalog::retained_by_idle_slot(former)?.map(|retained| {
+            format!(
+                "replication slot \"{former}\", which the target used before, is inactive and retains {} of WAL: unless \
+                 another standby uses it, drop it with SELECT pg_drop_replication_slot('{former}')",
+                pretty(retained)
+            )
+        }))
+    }
+
+    /// How the target is going to be filled.
+    pub(crate) fn strategy(&self, target: &TargetInfo) -> Strategy {
+        preflight::strategy(&self.identity, target)
+    }
+}
