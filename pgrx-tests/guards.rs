@@ -7,6 +7,7 @@
 mod tests {
     use std::time::Duration;
 
+    use pgdata::wal::Lsn;
     use pgpool_recovery_core::error::{Error, Kind};
     use pgpool_recovery_core::progress::{Phase, Progress};
     use pgpool_recovery_core::sys::cancel::Cancel;
@@ -46,7 +47,7 @@ mod tests {
             leave(how)?;
             let start = backup.start_lsn;
             let stop = backup.stop()?;
-            assert!(stop.stop_lsn >= start && start > 0);
+            assert!(stop.stop_lsn >= start && start > Lsn(0));
             Ok(String::from_utf8_lossy(&stop.label_file).into_owned())
         };
         run().map_err(ereport)
@@ -55,10 +56,10 @@ mod tests {
     #[pg_extern]
     fn hold_slot(name: &str, how: &str) -> Result<String, ErrorReport> {
         let run = || {
-            let slot = Slot::reserve(name, u64::MAX)?;
+            let slot = Slot::reserve(name, Lsn(u64::MAX))?;
             slot.check_wal_reserved()?;
             if how == "keep" {
-                let text = (slot.restart_lsn() > 0).to_string();
+                let text = (slot.restart_lsn() > Lsn(0)).to_string();
                 slot.keep()?;
                 return Ok(text);
             }
@@ -87,7 +88,7 @@ mod tests {
         let run = || {
             let _elevated = Elevated::enter();
             let _progress = ProgressReport::start();
-            let _slot = Slot::reserve(name, u64::MAX)?;
+            let _slot = Slot::reserve(name, Lsn(u64::MAX))?;
             let _backup = Backup::start("guard test", true)?;
             let cancel = Cancel::new();
             let flag = cancel.clone();

@@ -1,11 +1,11 @@
-//! What one recovery sends besides the data files, and on which header.
+//! What one recovery sends: which files travel, how, and what the receiver is told of them first.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pgdata::wal;
+use pgdata::wal::{self, Lsn};
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::manifest::exclude::{AUTO_CONF, POSTGRESQL_CONF, Rules};
 use pgpool_recovery_core::manifest::path::RelPath;
@@ -20,7 +20,7 @@ use crate::preflight::PrimaryFacts;
 use crate::preflight::one_host;
 use crate::settings::Compression;
 
-/// On which header the plan is received.
+/// What the receiver must know of the plan as a whole.
 pub(crate) fn plan_header(facts: &PrimaryFacts) -> Result<PlanHeader> {
     let metadata =
         fs::metadata(&facts.data_directory).map_err(Error::on_path("stat", &facts.data_directory))?;
@@ -77,7 +77,7 @@ pub(crate) fn marker(facts: &PrimaryFacts) -> Marker {
 }
 
 /// How data is moved.
-pub(crate) fn transfer_options(facts: &PrimaryFacts, start_lsn: u64) -> TransferOptions {
+pub(crate) fn transfer_options(facts: &PrimaryFacts, start_lsn: Lsn) -> TransferOptions {
     let settings = &facts.settings;
     let verify = settings.verify_checksums && facts.control.checksum_version != 0;
     TransferOptions {
@@ -101,8 +101,8 @@ pub(crate) fn transfer_options(facts: &PrimaryFacts, start_lsn: u64) -> Transfer
 /// The WAL that makes the copy consistent, and the history of its timelines.
 pub(crate) fn wal(
     facts: &PrimaryFacts,
-    start_lsn: u64,
-    stop_lsn: u64,
+    start_lsn: Lsn,
+    stop_lsn: Lsn,
 ) -> Result<(Vec<Directory>, Vec<File>)> {
     let primary = &facts.primary;
     let directory_mode = if primary.group_access { 0o750 } else { 0o700 };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use pgdata::wal;
+use pgdata::wal::Lsn;
 use pgpool_recovery_core::manifest::plan::Plan;
 use pgpool_recovery_core::progress::Progress;
 use pgpool_recovery_core::sender::Reconciliation;
@@ -74,8 +74,8 @@ impl Report {
         &self,
         facts: &PrimaryFacts,
         target: &TargetInfo,
-        start_lsn: u64,
-        stop_lsn: u64,
+        start_lsn: Lsn,
+        stop_lsn: Lsn,
     ) -> Value {
         self.written(facts, target, Some((start_lsn, stop_lsn)))
     }
@@ -86,7 +86,7 @@ impl Report {
     }
 
     /// `backup`: where it started and stopped, if there was one.
-    fn written(&self, facts: &PrimaryFacts, target: &TargetInfo, backup: Option<(u64, u64)>) -> Value {
+    fn written(&self, facts: &PrimaryFacts, target: &TargetInfo, backup: Option<(Lsn, Lsn)>) -> Value {
         let mut durations = self.durations.clone();
         durations.insert("total".to_owned(), json!(self.total_ms()));
         json!({
@@ -95,8 +95,8 @@ impl Report {
             "source": {
                 "system_identifier": facts.primary.system_identifier.to_string(),
                 "timeline": facts.primary.timeline,
-                "start_lsn": backup.map(|(start, _)| wal::lsn(start)),
-                "stop_lsn": backup.map(|(_, stop)| wal::lsn(stop)),
+                "start_lsn": backup.map(|(start, _)| start.to_string()),
+                "stop_lsn": backup.map(|(_, stop)| stop.to_string()),
             },
             "target": {
                 "host": facts.request.dest_host,

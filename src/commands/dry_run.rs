@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pgdata::wal::Lsn;
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::progress::Phase;
 use pgpool_recovery_core::sender::state::Planned;
@@ -39,7 +40,7 @@ pub(crate) fn dry_run(request: Request, settings: Settings) -> Result<Value> {
 
     run.enter(Phase::Stream);
     // without a backup a page may be caught half-written: its checksum says nothing
-    let options = TransferOptions { checksums: None, ..plan::transfer_options(&facts, 0) };
+    let options = TransferOptions { checksums: None, ..plan::transfer_options(&facts, Lsn(0)) };
     let (_finished, reconciliation) =
         run.step(session, None, |session: Session<Planned>| session.dry_run(&facts.data_directory, options))?;
     report.reconciled(reconciliation);

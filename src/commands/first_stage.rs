@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use pgdata::wal;
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::preflight::BACKUP_LABEL;
 use pgpool_recovery_core::progress::{Phase, Progress};
@@ -122,7 +121,7 @@ fn rebuild(
     run.tablespaces(plan.tablespaces.len() + 1);
     log::log(&format!(
         "pgpool_recovery: backup for \"{dir}\" started at {}, comparing {} files, {}",
-        wal::lsn(start_lsn),
+        start_lsn,
         plan.files.len(),
         pretty(plan.bytes()),
     ));
@@ -180,7 +179,7 @@ fn rebuild(
     let done = report.of_run(&facts, &target, start_lsn, stop.stop_lsn);
     log::log(&format!(
         "pgpool_recovery: recovery of \"{dir}\" is complete at {}, durable, in {} ms",
-        wal::lsn(stop.stop_lsn),
+        stop.stop_lsn,
         report.total_ms(),
     ));
     Ok(done)

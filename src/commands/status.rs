@@ -12,7 +12,7 @@ const LONGEST: f64 = 1e9;
 
 /// How a recovery stands.
 struct Status {
-    /// TargetInfo, and when it began and was last heard of.
+    /// The target, and when it began and was last heard of.
     entry: Entry,
     /// `running`, `succeeded`, `failed`, or `interrupted`: its session is gone.
     state: &'static str,

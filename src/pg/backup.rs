@@ -1,5 +1,6 @@
 //! A non-exclusive base backup in this session.
 
+use pgdata::wal::Lsn;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgrx::pg_sys;
 
@@ -12,14 +13,14 @@ use super::{cleanup, compat, query};
 #[derive(Debug)]
 pub(crate) struct Backup {
     /// Where replay must start, the redo pointer of the backup's checkpoint.
-    pub(crate) start_lsn: u64,
+    pub(crate) start_lsn: Lsn,
 }
 
 /// What `pg_backup_stop` returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BackupStop {
     /// The copy is consistent once replay reached this position.
-    pub(crate) stop_lsn: u64,
+    pub(crate) stop_lsn: Lsn,
     /// Contents of `backup_label`.
     pub(crate) label_file: Vec<u8>,
 }
@@ -35,7 +36,7 @@ impl Backup {
         }
         // From here a backup of this session is ours, so the guard exists before the backup does: none
         // can be left behind if something fails between its start and our seeing the result.
-        let mut backup = Self { start_lsn: 0 };
+        let mut backup = Self { start_lsn: Lsn(0) };
         let lsn = query::row(compat::BACKUP_START, &[label.into(), fast.into()])?.string("the start LSN")?;
         backup.start_lsn = parse_lsn(lsn.as_deref())?;
         Ok(backup)
@@ -68,17 +69,12 @@ pub(crate) fn is_running() -> bool {
     unsafe { pg_sys::get_backup_status() != pg_sys::SessionBackupState::SESSION_BACKUP_NONE }
 }
 
-/// `16/B374D848` as a number: the text form of `pg_lsn`.
-pub(super) fn parse_lsn(text: Option<&str>) -> Result<u64> {
-    text.and_then(|text| text.split_once('/'))
-        .and_then(|(high, low)| {
-            let part = |hex| u32::from_str_radix(hex, 16).ok();
-            Some(u64::from(part(high)?) << 32 | u64::from(part(low)?))
-        })
-        .ok_or_else(|| {
-            Error::new(Kind::Internal, "the server returned no valid LSN")
-                .detail(format!("It returned {text:?}."))
-        })
+/// What a `pg_lsn` shows as text.
+pub(super) fn parse_lsn(text: Option<&str>) -> Result<Lsn> {
+    text.and_then(|text| text.parse().ok()).ok_or_else(|| {
+        Error::new(Kind::Internal, "the server returned no valid LSN")
+            .detail(format!("It returned {text:?}."))
+    })
 }
 
 #[cfg(test)]
@@ -87,8 +83,8 @@ mod tests {
 
     #[test]
     fn lsn() {
-        assert_eq!(parse_lsn(Some("16/B374D848")), Ok(0x16_B374_D848));
-        assert_eq!(parse_lsn(Some("FFFFFFFF/FFFFFFFF")), Ok(u64::MAX));
+        assert_eq!(parse_lsn(Some("16/B374D848")), Ok(Lsn(0x16_B374_D848)));
+        assert_eq!(parse_lsn(Some("FFFFFFFF/FFFFFFFF")), Ok(Lsn(u64::MAX)));
         for bad in [None, Some(""), Some("16"), Some("16/"), Some("x/1"), Some("1/123456789")] {
             assert!(parse_lsn(bad).is_err(), "{bad:?}");
         }

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use pgdata::wal;
+use pgdata::wal::Lsn;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::preflight::hot_standby::Required;
 use pgpool_recovery_core::replication::hot_standby;
@@ -200,9 +200,9 @@ pub(crate) fn slot(name: &str) -> Result<Option<SlotState>> {
 }
 
 /// Moves an inactive physical slot forward: the WAL before `lsn` is not kept for it any more.
-pub(super) fn advance_slot(name: &str, lsn: u64) -> Result<()> {
+pub(super) fn advance_slot(name: &str, lsn: Lsn) -> Result<()> {
     let sql = "SELECT a.end_lsn::text FROM pg_catalog.pg_replication_slot_advance($1::name, $2::pg_lsn) AS a";
-    let lsn = wal::lsn(lsn);
+    let lsn = lsn.to_string();
     query::row(sql, &[name.into(), lsn.as_str().into()]).map(drop)
 }
 
@@ -269,7 +269,7 @@ fn walsender(mut row: query::Row) -> Result<Walsender> {
     let age = row.string("backend_start")?.and_then(|age| age.parse::<i64>().ok()).unwrap_or(i64::MAX);
     let age = age.max(0).cast_unsigned();
     let mut lsn =
-        || -> Result<Option<u64>> { Ok(row.string("a position")?.and_then(|lsn| lsn.parse().ok())) };
+        || -> Result<Option<Lsn>> { Ok(row.string("a position")?.and_then(|lsn| lsn.parse().ok().map(Lsn))) };
     let (sent, flushed, replayed) = (lsn()?, lsn()?, lsn()?);
     Ok(Walsender { pid, state, application_name, slot_name, client, age, sent, flushed, replayed })
 }

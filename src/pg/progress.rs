@@ -42,7 +42,7 @@ impl ProgressReport {
         set(pg_sys::PROGRESS_BASEBACKUP_TBLSPC_STREAMED, i64::try_from(streamed).unwrap_or(i64::MAX));
     }
 
-    /// Shows the counters of a run: bytes judged (equal or sent) of the bytes in the plan.
+    /// Shows the counters of a run: bytes compared (equal or sent) of the bytes in the plan.
     pub(crate) fn show(&mut self, progress: &Progress) {
         self.enter(progress.phase());
         let bytes = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);

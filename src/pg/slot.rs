@@ -6,6 +6,7 @@
 
 use std::ffi::CString;
 
+use pgdata::wal::Lsn;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgrx::pg_sys;
 
@@ -21,7 +22,7 @@ pub(crate) struct Slot {
     name: String,
     created: bool,
     /// Where the new standby's WAL begins. Older WAL is kept for the standby that is there, as long as that lasts.
-    start_lsn: u64,
+    start_lsn: Lsn,
 }
 
 impl Slot {
@@ -30,7 +31,7 @@ impl Slot {
     /// checkpoint on, which may be later than `start_lsn`: ask [`Slot::reserves_from_start`].
     ///
     /// Called after the backup has started, whose checkpoint finds no session to terminate over an old slot.
-    pub(crate) fn reserve(name: &str, start_lsn: u64) -> Result<Self> {
+    pub(crate) fn reserve(name: &str, start_lsn: Lsn) -> Result<Self> {
         validate(name)?;
         let c_name = CString::new(name).expect("a valid slot name has no NUL byte");
         // SAFETY: reads a pointer of this process.
@@ -77,7 +78,7 @@ impl Slot {
     }
 
     /// Another backup begins, later.
-    pub(crate) fn begin_at(&mut self, start_lsn: u64) {
+    pub(crate) fn begin_at(&mut self, start_lsn: Lsn) {
         self.start_lsn = start_lsn;
     }
 
@@ -85,7 +86,7 @@ impl Slot {
     pub(crate) fn forget_older(&self) -> Result<()> {
         let older = self.restart_lsn();
         // one that this run made begins at most one checkpoint too early, and is ephemeral: released, it would be gone
-        if self.created || older == 0 || older >= self.start_lsn {
+        if self.created || older == Lsn(0) || older >= self.start_lsn {
             return Ok(());
         }
         // SAFETY: this session holds the slot, which is persistent; pg_replication_slot_advance() takes it itself.
@@ -98,12 +99,12 @@ impl Slot {
     }
 
     /// The oldest WAL position the slot keeps; 0 if the server invalidated the slot.
-    pub(crate) fn restart_lsn(&self) -> u64 {
+    pub(crate) fn restart_lsn(&self) -> Lsn {
         // SAFETY: non-null as long as self lives, unless the server took the slot away; the owner may
         // read its own slot's fields without the spinlock (slot.h).
         unsafe {
             let slot = pg_sys::MyReplicationSlot;
-            if slot.is_null() { 0 } else { (*slot).data.restart_lsn }
+            if slot.is_null() { Lsn(0) } else { Lsn((*slot).data.restart_lsn) }
         }
     }
 
@@ -133,7 +134,7 @@ impl Slot {
     fn is_reserved(&self) -> bool {
         use pg_sys::WALAvailability as Availability;
         // SAFETY: reads shared memory under the server's own locks.
-        let availability = unsafe { pg_sys::GetWALAvailability(self.restart_lsn()) };
+        let availability = unsafe { pg_sys::GetWALAvailability(self.restart_lsn().0) };
         matches!(availability, Availability::WALAVAIL_RESERVED | Availability::WALAVAIL_EXTENDED)
     }
 

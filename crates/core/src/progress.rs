@@ -105,12 +105,12 @@ impl Progress {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// Adds bytes read on the primary and judged: equal or sent.
+    /// Adds bytes read on the primary and compared: equal or sent.
     pub fn add_compared(&self, bytes: u64) {
         self.compared.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes of data files read and judged.
+    /// Bytes of data files read and compared.
     pub fn compared(&self) -> u64 {
         self.compared.load(Ordering::Relaxed)
     }

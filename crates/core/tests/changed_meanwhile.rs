@@ -39,7 +39,7 @@ fn assert_in_use(error: &Error, what: &str) {
 }
 
 #[test]
-fn a_directory_that_changed_since_it_was_judged_is_left_alone() {
+fn a_directory_that_changed_since_it_was_checked_is_left_alone() {
     let hosts = hosts();
     type Change = (&'static str, fn(&Hosts));
     let changes: &[Change] = &[

@@ -1,6 +1,8 @@
 //! Data page checksums (src/include/storage/checksum_impl.h), to notice a page that the primary's
 //! disk has damaged before it is spread to a standby.
 
+use crate::wal::Lsn;
+
 const N_SUMS: usize = 32;
 const FNV_PRIME: u32 = 16_777_619;
 
@@ -58,13 +60,13 @@ pub enum Verdict {
 /// Judges one page as pg_basebackup does (src/backend/backup/basebackup.c): pages that were never
 /// initialised have no checksum, and pages newer than `start_lsn` may legitimately be torn.
 /// `page` is one whole block; `block` its number in the relation fork.
-pub fn verify(page: &[u8], block: u32, start_lsn: u64) -> Verdict {
+pub fn verify(page: &[u8], block: u32, start_lsn: Lsn) -> Verdict {
     let pd_upper = u16::from_le_bytes([page[14], page[15]]);
     if pd_upper == 0 {
         return Verdict::Good;
     }
     let half = |at: usize| u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
-    let page_lsn = u64::from(half(0)) << 32 | u64::from(half(4));
+    let page_lsn = Lsn(u64::from(half(0)) << 32 | u64::from(half(4)));
     if page_lsn >= start_lsn {
         return Verdict::Newer;
     }
@@ -153,11 +155,11 @@ mod tests {
         good[14] = 1;
         let sum = reference(&good, 9);
         good[8..10].copy_from_slice(&sum.to_le_bytes());
-        assert_eq!(verify(&good, 9, 100), Verdict::Good);
-        assert!(matches!(verify(&good, 10, 100), Verdict::Bad { stored, .. } if stored == sum));
-        assert_eq!(verify(&good, 10, 0), Verdict::Newer);
-        assert_eq!(verify(&[0; 8192], 3, 100), Verdict::Good);
+        assert_eq!(verify(&good, 9, Lsn(100)), Verdict::Good);
+        assert!(matches!(verify(&good, 10, Lsn(100)), Verdict::Bad { stored, .. } if stored == sum));
+        assert_eq!(verify(&good, 10, Lsn(0)), Verdict::Newer);
+        assert_eq!(verify(&[0; 8192], 3, Lsn(100)), Verdict::Good);
         good[5000] ^= 1;
-        assert!(matches!(verify(&good, 9, 100), Verdict::Bad { .. }));
+        assert!(matches!(verify(&good, 9, Lsn(100)), Verdict::Bad { .. }));
     }
 }

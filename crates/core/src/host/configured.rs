@@ -76,7 +76,7 @@ pub(crate) fn demand_known(cluster: &Cluster) -> Result<()> {
 }
 
 /// Refuses to start a server as a standby that would end its recovery by itself and become a second primary. What a
-/// recovery judged and wrote may have been replaced since, by a tool that manages configurations for instance.
+/// recovery checked and wrote may have been replaced since, by a tool that manages configurations for instance.
 pub(super) fn demand_no_end(cluster: &Cluster) -> Result<()> {
     let directory = &cluster.data_directory;
     // the content of myrecovery.conf counts where it is read, and only there

@@ -48,7 +48,7 @@ pub fn inspect(
     inspect_opened(cluster, None, keep, session, peer, cancel)
 }
 
-/// What is in the cluster's directory. Of one that is open to be written that one is judged, and no other that its path
+/// What is in the cluster's directory. Of one that is open to be written that one is looked at, and no other that its path
 /// may lead to by now.
 pub(crate) fn inspect_opened(
     cluster: &Cluster,

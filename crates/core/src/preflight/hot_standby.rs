@@ -153,7 +153,7 @@ mod tests {
         })
     }
 
-    fn judged(main: &str, auto: &str, values: [i64; 5]) -> Finding {
+    fn found(main: &str, auto: &str, values: [i64; 5]) -> Finding {
         let [main, auto] = said(main, auto);
         finding(&main, &auto, &required(values))
     }
@@ -178,7 +178,7 @@ mod tests {
             ),
             ("max_connections = many\n", ""),
         ] {
-            assert!(judged(main, auto, DEFAULTS).answer.is_ok(), "{main} {auto}");
+            assert!(found(main, auto, DEFAULTS).answer.is_ok(), "{main} {auto}");
         }
     }
 
@@ -187,16 +187,16 @@ mod tests {
         for (number, name) in PARAMETERS.into_iter().enumerate() {
             let mut values = DEFAULTS;
             values[number] = 1000;
-            let told = refusal(judged(&format!("# first\n{name} = 999\n"), "", values));
+            let told = refusal(found(&format!("# first\n{name} = 999\n"), "", values));
             assert!(told.contains(&format!("{name} is 999 (in \"")), "{told}");
             assert!(told.contains("postgresql.conf\" line 2), and 1000 on the primary"), "{told}");
-            let told = refusal(judged("", "", values));
+            let told = refusal(found("", "", values));
             assert!(told.contains(&format!("{name} is {} (the default", DEFAULTS[number])), "{told}");
             assert!(told.contains(&format!("Set {name} to 1000 or more in the standby's")), "{told}");
         }
-        let told = refusal(judged("include 'more.conf'\nmax_worker_processes = 2\n", "", DEFAULTS));
+        let told = refusal(found("include 'more.conf'\nmax_worker_processes = 2\n", "", DEFAULTS));
         assert!(told.contains("more.conf\" line 3") && told.contains("max_worker_processes is 2"), "{told}");
-        let told = refusal(judged("max_connections = 100\n", "max_connections = 99\n", DEFAULTS));
+        let told = refusal(found("max_connections = 100\n", "max_connections = 99\n", DEFAULTS));
         assert!(told.contains("postgresql.auto.conf\" line 1"), "{told}");
     }
 
@@ -216,15 +216,15 @@ mod tests {
     #[test]
     fn without_hot_standby_nothing_is_compared_and_that_is_told() {
         for off in ["off", "OF", "false", "f", "no", "0"] {
-            let found = judged(&format!("max_connections = 1\nhot_standby = {off}\n"), "", DEFAULTS);
+            let found = found(&format!("max_connections = 1\nhot_standby = {off}\n"), "", DEFAULTS);
             assert!(found.is_advice, "{off}");
             let error = found.answer.expect_err("told");
             assert!(error.message.contains("line 2") && error.hint.is_some(), "{error:?}");
         }
         for on in ["on", "true", "1", "o", "x"] {
-            assert!(!judged(&format!("hot_standby = {on}\n"), "", DEFAULTS).is_advice, "{on}");
+            assert!(!found(&format!("hot_standby = {on}\n"), "", DEFAULTS).is_advice, "{on}");
         }
-        let found = judged("hot_standby = off\n", "hot_standby = on\n", DEFAULTS);
+        let found = found("hot_standby = off\n", "hot_standby = on\n", DEFAULTS);
         assert!(found.answer.is_ok(), "the file that is read last counts");
     }
 

@@ -132,7 +132,7 @@ fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) 
     Ok(())
 }
 
-/// Reads all files as the server will. They were judged before the run began; other programs, and what the primary sent,
+/// Reads all files as the server will. They were checked before the run began; other programs, and what the primary sent,
 /// may have changed them since.
 fn demand_following(cluster: &Cluster, warnings: &mut Vec<String>) -> Result<()> {
     let (main, auto) = (configuration(cluster), auto_configuration(&cluster.data_directory));

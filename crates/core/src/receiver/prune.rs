@@ -18,7 +18,7 @@ use crate::wire::protocol::message::PlanHeader;
 pub(super) enum Fate {
     /// It stays, whatever it holds.
     Stays,
-    /// It stays, and what it holds is judged.
+    /// It stays, and what it holds is looked at.
     Entered,
     /// It goes.
     Goes,
@@ -68,7 +68,7 @@ impl<'a> Pruning<'a> {
         }
     }
 
-    /// The cluster's directory in each tablespace: they are judged on their own.
+    /// The cluster's directory in each tablespace: they are looked at on their own.
     pub(super) fn tablespaces(&self) -> &[String] {
         &self.tablespaces
     }

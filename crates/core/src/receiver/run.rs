@@ -33,7 +33,7 @@ pub(super) struct Run {
     /// What was written into the marker.
     marker: OnceLock<String>,
     planned_files: RwLock<Vec<PlannedFile>>,
-    /// How many planned_files have been reconciled.
+    /// How many of them have been reconciled.
     reconciled: AtomicUsize,
 }
 
@@ -189,7 +189,7 @@ impl Run {
         }
     }
 
-    /// Opens what is in a file's place, unless that was found to be of no use. What was judged equal is never sent, so
+    /// Opens what is in a file's place, unless that was found to be of no use. What was found equal is never sent, so
     /// it must still be there when the rest is written.
     fn enter(&self, planned: &PlannedFile, place: &mut Place) -> Result<Option<(std::fs::File, Stat)>> {
         if let Place::Anew = place {
@@ -327,14 +327,14 @@ impl PlannedFile {
     }
 }
 
-/// The planned with a number from the wire.
+/// The file with a number from the wire.
 pub(super) fn planned_file(planned_files: &[PlannedFile], number: u32) -> Result<&PlannedFile> {
     planned_files.get(number as usize).ok_or_else(|| {
         Error::new(Kind::ProtocolViolation, format!("file number {number} is not in the plan"))
     })
 }
 
-/// The planned with a number from the wire, of which something is going to be written or told; what was reconciled stays so.
+/// The file with a number from the wire that something is going to be written to; a reconciled one stays as it is.
 pub(super) fn writable_file<'a>(
     run: &Run,
     planned_files: &'a [PlannedFile],

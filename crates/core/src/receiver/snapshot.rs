@@ -1,4 +1,4 @@
-//! What a directory was judged by, and whether it is still so when the run begins.
+//! What a directory was checked by, and whether it is still so when the run begins.
 //!
 //! Between the two lie the primary's checkpoint and its scan, minutes perhaps: time enough to make another cluster there,
 //! or to start and stop the one that was found.
@@ -75,7 +75,7 @@ impl Snapshot {
         self.kept.extend_from_slice(needed);
     }
 
-    /// Fails if the directory, which is shown as `shown`, is not what was judged any more.
+    /// Fails if the directory, which is shown as `shown`, is not what was checked any more.
     pub(super) fn demand_same(&self, directory: &Path, shown_as: &Path, keep: &[RelPath]) -> Result<()> {
         let now = Self::look(directory, keep)?;
         let same = |(then, now): (&Found, &Found)| match (then, now) {
@@ -100,9 +100,9 @@ impl Snapshot {
         } else {
             return Ok(());
         };
-        let message = format!("directory \"{}\" was changed after it was judged", shown_as.display());
+        let message = format!("directory \"{}\" was changed after it was checked", shown_as.display());
         Err(Error::new(Kind::InUse, message).detail(detail).hint(
-            "Find out what works there. Nothing was changed by this recovery; run it again, and the directory is judged \
+            "Find out what works there. Nothing was changed by this recovery; run it again, and the directory is checked \
              by what it holds then.",
         ))
     }
@@ -114,7 +114,8 @@ pub(super) fn demand_roots(target: &DataDirectory, paths: &[PathBuf]) -> Result<
     for (path, opened) in paths.iter().zip(&opened) {
         let there = std::fs::metadata(path).map_err(Error::on_path("stat directory", &path))?;
         if FileId::from(&there) != *opened {
-            let message = format!("\"{}\" is another directory than the one that was judged", path.display());
+            let message =
+                format!("\"{}\" is another directory than the one that was checked", path.display());
             return Err(Error::new(Kind::InUse, message)
                 .detail("It, or a link on the way to it, was replaced after the recovery had opened it.")
                 .hint("Run the recovery again when the directories are in their places."));
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_was_changed_after_it_was_judged_is_refused() {
+    fn a_directory_that_was_changed_after_it_was_checked_is_refused() {
         let keep = [RelPath::parse("certs").expect("valid"), RelPath::parse("pg_hba.conf").expect("valid")];
         type Change = (&'static str, fn(&Path));
         let changes: &[Change] = &[
@@ -187,12 +188,12 @@ mod tests {
         ];
         for (what, change) in changes {
             let data = cluster();
-            let judged = Snapshot::look(data.path(), &keep).expect("looks");
-            assert_eq!(judged.kept(), &keep[..1]);
+            let snapshot = Snapshot::look(data.path(), &keep).expect("looks");
+            assert_eq!(snapshot.kept(), &keep[..1]);
             // files that no judgement depends on come and go
             fs::write(data.path().join("pg_wal/archive_status"), "x").expect("write");
             change(data.path());
-            match judged.demand_same(data.path(), data.path(), &keep) {
+            match snapshot.demand_same(data.path(), data.path(), &keep) {
                 Ok(()) => assert_eq!(*what, "nothing"),
                 Err(error) => assert!(*what != "nothing" && error.kind == Kind::InUse, "{what}: {error:?}"),
             }
@@ -202,10 +203,10 @@ mod tests {
     #[test]
     fn a_cluster_that_appears_in_an_empty_directory_is_named() {
         let data = tempfile::tempdir().expect("temporary directory");
-        let judged = Snapshot::look(data.path(), &[]).expect("looks");
+        let snapshot = Snapshot::look(data.path(), &[]).expect("looks");
         fs::create_dir_all(data.path().join("base")).expect("make");
         fs::create_dir_all(data.path().join("global")).expect("make");
-        let error = judged.demand_same(data.path(), data.path(), &[]).expect_err("changed");
+        let error = snapshot.demand_same(data.path(), data.path(), &[]).expect_err("changed");
         assert_eq!(error.detail.as_deref(), Some("It was empty and is a PostgreSQL data directory now."));
     }
 

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 
+use pgdata::wal::Lsn;
 use serde::{Deserialize, Serialize};
 
 /// How much older than the walreceiver its connection may seem, milliseconds: for the resolution of the clocks. The
@@ -63,9 +64,6 @@ impl Walsender {
         self.state == "streaming"
     }
 }
-
-/// A position in the WAL, as the server shows it.
-pub type Lsn = u64;
 
 /// What the standby's walsender is known by, besides its connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -317,8 +315,8 @@ mod tests {
     #[test]
     fn replay_moves_or_has_nothing_to_do() {
         let at = |flushed, replayed| Walsender {
-            flushed: Some(flushed),
-            replayed: Some(replayed),
+            flushed: Some(Lsn(flushed)),
+            replayed: Some(Lsn(replayed)),
             ..sender(1, "n", "", 10)
         };
         let mut replay = Replay::default();

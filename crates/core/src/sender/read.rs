@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pgdata::checksum::{self, Verdict};
+use pgdata::wal::Lsn;
 
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::{RelationFile, holds_relations};
@@ -26,7 +27,7 @@ pub struct Checksums {
     /// Pages in one segment file of a relation.
     pub segment_blocks: u32,
     /// Pages at or after it may be torn: replay restores them.
-    pub start_lsn: u64,
+    pub start_lsn: Lsn,
 }
 
 /// The files of a plan; keeps the last one open.

@@ -1,5 +1,7 @@
 //! WAL positions and the files they lie in (src/include/access/xlog_internal.h).
 
+use super::Lsn;
+
 /// The name of a WAL segment file.
 pub fn segment_name(timeline: u32, segment: u64, segment_size: u32) -> String {
     let per_id = (1_u64 << 32) / u64::from(segment_size);
@@ -8,14 +10,9 @@ pub fn segment_name(timeline: u32, segment: u64, segment_size: u32) -> String {
 
 /// The segments that hold the WAL from `start` to `stop`. A stop position at a segment's first byte
 /// belongs to the segment before it (XLByteToPrevSeg).
-pub fn segments(start: u64, stop: u64, segment_size: u32) -> impl Iterator<Item = u64> {
+pub fn segments(start: Lsn, stop: Lsn, segment_size: u32) -> impl Iterator<Item = u64> {
     let size = u64::from(segment_size);
-    start / size..=stop.max(start + 1).saturating_sub(1) / size
-}
-
-/// An LSN as PostgreSQL writes it.
-pub fn lsn(position: u64) -> String {
-    super::Lsn(position).to_string()
+    start.0 / size..=stop.0.max(start.0 + 1).saturating_sub(1) / size
 }
 
 /// The timeline of a WAL segment file, as its name tells; `None` if it is none.
@@ -49,7 +46,7 @@ mod tests {
 
     #[test]
     fn a_stop_at_a_boundary_needs_no_further_segment() {
-        let list = |start, stop| segments(start, stop, 16 * MB).collect::<Vec<_>>();
+        let list = |start, stop| segments(Lsn(start), Lsn(stop), 16 * MB).collect::<Vec<_>>();
         assert_eq!(list(0x200_0028, 0x200_0100), [2]);
         assert_eq!(list(0x200_0028, 0x300_0000), [2]);
         assert_eq!(list(0x200_0028, 0x300_0001), [2, 3]);
@@ -77,6 +74,5 @@ mod tests {
         {
             assert!(!is_history(other), "{other}");
         }
-        assert_eq!(lsn(0x16_B374_D848), "16/B374D848");
     }
 }

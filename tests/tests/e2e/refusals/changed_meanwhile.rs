@@ -46,8 +46,8 @@ fn a_cluster_made_while_the_checkpoint_was_awaited_is_left_alone() {
     // the one that is waited for hurries up
     primary.execute("CHECKPOINT");
 
-    let error = running.finish_within(LIMIT).expect_err("it is not what was judged");
-    SqlError::from(&error).expect("55006").says("was changed after it was judged").says("was empty");
+    let error = running.finish_within(LIMIT).expect_err("it is not what was checked");
+    SqlError::from(&error).expect("55006").says("was changed after it was checked").says("was empty");
     assert_eq!(target.control("Database system identifier"), identifier);
     assert!(!target.has("pgpool_recovery.incomplete"));
     target.start();

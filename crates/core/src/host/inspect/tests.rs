@@ -134,7 +134,7 @@ fn what_cannot_be_read_is_a_doubt_and_not_missing() {
 }
 
 #[test]
-fn what_is_open_is_judged_and_not_what_took_its_place() {
+fn what_is_open_is_looked_at_and_not_what_took_its_place() {
     let programs = tempfile::tempdir().expect("temporary directory");
     std::os::unix::fs::symlink("/bin/true", programs.path().join("postgres")).expect("link");
     let parent = tempfile::tempdir().expect("temporary directory");

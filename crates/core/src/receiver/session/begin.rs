@@ -34,7 +34,7 @@ impl Planned {
         if let Some(process) = running::server(data_directory)? {
             return Err(running::refusal(data_directory, process));
         }
-        demand_as_judged(directory, &target, &header)?;
+        demand_unchanged(directory, &target, &header)?;
         let digest_key = key(digest_key)?;
         let trusts_cache = inspect::was_shut_down(data_directory);
         let Conversation { receiver, token, cancel, peer, .. } = conversation;
@@ -58,11 +58,11 @@ impl Planned {
     }
 }
 
-/// The directory is still what the sender judged, and so are those beside it.
-fn demand_as_judged(directory: &Directory, target: &DataDirectory, header: &PlanHeader) -> Result<()> {
+/// The directory is still what the sender checked, and so are those beside it.
+fn demand_unchanged(directory: &Directory, target: &DataDirectory, header: &PlanHeader) -> Result<()> {
     let path = &directory.cluster.data_directory;
     let look = target.look();
-    directory.judged.demand_same(look.as_deref().unwrap_or(path), path, &directory.keep)?;
+    directory.snapshot.demand_same(look.as_deref().unwrap_or(path), path, &directory.keep)?;
     let mut roots = vec![path.clone()];
     roots.extend(target.wal()?.map(|_| path.join("pg_wal")));
     roots.extend(header.tablespaces.iter().map(|tablespace| PathBuf::from(&tablespace.target)));

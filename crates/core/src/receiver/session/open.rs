@@ -18,7 +18,7 @@ pub(super) struct Directory {
     pub(super) cluster: Cluster,
     /// The standby's own files, with what the configuration that it keeps needs.
     pub(super) keep: Vec<RelPath>,
-    pub(super) judged: Snapshot,
+    pub(super) snapshot: Snapshot,
 }
 
 impl Directory {
@@ -38,7 +38,7 @@ impl Directory {
         let look = target.as_ref().and_then(DataDirectory::look);
         let look = look.as_deref().unwrap_or(&cluster.data_directory);
         // before anything is told, so that what changes meanwhile is seen when the run begins
-        let judged = Snapshot::look(look, &keep);
+        let snapshot = Snapshot::look(look, &keep);
         let mut found = inspect::inspect_opened(&cluster, target.as_ref(), &keep, token, *peer, cancel)?;
         if let (Some(path), Some(identity)) = (found.wal_directory.clone(), found.wal_identity) {
             let listed = receiver.policy().beside(&cluster);
@@ -46,7 +46,7 @@ impl Directory {
             let unused = Neighbours::new(found.identity, &listed).demand_unused(&wanted);
             found.doubts.wal = found.doubts.wal.take().or(unused.err());
         }
-        let mut judged = judged?;
+        let mut snapshot = snapshot?;
         let stage = if let Some(target) = target {
             if target.was_made() {
                 found.content = message::Content::Missing;
@@ -58,9 +58,9 @@ impl Directory {
         };
         // with what the kept configuration needs
         let needed: Vec<RelPath> = found.kept.iter().filter(|path| !keep.contains(path)).cloned().collect();
-        judged.also_keeps(&needed);
+        snapshot.also_keeps(&needed);
         keep.extend(needed);
-        Ok((Self { cluster, keep, judged }, stage, found))
+        Ok((Self { cluster, keep, snapshot }, stage, found))
     }
 }
 

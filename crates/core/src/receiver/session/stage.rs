@@ -148,7 +148,7 @@ impl Stage {
         directory: &Directory,
         request: Request,
     ) -> Result<(Self, Option<Reply>)> {
-        let kept = directory.judged.kept();
+        let kept = directory.snapshot.kept();
         let cluster = &directory.cluster;
         let (stage, reply) = match (self, request) {
             (Self::Looked(listed), Request::Plan { directories, files }) => {
@@ -281,7 +281,7 @@ impl Stage {
         let Self::Reconciled(mut reconciled) = self else {
             return Err(out_of_order("reconciled data"));
         };
-        reconciled.puts.add(body, directory.judged.kept())?;
+        reconciled.puts.add(body, directory.snapshot.kept())?;
         Ok(Self::Reconciled(reconciled))
     }
 }
