@@ -5,7 +5,7 @@ use pgdata::control_file::PG_CONTROL;
 
 use super::durable::sync_files;
 use super::identity;
-use super::reconcile::settle_wal;
+use super::reconcile::reconcile_wal;
 use super::run::Run;
 use crate::error::{Error, Kind, Result};
 use crate::host::inspect::{auto_configuration, configuration, main_configuration, myrecovery_path};
@@ -75,7 +75,7 @@ pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>) -> Result<Vec
     let [control] = controls.as_slice() else {
         return Err(Error::new(Kind::ProtocolViolation, "the run finishes without pg_control"));
     };
-    settle_wal(run)?;
+    reconcile_wal(run)?;
     for put in &others {
         run.target.install(&put.path, &put.content, put.mode)?;
     }

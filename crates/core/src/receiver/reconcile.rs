@@ -12,7 +12,7 @@ use crate::manifest::path::RelPath;
 use crate::manifest::plan::Directory;
 use crate::wire::protocol::message::PlanHeader;
 
-/// What settling did.
+/// What reconciling did.
 #[derive(Debug, Default)]
 pub(super) struct Reconciliation {
     pub(super) removed: u64,
@@ -20,7 +20,7 @@ pub(super) struct Reconciliation {
     pub(super) warnings: Vec<String>,
 }
 
-/// Settles the target, or counts what that would do.
+/// Reconciles the target with the plan, or counts what that would do.
 pub(super) fn reconcile(
     run: &Run,
     directories: &[Directory],
@@ -53,9 +53,9 @@ pub(super) fn reconcile(
     Ok(pruner.reconciliation)
 }
 
-/// Gives the files that came after settling, WAL, their size. Their blocks are allocated: the server
+/// Gives the files that came after reconciling, WAL, their size. Their blocks are allocated: the server
 /// recycles these files and relies on their space.
-pub(super) fn settle_wal(run: &Run) -> Result<()> {
+pub(super) fn reconcile_wal(run: &Run) -> Result<()> {
     for planned in &run.planned_files()[run.reconciled()..] {
         if planned.is_gone() {
             return Err(Error::new(
@@ -63,7 +63,7 @@ pub(super) fn settle_wal(run: &Run) -> Result<()> {
                 format!("WAL file \"{}\" was removed on the primary", planned.path),
             )
             .detail("The standby needs it to reach consistency.")
-            .hint("Use a replication planned (pgpool_recovery.slot_name), or increase wal_keep_size."));
+            .hint("Use a replication slot (pgpool_recovery.slot_name), or increase wal_keep_size."));
         }
         fit(run, planned)?;
         if planned.size() > 0 {

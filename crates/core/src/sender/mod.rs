@@ -59,7 +59,7 @@ pub struct TransferOptions {
     pub checksums: Option<Checksums>,
 }
 
-/// What [`Session::settle`] reports.
+/// What [`Session::reconcile`] reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reconciliation {
     /// Files and links removed on the target.
