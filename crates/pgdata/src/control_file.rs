@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::bytes::u32_at;
+use crate::bytes::{u32_at, u64_at};
+use crate::wal::Lsn;
 
 /// Why a pg_control could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,6 +69,91 @@ pub struct ControlFile {
     pub wal_segment_size: u32,
     /// 0: data pages carry no checksums.
     pub checksum_version: u32,
+    /// From where to where the server would replay WAL.
+    #[serde(default)]
+    pub recovery: Recovery,
+}
+
+/// What pg_control says about replay, and about the WAL that the server wrote.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// Where the record of the latest checkpoint begins (checkPoint).
+    pub checkpoint_at: Lsn,
+    /// The latest checkpoint, or that of the latest restartpoint (checkPointCopy).
+    pub checkpoint: Checkpoint,
+    /// Of a server that replays: it is consistent once it has replayed up to here (minRecoveryPoint); 0 if it was none.
+    pub min_recovery_point: Lsn,
+    /// Start of the backup of which the server is a copy that is not consistent yet (backupStartPoint); else 0.
+    pub backup_start_point: Lsn,
+    /// End of the standby's backup of which it is such a copy (backupEndPoint); else 0.
+    pub backup_end_point: Lsn,
+    /// It is such a copy, of a primary's backup (backupEndRequired).
+    pub backup_end_required: bool,
+    /// wal_log_hints. Of a standby this is its primary's.
+    pub wal_log_hints: bool,
+    /// Alignment of the platform (maxAlign).
+    pub max_alignment: u32,
+    /// Size of a WAL page, bytes (xlog_blcksz).
+    pub wal_block_size: u32,
+}
+
+/// A checkpoint, as its record and pg_control describe it (CheckPoint), without its next transaction: in pg_control of a
+/// standby that is the latest which it has seen (xlog_redo in src/backend/access/transam/xlog.c).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Where replay from it begins.
+    pub redo: Lsn,
+    /// The timeline.
+    pub timeline: u32,
+    /// The timeline before it, if the record begins the timeline.
+    pub previous_timeline: u32,
+    /// full_page_writes.
+    pub full_page_writes: bool,
+    /// Seconds since 1970.
+    pub time: u64,
+    /// The next OID, the next MultiXact and its offset, the oldest transaction and its database, the oldest MultiXact and
+    /// its database; the oldest and the newest transaction with a commit timestamp, and the oldest one that is active.
+    pub counters: [u32; 10],
+}
+
+/// Length of the structure (sizeof(CheckPoint)).
+const CHECKPOINT: usize = 88;
+
+impl Checkpoint {
+    /// Reads the main data of a checkpoint's record; `None` if it is too short.
+    pub fn parse(data: &[u8]) -> Option<Self> {
+        let data = data.get(..CHECKPOINT)?;
+        let mut counters = [0; 10];
+        for (counter, offset) in counters.iter_mut().zip([32, 36, 40, 44, 48, 52, 56, 72, 76, 80]) {
+            *counter = u32_at(data, offset)?;
+        }
+        Some(Self {
+            redo: Lsn(u64_at(data, 0)?),
+            timeline: u32_at(data, 8)?,
+            previous_timeline: u32_at(data, 12)?,
+            full_page_writes: data[16] != 0,
+            time: u64_at(data, 64)?,
+            counters,
+        })
+    }
+}
+
+impl Recovery {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let flag = |offset: usize| bytes.get(offset).map(|byte| *byte != 0);
+        let lsn = |offset| u64_at(bytes, offset).map(Lsn);
+        Some(Self {
+            checkpoint_at: lsn(32)?,
+            checkpoint: Checkpoint::parse(bytes.get(40..)?)?,
+            min_recovery_point: lsn(136)?,
+            backup_start_point: lsn(152)?,
+            backup_end_point: lsn(160)?,
+            backup_end_required: flag(168)?,
+            wal_log_hints: flag(176)?,
+            max_alignment: u32_at(bytes, 204)?,
+            wal_block_size: u32_at(bytes, 224)?,
+        })
+    }
 }
 
 impl ControlFile {
@@ -107,6 +193,7 @@ impl ControlFile {
             relation_segment_blocks: field(220)?,
             wal_segment_size: field(228)?,
             checksum_version: field(252)?,
+            recovery: Recovery::parse(bytes).ok_or_else(|| damaged("it is too short"))?,
         })
     }
 }
@@ -131,10 +218,18 @@ pub fn sample(system_identifier: u64) -> Vec<u8> {
     put(8, 1300);
     put(12, 202_209_061);
     put(16, 1);
+    put(32, 0x500_0060);
+    put(40, 0x500_0028);
     put(48, 3);
+    put(52, 3);
+    put(56, 1);
+    put(136, 0x500_0100);
     put(144, 4);
+    put(176, 1);
+    put(204, 8);
     put(216, 8192);
     put(220, 131_072);
+    put(224, 8192);
     put(228, 16 << 20);
     put(252, 1);
     bytes[..8].copy_from_slice(&system_identifier.to_le_bytes());
@@ -155,6 +250,26 @@ mod tests {
         assert_eq!(control.min_recovery_timeline, 4);
         assert_eq!((control.block_size, control.wal_segment_size), (8192, 16 << 20));
         assert_eq!(control.checksum_version, 1);
+        let recovery = control.recovery;
+        assert_eq!((recovery.checkpoint_at, recovery.checkpoint.redo), (Lsn(0x500_0060), Lsn(0x500_0028)));
+        assert_eq!((recovery.checkpoint.timeline, recovery.checkpoint.full_page_writes), (3, true));
+        assert_eq!((recovery.min_recovery_point, recovery.wal_log_hints), (Lsn(0x500_0100), true));
+        assert_eq!((recovery.max_alignment, recovery.wal_block_size), (8, 8192));
+        assert_eq!((recovery.backup_start_point, recovery.backup_end_required), (Lsn(0), false));
+    }
+
+    #[test]
+    fn a_checkpoint_is_the_same_but_for_its_next_transaction() {
+        let mut data: Vec<u8> = (0..88).collect();
+        let one = Checkpoint::parse(&data).expect("a checkpoint");
+        assert_eq!(Checkpoint::parse(&data[..87]), None);
+        data[24..32].fill(0xFF);
+        assert_eq!(Checkpoint::parse(&data), Some(one.clone()));
+        for offset in [0, 8, 12, 32, 56, 64, 71, 72, 80, 83] {
+            let mut other = data.clone();
+            other[offset] ^= 0x80;
+            assert_ne!(Checkpoint::parse(&other), Some(one.clone()), "{offset}");
+        }
     }
 
     #[test]

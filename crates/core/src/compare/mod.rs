@@ -3,4 +3,5 @@
 pub mod delta;
 pub mod digest;
 pub mod source;
+pub mod wal_map;
 pub mod work;

@@ -25,7 +25,9 @@ pub mod special;
 pub use segment_file::{is_history, segment_name, segment_timeline, segments};
 
 /// A position in the WAL (XLogRecPtr): bytes since its beginning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
 pub struct Lsn(pub u64);
 
 impl fmt::Display for Lsn {

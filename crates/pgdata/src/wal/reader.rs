@@ -49,6 +49,10 @@ pub struct Record<'a> {
     pub blocks: &'a [BlockReference],
     /// What else it does.
     pub effect: Effect,
+    /// Its main data; of a record of more than half a megabyte only where that is needed to know the effect.
+    pub data: &'a [u8],
+    /// All of it; of a record of more than half a megabyte its beginning, with the CRC of all.
+    pub bytes: &'a [u8],
 }
 
 /// Where the WAL ends.
@@ -193,14 +197,26 @@ impl<P: Pages> Reader<P> {
         let Some(format) = self.format else { return Ok(None) };
         let malformed = |source| ReadError::Malformed { at: start, source };
         let header = self.assembly.header().ok_or(malformed(Malformed("it has no header")))?;
-        let data = self.assembly.parsed(format).map_err(malformed)?;
-        let effect = special::effect(&header, data, format).map_err(malformed)?;
+        let main = self.assembly.parse(format).map_err(malformed)?;
+        let effect = special::effect(&header, self.assembly.data(main), format).map_err(malformed)?;
         if effect == Effect::Switch {
             self.next = self.next.next_multiple_of(u64::from(self.origin.segment_size).max(1));
         }
         self.previous = Some(start);
         let (end, blocks) = (Lsn(self.next), self.assembly.blocks.as_slice());
-        Ok(Some(Record { start, end, timeline, header, blocks, effect }))
+        let (data, bytes) = (self.assembly.data(main), self.assembly.head.as_slice());
+        Ok(Some(Record { start, end, timeline, header, blocks, effect, data, bytes }))
+    }
+
+    /// The first page of which nothing was used: behind the pages of the last record, or of the one that is incomplete
+    /// at the end.
+    pub fn unused(&self) -> Lsn {
+        match self.end.as_ref().map(|end| &end.why) {
+            // it was read, and does not belong to what was before it
+            Some(Why::Continuation(page)) => *page,
+            _ if self.latest.1 == 0 => page_of(self.next),
+            _ => Lsn(self.latest.0.0 + PAGE_SIZE as u64),
+        }
     }
 
     /// Where the WAL ends, once no record is left.
@@ -408,18 +424,22 @@ impl Assembly {
         crc32c::crc32c_append(body, &self.head[..HEADER - 4]) == header.crc
     }
 
-    /// The main data, as far as it is needed; the blocks are known from here on.
-    fn parsed(&mut self, format: Format) -> Result<&[u8], Malformed> {
-        if self.is_long() {
-            let main = self.headers.clone().unwrap_or(Err(Malformed("it has no headers")))?;
-            let needs = self.header().is_some_and(|header| special::needs_data(&header));
-            if needs && self.tail.len() != main {
-                return Err(Malformed("its data is too long"));
-            }
-            return Ok(&self.tail);
+    /// Reads the headers, and returns the length of the main data; the blocks are known from here on.
+    fn parse(&mut self, format: Format) -> Result<usize, Malformed> {
+        if !self.is_long() {
+            return read_block_headers(&self.head, self.length, format, &mut self.blocks);
         }
-        let main = read_block_headers(&self.head, self.length, format, &mut self.blocks)?;
-        Ok(&self.head[self.length - main..])
+        let main = self.headers.clone().unwrap_or(Err(Malformed("it has no headers")))?;
+        let needs = self.header().is_some_and(|header| special::needs_data(&header));
+        if needs && self.tail.len() != main {
+            return Err(Malformed("its data is too long"));
+        }
+        Ok(main)
+    }
+
+    /// The main data, of this length, as far as it is needed.
+    fn data(&self, main: usize) -> &[u8] {
+        if self.is_long() { &self.tail } else { &self.head[self.length - main..] }
     }
 }
 

@@ -43,6 +43,8 @@ pub enum Effect {
     Checkpoint {
         /// Where replay from it begins.
         redo: Lsn,
+        /// The timeline on which it lies.
+        timeline: u32,
         /// Whether full_page_writes was on.
         full_page_writes: bool,
         /// wal_level, of 17 and later.
@@ -151,6 +153,7 @@ fn xlog(kind: u8, data: &[u8], format: Format) -> Result<Effect, Malformed> {
     Ok(match kind {
         0x00 | 0x10 => Effect::Checkpoint {
             redo: Lsn(u64_of(data, 0)?),
+            timeline: u32_of(data, 8)?,
             full_page_writes: bool_of(data, 16)?,
             wal_level: level_at(20)?,
             is_shutdown: kind == 0x00,
@@ -321,6 +324,7 @@ mod tests {
         for (magic, wal_level) in [(0xD113, None), (0xD118, Some(WalLevel::Replica))] {
             let found = Effect::Checkpoint {
                 redo: Lsn(0x1_0200_0028),
+                timeline: 3,
                 full_page_writes: true,
                 wal_level,
                 is_shutdown: false,

@@ -1,0 +1,7 @@
+//! The blocks that need not be read, because the WAL of both sides says that they did not change.
+
+mod block_map;
+mod encoding;
+
+pub use block_map::{BUDGET, BlockMap};
+pub use encoding::MAX_ENCODED;
