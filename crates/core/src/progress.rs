@@ -56,6 +56,7 @@ pub struct Progress {
     compared: AtomicU64,
     sent: AtomicU64,
     cloned: AtomicU64,
+    known: AtomicU64,
     wal: AtomicU64,
     streams: AtomicU32,
     streaming_began: OnceLock<Instant>,
@@ -133,6 +134,16 @@ impl Progress {
     /// Bytes of data files that were cloned.
     pub fn cloned(&self) -> u64 {
         self.cloned.load(Ordering::Relaxed)
+    }
+
+    /// Adds bytes of data files that were left out because WAL proves them equal: they are read on neither side.
+    pub fn add_known(&self, bytes: u64) {
+        self.known.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of data files that were left out because WAL proves them equal.
+    pub fn known(&self) -> u64 {
+        self.known.load(Ordering::Relaxed)
     }
 
     /// Adds bytes of WAL sent, before compression.

@@ -9,6 +9,8 @@ use crate::manifest::plan::File;
 pub enum Proof {
     /// They share their blocks with the primary's file.
     Cloned,
+    /// The WAL of neither side changed them since both had them; see [`crate::compare::wal_map`].
+    WalMap,
 }
 
 /// What is done with some bytes of a file.

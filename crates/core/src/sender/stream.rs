@@ -209,9 +209,12 @@ impl<'a, 'w> Stream<'a, 'w> {
     /// Bytes of data files are left out.
     fn skipped(&self, proof: Proof, bytes: u64) {
         let progress = self.transfer.progress;
-        progress.add_compared(bytes);
         match proof {
-            Proof::Cloned => progress.add_cloned(bytes),
+            Proof::Cloned => {
+                progress.add_compared(bytes);
+                progress.add_cloned(bytes);
+            }
+            Proof::WalMap => progress.add_known(bytes),
         }
     }
 

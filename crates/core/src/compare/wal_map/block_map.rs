@@ -165,7 +165,7 @@ impl BlockMap {
     }
 
     /// Turns to the next grain.
-    fn coarsen(&mut self) {
+    pub(super) fn coarsen(&mut self) {
         if self.grain + 1 == GRAINS.len() {
             return self.give_up();
         }

@@ -2,6 +2,8 @@
 
 mod block_map;
 mod encoding;
+mod source;
 
 pub use block_map::{BUDGET, BlockMap};
 pub use encoding::MAX_ENCODED;
+pub use source::{Breakdown, Found, Layout, WalMap};
