@@ -48,7 +48,7 @@ impl Phase {
     }
 }
 
-/// Counters of one run. All only grow.
+/// Counters of one run. All only grow, but for those that [`Progress::start_again`] resets.
 #[derive(Debug, Default)]
 pub struct Progress {
     phase: AtomicU8,
@@ -114,6 +114,12 @@ impl Progress {
     /// Bytes of data files read and compared.
     pub fn compared(&self) -> u64 {
         self.compared.load(Ordering::Relaxed)
+    }
+
+    /// What was compared and left out does not count: all of it is compared again. What was sent stays sent.
+    pub fn start_again(&self) {
+        self.compared.store(0, Ordering::Relaxed);
+        self.known.store(0, Ordering::Relaxed);
     }
 
     /// Adds bytes of data files sent, before compression.

@@ -207,7 +207,7 @@ fn cancel_brings_every_step_back() {
             clone: true,
             checksums: None,
         };
-        let error = session.send_data(&hosts.path("primary"), options).expect_err("cancelled");
+        let error = session.send_data(&hosts.path("primary"), options, None).expect_err("cancelled");
         assert_eq!(error.kind, Kind::Canceled, "{name}: {error}");
         timer.join().expect("timer");
         let _ = fs::remove_dir_all(hosts.path("standby"));

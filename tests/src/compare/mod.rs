@@ -4,13 +4,12 @@
 //! primary first (it sends that before it ends), then the standby. What a standby legitimately lacks or
 //! has of its own is named here one by one; every other difference is reported with its page number.
 
-mod page;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::cluster::{Cluster, Stop};
+use pgdata::unlogged;
 
 /// Bytes in a page.
 pub const PAGE: usize = 8192;
@@ -133,7 +132,7 @@ fn is_private(name: &Path) -> bool {
 }
 
 fn is_empty_map(name: &Path, path: &Path) -> bool {
-    let is_empty = |content: Vec<u8>| content.chunks(PAGE).all(page::is_empty_map);
+    let is_empty = |content: Vec<u8>| content.chunks(PAGE).all(unlogged::is_empty_map);
     is_map(name) && fs::read(path).is_ok_and(is_empty)
 }
 
@@ -143,7 +142,8 @@ fn is_map(name: &Path) -> bool {
 
 /// A visibility map without the pages at its end that say nothing: they come without WAL.
 fn told_by_map(content: &[u8]) -> &[u8] {
-    let pages = content.chunks(PAGE).rposition(|page| !page::is_empty_map(page)).map_or(0, |last| last + 1);
+    let pages =
+        content.chunks(PAGE).rposition(|page| !unlogged::is_empty_map(page)).map_or(0, |last| last + 1);
     &content[..content.len().min(pages * PAGE)]
 }
 
@@ -276,7 +276,7 @@ fn compare_files(name: &Path, ours: &Path, theirs: &Path, difference: &mut Diffe
         if x == y {
             continue;
         }
-        if is_relation(name) && page::equal_when_masked(x, y, is_map(name)) {
+        if is_relation(name) && unlogged::equal_when_masked(x, y, is_map(name)) {
             difference.masked_pages.push(format!("{}: page {number}", name.display()));
         } else {
             let byte = x.iter().zip(y).position(|(p, q)| p != q).unwrap_or_default();

@@ -2,6 +2,7 @@
 
 pub mod delta;
 pub mod digest;
+pub mod page_facts;
 pub mod source;
 pub mod wal_map;
 pub mod work;

@@ -14,7 +14,7 @@ use crate::manifest::plan::{BATCH_FILES, File, RANGE, Range};
 pub struct Work<'a> {
     files: &'a [File],
     source: &'a dyn ChangeSource,
-    /// Whether what is left out is dealt all the same, to be verified.
+    /// Whether what was cloned is dealt all the same, to be verified.
     verifies: bool,
     next_file: usize,
     /// What each stream has left of the file it works on.
@@ -35,7 +35,7 @@ impl Rest {
 }
 
 impl<'a> Work<'a> {
-    /// The files, for `streams` streams. If it `verifies`, ranges that are skipped are dealt, too.
+    /// The files, for `streams` streams. If it `verifies`, ranges that were cloned are dealt, too.
     pub fn new(files: &'a [File], source: &'a dyn ChangeSource, streams: usize, verifies: bool) -> Self {
         Self { files, source, verifies, next_file: 0, rests: vec![None; streams] }
     }
@@ -135,6 +135,8 @@ impl<'a> Work<'a> {
 /// The proof on which bytes are passed over.
 const fn skipped(treatment: Treatment, verifies: bool) -> Option<Proof> {
     match treatment {
+        // that is the point of it: it is not read
+        Treatment::Skip(Proof::WalMap) => Some(Proof::WalMap),
         Treatment::Skip(proof) if !verifies => Some(proof),
         _ => None,
     }

@@ -14,6 +14,8 @@ pub struct Stat {
     pub size: u64,
     /// Permission bits.
     pub mode: u32,
+    /// Its owner.
+    pub user: u32,
     /// How many names the file has.
     pub names: u64,
     /// Which file it is, and when it was last changed.
@@ -54,6 +56,7 @@ impl Stat {
             kind: FileType::from_raw_mode(stat.st_mode),
             size: u64::try_from(stat.st_size).unwrap_or(0),
             mode: stat.st_mode & 0o7777,
+            user: stat.st_uid,
             names: stat.st_nlink,
             stamp: Stamp::of(stat),
         }

@@ -8,6 +8,7 @@ use crate::manifest::plan::Range;
 use crate::sys::buffer::Buffer;
 use crate::sys::direct::DirectFile;
 use crate::wire::protocol::data::Present;
+use crate::wire::protocol::examine::encode_examined;
 
 /// Reads the target's files and digests their pages; keeps the last file open.
 pub(super) struct Digester<'a> {
@@ -27,9 +28,9 @@ impl<'a> Digester<'a> {
         self.open = None;
     }
 
-    /// Appends the answer for a batch to `out`. Small files are read one after the other and digested
-    /// together.
-    pub(super) fn digest(&mut self, batch: &[Range], out: &mut Vec<u8>) -> Result<()> {
+    /// Appends the answer for a batch to `out`, in which `examines` tells what the pages say of themselves. Small files are read
+    /// one after the other and digested together.
+    pub(super) fn digest(&mut self, batch: &[Range], examines: bool, out: &mut Vec<u8>) -> Result<()> {
         self.buffer.resize(batch.iter().map(|range| Pieces::room(range.length as usize)).sum());
         let mut pieces = Pieces::default();
         let mut unreadable = Vec::new();
@@ -49,7 +50,12 @@ impl<'a> Digester<'a> {
                 // what the disk cannot read is there but equal to nothing: it is written again
                 digests.fill(0);
             }
-            Present::encode(u32::try_from(piece.bytes.len()).unwrap_or(u32::MAX), digests, out);
+            let length = u32::try_from(piece.bytes.len()).unwrap_or(u32::MAX);
+            if examines {
+                encode_examined(length, digests, &self.buffer[piece.bytes], &self.run.digest_key, out);
+            } else {
+                Present::encode(length, digests, out);
+            }
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, FileType, fadvise};
 
 use super::durable::Before;
 use super::identity;
@@ -123,6 +123,25 @@ impl Run {
             let _ = fadvise(&file, 0, None, Advice::DontNeed);
         }
         Ok(Some(DirectFile::new(file)))
+    }
+
+    /// Looks at what is in a file's place without opening it: its size, if it can be compared and written in place.
+    pub(super) fn look(&self, planned: &PlannedFile) -> Result<Option<u64>> {
+        let mut place = lock(&planned.place);
+        let found = self.target.stat(&planned.path)?.filter(|stat| {
+            let own = rustix::process::geteuid().as_raw();
+            stat.kind == FileType::RegularFile && stat.names == 1 && stat.user == own
+        });
+        let Some(stat) = found else { return Ok(None) };
+        match &*place {
+            // an attempt to clone it may have opened it
+            Place::Own(known) if known.is_same_file(&stat.stamp) => return Ok(Some(stat.size)),
+            Place::Own(_) | Place::Anew => return Ok(None),
+            Place::Unknown => {}
+        }
+        planned.found(stat.size, stat.mode);
+        *place = Place::Own(stat.stamp);
+        Ok(Some(stat.size))
     }
 
     /// Opens a file to be written: the one that was compared, or a new one if there was none. From now on it counts as

@@ -22,6 +22,7 @@ use crate::wire::protocol::data::{
     ASK, BARRIER, CONTENT, ContentTail, DIFFERS, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesTail,
     WRITTEN, decode_ask, decode_end_of_file, decode_file,
 };
+use crate::wire::protocol::examine::{EXAMINE, EXAMINED};
 use crate::wire::protocol::message::{self, Reply};
 
 /// Requests that wait to be answered; the sender keeps fewer on the way.
@@ -54,7 +55,8 @@ enum Step {
 
 /// What is left to the answering thread.
 enum Task {
-    Digest(Vec<Range>),
+    /// Digests, and whether pages are examined.
+    Digest(Vec<Range>, bool),
     Written(u32),
     Barrier,
     Fail(Error),
@@ -129,7 +131,10 @@ fn read(
     let spare = || spent.try_recv().unwrap_or_default();
     while let Some(kind) = source.receive(&mut body)? {
         match kind {
-            ASK => tasks.send(Task::Digest(decode_ask(&body)?)).map_err(|_| connection_closed())?,
+            ASK | EXAMINE => {
+                let task = Task::Digest(decode_ask(&body)?, kind == EXAMINE);
+                tasks.send(task).map_err(|_| connection_closed())?;
+            }
             BARRIER => {
                 let left = Arc::new(AtomicUsize::new(writers.len()));
                 writers.iter().try_for_each(|writer| leave(writer, Step::Barrier(Arc::clone(&left))))?;
@@ -219,11 +224,11 @@ fn answer(run: &Run, sink: &mut dyn Sink, queue: &Receiver<Task>) -> Result<()> 
         let done = match task {
             // after a failure only the sender's end is awaited
             _ if failed.is_some() => continue,
-            Task::Digest(ranges) => {
+            Task::Digest(ranges, examines) => {
                 body.clear();
                 digester
-                    .digest(&ranges, &mut body)
-                    .and_then(|()| sink.send(DIGESTS, &[&body]))
+                    .digest(&ranges, examines, &mut body)
+                    .and_then(|()| sink.send(if examines { EXAMINED } else { DIGESTS }, &[&body]))
                     .and_then(|()| sink.flush())
             }
             Task::Written(bytes) => sink.send(WRITTEN, &[&bytes.to_le_bytes()]).and_then(|()| sink.flush()),

@@ -12,7 +12,7 @@ use crate::sys::cancel::Cancel;
 use crate::wire::link::control::Control;
 use crate::wire::link::{Connector, Link};
 use crate::wire::protocol::message::{self, Reply, Request, TargetInfo};
-use crate::wire::protocol::{REPLY, REQUEST};
+use crate::wire::protocol::{BLOB, REPLY, REQUEST};
 
 /// Entries of the plan in one message.
 const PLAN_PART: usize = 1000;
@@ -43,6 +43,22 @@ impl Conversation {
 
     pub(super) fn request(&self, message: &Request) -> Result<Reply> {
         request(&self.control, message)
+    }
+
+    /// Asks for something that is answered with bytes, at most so many, and a reply.
+    pub(super) fn request_blob(&self, message: &Request, most: usize) -> Result<(Reply, Vec<u8>)> {
+        self.send(message)?;
+        let mut blob = Vec::new();
+        loop {
+            match self.control.receive()? {
+                Some((BLOB, part)) if blob.len() + part.len() <= most => blob.extend_from_slice(&part),
+                Some((BLOB, _)) => {
+                    let message = format!("an answer of more than {most} bytes");
+                    return Err(Error::new(Kind::ProtocolViolation, message));
+                }
+                frame => return reply(&self.control, frame).map(|reply| (reply, blob)),
+            }
+        }
     }
 
     pub(super) fn send_plan(&self, directories: &[Directory], files: &[File]) -> Result<()> {
@@ -91,7 +107,11 @@ impl Drop for Conversation {
 
 pub(super) fn request(control: &Control, message: &Request) -> Result<Reply> {
     control.send(REQUEST, &[&message::encode(message)?])?;
-    match control.receive()? {
+    reply(control, control.receive()?)
+}
+
+fn reply(control: &Control, frame: Option<(u8, Vec<u8>)>) -> Result<Reply> {
+    match frame {
         Some((REPLY, body)) => match message::decode(&body)? {
             Reply::Error(error) => Err(error),
             reply => Ok(reply),

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::compare::digest::DigestKey;
-use crate::compare::source::{Absent, Cloned, Hash};
+use crate::compare::source::Absent;
 use crate::error::{Error, Result};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::{Directory, File, Plan};
@@ -28,6 +28,7 @@ use crate::wire::protocol::message::{Marker, PlanHeader, Purpose, Reply, Request
 
 pub mod pack;
 pub mod rate;
+pub mod skip;
 pub mod state;
 
 mod conversation;
@@ -40,9 +41,10 @@ pub use read::Checksums;
 use conversation::{Conversation, request, unexpected};
 use pack::Compression;
 use rate::Rate;
+use skip::{Skip, Skipped};
 use state::{Begun, Complete, Finished, Opened, Reconciled, Sent};
 use stream::What;
-use transfer::Links;
+use transfer::{Job, Links};
 
 /// How data is moved.
 #[derive(Debug, Clone)]
@@ -218,13 +220,15 @@ impl Session<state::Planned> {
         self,
         data_directory: &Path,
         options: TransferOptions,
-    ) -> Result<(Session<Finished>, Reconciliation)> {
+        skip: Option<Skip>,
+    ) -> Result<(Session<Finished>, Reconciliation, Option<Skipped>)> {
         let conversation = &self.conversation;
         conversation.done(&Request::DryRun { digest_key: self.digest_key() })?;
         let mut links = Links::attach(conversation, options, Rate::new(0))?;
-        links.transfer(conversation, data_directory, &self.state.files, 0, &Hash, What::DryRun)?;
+        let files = (data_directory, self.state.files.as_slice());
+        let skipped = skip::transfer(&mut links, conversation, files, &[], skip, What::DryRun)?;
         let reconciliation = self.request_reconcile()?;
-        Ok((Session { conversation: self.conversation, state: Finished(()) }, reconciliation))
+        Ok((Session { conversation: self.conversation, state: Finished(()) }, reconciliation, skipped))
     }
 
     /// From here on the target cannot be started until [`Session::finish`].
@@ -238,16 +242,21 @@ impl Session<state::Planned> {
 }
 
 impl Session<Begun> {
-    /// Compares all files of the plan and sends what differs; first clones what can be cloned.
-    pub fn send_data(self, data_directory: &Path, options: TransferOptions) -> Result<Session<Sent>> {
+    /// Compares the files of the plan and sends what differs; first clones what can be cloned. Without `skip` nothing is left out.
+    pub fn send_data(
+        self,
+        data_directory: &Path,
+        options: TransferOptions,
+        skip: Option<Skip>,
+    ) -> Result<(Session<Sent>, Option<Skipped>)> {
         let is_local = !self.conversation.connector.is_remote();
         let cloned = if options.clone && is_local { self.clone_files()? } else { Vec::new() };
         let Self { conversation, state: Begun { files } } = self;
         let rate = Rate::new(options.max_rate);
-        let source = Cloned::new(&cloned, &Hash);
         let mut links = Links::attach(&conversation, options, rate)?;
-        links.transfer(&conversation, data_directory, &files, 0, &source, What::Data)?;
-        Ok(Session { conversation, state: Sent { files, links } })
+        let plan = (data_directory, files.as_slice());
+        let skipped = skip::transfer(&mut links, &conversation, plan, &cloned, skip, What::Data)?;
+        Ok((Session { conversation, state: Sent { files, links } }, skipped))
     }
 
     /// Has files cloned. Returns first and last number of each row of neighbours.
@@ -281,7 +290,8 @@ impl Session<Reconciled> {
         conversation.done(&Request::WalEnd)?;
         let first = files.len();
         files.extend(wal);
-        links.transfer(&conversation, data_directory, &files, first, &Absent, What::Wal)?;
+        let job = Job { first, ..Job::new(data_directory, &files, &Absent, What::Wal) };
+        links.transfer(&conversation, &job)?;
         Ok(Session { conversation, state: Complete(()) })
     }
 }

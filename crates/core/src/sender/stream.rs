@@ -12,8 +12,9 @@ use super::pack::Chooser;
 use super::rate::Rate;
 use super::read::{Checksums, Reader};
 use crate::compare::delta::{self, Extent};
-use crate::compare::digest::{DIGEST, DigestKey, Piece, Pieces};
+use crate::compare::digest::{DIGEST, DigestKey, PAGE, Piece, Pieces};
 use crate::compare::source::{Proof, Treatment};
+use crate::compare::wal_map::Witness;
 use crate::compare::work::Work;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::plan::{self, Range};
@@ -27,6 +28,7 @@ use crate::wire::protocol::data::{
     ASK, BARRIER, CONTENT, Codec, ContentTail, DIFFERS, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesTail,
     Present, WRITTEN, decode_written, encode_ask, encode_end_of_file,
 };
+use crate::wire::protocol::examine::{EXAMINE, EXAMINED, Examined};
 use crate::wire::protocol::message;
 
 /// Batches asked for ahead of the one that is being read.
@@ -46,6 +48,25 @@ pub(super) struct Transfer<'a, 'w> {
     pub(super) cancel: &'a Cancel,
     pub(super) is_remote: bool,
     pub(super) place: &'a str,
+    pub(super) examination: Option<Examination<'a>>,
+}
+
+/// How the pages that are read are examined, where others are left out because WAL proves them equal.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Examination<'a> {
+    pub(super) witness: &'a Witness<'a>,
+    /// Whether the transfer ends when the proof is refuted; else that is only counted.
+    pub(super) ends_when_refuted: bool,
+    /// When it ends, finished or not.
+    pub(super) deadline: Option<Instant>,
+}
+
+impl Examination<'_> {
+    /// Whether nothing more is to be read.
+    fn is_over(&self) -> bool {
+        let is_late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        is_late || (self.ends_when_refuted && self.witness.is_refuted())
+    }
 }
 
 /// What kind of files a transfer moves.
@@ -55,6 +76,8 @@ pub(super) enum What {
     Data,
     /// Data files again, but only what differs is counted.
     DryRun,
+    /// A few pages that WAL proves equal: they are looked at, and nothing is sent.
+    Sample,
     /// WAL, of which it has nothing.
     Wal,
 }
@@ -106,7 +129,8 @@ impl<'a, 'w> Stream<'a, 'w> {
     }
 
     fn work(&mut self) -> Result<()> {
-        if self.transfer.is_remote || self.transfer.what == What::DryRun {
+        let examines = self.transfer.examination.is_some();
+        if self.transfer.is_remote || self.transfer.what == What::DryRun || examines {
             self.send_what_differs()?;
         } else {
             self.hand_over_all()?;
@@ -126,7 +150,8 @@ impl<'a, 'w> Stream<'a, 'w> {
                     None => break,
                     Some(Treatment::Compare) => {
                         encode_ask(&batch, &mut self.head);
-                        self.link.sink.send(ASK, &[&self.head])?;
+                        let examines = self.transfer.examination.is_some();
+                        self.link.sink.send(if examines { EXAMINE } else { ASK }, &[&self.head])?;
                         asked.push_back(batch);
                     }
                     Some(treatment) => {
@@ -144,7 +169,7 @@ impl<'a, 'w> Stream<'a, 'w> {
             };
             self.transfer.cancel.check()?;
             self.link.sink.flush()?;
-            self.expect(DIGESTS)?;
+            self.expect(if self.transfer.examination.is_some() { EXAMINED } else { DIGESTS })?;
             self.answer(&batch)?;
             spare = batch;
         }
@@ -153,7 +178,13 @@ impl<'a, 'w> Stream<'a, 'w> {
     /// Sends what of a batch differs from the digests that have just come.
     fn answer(&mut self, batch: &[Range]) -> Result<()> {
         let body = std::mem::take(&mut self.body);
-        let presents = Present::decode_all(batch, &body)?;
+        let (examined, presents) = if self.transfer.examination.is_some() {
+            let examined = Examined::decode_all(batch, &body)?;
+            let presents = examined.iter().map(|examined| examined.present).collect();
+            (examined, presents)
+        } else {
+            (Vec::new(), Present::decode_all(batch, &body)?)
+        };
         // small files are read one after the other and digested together
         let mut pieces = Pieces::default();
         self.buffer.resize(batch.iter().map(|range| Pieces::room(range.length as usize)).sum());
@@ -166,13 +197,35 @@ impl<'a, 'w> Stream<'a, 'w> {
         if presents.iter().any(|present| present.length > 0) {
             self.transfer.digest_key.digest_pieces(&self.buffer, &pieces, &mut self.digests);
         }
-        for ((range, present), piece) in batch.iter().zip(presents).zip(pieces.iter()) {
+        for (place, ((range, present), piece)) in batch.iter().zip(presents).zip(pieces.iter()).enumerate() {
             self.find_runs(range, &piece, present);
-            let sent = self.send_runs(range, piece.bytes.start)?;
+            if let Some(examined) = examined.get(place) {
+                self.examine(range, &piece, examined);
+            }
+            let sent = if self.transfer.what == What::Sample {
+                0
+            } else {
+                self.send_runs(range, piece.bytes.start)?
+            };
             self.done(range, sent);
         }
         self.body = body;
         Ok(())
+    }
+
+    /// Looks at what the pages of a range say of the proof by which others are left out.
+    fn examine(&self, range: &Range, piece: &Piece, examined: &Examined<'_>) {
+        let Some(Examination { witness, .. }) = self.transfer.examination else { return };
+        let file = (range.file, &self.transfer.files[range.file as usize].path);
+        let ours = self.digests.get(piece.digests.clone()).unwrap_or_default().chunks_exact(DIGEST);
+        let theirs = examined.present.digests.chunks_exact(DIGEST);
+        let first = range.offset / PAGE as u64;
+        let pages = self.buffer[piece.bytes.clone()].chunks(PAGE);
+        for (number, ((page, ours), theirs)) in pages.zip(ours).zip(theirs).enumerate() {
+            let Some(facts) = examined.page(number) else { continue };
+            let at = u32::try_from(first + number as u64).unwrap_or(u32::MAX);
+            witness.look(file, at, page, ours == theirs, facts, self.transfer.digest_key);
+        }
     }
 
     fn hand_over_all(&mut self) -> Result<()> {
@@ -191,7 +244,16 @@ impl<'a, 'w> Stream<'a, 'w> {
     }
 
     fn next_batch(&self, batch: &mut Vec<Range>) -> Option<Treatment> {
-        let passed = |proof, bytes| self.skipped(proof, bytes);
+        // what is left out of a sample is counted when data is sent
+        let is_sample = self.transfer.what == What::Sample;
+        let passed = |proof, bytes| {
+            if !is_sample {
+                self.skipped(proof, bytes)
+            }
+        };
+        if self.transfer.examination.is_some_and(|examination| examination.is_over()) {
+            return None;
+        }
         lock(&self.transfer.work).next(self.number, batch, passed)
     }
 
@@ -254,6 +316,7 @@ impl<'a, 'w> Stream<'a, 'w> {
         }
         match self.transfer.what {
             What::Data | What::DryRun => self.transfer.progress.add_compared(bytes),
+            What::Sample => {}
             What::Wal => self.transfer.progress.add_wal(bytes),
         }
     }

@@ -8,7 +8,7 @@ use super::TransferOptions;
 use super::conversation::Conversation;
 use super::pack::Chooser;
 use super::rate::Rate;
-use super::stream::{Stream, Transfer, What};
+use super::stream::{Examination, Stream, Transfer, What};
 use crate::compare::source::ChangeSource;
 use crate::compare::work::Work;
 use crate::error::{Error, Kind, Result};
@@ -24,6 +24,30 @@ pub(crate) struct Links {
     rate: Rate,
 }
 
+/// What is moved.
+pub(super) struct Job<'a> {
+    pub(super) data_directory: &'a Path,
+    pub(super) files: &'a [File],
+    /// The number of the first file that is moved.
+    pub(super) first: usize,
+    /// Says how.
+    pub(super) source: &'a dyn ChangeSource,
+    pub(super) what: What,
+    pub(super) examination: Option<Examination<'a>>,
+}
+
+impl<'a> Job<'a> {
+    /// All files from the first one on, and nothing is examined.
+    pub(super) fn new(
+        data_directory: &'a Path,
+        files: &'a [File],
+        source: &'a dyn ChangeSource,
+        what: What,
+    ) -> Self {
+        Self { data_directory, files, first: 0, source, what, examination: None }
+    }
+}
+
 impl Links {
     /// Attaches as many links as `options` asks for.
     pub(super) fn attach(conversation: &Conversation, options: TransferOptions, rate: Rate) -> Result<Self> {
@@ -34,16 +58,9 @@ impl Links {
         Ok(Self { links, options, rate })
     }
 
-    /// Moves the files from the one numbered `first` on; `source` says how.
-    pub(super) fn transfer(
-        &mut self,
-        conversation: &Conversation,
-        data_directory: &Path,
-        files: &[File],
-        first: usize,
-        source: &dyn ChangeSource,
-        what: What,
-    ) -> Result<()> {
+    /// Moves files.
+    pub(super) fn transfer(&mut self, conversation: &Conversation, job: &Job<'_>) -> Result<()> {
+        let Job { data_directory, files, first, source, what, examination } = *job;
         let Self { links, options, rate } = self;
         let chooser = Chooser::new(options.compression, Instant::now());
         // what is skipped is read only to be verified
@@ -62,6 +79,7 @@ impl Links {
             cancel,
             is_remote: conversation.connector.is_remote(),
             place: &conversation.place,
+            examination,
         };
         std::thread::scope(|scope| {
             let workers: Vec<_> = links

@@ -17,11 +17,12 @@ use crate::sys::hexadecimal;
 use crate::wire::link::Link;
 use crate::wire::link::control::Control;
 use crate::wire::protocol::message::{self, Purpose, Reply, Request};
-use crate::wire::protocol::{PUT, REPLY, REQUEST};
+use crate::wire::protocol::{BLOB, PUT, REPLY, REQUEST};
 
 mod begin;
 mod open;
 mod plan;
+mod present;
 mod stage;
 
 use open::Directory;
@@ -29,6 +30,9 @@ use stage::Stage;
 
 /// How long the data links of an ended run may take to notice.
 const STREAMS_END: Duration = Duration::from_secs(10);
+
+/// Bytes of a part of a binary answer.
+const BLOB_PART: usize = 1 << 20;
 
 /// Serves a control link to its end.
 pub(super) fn serve(
@@ -94,6 +98,11 @@ impl Conversation<'_> {
 
     fn answer(&self, reply: &Reply) -> Result<()> {
         self.control.send(REPLY, &[&message::encode(reply)?])
+    }
+
+    /// Sends a binary answer, before the reply that belongs to it.
+    fn send_blob(&self, bytes: &[u8]) -> Result<()> {
+        bytes.chunks(BLOB_PART).try_for_each(|part| self.control.send(BLOB, &[part]))
     }
 
     /// Tells the sender why the conversation ends.

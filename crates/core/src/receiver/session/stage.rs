@@ -8,6 +8,7 @@ use tracing::info;
 use super::Conversation;
 use super::open::{self, Directory};
 use super::plan::Planned;
+use super::present;
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::host::{launch, login, readiness, running, walreceiver};
@@ -190,6 +191,16 @@ impl Stage {
             (_, Request::DryRun { .. }) => {
                 return Err(out_of_order("a plan for a directory that was opened to look"));
             }
+
+            (Self::Begun(begun), Request::Present) => {
+                present::answer(conversation, &begun.run)?;
+                (Self::Begun(begun), Reply::Ok)
+            }
+            (Self::DryRunning(begun), Request::Present) => {
+                present::answer(conversation, &begun.run)?;
+                (Self::DryRunning(begun), Reply::Ok)
+            }
+            (_, Request::Present) => return Err(out_of_order("a run that has begun")),
 
             (Self::Begun(begun), Request::Clone) => {
                 let reply = begun.clone_files(conversation)?;

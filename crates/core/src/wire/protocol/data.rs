@@ -218,7 +218,7 @@ impl<'a> Present<'a> {
     }
 
     /// Takes the next range's answer from `body`, which shrinks.
-    fn decode(asked: &Range, body: &mut &'a [u8]) -> Result<Self> {
+    pub(super) fn decode(asked: &Range, body: &mut &'a [u8]) -> Result<Self> {
         let mut reader = Reader(body);
         let length = reader.u32()?;
         if length > asked.length {
@@ -296,10 +296,10 @@ fn violation(what: impl Into<String>) -> Error {
 }
 
 /// Takes integers off the front of a frame.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn bytes(&mut self, count: usize) -> Result<&'a [u8]> {
+    pub(super) fn bytes(&mut self, count: usize) -> Result<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or_else(|| violation("it is too short"))?;
         self.0 = rest;
         Ok(taken)
@@ -327,7 +327,7 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn end(&self) -> Result<()> {
+    pub(super) fn end(&self) -> Result<()> {
         if self.0.is_empty() { Ok(()) } else { Err(violation("it is too long")) }
     }
 }

@@ -73,6 +73,10 @@ pub enum Request {
         /// Key of the digests, hexadecimal.
         digest_key: String,
     },
+    /// What is at the places of the plan's files? Nothing is opened. Answer: [`Reply::Ok`] after
+    /// [`BLOB`](crate::wire::protocol::BLOB) frames with a u64 for each file: its bytes if it can be compared and written in
+    /// place, else `u64::MAX`.
+    Present,
     /// Of a receiver in the sender's process: clone what can be cloned. Answer: [`Reply::Cloned`].
     Clone,
     /// All data was sent: set sizes, remove what the primary does not have; in a dry run, count that.

@@ -47,6 +47,7 @@
 use std::time::Duration;
 
 pub mod data;
+pub mod examine;
 pub mod message;
 pub mod status;
 
@@ -58,6 +59,9 @@ pub const REQUEST: u8 = 0x04;
 pub const REPLY: u8 = 0x05;
 /// A small file to install when the run finishes, see [`data::Put`].
 pub const PUT: u8 = 0x06;
+
+/// A part of a binary answer; the [`REPLY`] that belongs to it follows the last one.
+pub const BLOB: u8 = 0x07;
 
 /// How often each end pings.
 pub const PING_INTERVAL: Duration = Duration::from_secs(3);

@@ -3,8 +3,10 @@
 //! The rules are those PostgreSQL applies itself when `wal_consistency_checking` compares a replayed page
 //! with the original (bufmask.c, `heap_mask` in heapam.c, `btree_mask` in nbtxlog.c), but narrower.
 
-use super::PAGE;
+/// Bytes of a page that these rules know.
+const PAGE: usize = 8192;
 
+/// `SizeOfPageHeaderData` (src/include/storage/bufpage.h).
 const HEADER: usize = 24;
 /// `ItemIdData.lp_flags`: LP_NORMAL.
 const NORMAL: u32 = 1;
@@ -12,7 +14,7 @@ const NORMAL: u32 = 1;
 /// Whether two differing pages, the primary's and the standby's, are equal but for what is not WAL-logged.
 ///
 /// `is_map`: a visibility map, whose content lies where other pages have their hole.
-pub(super) fn equal_when_masked(one: &[u8], other: &[u8], is_map: bool) -> bool {
+pub fn equal_when_masked(one: &[u8], other: &[u8], is_map: bool) -> bool {
     if one.len() != PAGE || other.len() != PAGE {
         return false;
     }
@@ -31,7 +33,7 @@ pub(super) fn equal_when_masked(one: &[u8], other: &[u8], is_map: bool) -> bool 
 }
 
 /// Whether a visibility map's page says nothing. VACUUM makes such pages without WAL (`vm_extend`).
-pub(super) fn is_empty_map(page: &[u8]) -> bool {
+pub fn is_empty_map(page: &[u8]) -> bool {
     page.iter().skip(HEADER).all(|&byte| byte == 0)
 }
 
@@ -39,8 +41,12 @@ fn word(page: &[u8], at: usize) -> Option<usize> {
     Some(usize::from(u16::from_le_bytes(page.get(at..at + 2)?.try_into().ok()?)))
 }
 
-/// None: this is no page, so nothing about it may be masked.
-fn mask(page: &mut [u8], is_map: bool) -> Option<()> {
+/// Sets to zero what PostgreSQL does not log of a page. `None`: this is no page, so nothing about it may be masked; part of it
+/// may be zero then.
+pub fn mask(page: &mut [u8], is_map: bool) -> Option<()> {
+    if page.len() != PAGE {
+        return None;
+    }
     // The LSN (a hint-bit change may stamp it) and the checksum over all of it.
     page[0..10].fill(0);
     if is_map {

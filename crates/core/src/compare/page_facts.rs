@@ -1,0 +1,56 @@
+//! What a page says of itself.
+
+use pgdata::unlogged;
+use pgdata::wal::Lsn;
+
+use super::digest::{DIGEST, DigestKey};
+
+/// What a page says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageFacts {
+    /// Where the last record ends that changed it, if this is a page.
+    pub lsn: Lsn,
+    /// The digest of what PostgreSQL logs of it.
+    pub logged: [u8; DIGEST],
+}
+
+impl PageFacts {
+    /// Bytes on the wire.
+    pub const BYTES: usize = 8 + DIGEST;
+
+    /// Where the last record ends that changed a page (`pd_lsn`).
+    pub fn lsn_of(page: &[u8]) -> Lsn {
+        let half = |at: usize| page.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
+        let lsn = half(0).zip(half(4)).map_or(0, |(high, low)| u64::from(high) << 32 | u64::from(low));
+        Lsn(lsn)
+    }
+
+    /// Of a page as it was read; what is no whole page has its own digest.
+    pub fn of(page: &[u8], key: &DigestKey) -> Self {
+        let mut masked = page.to_vec();
+        let is_page = unlogged::mask(&mut masked, false).is_some();
+        Self { lsn: Self::lsn_of(page), logged: key.page(if is_page { &masked } else { page }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::digest::PAGE;
+
+    #[test]
+    fn pages_that_differ_by_a_hint_have_one_logged_digest() {
+        let key = DigestKey::from_bytes([7; 32]);
+        let mut page = vec![0; PAGE];
+        page[..8].copy_from_slice(&[0x16, 0, 0, 0, 0x48, 0xD8, 0x74, 0xB3]);
+        page[12..18].copy_from_slice(&[24, 0, 0xF0, 0x1F, 0xF0, 0x1F]);
+        let facts = PageFacts::of(&page, &key);
+        assert_eq!(facts.lsn, Lsn(0x16_B374_D848));
+        page[0] = 0x17;
+        page[20] = 9;
+        let hinted = PageFacts::of(&page, &key);
+        assert_eq!((hinted.lsn, hinted.logged), (Lsn(0x17_B374_D848), facts.logged));
+        page[PAGE - 1] = 1;
+        assert_ne!(PageFacts::of(&page, &key).logged, facts.logged);
+    }
+}
