@@ -131,6 +131,41 @@ impl DigestKey {
     }
 }
 
+/// A digest of content that comes in parts, without a key: of what both sides have by themselves.
+#[derive(Debug, Clone, Default)]
+pub struct ContentHash {
+    hasher: blake3::Hasher,
+    /// What is not hashed yet: long messages are hashed by all lanes of the vector unit.
+    pending: Vec<u8>,
+}
+
+impl ContentHash {
+    const PENDING: usize = 64 << 10;
+
+    /// Adds content.
+    pub fn update(&mut self, content: &[u8]) {
+        if self.pending.len() + content.len() > Self::PENDING {
+            self.hasher.update(&self.pending);
+            self.pending.clear();
+        }
+        if content.len() >= Self::PENDING {
+            self.hasher.update(content);
+        } else {
+            self.pending.extend_from_slice(content);
+        }
+    }
+
+    /// The digest of what was added, and a fresh beginning.
+    pub fn finish(&mut self) -> [u8; DIGEST] {
+        self.hasher.update(&self.pending);
+        self.pending.clear();
+        let mut digest = [0; DIGEST];
+        digest.copy_from_slice(&self.hasher.finalize().as_bytes()[..DIGEST]);
+        self.hasher.reset();
+        digest
+    }
+}
+
 /// Pieces of content that lie one after the other in memory, each beginning with a page.
 #[derive(Debug, Default)]
 pub struct Pieces {

@@ -22,6 +22,15 @@ pub fn segment_timeline(name: &str) -> Option<u32> {
     is_segment.then(|| u32::from_str_radix(&name[..8], 16).ok()).flatten()
 }
 
+/// Timeline and number of a WAL segment file, as its name tells; `None` if it is none of segments of this size.
+pub fn parse_segment_name(name: &str, segment_size: u32) -> Option<(u32, u64)> {
+    let timeline = segment_timeline(name)?;
+    let number = |from: usize| u64::from_str_radix(&name[from..from + 8], 16).ok();
+    let per_id = (1_u64 << 32).checked_div(segment_size.into())?;
+    let (id, rest) = (number(8)?, number(16)?);
+    (rest < per_id).then_some((timeline, id * per_id + rest))
+}
+
 /// Whether a file in pg_wal is a timeline history file: `0000000A.history`.
 pub fn is_history(name: &str) -> bool {
     name.strip_suffix(".history").is_some_and(|timeline| {
@@ -42,6 +51,22 @@ mod tests {
         assert_eq!(segment_name(0xAB, 256, 16 * MB), "000000AB0000000100000000");
         assert_eq!(segment_name(1, 4096, MB), "000000010000000100000000");
         assert_eq!(segment_name(1, 64, 64 * MB), "000000010000000100000000");
+    }
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for (timeline, segment, size) in
+            [(1, 2, 16 * MB), (0xAB, 256, 16 * MB), (7, 4095, MB), (1, 64, 64 * MB), (1, 3, 1 << 30)]
+        {
+            let name = segment_name(timeline, segment, size);
+            assert_eq!(parse_segment_name(&name, size), Some((timeline, segment)), "{name}");
+        }
+        assert_eq!(parse_segment_name("000000010000000000000100", 16 * MB), None, "there are 256 of them");
+        for other in ["", "00000001.history", "00000001000000000000000g", "000000010000000000000001.partial"]
+        {
+            assert_eq!(parse_segment_name(other, 16 * MB), None, "{other}");
+        }
+        assert_eq!(parse_segment_name("000000010000000000000001", 0), None);
     }
 
     #[test]

@@ -15,9 +15,6 @@ const VERSION: u8 = 1;
 /// Bytes before the first entry.
 const HEAD: usize = 8;
 
-/// Bytes of an entry before its bitmap.
-const ENTRY_HEAD: usize = 20;
-
 /// Bytes of the CRC.
 const TAIL: usize = 4;
 
@@ -204,7 +201,7 @@ mod tests {
         content[4] = 0;
         assert!(detail(&sealed(content.clone())).contains("more than it says"));
         // a bitmap of runs
-        let first = HEAD + ENTRY_HEAD;
+        let first = HEAD + 20;
         content[4] = 1;
         content[first..first + 4].copy_from_slice(&12_347_u32.to_le_bytes());
         assert!(detail(&sealed(content)).contains("unknown kind"));

@@ -1,0 +1,282 @@
+//! Reading the WAL of one side: what it changes, and what else it tells.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use pgdata::control_file::{ControlFile, Recovery};
+use pgdata::history;
+use pgdata::wal::directory::Directory;
+use pgdata::wal::page::PAGE_SIZE;
+use pgdata::wal::reader::{Origin, ReadError, Reader};
+use pgdata::wal::{Lsn, parse_segment_name};
+use serde::{Deserialize, Serialize};
+
+use super::block_map::BlockMap;
+use super::facts::ChainFacts;
+use super::groups::{Digester, Group, Grouping};
+use super::lineage::{Lineage, Next};
+use crate::error::{Error, Kind, Result};
+use crate::sys::cancel::Cancel;
+use crate::sys::small_file;
+
+/// Records after which a cancel is noticed.
+const RECORDS: u32 = 4096;
+
+/// Longest history file that is read, bytes.
+const MAX_HISTORY: usize = 1 << 20;
+
+/// Most timelines of which a target may have WAL.
+const MAX_CHAINS: usize = 16;
+
+/// A `pg_wal`.
+#[derive(Debug, Clone, Copy)]
+pub struct Wal<'a> {
+    /// The directory.
+    pub directory: &'a Path,
+    /// Whose WAL it is.
+    pub origin: Origin,
+}
+
+/// The WAL along one path of timelines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// What it tells.
+    pub facts: ChainFacts,
+    /// Its digests, in windows.
+    pub groups: Vec<Group>,
+}
+
+/// What the WAL of a target tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetWal {
+    /// Every path of which there is WAL, that of pg_control first.
+    pub chains: Vec<Chain>,
+    /// Whether nothing older is there.
+    pub is_all: bool,
+}
+
+/// Numbers and names of a timeline's segments, `.partial` ones, too.
+type Segments = Vec<(u64, String)>;
+
+/// What of a source's WAL is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scope {
+    /// Records from the beginning of the page on that holds this position.
+    pub from: Lsn,
+    /// Records that begin before this position: nothing behind what is flushed.
+    pub limit: Lsn,
+    /// Those that begin before this position are digested: the end of the target's WAL.
+    pub digested: Lsn,
+}
+
+/// A chain, and the first page behind it of which nothing was used.
+struct Found {
+    chain: Chain,
+    unused: Lsn,
+}
+
+impl<'a> Wal<'a> {
+    /// The WAL of the cluster with this pg_control.
+    pub const fn new(directory: &'a Path, control: &ControlFile) -> Self {
+        let origin =
+            Origin { system_identifier: control.system_identifier, segment_size: control.wal_segment_size };
+        Self { directory, origin }
+    }
+
+    /// The history of a timeline, as its file here says; a timeline without a file has sprung from none.
+    pub fn lineage(&self, timeline: u32) -> Result<Lineage> {
+        let file = self.directory.join(format!("{timeline:08X}.history"));
+        let text = small_file::read(&file, MAX_HISTORY).map_err(Error::on_path("read file", &file))?;
+        let ancestors = history::parse(&text.unwrap_or_default()).map_err(|invalid| {
+            Error::new(Kind::Unsupported, format!("invalid history file \"{}\"", file.display()))
+                .detail(format!("{invalid}."))
+        })?;
+        Ok(Lineage::new(timeline, &ancestors))
+    }
+
+    /// Reads the WAL of a source along its history, and adds what it changes to the map.
+    pub fn read_source(
+        &self,
+        lineage: &Lineage,
+        scope: Scope,
+        map: &mut BlockMap,
+        cancel: &Cancel,
+    ) -> Result<Chain> {
+        Ok(self.read(lineage, scope, None, map, cancel)?.chain)
+    }
+
+    /// Reads all WAL of a target from the page on that holds `from`, or from the oldest segment on, along every timeline, and
+    /// adds what it changes to the map.
+    pub fn read_target(
+        &self,
+        control: &ControlFile,
+        from: Option<Lsn>,
+        map: &mut BlockMap,
+        cancel: &Cancel,
+    ) -> Result<TargetWal> {
+        let segments = self.segments()?;
+        let own = control.timeline.max(control.min_recovery_timeline);
+        let oldest = self.oldest(&segments, control.recovery.checkpoint_at);
+        let from = from.unwrap_or(oldest).max(oldest);
+        let size = self.segment_size();
+        let later = |of: &Segments| of.iter().any(|(segment, _)| *segment >= from.0 / size);
+        let others = segments.iter().filter(|(timeline, of)| **timeline != own && later(of));
+        let timelines: Vec<u32> = std::iter::once(own).chain(others.map(|(timeline, _)| *timeline)).collect();
+        if timelines.len() > MAX_CHAINS {
+            let message = format!("the target has WAL of {} timelines", timelines.len());
+            return Err(Error::new(Kind::Unsupported, message)
+                .detail(format!("Not more than {MAX_CHAINS} are read.")));
+        }
+        let mut chains = Vec::new();
+        for timeline in timelines {
+            let lineage = self.lineage(timeline)?;
+            let control = (timeline == own).then_some(&control.recovery);
+            let scope = Scope { from, limit: Lsn(u64::MAX), digested: Lsn(u64::MAX) };
+            let Found { mut chain, unused } = self.read(&lineage, scope, control, map, cancel)?;
+            if let Some(of) = segments.get(&timeline) {
+                chain.facts.beyond = self.written_beyond(of, unused, cancel)?;
+            }
+            // files that were made for later use hold nothing of their timeline
+            if timeline == own || chain.facts.from.is_some() || chain.facts.beyond.is_some() {
+                chains.push(chain);
+            }
+        }
+        Ok(TargetWal { chains, is_all: from == oldest })
+    }
+
+    /// Digests the records that a search for the common history wants next.
+    pub fn digest(&self, lineage: &Lineage, next: Next, cancel: &Cancel) -> Result<Vec<Group>> {
+        let mut digester = Digester::new(next.grouping);
+        let mut reader = self.reader(lineage, next.to);
+        reader.seek_from(page_of(next.from)).map_err(failed)?;
+        let mut seen = 0_u32;
+        loop {
+            check(&mut seen, cancel)?;
+            match reader.next_record() {
+                Ok(Some(record)) if record.start < next.from => {}
+                Ok(Some(record)) => digester.add(&record),
+                Ok(None) | Err(ReadError::Malformed { .. }) => return Ok(digester.finish()),
+                Err(ReadError::Io(error)) => return Err(failed(error)),
+            }
+        }
+    }
+
+    fn read(
+        &self,
+        lineage: &Lineage,
+        scope: Scope,
+        control: Option<&Recovery>,
+        map: &mut BlockMap,
+        cancel: &Cancel,
+    ) -> Result<Found> {
+        let mut facts = ChainFacts::new(lineage.clone(), scope.from);
+        let mut digester = Digester::new(Grouping::Windows);
+        let mut reader = self.reader(lineage, scope.limit);
+        reader.seek_from(page_of(scope.from)).map_err(failed)?;
+        let mut seen = 0_u32;
+        loop {
+            check(&mut seen, cancel)?;
+            match reader.next_record() {
+                Ok(Some(record)) => {
+                    facts.add(&record, control);
+                    map.add_record(&record);
+                    if record.start < scope.digested {
+                        digester.add(&record);
+                    }
+                }
+                Ok(None) => break,
+                Err(ReadError::Malformed { at, source }) => {
+                    facts.malformed = Some(format!("{source}, at {at}"));
+                    break;
+                }
+                Err(ReadError::Io(error)) => return Err(failed(error)),
+            }
+        }
+        facts.why = reader.end().map(|end| end.why.to_string()).unwrap_or_default();
+        Ok(Found { chain: Chain { facts, groups: digester.finish() }, unused: reader.unused() })
+    }
+
+    fn reader(&self, lineage: &Lineage, limit: Lsn) -> Reader<Directory> {
+        let (size, timeline) = (self.origin.segment_size, lineage.timeline());
+        let pages = Directory::new(self.directory.to_owned(), size, timeline, &lineage.ancestors());
+        Reader::new(pages, self.origin, Lsn(0), limit)
+    }
+
+    fn segment_size(&self) -> u64 {
+        // of a pg_control that says 0 nothing is found, and nothing is divided by it
+        u64::from(self.origin.segment_size).max(PAGE_SIZE as u64)
+    }
+
+    /// The files of all timelines.
+    fn segments(&self) -> Result<BTreeMap<u32, Segments>> {
+        let failed = |error| Error::at("read directory", self.directory, &error);
+        let mut segments: BTreeMap<u32, Segments> = BTreeMap::new();
+        for entry in fs::read_dir(self.directory).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let whole = name.strip_suffix(".partial").unwrap_or(name);
+            if let Some((timeline, segment)) = parse_segment_name(whole, self.origin.segment_size) {
+                segments.entry(timeline).or_default().push((segment, name.to_owned()));
+            }
+        }
+        Ok(segments)
+    }
+
+    /// The beginning of the oldest segment from which on none is missing before `until`.
+    fn oldest(&self, segments: &BTreeMap<u32, Segments>, until: Lsn) -> Lsn {
+        let size = self.segment_size();
+        let there: BTreeSet<u64> = segments.values().flatten().map(|(segment, _)| *segment).collect();
+        let last = until.0 / size;
+        let missing = (0..=last).rev().find(|segment| !there.contains(segment));
+        Lsn(missing.map_or(0, |missing| missing + 1).min(last) * size)
+    }
+
+    /// A page at `unused` or later that was written at the place where it lies.
+    fn written_beyond(&self, segments: &Segments, unused: Lsn, cancel: &Cancel) -> Result<Option<Lsn>> {
+        let size = self.segment_size();
+        for (segment, name) in segments.iter().filter(|(segment, _)| *segment >= unused.0 / size) {
+            cancel.check()?;
+            let path = self.directory.join(name);
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::at("open file", &path, &error)),
+            };
+            let begin = segment.saturating_mul(size);
+            let mut address = begin.max(unused.0);
+            let mut head = [0; 16];
+            while address < begin.saturating_add(size) {
+                match file.read_exact_at(&mut head, address - begin) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                    Err(error) => return Err(Error::at("read file", &path, &error)),
+                }
+                if head[8..] == address.to_le_bytes() {
+                    return Ok(Some(Lsn(address)));
+                }
+                address += PAGE_SIZE as u64;
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The page that holds a position.
+const fn page_of(position: Lsn) -> Lsn {
+    Lsn(position.0 - position.0 % PAGE_SIZE as u64)
+}
+
+fn failed(error: io::Error) -> Error {
+    Error::io("read WAL", &error)
+}
+
+fn check(seen: &mut u32, cancel: &Cancel) -> Result<()> {
+    *seen = seen.wrapping_add(1);
+    if seen.is_multiple_of(RECORDS) { cancel.check() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests;
