@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`control_file`] | `global/pg_control` | `catalog/pg_control.h` |
 //! | [`checksum`] | pages of relations | `storage/checksum_impl.h` |
-//! | [`unlogged`] | pages of relations | `access/common/bufmask.c` |
+//! | [`page`] | pages of relations, and what of them is not logged | `storage/bufpage.h`, `access/common/bufmask.c` |
 //! | [`wal`] | `pg_wal`: names, pages, records | `access/xlog_internal.h`, `access/xlogrecord.h` |
 //! | [`history`] | timeline history files | `access/transam/timeline.c` |
 //! | [`wal_summary`] | `pg_wal/summaries` | `common/blkreftable.c` |
@@ -19,6 +19,6 @@ pub mod checksum;
 pub mod configuration;
 pub mod control_file;
 pub mod history;
-pub mod unlogged;
+pub mod page;
 pub mod wal;
 pub mod wal_summary;

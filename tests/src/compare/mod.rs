@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::cluster::{Cluster, Stop};
-use pgdata::unlogged;
+use pgdata::page;
 
 /// Bytes in a page.
 pub const PAGE: usize = 8192;
@@ -132,7 +132,7 @@ fn is_private(name: &Path) -> bool {
 }
 
 fn is_empty_map(name: &Path, path: &Path) -> bool {
-    let is_empty = |content: Vec<u8>| content.chunks(PAGE).all(unlogged::is_empty_map);
+    let is_empty = |content: Vec<u8>| content.chunks(PAGE).all(page::is_empty_map);
     is_map(name) && fs::read(path).is_ok_and(is_empty)
 }
 
@@ -142,8 +142,7 @@ fn is_map(name: &Path) -> bool {
 
 /// A visibility map without the pages at its end that say nothing: they come without WAL.
 fn told_by_map(content: &[u8]) -> &[u8] {
-    let pages =
-        content.chunks(PAGE).rposition(|page| !unlogged::is_empty_map(page)).map_or(0, |last| last + 1);
+    let pages = content.chunks(PAGE).rposition(|page| !page::is_empty_map(page)).map_or(0, |last| last + 1);
     &content[..content.len().min(pages * PAGE)]
 }
 
@@ -276,7 +275,7 @@ fn compare_files(name: &Path, ours: &Path, theirs: &Path, difference: &mut Diffe
         if x == y {
             continue;
         }
-        if is_relation(name) && unlogged::equal_when_masked(x, y, is_map(name)) {
+        if is_relation(name) && page::equal_when_masked(x, y, is_map(name)) {
             difference.masked_pages.push(format!("{}: page {number}", name.display()));
         } else {
             let byte = x.iter().zip(y).position(|(p, q)| p != q).unwrap_or_default();

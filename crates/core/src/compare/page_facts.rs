@@ -1,6 +1,6 @@
 //! What a page says of itself.
 
-use pgdata::unlogged;
+use pgdata::page::{self, is_unused};
 use pgdata::wal::Lsn;
 
 use super::digest::{DIGEST, DigestKey};
@@ -18,18 +18,16 @@ impl PageFacts {
     /// Bytes on the wire.
     pub const BYTES: usize = 8 + DIGEST;
 
-    /// Where the last record ends that changed a page (`pd_lsn`).
-    pub fn lsn_of(page: &[u8]) -> Lsn {
-        let half = |at: usize| page.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
-        let lsn = half(0).zip(half(4)).map_or(0, |(high, low)| u64::from(high) << 32 | u64::from(low));
-        Lsn(lsn)
-    }
-
     /// Of a page as it was read; what is no whole page has its own digest.
     pub fn of(page: &[u8], key: &DigestKey) -> Self {
         let mut masked = page.to_vec();
-        let is_page = unlogged::mask(&mut masked, false).is_some();
-        Self { lsn: Self::lsn_of(page), logged: key.page(if is_page { &masked } else { page }) }
+        // what PageInit makes of zeros is not logged
+        if is_unused(page) {
+            masked.fill(0);
+        } else if page::mask(&mut masked, false).is_none() {
+            masked.copy_from_slice(page);
+        }
+        Self { lsn: page::lsn(page).unwrap_or_default(), logged: key.page(&masked) }
     }
 }
 

@@ -6,6 +6,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use pgdata::page;
 use pgdata::wal::Lsn;
 
 use super::source::WalMap;
@@ -83,7 +84,7 @@ impl<'a> Witness<'a> {
     pub fn look(
         &self,
         (number, file): (u32, &RelPath),
-        page: u32,
+        at: u32,
         source: &[u8],
         is_equal: bool,
         target: PageFacts,
@@ -93,8 +94,8 @@ impl<'a> Witness<'a> {
         if source.len() != PAGE || !is_relation {
             return;
         }
-        let is_unlisted = !self.map.may_differ(number, page);
-        let ours = PageFacts::lsn_of(source);
+        let is_unlisted = !self.map.may_differ(number, at);
+        let ours = page::lsn(source).unwrap_or_default();
         let is_logged_equal = || is_equal || PageFacts::of(source, key).logged == target.logged;
         let verdict = if is_unlisted {
             self.looked.fetch_add(1, Ordering::Relaxed);
@@ -114,7 +115,7 @@ impl<'a> Witness<'a> {
                 let mut refutations = lock(&self.refutations);
                 if refutations.len() < KEPT {
                     let (source, target) = (ours, target.lsn);
-                    refutations.push(Refutation { file: file.clone(), page, source, target, why });
+                    refutations.push(Refutation { file: file.clone(), page: at, source, target, why });
                 }
             }
         }

@@ -1,15 +1,33 @@
-//! Which differences between two pages say nothing, because PostgreSQL does not log them.
+//! Pages of relations (src/include/storage/bufpage.h), and which differences between two of them say nothing, because
+//! PostgreSQL does not log them.
 //!
 //! The rules are those PostgreSQL applies itself when `wal_consistency_checking` compares a replayed page
 //! with the original (bufmask.c, `heap_mask` in heapam.c, `btree_mask` in nbtxlog.c), but narrower.
 
-/// Bytes of a page that these rules know.
-const PAGE: usize = 8192;
+use crate::bytes::u32_at;
+use crate::wal::Lsn;
 
-/// `SizeOfPageHeaderData` (src/include/storage/bufpage.h).
+/// Bytes in a page (BLCKSZ): 8192 in every distribution.
+pub const PAGE: usize = 8192;
+
 const HEADER: usize = 24;
 /// `ItemIdData.lp_flags`: LP_NORMAL.
 const NORMAL: u32 = 1;
+
+/// Where the last record ends that changed a page (pd_lsn). A page that was never changed has none: 0.
+pub fn lsn(page: &[u8]) -> Option<Lsn> {
+    Some(Lsn(u64::from(u32_at(page, 0)?) << 32 | u64::from(u32_at(page, 4)?)))
+}
+
+/// Whether a page holds nothing: zeros, or what `PageInit` makes of them for a table, which is not logged.
+pub fn is_unused(page: &[u8]) -> bool {
+    let rest = page.get(HEADER..).unwrap_or_default();
+    let is_initialised = || {
+        let at = |offset| word(page, offset);
+        lsn(page) == Some(Lsn(0)) && at(12) == Some(HEADER) && at(14) == Some(PAGE) && at(16) == Some(PAGE)
+    };
+    rest.iter().all(|&byte| byte == 0) && (page.iter().all(|&byte| byte == 0) || is_initialised())
+}
 
 /// Whether two differing pages, the primary's and the standby's, are equal but for what is not WAL-logged.
 ///
@@ -118,6 +136,15 @@ mod tests {
         let item: u32 = 8000 | (NORMAL << 15) | (100 << 17);
         page[24..28].copy_from_slice(&item.to_le_bytes());
         page
+    }
+
+    #[test]
+    fn a_page_that_was_only_initialised_holds_nothing() {
+        let (zeros, mut page) = (vec![0; PAGE], vec![0; PAGE]);
+        page[12..18].copy_from_slice(&[24, 0, 0, 0x20, 0, 0x20]);
+        assert!(is_unused(&zeros) && is_unused(&page) && !is_unused(&heap()));
+        page[4] = 1;
+        assert_eq!((is_unused(&page), lsn(&page), lsn(&page[..7])), (false, Some(Lsn(1)), None));
     }
 
     #[test]
