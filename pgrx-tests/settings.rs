@@ -8,49 +8,72 @@ mod tests {
     use crate::server_tests::support::{fails, holds, succeeds, value};
     use crate::settings::Settings;
 
-    /// name, default as shown by pg_settings, unit, minimum, maximum, choices
-    const SETTINGS: [(&str, &str, &str, &str, &str, &str); 20] = [
-        ("agent_port", "9897", "", "1", "65535", ""),
-        ("secret_file", "/etc/pgpool-recovery/secret", "", "", "", ""),
-        ("transport", "auto", "", "", "", "auto,agent,local"),
-        ("replication_user", "", "", "", "", ""),
-        ("primary_host", "", "", "", "", ""),
-        ("application_name", "%h", "", "", "", ""),
-        ("slot_name", "%h", "", "", "", ""),
-        ("passfile", "", "", "", "", ""),
-        ("restore_command", "", "", "", "", ""),
-        ("overwrite", "same", "", "", "", "same,any_cluster"),
-        ("keep_files", "postgresql.conf", "", "", "", ""),
-        ("tablespace_mapping", "", "", "", "", ""),
-        ("jobs", "0", "", "0", "64", ""),
-        ("compression", "auto", "", "", "", "auto,off,lz4,zstd"),
-        ("max_rate", "0", "kB", "0", "2147483647", ""),
-        ("clone", "on", "", "", "", ""),
-        ("verify_checksums", "on", "", "", "", ""),
-        ("scripts", "run", "", "", "", "run,ignore,refuse"),
-        ("start_timeout", "60", "s", "1", "86400", ""),
-        ("local_directories", "", "", "", "", ""),
-    ];
+    /// The rows of the reference's table of settings, without the meaning: name, default, "range, unit".
+    fn documented() -> Vec<[&'static str; 3]> {
+        let reference = include_str!("../docs/reference.md");
+        let table =
+            reference.split_once("\n| name | default | range, unit | meaning |\n").expect("a table").1;
+        let rows = table.lines().skip(1).take_while(|line| line.starts_with('|'));
+        rows.map(|line| {
+            let mut cells = line.split('|').skip(1).map(str::trim);
+            [(); 3].map(|()| cells.next().expect("four cells"))
+        })
+        .collect()
+    }
+
+    /// A setting as the reference describes it: default, unit, minimum, maximum, choices. `60 s`, `0: no limit`,
+    /// `empty: ...` are defaults, `1 to 86400 s`, "`on`, `off`" ranges, everything else there is prose.
+    fn described(default: &str, range: &str) -> [String; 5] {
+        let default = default.split([':', ' ']).next().unwrap_or_default().trim_matches('`');
+        let default = if default == "empty" { "" } else { default };
+        let (mut unit, mut min, mut max, mut choices) = ("", "", "", String::new());
+        let numbers = range.split_once(" to ").filter(|(from, _)| from.parse::<i32>().is_ok());
+        if let Some((from, to)) = numbers {
+            min = from;
+            (max, unit) = to.split_once(' ').unwrap_or((to, ""));
+        } else if range.starts_with('`') && !range.contains('=') {
+            choices = range.replace('`', "").replace(", ", ",");
+        }
+        [default, unit.trim_end_matches("/s"), min, max, &choices].map(str::to_owned)
+    }
 
     #[pg_test]
-    fn settings_are_as_documented() {
-        for (name, default, unit, min, max, choices) in SETTINGS {
-            let row = format!("FROM pg_settings WHERE name = 'pgpool_recovery.{name}'");
-            let found = value(&format!(
-                "SELECT concat_ws('|', boot_val, unit, min_val, max_val, array_to_string(enumvals, ','), context) {row}"
-            ));
-            let parts = [default, unit, min, max, choices, "superuser"];
-            // concat_ws leaves out NULLs, which is what an empty column here stands for, but the default.
-            let expected: Vec<&str> = parts
-                .iter()
-                .enumerate()
-                .filter(|(n, part)| *n == 0 || !part.is_empty())
-                .map(|(_, part)| *part)
-                .collect();
-            assert_eq!(found.as_deref(), Some(expected.join("|").as_str()), "{name}");
+    fn settings_are_as_the_reference_says() {
+        for [name, default, range] in documented() {
+            let name = name.trim_matches('`');
+            let columns = ["boot_val", "unit", "min_val", "max_val", "array_to_string(enumvals, ',')"];
+            let found = columns.map(|column| {
+                value(&format!(
+                    "SELECT coalesce({column}, '') FROM pg_settings WHERE name = 'pgpool_recovery.{name}'"
+                ))
+                .unwrap_or_default()
+            });
+            assert_eq!(found, described(default, range), "{name}");
         }
-        let defined = value("SELECT count(*)::text FROM pg_settings WHERE name LIKE 'pgpool\\_recovery.%'");
-        assert_eq!(defined, Some(SETTINGS.len().to_string()), "a setting is missing here");
+        let ours = "FROM pg_settings WHERE name LIKE 'pgpool\\_recovery.%'";
+        let defined = value(&format!("SELECT count(*)::text {ours}"));
+        assert_eq!(defined, Some(documented().len().to_string()), "the reference misses a setting");
+        assert_eq!(value(&format!("SELECT DISTINCT context {ours}")).as_deref(), Some("superuser"));
+        assert_eq!(described("60 s: so long", "1 to 86400 s"), ["60", "s", "1", "86400", ""]);
+    }
+
+    #[pg_test]
+    fn a_setting_is_checked_as_the_option_is() {
+        for (name, bad) in
+            [("primary_host", "a b"), ("keep_files", "/etc/passwd"), ("tablespace_mapping", "/a")]
+        {
+            Spi::run(&format!("SET LOCAL pgpool_recovery.{name} = '{bad}'")).expect("a text");
+            let mut set = Settings::current().expect_err(name);
+            Spi::run(&format!("SET LOCAL pgpool_recovery.{name} = DEFAULT")).expect("a text");
+            let options = serde_json::json!({ name: bad });
+            let all = Settings { caller_is_superuser: true, ..Settings::default() };
+            let passed = all.overlay(&options).expect_err(name);
+            assert!(passed.message.contains(name), "{passed}");
+            if passed.hint.is_none() {
+                assert_eq!(set.hint.take(), Some(format!("Correct pgpool_recovery.{name}.")));
+            }
+            assert_eq!(set, passed);
+        }
     }
 
     #[pg_test]

@@ -1,60 +1,26 @@
 //! The options of one call, a JSON object laid over the settings.
 
-use std::time::Duration;
+use std::ffi::CStr;
+use std::ops::RangeInclusive;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use serde_json::Value;
 
+use crate::settings::Settings;
+use crate::settings::macros::{OptionRow, Who};
 use crate::settings::request::shown;
-use crate::settings::{
-    Compression, MAX_JOBS, MAX_START_TIMEOUT, Overwrite, Scripts, Settings, Transport, keep_files,
-    tablespace_mapping,
-};
+use crate::settings::table::OPTIONS;
 
-/// Every key an options object may have.
-pub(crate) const KEYS: [&str; 24] = [
-    "agent_port",
-    "secret_file",
-    "transport",
-    "replication_user",
-    "primary_host",
-    "application_name",
-    "slot_name",
-    "passfile",
-    "restore_command",
-    "overwrite",
-    "keep_files",
-    "tablespace_mapping",
-    "jobs",
-    "compression",
-    "max_rate",
-    "clone",
-    "verify_checksums",
-    "scripts",
-    "start_timeout",
-    "node_id",
-    "dest_port",
-    "wait_for_checkpoint",
-    "start",
-    "dry_run",
-];
+/// Every option a call may pass, in the order in which they are listed.
+fn all() -> impl Iterator<Item = &'static OptionRow> {
+    OPTIONS.iter().filter(|option| option.who != Who::NoOne)
+}
 
-/// Keys for superusers: they name files, commands or policies of the server's OS user, or decide where a credential
-/// and the data go, or how much of this server a recovery takes.
-pub(crate) const RESTRICTED: [&str; 12] = [
-    "agent_port",
-    "transport",
-    "replication_user",
-    "primary_host",
-    "jobs",
-    "secret_file",
-    "passfile",
-    "restore_command",
-    "scripts",
-    "overwrite",
-    "keep_files",
-    "tablespace_mapping",
-];
+/// Their names, as a HINT lists them.
+fn names() -> String {
+    let names: Vec<&str> = all().map(|option| option.name).collect();
+    names.join(", ")
+}
 
 /// Longest text value, in bytes.
 const MAX_TEXT: usize = 8192;
@@ -68,11 +34,11 @@ impl Settings {
                 .hint("Pass an object such as '{\"jobs\": 4}', or '{}'."));
         };
         for (key, value) in fields {
-            if !KEYS.contains(&key.as_str()) {
+            let Some(option) = all().find(|option| option.name == key) else {
                 return Err(Error::new(Kind::InvalidArgument, format!("unrecognized option {}", shown(key)))
-                    .hint(format!("Options are: {}.", KEYS.join(", "))));
-            }
-            if !self.caller_is_superuser && RESTRICTED.contains(&key.as_str()) {
+                    .hint(format!("Options are: {}.", names())));
+            };
+            if !self.caller_is_superuser && option.who == Who::Superusers {
                 return Err(Error::new(
                     Kind::InsufficientPrivilege,
                     format!("permission denied to pass option \"{key}\""),
@@ -83,7 +49,7 @@ impl Settings {
                 )
                 .hint(format!("Ask an administrator to set pgpool_recovery.{key}.")));
             }
-            self.set(key, value)?;
+            (option.set)(&mut self, key, value)?;
         }
         if self.start && self.dry_run {
             return Err(Error::new(
@@ -95,74 +61,9 @@ impl Settings {
         }
         Ok(self)
     }
-
-    fn set(&mut self, key: &str, value: &Value) -> Result<()> {
-        match key {
-            "agent_port" => self.agent_port = port(key, value)?,
-            "secret_file" => self.secret_file = text(key, value)?,
-            "transport" => {
-                self.transport = choice(
-                    key,
-                    value,
-                    &[("auto", Transport::Auto), ("agent", Transport::Agent), ("local", Transport::Local)],
-                )?;
-            }
-            "replication_user" => self.replication_user = text(key, value)?,
-            "primary_host" => self.primary_host = crate::settings::request::host(key, &text(key, value)?)?,
-            "application_name" => self.application_name = text(key, value)?,
-            "slot_name" => self.slot_name = text(key, value)?,
-            "passfile" => self.passfile = text(key, value)?,
-            "restore_command" => self.restore_command = text(key, value)?,
-            "overwrite" => {
-                self.overwrite =
-                    choice(key, value, &[("same", Overwrite::Same), ("any_cluster", Overwrite::AnyCluster)])?;
-            }
-            "keep_files" => self.keep_files = keep_files(&text(key, value)?)?,
-            "tablespace_mapping" => self.tablespace_mapping = tablespace_mapping(&text(key, value)?)?,
-            "jobs" => self.jobs = integer(key, value, 0, i64::from(MAX_JOBS))? as usize,
-            "compression" => {
-                self.compression = choice(
-                    key,
-                    value,
-                    &[
-                        ("auto", Compression::Auto),
-                        ("off", Compression::Off),
-                        ("lz4", Compression::Lz4),
-                        ("zstd", Compression::Zstd),
-                    ],
-                )?;
-            }
-            "max_rate" => self.max_rate = integer(key, value, 0, i64::from(i32::MAX))? as u64,
-            "clone" => self.clone = boolean(key, value)?,
-            "verify_checksums" => self.verify_checksums = boolean(key, value)?,
-            "scripts" => {
-                self.scripts = choice(
-                    key,
-                    value,
-                    &[("run", Scripts::Run), ("ignore", Scripts::Ignore), ("refuse", Scripts::Refuse)],
-                )?;
-            }
-            "start_timeout" => {
-                let seconds = integer(key, value, 1, i64::from(MAX_START_TIMEOUT))?;
-                self.start_timeout = Duration::from_secs(seconds as u64);
-            }
-            "node_id" => self.node_id = Some(integer(key, value, 0, i64::from(i32::MAX))? as i32),
-            "dest_port" => self.dest_port = Some(port(key, value)?),
-            "wait_for_checkpoint" => self.wait_for_checkpoint = boolean(key, value)?,
-            "start" => self.start = boolean(key, value)?,
-            "dry_run" => self.dry_run = boolean(key, value)?,
-            _ => {
-                return Err(Error::new(
-                    Kind::Internal,
-                    format!("option \"{key}\" is listed but not handled"),
-                ));
-            }
-        }
-        Ok(())
-    }
 }
 
-fn text(key: &str, value: &Value) -> Result<String> {
+pub(super) fn text(key: &str, value: &Value) -> Result<String> {
     let expected = "Expected a string without control characters, of at most 8192 bytes";
     let text = value.as_str().ok_or_else(|| invalid(key, value, expected))?;
     if text.len() > MAX_TEXT || text.chars().any(char::is_control) {
@@ -171,33 +72,34 @@ fn text(key: &str, value: &Value) -> Result<String> {
     Ok(text.to_owned())
 }
 
-fn integer(key: &str, value: &Value, min: i64, max: i64) -> Result<i64> {
+pub(super) fn integer(key: &str, value: &Value, range: &RangeInclusive<i32>) -> Result<i32> {
     value
         .as_i64()
-        .filter(|number| (min..=max).contains(number))
-        .ok_or_else(|| invalid(key, value, &format!("Expected an integer from {min} to {max}")))
+        .and_then(|number| i32::try_from(number).ok())
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| {
+            let (min, max) = (range.start(), range.end());
+            invalid(key, value, &format!("Expected an integer from {min} to {max}"))
+        })
 }
 
-fn port(key: &str, value: &Value) -> Result<u16> {
-    Ok(integer(key, value, 1, 65_535)? as u16)
-}
-
-fn boolean(key: &str, value: &Value) -> Result<bool> {
+pub(super) fn boolean(key: &str, value: &Value) -> Result<bool> {
     value.as_bool().ok_or_else(|| invalid(key, value, "Expected true or false"))
 }
 
-fn choice<T: Copy>(key: &str, value: &Value, choices: &[(&str, T)]) -> Result<T> {
-    let chosen = value.as_str().and_then(|text| choices.iter().find(|(name, _)| *name == text));
-    chosen.map(|&(_, choice)| choice).ok_or_else(|| {
-        let names: Vec<String> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-        invalid(key, value, &format!("Expected one of {}", names.join(", ")))
+pub(super) fn choice<T: Copy>(key: &str, value: &Value, choices: &[(&CStr, T)]) -> Result<T> {
+    let is = |word: &CStr| value.as_str().is_some_and(|text| word.to_bytes() == text.as_bytes());
+    choices.iter().find(|(word, _)| is(word)).map(|&(_, choice)| choice).ok_or_else(|| {
+        let words: Vec<String> =
+            choices.iter().map(|(word, _)| format!("\"{}\"", word.to_string_lossy())).collect();
+        invalid(key, value, &format!("Expected one of {}", words.join(", ")))
     })
 }
 
 fn invalid(key: &str, value: &Value, expected: &str) -> Error {
     Error::new(Kind::InvalidArgument, format!("invalid value for option \"{key}\""))
         .detail(format!("{expected}; found {}.", found(value)))
-        .hint(format!("Options are: {}.", KEYS.join(", ")))
+        .hint(format!("Options are: {}.", names()))
 }
 
 fn found(value: &Value) -> String {
@@ -213,9 +115,13 @@ fn found(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
+    use crate::settings::{Compression, Overwrite, Scripts, Transport};
 
     fn overlay(options: Value) -> Result<Settings> {
         Settings { caller_is_superuser: true, ..Settings::default() }.overlay(&options)
@@ -252,20 +158,19 @@ mod tests {
             verify_checksums: false,
             scripts: Scripts::Refuse,
             start_timeout: Duration::from_secs(5),
-            local_directories: String::new(),
             caller_is_superuser: true,
             node_id: Some(2),
             dest_port: Some(65535),
             wait_for_checkpoint: true,
             start: true,
-            dry_run: false,
+            ..Settings::default()
         };
         assert_eq!(settings, expected);
     }
 
     #[test]
     fn every_key_refuses_a_wrong_type_by_name() {
-        for key in KEYS {
+        for key in all().map(|option| option.name) {
             for value in [json!(null), json!([]), json!({}), json!(1.5), json!(-1)] {
                 let error = overlay(json!({ key: value })).expect_err(key);
                 assert_eq!(error.kind, Kind::InvalidArgument, "{key}: {error}");
@@ -310,24 +215,13 @@ mod tests {
 
     #[test]
     fn who_is_no_superuser_decides_about_the_target_and_the_pace_alone() {
-        let free = [
-            "application_name",
-            "slot_name",
-            "compression",
-            "max_rate",
-            "clone",
-            "verify_checksums",
-            "start_timeout",
-            "node_id",
-            "dest_port",
-            "wait_for_checkpoint",
-            "start",
-            "dry_run",
-        ];
-        for key in KEYS {
+        for option in all() {
+            let key = option.name;
             let refused = Settings::default().overlay(&json!({ key: null })).expect_err("no key takes null");
-            let expected =
-                if free.contains(&key) { Kind::InvalidArgument } else { Kind::InsufficientPrivilege };
+            let expected = match option.who {
+                Who::Superusers => Kind::InsufficientPrivilege,
+                Who::All | Who::NoOne => Kind::InvalidArgument,
+            };
             assert_eq!(refused.kind, expected, "{key}");
             assert!(refused.detail.is_some() && refused.hint.is_some(), "{refused:?}");
         }
@@ -339,6 +233,47 @@ mod tests {
         for value in ["a\nb".to_owned(), "x".repeat(MAX_TEXT + 1)] {
             let error = overlay(json!({ "restore_command": value })).expect_err("refused");
             assert!(error.detail.expect("detail").len() < 400);
+        }
+    }
+
+    #[test]
+    fn a_setting_that_is_no_option_is_not_recognized() {
+        let error = overlay(json!({ "local_directories": "/srv" })).expect_err("unknown");
+        assert_eq!(error.message, "unrecognized option \"local_directories\"");
+        assert!(!error.hint.expect("hint").contains("local_directories"));
+    }
+
+    /// What a text has in backquotes.
+    fn quoted(text: &str) -> BTreeSet<&str> {
+        text.split('`').skip(1).step_by(2).collect()
+    }
+
+    #[test]
+    fn the_reference_says_what_options_there_are_and_who_may_pass_them() {
+        let reference = include_str!("../../docs/reference.md");
+        let (table, text) =
+            reference.split_once("\n`options` takes each of these names").expect("the options");
+        let settings = table.rsplit_once("## Settings").expect("the settings").1;
+        let settings: BTreeSet<&str> =
+            settings.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0)).collect();
+        let (text, _) = text.split_once("\n\n").expect("a paragraph");
+        let (everyone, superusers) =
+            text.split_once("Only superusers may pass").expect("the restricted ones");
+        let (exceptions, others) = everyone.split_once(" without the prefix").expect("the exceptions");
+
+        let names = |who| {
+            OPTIONS
+                .iter()
+                .filter(|option| option.who == who)
+                .map(|option| option.name)
+                .collect::<BTreeSet<_>>()
+        };
+        assert_eq!(quoted(superusers), names(Who::Superusers));
+        assert_eq!(quoted(exceptions), names(Who::NoOne));
+        let rows: BTreeSet<&str> = OPTIONS.iter().map(|option| option.name).collect();
+        assert!(settings.is_subset(&rows), "settings without a row: {settings:?}");
+        for option in rows.difference(&settings) {
+            assert!(quoted(others).contains(option), "the reference does not have {option}");
         }
     }
 }
