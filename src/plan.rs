@@ -11,7 +11,7 @@ use pgpool_recovery_core::manifest::exclude::{AUTO_CONF, POSTGRESQL_CONF, Rules}
 use pgpool_recovery_core::manifest::path::RelPath;
 use pgpool_recovery_core::manifest::plan::{Directory, File, Plan};
 use pgpool_recovery_core::manifest::scan::{Source, scan};
-use pgpool_recovery_core::sender::pack::Compression as Packing;
+use pgpool_recovery_core::sender::Compression as Packing;
 use pgpool_recovery_core::sender::{Checksums, TransferOptions};
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::wire::protocol::message::{Marker, PlanHeader, TargetInfo};

@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pgpool_recovery_core::sys::buffer::Buffer;
-use pgpool_recovery_core::wire::compress::{Compressor, Decompressor};
+use pgpool_recovery_core::internal::Buffer;
+use pgpool_recovery_core::internal::{Compressor, Decompressor};
 use pgpool_recovery_core::wire::protocol::data::Codec;
 
 fuzz_target!(|data: &[u8]| {

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pgpool_recovery_core::LocalConnector;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::launch;
-use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::replication::naming;
 use pgpool_recovery_core::replication::streaming::{self, Expected, Replay};
 use pgpool_recovery_core::sender::Session;

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use pgpool_recovery_core::LocalConnector;
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::host::policy::Reach;
-use pgpool_recovery_core::local::LocalConnector;
 use pgpool_recovery_core::sys::addresses::is_this_host;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::wire::link::Connector;

@@ -10,9 +10,9 @@ use std::thread::JoinHandle;
 use pgpool_recovery_core::compare::delta::Extent;
 use pgpool_recovery_core::error::{Error, Kind};
 use pgpool_recovery_core::host::policy::{Cluster, Policy};
+use pgpool_recovery_core::internal::Buffer;
 use pgpool_recovery_core::manifest::plan::Range;
 use pgpool_recovery_core::receiver::Receiver;
-use pgpool_recovery_core::sys::buffer::Buffer;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::wire::link::{Link, pipe};
 use pgpool_recovery_core::wire::protocol::data::{

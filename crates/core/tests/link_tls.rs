@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::{Error, Kind};
-use pgpool_recovery_core::sys::buffer::Buffer;
+use pgpool_recovery_core::internal::Buffer;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::wire::link::dial::AgentConnector;
 use pgpool_recovery_core::wire::link::{Connector, Link, tls};

@@ -12,7 +12,7 @@ use pgpool_recovery_core::error::Kind;
 use pgpool_recovery_core::manifest::exclude::MARKER;
 use pgpool_recovery_core::manifest::path::RelPath;
 use pgpool_recovery_core::replication::standby::Listening;
-use pgpool_recovery_core::sender::pack::Compression;
+use pgpool_recovery_core::sender::Compression;
 use pgpool_recovery_core::sender::{Session, TransferOptions};
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::wire::protocol::message::Purpose;

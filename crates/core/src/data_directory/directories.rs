@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::error::{Error, Kind, Result};
 
 /// Another recovery works on the directory.
-pub fn busy(path: &Path) -> Error {
+pub(crate) fn busy(path: &Path) -> Error {
     Error::new(Kind::InUse, format!("another recovery of \"{}\" is running", path.display()))
         .hint("Wait until it ends; pg_stat_progress_basebackup on its primary shows it.")
 }

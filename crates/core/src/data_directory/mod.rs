@@ -24,19 +24,18 @@ use crate::sys::lock::lock;
 
 use directories::{make_directories, open_directory, open_nearest, remove_made};
 
-pub use directories::busy;
-pub use probe::Obstacle;
-pub use remove::Entries;
-pub use roots::{linked_wal, mounted};
-pub use stat::{Stamp, Stat};
+pub(crate) use directories::busy;
+pub(crate) use remove::Entries;
+pub(crate) use roots::{linked_wal, mounted};
+pub(crate) use stat::{Stamp, Stat};
 
 mod directories;
 mod probe;
-pub mod remove;
+pub(crate) mod remove;
 mod roots;
 mod stat;
 mod walk;
-pub mod write;
+pub(crate) mod write;
 
 #[cfg(test)]
 mod tests;
@@ -48,12 +47,12 @@ const IN_PLACE: OFlags = OFlags::RDWR.union(OFlags::NOFOLLOW).union(OFlags::NONB
 const TEMPORARY: &str = ".pgpool_recovery.tmp";
 
 /// The name under which a file is written before it takes its own. A process that dies in between leaves it behind.
-pub fn temporary_name(name: &str) -> String {
+pub(crate) fn temporary_name(name: &str) -> String {
     format!("{name}{TEMPORARY}")
 }
 
 /// An opened target directory: locked to be written, or a view that nothing can be written through.
-pub struct DataDirectory {
+pub(crate) struct DataDirectory {
     path: PathBuf,
     roots: Vec<Root>,
     is_view: bool,
@@ -94,7 +93,7 @@ impl Root {
 
 impl DataDirectory {
     /// Opens and locks `path`, making it if it is missing. A second opener gets [`Kind::InUse`].
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let made = make_directories(path)?;
         let undo = |error| {
             remove_made(&made);
@@ -120,7 +119,7 @@ impl DataDirectory {
     }
 
     /// Opens `path` to look at it: nothing is locked, made or written. It may be missing.
-    pub fn open_read_only(path: &Path) -> Result<Self> {
+    pub(crate) fn open_read_only(path: &Path) -> Result<Self> {
         Ok(Self::with(path, Root::open_read_only("", path)?, Vec::new(), true))
     }
 
@@ -138,22 +137,22 @@ impl DataDirectory {
     }
 
     /// Where the directory is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Whether the directory was missing and was made for this run.
-    pub fn was_made(&self) -> bool {
+    pub(crate) fn was_made(&self) -> bool {
         lock(&self.made).contains(&self.path)
     }
 
     /// The directory itself.
-    pub fn root(&self) -> impl AsFd {
+    pub(crate) fn root(&self) -> impl AsFd {
         self.roots[0].fd.as_fd()
     }
 
     /// Fails if the path leads elsewhere by now than to the directory that was opened.
-    pub fn demand_in_place(&self) -> Result<()> {
+    pub(crate) fn demand_in_place(&self) -> Result<()> {
         let opened = rustix::fs::fstat(&self.roots[0].fd).map_err(Error::on("stat the target directory"))?;
         let is_it =
             std::fs::metadata(&self.path).is_ok_and(|there| FileId::from(&there) == FileId::from(&opened));
@@ -167,7 +166,7 @@ impl DataDirectory {
     }
 
     /// Fails if a link within the directory (pg_wal, a tablespace's) leads elsewhere by now than to what was opened.
-    pub fn demand_links_in_place(&self) -> Result<()> {
+    pub(crate) fn demand_links_in_place(&self) -> Result<()> {
         for root in &self.roots[1..] {
             let path = self.path.join(&root.prefix);
             let opened = rustix::fs::fstat(&root.fd).map_err(Error::on_path("stat directory", &path))?;
@@ -183,7 +182,7 @@ impl DataDirectory {
     }
 
     /// From now on the directories made stay, even if the run fails.
-    pub fn keep(&self) -> Result<()> {
+    pub(crate) fn keep(&self) -> Result<()> {
         let made = std::mem::take(&mut *lock(&self.made));
         for directory in made.iter().filter_map(|directory| directory.parent()) {
             let synced = open_directory(directory).and_then(|fd| rustix::fs::fsync(&fd).map_err(Into::into));
@@ -193,19 +192,19 @@ impl DataDirectory {
     }
 
     /// The directories accesses start from, with their prefixes.
-    pub fn roots(&self) -> impl Iterator<Item = (&str, impl AsFd)> {
+    pub(crate) fn roots(&self) -> impl Iterator<Item = (&str, impl AsFd)> {
         self.roots.iter().map(|root| (root.prefix.as_str(), root.fd.as_fd()))
     }
 
     /// Device and inode of each of them that is there.
-    pub fn identities(&self) -> Result<Vec<FileId>> {
+    pub(crate) fn identities(&self) -> Result<Vec<FileId>> {
         let there = self.roots.iter().filter(|root| !root.is_missing);
         let identity = |root: &Root| rustix::fs::fstat(&root.fd).map(|stat| FileId::from(&stat));
         there.map(identity).collect::<Result<_, _>>().map_err(Error::on("stat the target directory"))
     }
 
     /// A directory on each file system that the target lies on.
-    pub fn file_systems(&self) -> Result<Vec<OwnedFd>> {
+    pub(crate) fn file_systems(&self) -> Result<Vec<OwnedFd>> {
         let mut devices = BTreeSet::new();
         let mut found = Vec::new();
         for root in &self.roots {
@@ -219,13 +218,13 @@ impl DataDirectory {
 
     /// Whether files lie on other file systems than [`DataDirectory::file_systems`] tells, as the directories made so
     /// far show.
-    pub fn has_mounts(&self) -> bool {
+    pub(crate) fn has_mounts(&self) -> bool {
         self.has_mounts.load(Ordering::Relaxed)
     }
 
     /// Opens an existing regular file for reading; `None` if there is none. A symbolic link or a
     /// directory in its place counts as none.
-    pub fn open_file(&self, path: &RelPath) -> Result<Option<File>> {
+    pub(crate) fn open_file(&self, path: &RelPath) -> Result<Option<File>> {
         let opened = self.parent(path).and_then(|parent| {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let fd = rustix::fs::openat(&parent, path.file_name(), flags, Mode::empty())?;
@@ -240,7 +239,7 @@ impl DataDirectory {
 
     /// Opens an existing file to be compared and written in place; `None` if what is there is no regular file with one
     /// name that may be written. The other name may be the primary's.
-    pub fn open_in_place(&self, path: &RelPath) -> Result<Option<(File, Stat)>> {
+    pub(crate) fn open_in_place(&self, path: &RelPath) -> Result<Option<(File, Stat)>> {
         let opened = self.parent(path).and_then(|parent| self.open_own(&parent, path.file_name()));
         match opened {
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
@@ -266,7 +265,7 @@ impl DataDirectory {
     }
 
     /// Makes an empty file, in the place of whatever is there.
-    pub fn create(&self, path: &RelPath, mode: u32) -> Result<File> {
+    pub(crate) fn create(&self, path: &RelPath, mode: u32) -> Result<File> {
         self.remove(path)?;
         let create = IN_PLACE | OFlags::CREATE | OFlags::EXCL;
         let created = self.change(path, |parent| {
@@ -278,17 +277,17 @@ impl DataDirectory {
     }
 
     /// The number of the root that a path starts from, in the order of [`DataDirectory::roots`].
-    pub fn root_of(&self, path: &RelPath) -> usize {
+    pub(crate) fn root_of(&self, path: &RelPath) -> usize {
         self.split(path.as_str()).0
     }
 
     /// The device that a path's root lies on.
-    pub fn device_of(&self, path: &RelPath) -> u64 {
+    pub(crate) fn device_of(&self, path: &RelPath) -> u64 {
         self.roots[self.root_of(path)].device
     }
 
     /// Makes a directory, or sets the mode of an existing one; whatever else is in its place goes.
-    pub fn make_directory(&self, path: &RelPath, mode: u32) -> Result<()> {
+    pub(crate) fn make_directory(&self, path: &RelPath, mode: u32) -> Result<()> {
         if self.roots.iter().any(|root| root.prefix == path.as_str()) {
             return Ok(());
         }
@@ -318,7 +317,7 @@ impl DataDirectory {
 
     /// Makes `pg_tblspc/OID` point to a tablespace's directory, durably: at every instant there is the old link or the
     /// new one.
-    pub fn link(&self, path: &RelPath, destination: &str) -> Result<()> {
+    pub(crate) fn link(&self, path: &RelPath, destination: &str) -> Result<()> {
         let failed = |error: Errno| Error::at("make link", self.shown(path), &error.into());
         // the link itself lies in the data directory, although paths through it start elsewhere
         let parent = RelPath::parse(path.parent().unwrap_or("pg_tblspc"))?;
@@ -350,7 +349,7 @@ impl DataDirectory {
     }
 
     /// Replaces a small file as a whole and makes it durable: readers see the old or the new one.
-    pub fn install(&self, path: &RelPath, content: &[u8], mode: u32) -> Result<()> {
+    pub(crate) fn install(&self, path: &RelPath, content: &[u8], mode: u32) -> Result<()> {
         let failed = |error: io::Error| Error::at("write file", self.shown(path), &error);
         let failed_to = |error: Errno| failed(error.into());
         let temporary = temporary_name(path.file_name());
@@ -374,7 +373,7 @@ impl DataDirectory {
     }
 
     /// Renames a file within its directory and makes that durable; false if there is no such file.
-    pub fn rename(&self, from: &RelPath, to: &RelPath) -> Result<bool> {
+    pub(crate) fn rename(&self, from: &RelPath, to: &RelPath) -> Result<bool> {
         let renamed = self
             .change(from, |parent| rustix::fs::renameat(parent, from.file_name(), parent, to.file_name()));
         match renamed.and_then(|()| rustix::fs::fsync(self.parent(from)?)) {
@@ -386,7 +385,7 @@ impl DataDirectory {
 
     /// Removes whatever has this name, a directory with all it holds; links are removed, not followed.
     /// True if there was something.
-    pub fn remove(&self, path: &RelPath) -> Result<bool> {
+    pub(crate) fn remove(&self, path: &RelPath) -> Result<bool> {
         self.forget_last();
         match self.change(path, |parent| remove::entry(parent, path.file_name())) {
             Ok(true) => {
@@ -400,7 +399,7 @@ impl DataDirectory {
     }
 
     /// Reads a small file; `None` if there is none. Longer than `limit` is an error.
-    pub fn read(&self, path: &RelPath, limit: u64) -> Result<Option<Vec<u8>>> {
+    pub(crate) fn read(&self, path: &RelPath, limit: u64) -> Result<Option<Vec<u8>>> {
         let Some(file) = self.open_file(path)? else {
             return Ok(None);
         };
@@ -418,7 +417,7 @@ impl DataDirectory {
     }
 
     /// Type, size and mode of whatever has this name.
-    pub fn stat(&self, path: &RelPath) -> Result<Option<Stat>> {
+    pub(crate) fn stat(&self, path: &RelPath) -> Result<Option<Stat>> {
         let stat = self
             .parent(path)
             .and_then(|parent| rustix::fs::statat(&parent, path.file_name(), AtFlags::SYMLINK_NOFOLLOW));
@@ -431,7 +430,7 @@ impl DataDirectory {
     }
 
     /// Removes an entry whose name is no [`RelPath`].
-    pub fn remove_unnamed(&self, directory: Option<&RelPath>, name: &CStr) -> Result<()> {
+    pub(crate) fn remove_unnamed(&self, directory: Option<&RelPath>, name: &CStr) -> Result<()> {
         let parent = directory.map_or("", RelPath::as_str);
         let removed = self.writable().and_then(|()| {
             let parent = self.walk(parent)?;
@@ -450,7 +449,7 @@ impl DataDirectory {
     }
 
     /// The entries of a directory (`None`: of the data directory).
-    pub fn entries(&self, directory: Option<&RelPath>) -> Result<Entries> {
+    pub(crate) fn entries(&self, directory: Option<&RelPath>) -> Result<Entries> {
         let listed = match directory {
             Some(path) => match self.directory(path).and_then(|fd| remove::entries(&fd)) {
                 Err(Errno::NOENT | Errno::ACCESS) if self.is_view => Ok(Entries::default()),
@@ -464,7 +463,7 @@ impl DataDirectory {
     }
 
     /// Makes a file durable.
-    pub fn sync_file(&self, path: &RelPath) -> Result<()> {
+    pub(crate) fn sync_file(&self, path: &RelPath) -> Result<()> {
         match self.open_file(path)? {
             Some(file) => file.sync_all().map_err(Error::on_path("sync file", self.shown(path))),
             None => Ok(()),
@@ -472,7 +471,7 @@ impl DataDirectory {
     }
 
     /// Makes the entries of every changed directory durable.
-    pub fn sync_directories(&self) -> Result<()> {
+    pub(crate) fn sync_directories(&self) -> Result<()> {
         let dirty = std::mem::take(&mut *lock(&self.dirty));
         for directory in dirty {
             let synced = match RelPath::parse(&directory) {

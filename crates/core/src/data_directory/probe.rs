@@ -13,7 +13,7 @@ use crate::manifest::path::RelPath;
 
 /// Where something cannot be removed, entered or written, and why.
 #[derive(Debug)]
-pub struct Obstacle {
+pub(crate) struct Obstacle {
     path: String,
     why: Why,
 }
@@ -34,7 +34,7 @@ impl Obstacle {
     }
 
     /// The refusal of the target.
-    pub fn refusal(&self) -> Error {
+    pub(crate) fn refusal(&self) -> Error {
         let path = &self.path;
         let user = rustix::process::geteuid().as_raw();
         match self.why {
@@ -92,18 +92,18 @@ fn probe(parent: impl AsFd, name: impl Arg + Copy) -> Result<Option<Probe>, Errn
 
 impl DataDirectory {
     /// Whether something is mounted there.
-    pub fn is_mount(&self, path: &RelPath) -> Result<bool> {
+    pub(crate) fn is_mount(&self, path: &RelPath) -> Result<bool> {
         let found = self.parent(path).and_then(|parent| remove::is_mount(&parent, path.file_name()));
         found.map_err(Error::on_path("stat", self.shown(path)))
     }
 
     /// Opens a directory to ask about its file system.
-    pub fn enter(&self, path: &RelPath) -> Result<OwnedFd> {
+    pub(crate) fn enter(&self, path: &RelPath) -> Result<OwnedFd> {
         self.walk(path.as_str()).map_err(Error::on_path("open directory", self.shown(path)))
     }
 
     /// What keeps a directory from being entered and changed, and its device.
-    pub fn entrance(&self, path: &RelPath) -> Result<(Option<Obstacle>, u64)> {
+    pub(crate) fn entrance(&self, path: &RelPath) -> Result<(Option<Obstacle>, u64)> {
         let failed = |error: Errno| Error::at("stat", self.shown(path), &error.into());
         if let Some(root) = self.roots.iter().find(|root| root.prefix == path.as_str()) {
             return Ok((self.root_obstacle(root)?, root.device));
@@ -132,7 +132,7 @@ impl DataDirectory {
     }
 
     /// What keeps a tablespace's directory, `pg_tblspc/OID/PG_...`, from being made or entered.
-    pub fn tablespace_obstacle(&self, path: &RelPath) -> Result<Option<Obstacle>> {
+    pub(crate) fn tablespace_obstacle(&self, path: &RelPath) -> Result<Option<Obstacle>> {
         let root = &self.roots[self.root_of(path)];
         let found = if root.is_missing { None } else { probe(&root.fd, path.file_name()).ok().flatten() };
         // what is there already need not be made
@@ -143,7 +143,7 @@ impl DataDirectory {
     }
 
     /// What keeps a file from being written in place, by attributes that hold even for its owner.
-    pub fn file_obstacle(&self, path: &RelPath) -> Result<Option<Obstacle>> {
+    pub(crate) fn file_obstacle(&self, path: &RelPath) -> Result<Option<Obstacle>> {
         let found = self.parent(path).and_then(|parent| probe(&parent, path.file_name()));
         let found = found.map_err(Error::on_path("stat", self.shown(path)))?;
         let is_fixed = found.is_some_and(|found| found.is_fixed);
@@ -151,7 +151,7 @@ impl DataDirectory {
     }
 
     /// What keeps an entry from being removed with all that it holds. Adds up what that would free, by device.
-    pub fn removal_obstacle(
+    pub(crate) fn removal_obstacle(
         &self,
         directory: Option<&RelPath>,
         name: impl Arg + Copy,
@@ -230,7 +230,7 @@ impl DataDirectory {
     }
 
     /// The entries of a directory, unless it may not be listed as it is.
-    pub fn listing(&self, directory: Option<&RelPath>) -> Result<Option<Entries>> {
+    pub(crate) fn listing(&self, directory: Option<&RelPath>) -> Result<Option<Entries>> {
         if self.roots[0].is_missing {
             return Ok(None);
         }

@@ -75,7 +75,7 @@ pub(super) fn open_directory(parent: impl AsFd, name: impl Arg) -> Result<OwnedF
 
 /// What a directory holds, but for `.` and `..`.
 #[derive(Debug, Default)]
-pub struct Entries {
+pub(crate) struct Entries {
     /// Names and types.
     pub named: Vec<(String, FileType)>,
     /// Names that are not UTF-8: PostgreSQL makes none, and no plan can have them.

@@ -15,7 +15,7 @@ use crate::sys::FileId;
 use crate::sys::lock::lock;
 
 /// Where a pg_wal that is a link leads.
-pub struct LinkedWal {
+pub(crate) struct LinkedWal {
     /// The directory, open.
     pub fd: OwnedFd,
     /// Its path.
@@ -25,7 +25,7 @@ pub struct LinkedWal {
 }
 
 /// Where the pg_wal of an opened target leads.
-pub struct OpenedWal {
+pub(crate) struct OpenedWal {
     /// Its path.
     pub path: PathBuf,
     /// What directory that is.
@@ -35,7 +35,7 @@ pub struct OpenedWal {
 }
 
 /// A directory that a target lies in besides the data directory.
-pub struct Other {
+pub(crate) struct Other {
     /// Its path.
     pub path: PathBuf,
     /// What directory that is.
@@ -46,7 +46,7 @@ pub struct Other {
 
 /// Follows `pg_wal` of an opened data directory, which is shown as `shown`; `None` if it is no link. A link that leads
 /// nowhere is an error: what it should lead to may just not be mounted.
-pub fn linked_wal(directory: impl AsFd, shown: &Path) -> Result<Option<LinkedWal>> {
+pub(crate) fn linked_wal(directory: impl AsFd, shown: &Path) -> Result<Option<LinkedWal>> {
     let link = shown.join("pg_wal");
     let failed = |verb: &str, error: Errno| Error::at(verb, &link, &error.into());
     let leads_to = match rustix::fs::readlinkat(&directory, "pg_wal", Vec::new()) {
@@ -86,7 +86,7 @@ pub(super) fn through(fd: impl AsFd) -> PathBuf {
 }
 
 /// The refusal of what is mounted where something would have to be removed.
-pub fn mounted(shown: &str) -> Error {
+pub(crate) fn mounted(shown: &str) -> Error {
     Error::new(Kind::TargetRefused, format!("a file system is mounted at \"{shown}\""))
         .detail("The primary has no such directory, and a recovery removes nothing across a mount point.")
         .hint("Unmount it, or mount it outside the target's directories.")
@@ -94,7 +94,7 @@ pub fn mounted(shown: &str) -> Error {
 
 impl DataDirectory {
     /// Lets paths at or below `prefix` start in another directory, a tablespace, and locks that.
-    pub fn add_root(&mut self, prefix: &RelPath, directory: &Path) -> Result<()> {
+    pub(crate) fn add_root(&mut self, prefix: &RelPath, directory: &Path) -> Result<()> {
         if self.is_view {
             self.roots.push(Root::open_read_only(prefix.as_str(), directory)?);
             return Ok(());
@@ -106,7 +106,7 @@ impl DataDirectory {
     }
 
     /// Lets paths in pg_wal start where it leads, and locks that; returns the directory.
-    pub fn follow_wal(&mut self) -> Result<Option<PathBuf>> {
+    pub(crate) fn follow_wal(&mut self) -> Result<Option<PathBuf>> {
         if self.roots[0].is_missing {
             return Ok(None);
         }
@@ -134,12 +134,12 @@ impl DataDirectory {
 
     /// A path to the data directory that was opened, even if another one is in its place by now; `None` for a view of
     /// one that is missing.
-    pub fn look(&self) -> Option<PathBuf> {
+    pub(crate) fn look(&self) -> Option<PathBuf> {
         (!self.roots[0].is_missing).then(|| through(&self.roots[0].fd))
     }
 
     /// A pg_wal that is a link.
-    pub fn wal(&self) -> Result<Option<OpenedWal>> {
+    pub(crate) fn wal(&self) -> Result<Option<OpenedWal>> {
         let Some(root) = self.roots.iter().find(|root| root.prefix == "pg_wal") else {
             return Ok(None);
         };
@@ -152,7 +152,7 @@ impl DataDirectory {
     }
 
     /// The directories besides the data directory that are there.
-    pub fn others(&self) -> Result<Vec<Other>> {
+    pub(crate) fn others(&self) -> Result<Vec<Other>> {
         let there = self.roots.iter().skip(1).filter(|root| !root.is_missing);
         there
             .map(|root| {

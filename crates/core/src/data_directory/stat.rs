@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 /// What [`DataDirectory::stat`] tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stat {
+pub(crate) struct Stat {
     /// What it is.
     pub kind: FileType,
     /// Bytes.
@@ -26,7 +26,7 @@ pub struct Stat {
 ///
 /// Every planned file of a run keeps one in memory: 16 bytes, 24 in its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp {
+pub(crate) struct Stamp {
     /// Inode and device in one number. Inode numbers seldom need its upper bits, where the device's are.
     file: u64,
     /// When content, mode, owner or links were last changed (ctime), nanoseconds since 1970. No program can set it.
@@ -45,7 +45,7 @@ impl Stamp {
     }
 
     /// Whether both are of one file, changed meanwhile or not.
-    pub const fn is_same_file(&self, other: &Self) -> bool {
+    pub(crate) const fn is_same_file(&self, other: &Self) -> bool {
         self.file == other.file
     }
 }

@@ -57,7 +57,7 @@ impl DataDirectory {
     }
 
     /// To be called where a directory may go or give way to another one of its name.
-    pub fn forget_last(&self) {
+    pub(crate) fn forget_last(&self) {
         *lock(&self.last) = None;
     }
 

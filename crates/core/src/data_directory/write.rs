@@ -9,7 +9,7 @@ use crate::sys::direct::DirectFile;
 const DIRTY: u64 = 32 << 20;
 
 /// A file that is open for writing.
-pub struct Writer {
+pub(crate) struct Writer {
     file: DirectFile,
     dirty: u64,
     is_direct: bool,
@@ -17,12 +17,12 @@ pub struct Writer {
 
 impl Writer {
     /// A writer of `file`, which has the open file to itself.
-    pub const fn new(file: File) -> Self {
+    pub(crate) const fn new(file: File) -> Self {
         Self { file: DirectFile::new(file), dirty: 0, is_direct: false }
     }
 
     /// Writes all of `bytes`. They last only once the file is synced.
-    pub fn write_all(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+    pub(crate) fn write_all(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let is_on_disk = self.file.write_all(bytes, offset)?;
         self.is_direct |= is_on_disk;
         self.dirty += if is_on_disk { 0 } else { bytes.len() as u64 };
@@ -30,17 +30,17 @@ impl Writer {
     }
 
     /// The open file.
-    pub const fn file(&self) -> &File {
+    pub(crate) const fn file(&self) -> &File {
         self.file.file()
     }
 
     /// Whether some of it was written past the page cache.
-    pub const fn is_direct(&self) -> bool {
+    pub(crate) const fn is_direct(&self) -> bool {
         self.is_direct
     }
 
     /// The file, if so much of it is in the page cache only that writing it to disk should begin.
-    pub fn take_dirty(&mut self) -> Option<File> {
+    pub(crate) fn take_dirty(&mut self) -> Option<File> {
         if self.dirty < DIRTY {
             return None;
         }

@@ -5,7 +5,7 @@ pub mod configured;
 pub mod inspect;
 pub mod launch;
 pub mod policy;
-pub mod running;
+pub(crate) mod running;
 
 pub(crate) mod login;
 pub(crate) mod neighbours;

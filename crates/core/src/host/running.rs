@@ -25,7 +25,7 @@ const LINGER: Duration = Duration::from_secs(3);
 
 /// The process that serves `data_directory`: the postmaster, or any other process of a server.
 /// Waits a moment for the last children of a killed postmaster to leave.
-pub fn server(data_directory: &Path) -> Result<Option<u32>> {
+pub(crate) fn server(data_directory: &Path) -> Result<Option<u32>> {
     server_at(data_directory, data_directory)
 }
 
@@ -47,7 +47,7 @@ pub(crate) fn server_at(data_directory: &Path, shown: &Path) -> Result<Option<u3
 }
 
 /// The refusal of a directory that a server runs on.
-pub fn refusal(data_directory: &Path, process: u32) -> Error {
+pub(crate) fn refusal(data_directory: &Path, process: u32) -> Error {
     Error::new(Kind::InUse, format!("a server is running in \"{}\"", data_directory.display()))
         .detail(format!("Process {process} works in the directory."))
         .hint("Stop it first, for instance with \"pg_ctl stop\"; a running server is never replaced.")
@@ -60,14 +60,14 @@ pub(crate) fn postmaster_pid(data_directory: &Path) -> Option<u32> {
 
 /// The last line of postmaster.pid: `ready`, `standby`, `starting`, `stopping`
 /// (src/include/utils/pidfile.h).
-pub fn postmaster_status(data_directory: &Path) -> Option<String> {
+pub(crate) fn postmaster_status(data_directory: &Path) -> Option<String> {
     PidFile::read(data_directory).ok().flatten()?.status
 }
 
 /// Whether a server refused to start because of a lock file whose process has ended but was not
 /// reaped yet: PostgreSQL takes a zombie for a running server. It lasts until the zombie's parent, often
 /// a container's process 1, looks after it.
-pub fn zombie_holds_lock(log: &str) -> bool {
+pub(crate) fn zombie_holds_lock(log: &str) -> bool {
     log.contains("lock file")
         && log.split("PID ").skip(1).any(|text| {
             let digits: String = text.chars().take_while(char::is_ascii_digit).collect();

@@ -26,8 +26,8 @@ use crate::wire::protocol::PUT;
 use crate::wire::protocol::data::Put;
 use crate::wire::protocol::message::{Marker, PlanHeader, Purpose, Reply, Request, TargetInfo};
 
-pub mod pack;
-pub mod rate;
+mod pack;
+mod rate;
 pub mod skip;
 pub mod state;
 
@@ -36,10 +36,10 @@ mod read;
 mod stream;
 mod transfer;
 
+pub use pack::Compression;
 pub use read::Checksums;
 
 use conversation::{Conversation, request, unexpected};
-use pack::Compression;
 use rate::Rate;
 use skip::{Skip, Skipped};
 use state::{Begun, Complete, Finished, Opened, Reconciled, Sent};

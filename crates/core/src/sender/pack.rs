@@ -57,7 +57,7 @@ impl Span {
 }
 
 /// Chooses for all streams of a run.
-pub struct Chooser(Choice);
+pub(super) struct Chooser(Choice);
 
 enum Choice {
     Fixed(Codec),
@@ -66,7 +66,7 @@ enum Choice {
 
 impl Chooser {
     /// A chooser that follows a setting.
-    pub fn new(compression: Compression, now: Instant) -> Self {
+    pub(super) fn new(compression: Compression, now: Instant) -> Self {
         Self(match compression {
             Compression::Off => Choice::Fixed(Codec::Plain),
             Compression::Lz4 => Choice::Fixed(Codec::Lz4),
@@ -76,7 +76,7 @@ impl Chooser {
     }
 
     /// How the next frame is to be packed.
-    pub fn choose(&self) -> Codec {
+    pub(super) fn choose(&self) -> Codec {
         match &self.0 {
             Choice::Fixed(codec) => *codec,
             Choice::Learned(learner) => WAYS[lock(learner).way],
@@ -85,7 +85,7 @@ impl Chooser {
 
     /// Learns that the run came further by `bytes` of the cluster, whether they had to be sent or not, and
     /// that `sent` of them were.
-    pub fn learn(&self, bytes: u64, sent: u64, now: Instant) {
+    pub(super) fn learn(&self, bytes: u64, sent: u64, now: Instant) {
         if let Choice::Learned(learner) = &self.0 {
             lock(learner).learn(bytes, sent, now);
         }

@@ -15,7 +15,7 @@ const BURST: Duration = Duration::from_millis(50);
 const NAP: Duration = Duration::from_millis(100);
 
 /// A limit on bytes per second, shared by all streams.
-pub struct Rate {
+pub(super) struct Rate {
     /// Bytes per second; `None` is no limit.
     limit: Option<f64>,
     /// When everything admitted so far will have been sent at the limit.
@@ -24,19 +24,19 @@ pub struct Rate {
 
 impl Rate {
     /// A limit in kilobytes (1024 bytes) per second; 0 is none.
-    pub fn new(kilobytes_per_second: u64) -> Self {
+    pub(super) fn new(kilobytes_per_second: u64) -> Self {
         // any rate that fits a disk or a network is exact in an f64
         let limit = (kilobytes_per_second > 0).then_some(kilobytes_per_second as f64 * 1024.0);
         Self { limit, booked_until: Mutex::new(Instant::now()) }
     }
 
     /// Whether there is a limit.
-    pub const fn is_limited(&self) -> bool {
+    pub(super) const fn is_limited(&self) -> bool {
         self.limit.is_some()
     }
 
     /// Waits until `bytes` more may be sent.
-    pub fn admit(&self, bytes: u64, cancel: &Cancel) -> Result<()> {
+    pub(super) fn admit(&self, bytes: u64, cancel: &Cancel) -> Result<()> {
         let Some(go_at) = self.book(bytes, Instant::now()) else {
             return Ok(());
         };

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 /// What direct I/O wants memory addresses, file offsets and lengths to be multiples of, bytes: no disk
 /// in use has larger logical blocks.
-pub const ALIGNMENT: usize = 4096;
+pub(crate) const ALIGNMENT: usize = 4096;
 
 /// Bytes whose first one lies at a multiple of [`ALIGNMENT`].
 #[derive(Debug, Default)]

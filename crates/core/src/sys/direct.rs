@@ -20,7 +20,7 @@ const DIRECT: usize = 128 << 10;
 
 /// A file that switches between the page cache and direct I/O. Nothing else may use the same open file.
 #[derive(Debug)]
-pub struct DirectFile {
+pub(crate) struct DirectFile {
     file: File,
     mode: Mode,
     /// Whether the kernel was told to read nothing ahead.
@@ -37,17 +37,17 @@ enum Mode {
 
 impl DirectFile {
     /// Takes a file that was opened without `O_DIRECT`.
-    pub const fn new(file: File) -> Self {
+    pub(crate) const fn new(file: File) -> Self {
         Self { file, mode: Mode::Cached, is_advised: false }
     }
 
     /// The open file.
-    pub const fn file(&self) -> &File {
+    pub(crate) const fn file(&self) -> &File {
         &self.file
     }
 
     /// Fills `buffer` from `offset` on; less only at the end of the file.
-    pub fn read_full(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    pub(crate) fn read_full(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         if is_for_direct(buffer, offset)
             && let Some(missed) = self.first_miss(offset, buffer.len())
             && self.enter(Mode::Direct)
@@ -66,7 +66,7 @@ impl DirectFile {
 
     /// Writes all of `bytes`; true if they went past the page cache. They last only once the file is
     /// synced, whichever way they went.
-    pub fn write_all(&mut self, bytes: &[u8], offset: u64) -> io::Result<bool> {
+    pub(crate) fn write_all(&mut self, bytes: &[u8], offset: u64) -> io::Result<bool> {
         if is_for_direct(bytes, offset) && self.enter(Mode::Direct) {
             match self.file.write_all_at(bytes, offset) {
                 Err(error) if is_refusal(&error) => self.give_up(),

@@ -1,12 +1,12 @@
 //! Keys and nonces as hexadecimal digits.
 
 /// The digits of some bytes.
-pub fn encode(bytes: &[u8]) -> String {
+pub(crate) fn encode(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The `N` bytes of exactly `2 * N` digits.
-pub fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
+pub(crate) fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     if text.len() != 2 * N {
         return None;

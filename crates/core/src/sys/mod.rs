@@ -1,15 +1,15 @@
 //! The operating system, without a word of PostgreSQL.
 
 pub mod addresses;
-pub mod buffer;
+pub(crate) mod buffer;
 pub mod cancel;
 pub mod clock;
-pub mod direct;
+pub(crate) mod direct;
 mod file_id;
-pub mod hexadecimal;
+pub(crate) mod hexadecimal;
 pub(crate) mod lock;
 pub mod machine;
-pub mod process;
+pub(crate) mod process;
 pub mod size;
 pub(crate) mod small_file;
 pub mod sockets;

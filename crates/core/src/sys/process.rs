@@ -19,7 +19,7 @@ const OUTPUT: u64 = 8 << 10;
 
 /// How a program ended.
 #[derive(Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Its exit status.
     pub status: ExitStatus,
     /// The end of its standard output: the only place to look for an answer. With [`run_while`], where both
@@ -32,12 +32,12 @@ pub struct Outcome {
 
 impl Outcome {
     /// All that it wrote, for an error to show.
-    pub fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         [self.stderr.as_str(), &self.stdout].join("\n").trim().to_owned()
     }
 
     /// "exited with code 1" or "was killed by signal 9".
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match (self.status.code(), self.status.signal()) {
             (Some(code), _) => format!("exited with code {code}"),
             (None, Some(signal)) => format!("was killed by signal {signal}"),
@@ -47,7 +47,7 @@ impl Outcome {
 }
 
 /// A command with a cleared environment, null input, its own process group and none of our files.
-pub fn command<I: AsRef<OsStr>>(program: &Path, arguments: impl IntoIterator<Item = I>) -> Command {
+pub(crate) fn command<I: AsRef<OsStr>>(program: &Path, arguments: impl IntoIterator<Item = I>) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).process_group(0).env_clear().current_dir("/");
     for (name, value) in std::env::vars_os() {
@@ -64,7 +64,7 @@ pub fn command<I: AsRef<OsStr>>(program: &Path, arguments: impl IntoIterator<Ite
 ///
 /// Output goes through a file, not a pipe: a server that the program leaves behind may hold its
 /// outputs open for years, and waiting for a pipe to close would hang.
-pub fn run(mut command: Command, deadline: Duration, cancel: &Cancel) -> Result<Outcome> {
+pub(crate) fn run(mut command: Command, deadline: Duration, cancel: &Cancel) -> Result<Outcome> {
     let (mut stdout, mut stderr) = (anonymous_file()?, anonymous_file()?);
     let end = Instant::now() + deadline;
     let status = finish(&mut command, &stdout, &stderr, &mut || Instant::now() < end, cancel)?;
@@ -80,7 +80,7 @@ pub fn run(mut command: Command, deadline: Duration, cancel: &Cancel) -> Result<
 
 /// Like [`run`], for as long as `goes_on` says so; it is asked many times a second. Both outputs go to `output`.
 /// `None`: the process group of the command was killed before its end.
-pub fn run_while(
+pub(crate) fn run_while(
     mut command: Command,
     mut output: File,
     goes_on: &mut dyn FnMut() -> bool,
@@ -124,7 +124,7 @@ fn kill_group(child: &mut Child) {
 }
 
 /// A file in memory, for what a program writes.
-pub fn anonymous_file() -> Result<File> {
+pub(crate) fn anonymous_file() -> Result<File> {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let file = rustix::fs::memfd_create("pgpool_recovery_output", flags);
     Ok(file.map_err(Error::on("make a temporary file"))?.into())

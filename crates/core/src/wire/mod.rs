@@ -1,6 +1,6 @@
 //! How two hosts talk: frames and messages, and the links that carry them.
 
-pub mod compress;
+pub(crate) mod compress;
 pub mod inquiry;
 pub mod link;
 pub mod protocol;

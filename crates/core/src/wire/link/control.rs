@@ -19,7 +19,7 @@ use crate::wire::protocol::{PING, PING_INTERVAL, SILENCE};
 const INBOX: usize = 16;
 
 /// One end of a control link.
-pub struct Control {
+pub(crate) struct Control {
     sink: Arc<Mutex<Box<dyn Sink>>>,
     inbox: Receiver<Result<(u8, Vec<u8>)>>,
     cancel: Cancel,
@@ -32,7 +32,7 @@ pub struct Control {
 impl Control {
     /// Takes a link over. `cancel` is the run's switch and must close the link when it trips; `place`
     /// names the peer in errors.
-    pub fn new(link: Link, cancel: Cancel, place: String) -> Result<Self> {
+    pub(crate) fn new(link: Link, cancel: Cancel, place: String) -> Result<Self> {
         let (deliver, inbox) = sync_channel(INBOX);
         let (stop, stopped) = sync_channel(1);
         let sink = Arc::new(Mutex::new(link.sink));
@@ -55,14 +55,14 @@ impl Control {
     }
 
     /// Sends one frame at once.
-    pub fn send(&self, kind: u8, parts: &[&[u8]]) -> Result<()> {
+    pub(crate) fn send(&self, kind: u8, parts: &[&[u8]]) -> Result<()> {
         let mut sink = lock(&self.sink);
         sink.send(kind, parts)?;
         sink.flush()
     }
 
     /// Waits for the next frame that is not a ping; `None` when the peer ended the link in order.
-    pub fn receive(&self) -> Result<Option<(u8, Vec<u8>)>> {
+    pub(crate) fn receive(&self) -> Result<Option<(u8, Vec<u8>)>> {
         match self.inbox.recv() {
             Ok(Ok(frame)) => Ok(Some(frame)),
             // a link that was closed by the run's end fails with the reason for that end
@@ -72,12 +72,12 @@ impl Control {
     }
 
     /// Waits so long at most for the peer to answer, or to be gone; what it says does not matter any more.
-    pub fn last_answer(&self, time: Duration) {
+    pub(crate) fn last_answer(&self, time: Duration) {
         let _ = self.inbox.recv_timeout(time);
     }
 
     /// The error for a peer that left in the middle of something.
-    pub fn closed(&self) -> Error {
+    pub(crate) fn closed(&self) -> Error {
         closed(&self.place)
     }
 }

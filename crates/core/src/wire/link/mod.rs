@@ -11,7 +11,7 @@ use crate::sys::buffer::Buffer;
 use crate::sys::cancel::Cancel;
 
 pub mod admission;
-pub mod control;
+pub(crate) mod control;
 pub mod dial;
 pub mod pipe;
 pub mod tls;
