@@ -8,6 +8,7 @@
 //!  commands   a file for each thing that is asked for: first_stage, dry_run, check, remote_start, status, ...
 //!  preflight  may it be done? asked in order, or shown
 //!  plan       which files travel, and how        final_files   the files made for the standby
+//!  unchanged  blocks that WAL proves equal
 //!  run        blocking work beside the backend
 //!  watch      progress while it goes on          report        the report after it
 //!  history    what became of recoveries          process       programs and scripts
@@ -35,6 +36,7 @@ mod process;
 mod report;
 mod run;
 mod settings;
+mod unchanged;
 mod watch;
 
 use pgrx::pg_guard;

@@ -8,11 +8,13 @@ use pgdata::wal::Lsn;
 use pgpool_recovery_core::manifest::plan::Plan;
 use pgpool_recovery_core::progress::Progress;
 use pgpool_recovery_core::sender::Reconciliation;
+use pgpool_recovery_core::sender::skip::Skipped;
 use pgpool_recovery_core::wire::protocol::message::TargetInfo;
 use serde_json::{Map, Value, json};
 
 use crate::preflight::PrimaryFacts;
 use crate::run::Run;
+use crate::unchanged::{Unchanged, refutations};
 
 /// What is gathered on the way.
 pub(crate) struct Report {
@@ -24,6 +26,7 @@ pub(crate) struct Report {
     files: usize,
     changed: u64,
     removed: u64,
+    skip: Value,
     warnings: Vec<String>,
 }
 
@@ -39,6 +42,7 @@ impl Report {
             files: 0,
             changed: 0,
             removed: 0,
+            skip: Value::Null,
             warnings: Vec::new(),
         }
     }
@@ -59,6 +63,17 @@ impl Report {
         self.changed = reconciliation.changed;
         self.removed = reconciliation.removed;
         self.warn(reconciliation.warnings);
+    }
+
+    /// What was left out because WAL proves it equal, or why not.
+    pub(crate) fn unchanged(&mut self, unchanged: &Unchanged, skipped: Option<&Skipped>) {
+        self.skip = unchanged.report(skipped);
+        let Some(skipped) = skipped.filter(|skipped| skipped.refuted > 0) else { return };
+        let first = refutations(skipped).next().unwrap_or_default();
+        self.warn(vec![format!(
+            "{} pages contradict what the WAL of both sides says, so everything was compared: {first}",
+            skipped.refuted
+        )]);
     }
 
     pub(crate) fn warn(&mut self, warnings: Vec<String>) {
@@ -109,10 +124,12 @@ impl Report {
                 "compared": self.progress.compared(),
                 "sent": self.progress.sent(),
                 "cloned": self.progress.cloned(),
+                "known": self.progress.known(),
                 "wal": self.progress.wal(),
                 "wire": self.wire.load(Ordering::Relaxed),
             },
             "slot": (!facts.slot_name.is_empty()).then_some(&facts.slot_name),
+            "skip": self.skip,
             "durations_ms": durations,
             "warnings": self.warnings,
         })

@@ -10,12 +10,14 @@ use pgpool_recovery_core::sender::{Session, TransferOptions};
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 use serde_json::Value;
 
+use crate::pg::catalog;
 use crate::plan;
 use crate::preflight::{self, Ready};
 use crate::report::Report;
 use crate::run::Run;
 use crate::settings::Settings;
 use crate::settings::request::Request;
+use crate::unchanged::Unchanged;
 
 /// Compares the target with this primary; returns the report of what differs.
 pub(crate) fn dry_run(request: Request, settings: Settings) -> Result<Value> {
@@ -25,6 +27,10 @@ pub(crate) fn dry_run(request: Request, settings: Settings) -> Result<Value> {
         preflight::run(request, settings, Purpose::Look, &mut run)?;
     report.warn(warnings);
     report.lap("preflight");
+    let (session, unchanged) = Unchanged::prove(&facts, &target, session, &mut run)?;
+    // there is no backup: what would be left out is told of this moment
+    let (unchanged, skip) = unchanged.complete(catalog::flushed()?, None, &mut run)?;
+    report.lap("wal_map");
 
     run.enter(Phase::EstimateSize);
     let header = plan::plan_header(&facts)?;
@@ -41,8 +47,11 @@ pub(crate) fn dry_run(request: Request, settings: Settings) -> Result<Value> {
     run.enter(Phase::Stream);
     // without a backup a page may be caught half-written: its checksum says nothing
     let options = TransferOptions { checksums: None, ..plan::transfer_options(&facts, Lsn(0)) };
-    let (_finished, reconciliation) =
-        run.step(session, None, |session: Session<Planned>| session.dry_run(&facts.data_directory, options))?;
+    let (_finished, (reconciliation, skipped)) = run.step(session, None, |session: Session<Planned>| {
+        let (session, reconciliation, skipped) = session.dry_run(&facts.data_directory, options, skip)?;
+        Ok((session, (reconciliation, skipped)))
+    })?;
+    report.unchanged(&unchanged, skipped.as_ref());
     report.reconciled(reconciliation);
     report.lap("data");
     Ok(report.of_dry_run(&facts, &target))

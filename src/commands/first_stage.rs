@@ -26,6 +26,7 @@ use crate::report::Report;
 use crate::run::Run;
 use crate::settings::Settings;
 use crate::settings::request::Request;
+use crate::unchanged::Unchanged;
 
 /// What `pgpool_recovery_1st_stage` does: a dry run if the options ask for one.
 pub(crate) fn first_stage_or_dry_run(request: Request, settings: Settings) -> Result<Value> {
@@ -105,6 +106,9 @@ fn rebuild(
         facts.strategy(&target).name(),
     ));
 
+    let (session, unchanged) = Unchanged::prove(&facts, &target, session, &mut run)?;
+    report.lap("wal_map");
+
     // what is created from here on is in the WAL that the standby replays
     let tablespaces = Tablespaces::now(&facts, &target)?;
 
@@ -112,6 +116,12 @@ fn rebuild(
     let (slot, backup) = start_backup(&facts)?;
     let start_lsn = backup.start_lsn;
     report.lap("backup_start");
+
+    let (unchanged, skip) = unchanged.complete(start_lsn, slot.as_ref(), &mut run)?;
+    if let Some(message) = unchanged.notice() {
+        log::log(&format!("pgpool_recovery: \"{dir}\": {message}"));
+        log::notice(&format!("pgpool_recovery: {message}"));
+    }
 
     // From here on what is read counts (S4). Until `begin` nothing changes on the target.
     run.enter(Phase::EstimateSize);
@@ -139,9 +149,13 @@ fn rebuild(
     // Data: compared and sent by parallel streams; then sizes are set and what is surplus goes.
     run.enter(Phase::Stream);
     let options = plan::transfer_options(&facts, start_lsn);
-    let (session, reconciliation) = run.step(session, slot.as_ref(), |session: Session<Begun>| {
-        session.send_data(&facts.data_directory, options)?.reconcile()
-    })?;
+    let (session, (reconciliation, skipped)) =
+        run.step(session, slot.as_ref(), |session: Session<Begun>| {
+            let (session, skipped) = session.send_data(&facts.data_directory, options, skip)?;
+            let (session, reconciliation) = session.reconcile()?;
+            Ok((session, (reconciliation, skipped)))
+        })?;
+    report.unchanged(&unchanged, skipped.as_ref());
     run.data_done(header.tablespaces.len() + 1);
     log::log(&format!(
         "pgpool_recovery: data of \"{dir}\" is there, {} of {} sent, {} files removed",

@@ -282,6 +282,30 @@ pub(crate) fn major_version() -> Result<u32> {
         .ok_or_else(|| Error::new(Kind::Internal, "could not read server_version_num"))
 }
 
+/// To where the WAL of this primary is on its disk.
+pub(crate) fn flushed() -> Result<Lsn> {
+    let sql = "SELECT pg_catalog.pg_current_wal_flush_lsn()::text";
+    let text = query::row(sql, &[])?.string("the flushed WAL")?.unwrap_or_default();
+    text.parse().map_err(|_| {
+        Error::new(Kind::Internal, "the server returned no valid LSN")
+            .detail(format!("It returned {text:?}."))
+    })
+}
+
+/// Resource managers that extensions have brought: they change files in ways that only they know.
+pub(crate) fn foreign_resource_managers() -> Result<Vec<String>> {
+    if major_version()? < 15 {
+        // there is no such thing yet
+        return Ok(Vec::new());
+    }
+    let sql = "SELECT r.rm_name FROM pg_catalog.pg_get_wal_resource_managers() AS r WHERE NOT r.rm_builtin";
+    let mut names = Vec::new();
+    for mut row in query::rows(sql, &[])? {
+        names.push(row.string("a resource manager")?.unwrap_or_default());
+    }
+    Ok(names)
+}
+
 /// Ends the current WAL segment and returns the name of its file.
 pub(crate) fn switch_wal() -> Result<String> {
     let sql = "SELECT pg_catalog.pg_walfile_name(pg_catalog.pg_switch_wal())";

@@ -89,6 +89,41 @@ impl<T: TryFrom<i32>> Setting for Integer<T> {
     }
 }
 
+/// A number within a range.
+pub(crate) struct Real {
+    setting: GucSetting<f64>,
+    default: f64,
+    range: RangeInclusive<f64>,
+}
+
+impl Real {
+    pub(super) const fn new(default: f64, range: RangeInclusive<f64>) -> Self {
+        Self { setting: GucSetting::<f64>::new(default), default, range }
+    }
+}
+
+impl Setting for Real {
+    type Value = f64;
+
+    fn define(&'static self, definition: Definition) {
+        let Definition { name, about, context, flags } = definition;
+        let (min, max) = (*self.range.start(), *self.range.end());
+        GucRegistry::define_float_guc(name, about, c"", &self.setting, min, max, context, flags);
+    }
+
+    fn default(&self) -> f64 {
+        self.default
+    }
+
+    fn current(&self, _name: &str) -> Result<f64> {
+        Ok(self.setting.get())
+    }
+
+    fn option(&self, key: &str, value: &Value) -> Result<f64> {
+        options::number(key, value, &self.range)
+    }
+}
+
 /// A whole number of seconds.
 pub(crate) struct Seconds(Integer<u64>);
 

@@ -69,7 +69,7 @@ macro_rules! settings {
         caller { $( $fact:ident: $fact_type:ty, $fact_about:literal; )* }
     ) => {
         /// The settings that apply to one call, options included.
-        #[derive(Debug, Clone, PartialEq, Eq)]
+        #[derive(Debug, Clone, PartialEq)]
         pub(crate) struct Settings {
             $( #[doc = $about] pub(crate) $name: <$kind as $crate::settings::kinds::Setting>::Value, )*
             $( #[doc = $extra_about] pub(crate) $extra: $extra_type, )*

@@ -25,7 +25,9 @@ use pgrx::guc::{GucContext, GucFlags};
 
 use crate::pg::compat;
 use crate::settings::kinds::{Definition, Setting, Text};
-pub(crate) use crate::settings::table::{Compression, Overwrite, Scripts, Settings, Transport};
+pub(crate) use crate::settings::table::{
+    Compression, Overwrite, Scripts, Settings, SkipUnchanged, Transport,
+};
 
 static PG_CTL: Text = Text::new(c"");
 

@@ -83,6 +83,13 @@ pub(super) fn integer(key: &str, value: &Value, range: &RangeInclusive<i32>) -> 
         })
 }
 
+pub(super) fn number(key: &str, value: &Value, range: &RangeInclusive<f64>) -> Result<f64> {
+    value.as_f64().filter(|number| range.contains(number)).ok_or_else(|| {
+        let (min, max) = (range.start(), range.end());
+        invalid(key, value, &format!("Expected a number from {min} to {max}"))
+    })
+}
+
 pub(super) fn boolean(key: &str, value: &Value) -> Result<bool> {
     value.as_bool().ok_or_else(|| invalid(key, value, "Expected true or false"))
 }

@@ -1,6 +1,6 @@
 //! Every setting and every option, one row each. [`settings!`] says what a row means and what is made of it.
 
-use crate::settings::kinds::{Boolean, Choice, Integer, Seconds, Text};
+use crate::settings::kinds::{Boolean, Choice, Integer, Real, Seconds, Text};
 use crate::settings::macros::{choices, settings};
 use crate::settings::options::{boolean, integer};
 use crate::settings::request::host;
@@ -60,6 +60,12 @@ settings! {
 
         verify_checksums: Boolean = Boolean::new(true), option: All, shown: All,
             "Check page checksums while reading, as pg_basebackup does.";
+
+        skip_unchanged: Choice<SkipUnchanged> = Choice::new(SkipUnchanged::Off), option: Superusers, shown: All,
+            "Leave out blocks that the WAL of both sides proves equal: off, shadow (only try the proof) or on.";
+
+        skip_sample: Real = Real::new(0.1, 0.01..=100.0), option: Superusers, shown: All,
+            "Percent of the left out blocks that are compared all the same, of at least 10,000 blocks.";
 
         scripts: Choice<Scripts> = Choice::new(Scripts::Run), option: Superusers, shown: All,
             "What pgpool_recovery() does with the name of a script: run it, ignore it, or refuse.";
@@ -125,6 +131,16 @@ choices! {
         Lz4 = c"lz4",
         /// Zstandard.
         Zstd = c"zstd",
+    }
+
+    /// Whether blocks that WAL proves equal are left out.
+    SkipUnchanged {
+        /// Everything is compared.
+        Off = c"off",
+        /// Everything is compared, and what contradicts the proof is told.
+        Shadow = c"shadow",
+        /// They are read on neither side.
+        On = c"on",
     }
 
     /// What `pgpool_recovery` does with a script name that is not ours.

@@ -97,6 +97,7 @@ mod tests {
             start_command: Some(vec!["/nowhere/start".to_owned()]),
             log_file: None,
             tablespace_roots: Vec::new(),
+            allow_skip: true,
         };
         let told = said(&cluster);
         assert!(

@@ -46,6 +46,7 @@ impl Host {
             start_command: None,
             log_file: None,
             tablespace_roots: vec![path("spaces")],
+            allow_skip: true,
         }]));
         Self { top, receiver: Arc::new(receiver) }
     }

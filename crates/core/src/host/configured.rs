@@ -150,6 +150,7 @@ pub(crate) mod tests {
             start_command: None,
             log_file: None,
             tablespace_roots: Vec::new(),
+            allow_skip: true,
         };
         elsewhere(&cluster, &Cancel::new())
     }
@@ -185,6 +186,7 @@ pub(crate) mod tests {
             start_command: Some(vec!["start".to_owned()]),
             log_file: None,
             tablespace_roots: Vec::new(),
+            allow_skip: true,
         };
         assert_eq!(demand_known(&cluster), Ok(()), "there is no cluster yet");
         fs::write(data.path().join("PG_VERSION"), "15\n").expect("write");
@@ -215,6 +217,7 @@ pub(crate) mod tests {
             start_command: None,
             log_file: None,
             tablespace_roots: Vec::new(),
+            allow_skip: true,
         };
         let asked = || demand_no_end(&cluster);
         assert_eq!(asked(), Ok(()), "no configuration at all is for the server to tell");

@@ -34,7 +34,9 @@ mod wal;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use configuration::{auto_configuration, configuration, log_directory, main_configuration};
+pub(crate) use configuration::{
+    auto_configuration, configuration, log_directory, main_configuration, says_fsync_off,
+};
 pub use configuration::{myrecovery_path, standby_of};
 
 /// What is in the cluster's directory.

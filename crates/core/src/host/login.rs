@@ -100,6 +100,7 @@ mod tests {
             start_command: None,
             log_file: None,
             tablespace_roots: Vec::new(),
+            allow_skip: true,
         };
         test_replication(&cluster, replication, 77, &Cancel::new())
     }

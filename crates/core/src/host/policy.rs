@@ -27,6 +27,13 @@ pub struct Cluster {
     /// Directories beneath which tablespaces (and a linked pg_wal) may lie.
     #[serde(default)]
     pub tablespace_roots: Vec<PathBuf>,
+    /// Whether blocks that WAL proves equal may be left out (`pgpool_recovery.skip_unchanged`).
+    #[serde(default = "allowed")]
+    pub allow_skip: bool,
+}
+
+const fn allowed() -> bool {
+    true
 }
 
 /// What a receiver may write.
@@ -97,6 +104,7 @@ impl Policy {
                     start_command: None,
                     log_file: None,
                     tablespace_roots: Vec::new(),
+                    allow_skip: true,
                 })
             }
             Self::Listed(clusters) => {
@@ -178,6 +186,7 @@ mod tests {
             start_command: None,
             log_file: None,
             tablespace_roots: roots.iter().map(|root| (*root).to_owned()).collect(),
+            allow_skip: true,
         }])
     }
 

@@ -103,6 +103,7 @@ mod tests {
             start_command: start_command.map(|words| words.iter().map(|&word| word.to_owned()).collect()),
             log_file: None,
             tablespace_roots: Vec::new(),
+            allow_skip: true,
         }
     }
 

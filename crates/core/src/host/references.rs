@@ -95,7 +95,7 @@ fn beneath(directory: &Path, path: &Path) -> Option<RelPath> {
 }
 
 /// Whether a boolean parameter is on: PostgreSQL takes any beginning of these words that is not ambiguous.
-fn is_on(value: &[u8]) -> bool {
+pub(in crate::host) fn is_on(value: &[u8]) -> bool {
     let value = value.to_ascii_lowercase();
     let begins = |word: &[u8], least: usize| value.len() >= least && word.starts_with(&value);
     value == b"1" || begins(b"on", 2) || begins(b"true", 1) || begins(b"yes", 1)

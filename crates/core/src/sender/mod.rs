@@ -27,6 +27,7 @@ use crate::wire::protocol::data::Put;
 use crate::wire::protocol::message::{Marker, PlanHeader, Purpose, Reply, Request, TargetInfo};
 
 mod pack;
+pub mod proof;
 mod rate;
 pub mod skip;
 pub mod state;
@@ -93,6 +94,11 @@ pub struct Session<S = Opened> {
 }
 
 impl<S> Session<S> {
+    /// What ends the session.
+    pub const fn cancel(&self) -> &Cancel {
+        &self.conversation.cancel
+    }
+
     /// What the receiver found.
     pub const fn target(&self) -> &TargetInfo {
         &self.conversation.target

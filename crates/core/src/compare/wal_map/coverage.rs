@@ -1,6 +1,7 @@
 //! Which WAL of a primary's history has been read, itself or as summaries.
 
 use pgdata::wal::Lsn;
+use pgdata::wal::page::PAGE_SIZE;
 use pgdata::wal_summary::Name;
 
 use super::facts::ChainFacts;
@@ -29,7 +30,7 @@ impl Coverage {
 
     /// The first position between two that is missing.
     pub fn first_hole(&self, from: Lsn, to: Lsn) -> Option<Lsn> {
-        let mut at = from;
+        let (mut at, to) = (behind_header(from), behind_header(to));
         for (begin, end) in &self.parts {
             if *begin <= at && at < *end {
                 at = *end;
@@ -40,10 +41,18 @@ impl Coverage {
 
     fn add(&mut self, from: Lsn, to: Lsn) {
         if from < to {
-            self.parts.push((from, to));
+            self.parts.push((behind_header(from), behind_header(to)));
             self.parts.sort_unstable();
         }
     }
+}
+
+/// Where records go on at a position. One that ends with a page is followed by one that begins behind the next page's header,
+/// of 24 or 40 bytes, in which none begins.
+const fn behind_header(at: Lsn) -> Lsn {
+    const HEADER: u64 = 40;
+    let offset = at.0 % PAGE_SIZE as u64;
+    if offset < HEADER { Lsn(at.0 - offset + HEADER) } else { at }
 }
 
 /// The part of a history of which a summary tells.
@@ -60,15 +69,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holes_are_found_per_timeline() {
-        let history = Lineage::new(2, &[Ancestor { timeline: 1, end: Lsn(100) }]);
+    fn a_page_header_is_no_hole() {
         let mut coverage = Coverage::default();
-        assert_eq!(coverage.first_hole(Lsn(10), Lsn(20)), Some(Lsn(10)));
-        assert_eq!(coverage.first_hole(Lsn(20), Lsn(20)), None);
-        let mut add = |timeline, start, end| {
-            let name = Name { timeline, start: Lsn(start), end: Lsn(end) };
+        coverage.add(Lsn(0x10_0048), Lsn(0x20_0000));
+        assert_eq!(coverage.first_hole(Lsn(0x10_0048), Lsn(0x20_0028)), None, "a segment begins");
+        coverage.add(Lsn(0x20_0028), Lsn(0x20_2000));
+        coverage.add(Lsn(0x20_2018), Lsn(0x20_3000));
+        assert_eq!(coverage.first_hole(Lsn(0x10_0048), Lsn(0x20_3000)), None, "a page begins");
+        coverage.add(Lsn(0x20_3010), Lsn(0x20_4000));
+        assert_eq!(coverage.first_hole(Lsn(0x20_0000), Lsn(0x20_4000)), Some(Lsn(0x20_3000)));
+    }
+
+    #[test]
+    fn holes_are_found_per_timeline() {
+        let history = Lineage::new(2, &[Ancestor { timeline: 1, end: Lsn(100_000) }]);
+        let mut coverage = Coverage::default();
+        assert_eq!(coverage.first_hole(Lsn(10_000), Lsn(20_000)), Some(Lsn(10_000)));
+        assert_eq!(coverage.first_hole(Lsn(20_000), Lsn(20_000)), None);
+        let mut add = |timeline, start: u64, end: u64| {
+            let name = Name { timeline, start: Lsn(start * 1000), end: Lsn(end * 1000) };
             coverage.add_summary(&name, &history);
-            coverage.first_hole(Lsn(10), Lsn(150)).map(|lsn| lsn.0)
+            coverage.first_hole(Lsn(10_000), Lsn(150_000)).map(|lsn| lsn.0 / 1000)
         };
         assert_eq!(add(1, 50, 120), Some(10));
         assert_eq!(add(1, 0, 50), Some(100), "what lies behind the timeline's end is another history's");

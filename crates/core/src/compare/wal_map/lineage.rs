@@ -21,7 +21,7 @@ pub struct Common {
 }
 
 /// What has to be compared next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Next {
     /// The records that begin from here on, on both sides ..
     pub from: Lsn,

@@ -97,6 +97,11 @@ impl<'a> Wal<'a> {
         Ok(Lineage::new(timeline, &ancestors))
     }
 
+    /// The beginning of the oldest segment from which on none is missing before `until`.
+    pub fn begin(&self, until: Lsn) -> Result<Lsn> {
+        Ok(self.oldest(&self.segments()?, until))
+    }
+
     /// Reads the WAL of a source along its history, and adds what it changes to the map.
     pub fn read_source(
         &self,

@@ -4,9 +4,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use pgdata::configuration::{self, Reading};
+use pgdata::configuration::{self, Item, Reading, What};
 
 use crate::host::policy::Cluster;
+use crate::host::references::is_on;
 use crate::manifest::exclude::{AUTO_CONF, MYRECOVERY_CONF, POSTGRESQL_CONF};
 use crate::replication::standby;
 use crate::replication::standby::Standby;
@@ -30,6 +31,18 @@ pub(crate) fn configuration(cluster: &Cluster) -> Reading {
 /// What ALTER SYSTEM set. A server reads it last.
 pub(crate) fn auto_configuration(directory: &Path) -> Reading {
     Reading::of(&directory.join(AUTO_CONF), None)
+}
+
+/// Whether the server may have run without syncing what it wrote: its configuration says so, or cannot be told.
+pub(crate) fn says_fsync_off(cluster: &Cluster) -> bool {
+    let auto = auto_configuration(&cluster.data_directory);
+    let is_off = |reading: &Reading| {
+        let is_unknown = |item: &Item| matches!(item.what, What::Problem(_) | What::Skipped(_));
+        reading.items.iter().any(is_unknown) || reading.value("fsync").is_some_and(|value| !is_on(value))
+    };
+    // ALTER SYSTEM may have changed it since the server ran: either of them is enough
+    is_off(&configuration(cluster))
+        || (may_be_there(&cluster.data_directory.join(AUTO_CONF)) && is_off(&auto))
 }
 
 /// Whether something has this name, or may have it.

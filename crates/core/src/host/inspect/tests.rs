@@ -13,6 +13,7 @@ fn cluster(directory: &Path) -> Cluster {
         start_command: None,
         log_file: None,
         tablespace_roots: Vec::new(),
+        allow_skip: true,
     }
 }
 

@@ -24,6 +24,7 @@ mod open;
 mod plan;
 mod present;
 mod stage;
+mod wal;
 
 use open::Directory;
 use stage::Stage;

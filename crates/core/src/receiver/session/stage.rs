@@ -8,7 +8,7 @@ use tracing::info;
 use super::Conversation;
 use super::open::{self, Directory};
 use super::plan::Planned;
-use super::present;
+use super::{present, wal};
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::host::{launch, login, readiness, running, walreceiver};
@@ -190,6 +190,19 @@ impl Stage {
             }
             (_, Request::DryRun { .. }) => {
                 return Err(out_of_order("a plan for a directory that was opened to look"));
+            }
+
+            // a target whose WAL cannot be read is compared
+            (stage @ (Self::Looked(_) | Self::Held(..)), Request::ReadWal { source, from }) => {
+                let reply = wal::read(conversation, directory, &source, from).unwrap_or_else(Reply::Error);
+                (stage, reply)
+            }
+            (stage @ (Self::Looked(_) | Self::Held(..)), Request::DigestWal { timeline, next }) => {
+                let reply = wal::digest(conversation, directory, timeline, next);
+                (stage, reply.map_or_else(Reply::Error, |()| Reply::Ok))
+            }
+            (_, Request::ReadWal { .. } | Request::DigestWal { .. }) => {
+                return Err(out_of_order("a directory where nothing has begun"));
             }
 
             (Self::Begun(begun), Request::Present) => {

@@ -5,8 +5,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use pgdata::control_file::ControlFile;
+use pgdata::wal::Lsn;
 use serde::{Deserialize, Serialize};
 
+use crate::compare::wal_map::skip::TargetFacts;
+use crate::compare::wal_map::{ChainFacts, Lineage, Next};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::{Directory, File, Tablespace};
@@ -73,6 +76,21 @@ pub enum Request {
         /// Key of the digests, hexadecimal.
         digest_key: String,
     },
+    /// Read the WAL of the directory, in which nothing has begun. Answer: [`Reply::Wal`] after
+    /// [`BLOB`](crate::wire::protocol::BLOB) frames, or an error that ends nothing.
+    ReadWal {
+        /// The primary's timelines.
+        source: Lineage,
+        /// From where on; without it from the target's redo point, or where the histories part as their files say.
+        from: Option<Lsn>,
+    },
+    /// Digest some of its records. Answer: [`Reply::Ok`] after [`BLOB`](crate::wire::protocol::BLOB) frames with the groups.
+    DigestWal {
+        /// Along which timeline.
+        timeline: u32,
+        /// Which, and how.
+        next: Next,
+    },
     /// What is at the places of the plan's files? Nothing is opened. Answer: [`Reply::Ok`] after
     /// [`BLOB`](crate::wire::protocol::BLOB) frames with a u64 for each file: its bytes if it can be compared and written in
     /// place, else `u64::MAX`.
@@ -111,6 +129,23 @@ pub enum Purpose {
     Recover,
     /// To look, or to start its server: nothing changes.
     Look,
+}
+
+/// What the WAL of a directory tells, besides blocks and digests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wal {
+    /// What else lies there.
+    pub target: TargetFacts,
+    /// Where the links of tablespaces lead, by OID. The keys are text, as JSON has them.
+    pub links: BTreeMap<String, String>,
+    /// Every timeline of which there is WAL, that of pg_control first.
+    pub chains: Vec<ChainFacts>,
+    /// Bytes of the groups of each.
+    pub groups: Vec<usize>,
+    /// Bytes of the map.
+    pub map: usize,
+    /// Whether nothing older is there.
+    pub is_all: bool,
 }
 
 /// What is needed to receive a plan.
@@ -155,6 +190,8 @@ pub enum Reply {
     },
     /// What is in the directory.
     Target(Box<TargetInfo>),
+    /// What the WAL tells. The frames before it have the encoded map, then the groups of each timeline.
+    Wal(Box<Wal>),
     /// The plan fits.
     Planned {
         /// Device and inode of every directory that is going to be written: the data directory, a linked

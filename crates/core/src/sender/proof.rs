@@ -1,0 +1,331 @@
+//! The proof that blocks are equal, as the sender makes it: the WAL of both sides, and how far it is the same.
+
+use std::path::{Path, PathBuf};
+
+use pgdata::wal::Lsn;
+
+use super::Session;
+use super::conversation::unexpected;
+use super::skip::Skip;
+use super::state::Opened;
+use crate::compare::wal_map::skip::{self, Decision, Evidence, Outcome, SourceFacts, TargetFacts};
+use crate::compare::wal_map::{
+    BlockMap, Chain, ChainFacts, Common, Coverage, GROUP, Group, Layout, MAX_ENCODED, MAX_GROUPS, Next,
+    Reach, Reason, Scope, Search, Wal, summaries,
+};
+use crate::error::{Error, Kind, Result};
+use crate::manifest::plan::Tablespace;
+use crate::sys::cancel::Cancel;
+use crate::wire::protocol::message::{self, Reply, Request};
+
+/// Most bytes of a target's answer: its map, and the digests of as many timelines as it may have.
+const MOST: usize = MAX_ENCODED + 16 * MAX_GROUPS * GROUP;
+
+/// How often a target's WAL is read: from its redo point, from the place that turned out to be needed, and from the first.
+const READS: usize = 4;
+
+/// The primary's side.
+#[derive(Debug)]
+pub struct Source {
+    /// Its `pg_wal`.
+    pub wal_directory: PathBuf,
+    /// What is known of it besides its WAL.
+    pub facts: SourceFacts,
+    /// Where the tablespaces go on the target.
+    pub tablespaces: Vec<Tablespace>,
+}
+
+/// Why blocks are not left out: conditions that do not hold, or an error on the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rejected {
+    /// Conditions that do not hold.
+    Reasons(Vec<Reason>),
+    /// What could not be read.
+    Failed(Error),
+}
+
+impl Rejected {
+    /// As the report lists them.
+    pub fn lines(&self) -> Vec<String> {
+        match self {
+            Self::Reasons(reasons) => reasons.iter().map(ToString::to_string).collect(),
+            Self::Failed(error) => vec![error.to_string()],
+        }
+    }
+}
+
+/// The target's WAL.
+struct Target {
+    facts: TargetFacts,
+    chains: Vec<Chain>,
+    map: BlockMap,
+    is_all: bool,
+}
+
+/// What is known before the backup starts.
+pub struct Proof {
+    target: Target,
+    chains: Vec<ChainFacts>,
+    common: Vec<Option<Common>>,
+    coverage: Coverage,
+    /// What the WAL of both sides names.
+    map: BlockMap,
+    /// To where the primary's WAL was read.
+    read_to: Lsn,
+    decision: Decision,
+    wal_bytes: u64,
+    summaries: u32,
+}
+
+/// What the report says of a proof.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// What was decided.
+    pub decision: Decision,
+    /// Bytes of the primary's WAL that were read.
+    pub source_bytes: u64,
+    /// Summaries that were read instead.
+    pub summaries: u32,
+    /// Bytes of the target's WAL.
+    pub target_bytes: u64,
+    /// Why a restart of the target would not do, or `None` if it would.
+    pub rejoin: Option<Vec<Reason>>,
+}
+
+impl Source {
+    fn wal(&self) -> Wal<'_> {
+        Wal::new(&self.wal_directory, &self.facts.control)
+    }
+
+    fn summaries_directory(&self) -> PathBuf {
+        self.wal_directory.join(summaries::SUMMARIES)
+    }
+}
+
+impl Session<Opened> {
+    /// Reads the WAL of both sides up to `flushed` and decides. An error of either side is no error of the run.
+    pub fn prove(
+        &mut self,
+        source: &Source,
+        flushed: Lsn,
+        cancel: &Cancel,
+    ) -> Result<std::result::Result<Proof, Rejected>> {
+        let proved = self.try_to_prove(source, flushed, cancel);
+        or_rejected(proved, cancel)
+    }
+
+    fn try_to_prove(
+        &mut self,
+        source: &Source,
+        flushed: Lsn,
+        cancel: &Cancel,
+    ) -> Result<std::result::Result<Proof, Vec<Reason>>> {
+        let mut from = None;
+        for _ in 0..READS {
+            let target = self.read_wal(source, from)?;
+            let reasons = skip::before_reading(&target.facts, &source.facts);
+            if !reasons.is_empty() {
+                return Ok(Err(reasons));
+            }
+            match self.compare(source, target, flushed, cancel)? {
+                Step::Decided(proof) => return Ok(Ok(*proof)),
+                Step::Rejected(reasons) => return Ok(Err(reasons)),
+                // each time it is read from an earlier position on, and in the end from the first
+                Step::Widen(wanted) => from = Some(wanted.unwrap_or_default()),
+            }
+        }
+        Err(Error::new(Kind::Internal, "the target's WAL was read again and again"))
+    }
+
+    /// The target's WAL, from a position on.
+    fn read_wal(&self, source: &Source, from: Option<Lsn>) -> Result<Target> {
+        let request = Request::ReadWal { source: source.facts.lineage.clone(), from };
+        let (reply, blob) = self.conversation.request_blob(&request, MOST)?;
+        let wal = match reply {
+            Reply::Wal(wal) => *wal,
+            other => return Err(unexpected(&other)),
+        };
+        let lengths = wal.groups.iter().fold(Some(wal.map), |sum, groups| sum?.checked_add(*groups));
+        if lengths != Some(blob.len()) || wal.groups.len() != wal.chains.len() {
+            return Err(Error::new(Kind::ProtocolViolation, "the lengths of an answer about WAL are wrong"));
+        }
+        let (map, mut rest) = blob.split_at(wal.map);
+        let mut chains = Vec::new();
+        for (facts, length) in wal.chains.iter().zip(&wal.groups) {
+            let (groups, others) = rest.split_at(*length);
+            chains.push(Chain { facts: facts.clone(), groups: Group::decode_all(groups)? });
+            rest = others;
+        }
+        let facts = TargetFacts { tablespaces: moved(&wal, &source.tablespaces), ..wal.target };
+        Ok(Target { facts, chains, map: BlockMap::decode(map)?, is_all: wal.is_all })
+    }
+
+    fn digest_wal(&self, timeline: u32, next: Next) -> Result<Vec<Group>> {
+        let request = Request::DigestWal { timeline, next };
+        match self.conversation.request_blob(&request, MAX_GROUPS * GROUP)? {
+            (Reply::Ok, groups) => Group::decode_all(&groups),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Reads the primary's WAL as far as the target's reaches back, and finds what both have.
+    fn compare(&self, source: &Source, target: Target, flushed: Lsn, cancel: &Cancel) -> Result<Step> {
+        let (wal, lineage) = (source.wal(), &source.facts.lineage);
+        let target_from = target.chains.iter().filter_map(|chain| chain.facts.from).min().unwrap_or(flushed);
+        let target_end = target.chains.iter().map(|chain| chain.facts.end).max().unwrap_or_default();
+        let from = wal.begin(flushed)?.max(target_from);
+        let mut map = BlockMap::default();
+        let scope = Scope { from, limit: flushed, digested: target_end };
+        let chain = wal.read_source(lineage, scope, &mut map, cancel)?;
+        let mut coverage = Coverage::default();
+        coverage.add_wal(&chain.facts);
+        let mut common = Vec::new();
+        for theirs in &target.chains {
+            let timeline = theirs.facts.lineage.timeline();
+            let mut search = Search::default();
+            let mut next = search.compare(&chain.groups, &theirs.groups);
+            while let Some(wanted) = next {
+                let ours = wal.digest(lineage, wanted, cancel)?;
+                next = search.compare(&ours, &self.digest_wal(timeline, wanted)?);
+            }
+            common.push(search.found());
+        }
+        let parts = common.iter().flatten().map(|common| common.to).min().unwrap_or(flushed);
+        let range = (parts, flushed);
+        let found =
+            summaries::read(&source.summaries_directory(), lineage, range, &mut map, &mut coverage, cancel)?;
+        map.merge(&target.map);
+        let (read_to, wal_bytes) = (chain.facts.end, chain.facts.bytes());
+        let chains = vec![chain.facts];
+        let facts: Vec<ChainFacts> = target.chains.iter().map(|chain| chain.facts.clone()).collect();
+        let evidence = Evidence {
+            target: &target.facts,
+            source: &source.facts,
+            target_wal: &facts,
+            is_all: target.is_all,
+            common: &common,
+            source_wal: &chains,
+            coverage: &coverage,
+            start: read_to,
+        };
+        let decision = match skip::decide(&evidence) {
+            Outcome::Skip(decision) => decision,
+            Outcome::Widen(wanted) => return Ok(Step::Widen(wanted)),
+            Outcome::Reject(reasons) => return Ok(Step::Rejected(reasons)),
+        };
+        Ok(Step::Decided(Box::new(Proof {
+            target,
+            chains,
+            common,
+            coverage,
+            map,
+            read_to,
+            decision,
+            wal_bytes,
+            summaries: found.read,
+        })))
+    }
+}
+
+enum Step {
+    Decided(Box<Proof>),
+    Widen(Option<Lsn>),
+    Rejected(Vec<Reason>),
+}
+
+impl Proof {
+    /// What was decided before the backup.
+    pub const fn decision(&self) -> Decision {
+        self.decision
+    }
+
+    /// Reads the primary's WAL up to the backup's start, and decides with that.
+    pub fn complete(
+        self,
+        source: &Source,
+        start: Lsn,
+        cancel: &Cancel,
+    ) -> Result<std::result::Result<(Skip, Account), Rejected>> {
+        let completed = self.try_to_complete(source, start, cancel);
+        or_rejected(completed, cancel)
+    }
+
+    fn try_to_complete(
+        mut self,
+        source: &Source,
+        start: Lsn,
+        cancel: &Cancel,
+    ) -> Result<std::result::Result<(Skip, Account), Vec<Reason>>> {
+        let scope = Scope { from: self.read_to, limit: start, digested: Lsn(0) };
+        if self.read_to < start {
+            let chain = source.wal().read_source(&source.facts.lineage, scope, &mut self.map, cancel)?;
+            self.wal_bytes += chain.facts.bytes();
+            self.coverage.add_wal(&chain.facts);
+            self.chains.push(chain.facts);
+        }
+        let facts: Vec<ChainFacts> = self.target.chains.iter().map(|chain| chain.facts.clone()).collect();
+        let evidence = Evidence {
+            target: &self.target.facts,
+            source: &source.facts,
+            target_wal: &facts,
+            is_all: self.target.is_all,
+            common: &self.common,
+            source_wal: &self.chains,
+            coverage: &self.coverage,
+            start,
+        };
+        let decision = match skip::decide(&evidence) {
+            Outcome::Skip(decision) => decision,
+            Outcome::Reject(reasons) => return Ok(Err(reasons)),
+            Outcome::Widen(_) => {
+                return Err(Error::new(Kind::Internal, "the target's WAL does not reach back far enough"));
+            }
+        };
+        let account = Account {
+            decision,
+            source_bytes: self.wal_bytes,
+            summaries: self.summaries,
+            target_bytes: facts.iter().map(ChainFacts::bytes).sum(),
+            rejoin: skip::rejoin(&evidence).err(),
+        };
+        let skip = Skip {
+            map: self.map,
+            layout: Layout {
+                segment_blocks: source.facts.control.relation_segment_blocks,
+                first_blocks: decision.first_blocks,
+            },
+            reach: Reach { from: decision.from, to: decision.to, target_end: decision.target_end },
+            leaves_out: false,
+            sampled: 1,
+            seed: start.0,
+        };
+        Ok(Ok((skip, account)))
+    }
+}
+
+/// Everything but a cancel, or the end of the link, only means that everything is compared.
+fn or_rejected<T>(
+    done: Result<std::result::Result<T, Vec<Reason>>>,
+    cancel: &Cancel,
+) -> Result<std::result::Result<T, Rejected>> {
+    match done {
+        Ok(decided) => Ok(decided.map_err(Rejected::Reasons)),
+        Err(error) => {
+            cancel.check()?;
+            match error.kind {
+                Kind::Canceled | Kind::ConnectionLost | Kind::ProtocolViolation => Err(error),
+                _ => Ok(Err(Rejected::Failed(error))),
+            }
+        }
+    }
+}
+
+/// The tablespaces of the target that do not lie where they will be written.
+fn moved(wal: &message::Wal, tablespaces: &[Tablespace]) -> Vec<String> {
+    let leads_elsewhere = |tablespace: &&Tablespace| {
+        let link = wal.links.get(&tablespace.oid.to_string());
+        link.is_some_and(|link| Path::new(link) != Path::new(&tablespace.target))
+    };
+    let elsewhere = tablespaces.iter().filter(leads_elsewhere);
+    elsewhere.map(|tablespace| format!("{} to \"{}\"", tablespace.oid, tablespace.target)).collect()
+}

@@ -1,0 +1,227 @@
+//! Blocks that WAL proves equal: from the setting to what the report says of them.
+
+use pgdata::wal::Lsn;
+use pgpool_recovery_core::compare::wal_map::skip::{Rule, SourceFacts};
+use pgpool_recovery_core::compare::wal_map::{Reason, Wal};
+use pgpool_recovery_core::error::{Error, Result};
+use pgpool_recovery_core::manifest::plan::Tablespace;
+use pgpool_recovery_core::sender::Session;
+use pgpool_recovery_core::sender::proof::{Account, Proof, Rejected, Source};
+use pgpool_recovery_core::sender::skip::{Skip, Skipped};
+use pgpool_recovery_core::wire::protocol::message::{Content, TargetInfo};
+use serde_json::{Value, json};
+
+use crate::pg::catalog;
+use crate::pg::slot::Slot;
+use crate::pg::threads::DropAside;
+use crate::preflight::PrimaryFacts;
+use crate::run::Run;
+use crate::settings::SkipUnchanged;
+
+/// How a run deals with blocks that need not be read.
+pub(crate) struct Unchanged {
+    mode: SkipUnchanged,
+    sampled: u64,
+    state: State,
+}
+
+/// How far the proof has come.
+enum State {
+    /// Nobody asked for it, or there is nothing that could be left out.
+    Unused(Option<&'static str>),
+    /// It holds so far.
+    Proved(Box<(Source, Proof)>),
+    /// It holds.
+    Decided(Box<Account>),
+    /// It does not hold.
+    Rejected(Rejected),
+}
+
+impl Unchanged {
+    /// Reads the WAL of both sides before the backup, while there is most of it.
+    pub(crate) fn prove(
+        facts: &PrimaryFacts,
+        target: &TargetInfo,
+        session: DropAside<Session>,
+        run: &mut Run<'_>,
+    ) -> Result<(DropAside<Session>, Self)> {
+        let mode = facts.settings.skip_unchanged;
+        let share = facts.settings.skip_sample;
+        let made = |state| Self { mode, sampled: (100.0 / share) as u64, state };
+        if mode == SkipUnchanged::Off {
+            return Ok((session, made(State::Unused(None))));
+        }
+        if target.content != Content::Cluster {
+            return Ok((session, made(State::Unused(Some("the target has no data")))));
+        }
+        let source = source(facts)?;
+        let flushed = catalog::flushed()?;
+        let tablespaces = facts.tablespaces()?;
+        let (session, state) = run.step(session, None, |mut session: Session| {
+            let source = match source.open(tablespaces) {
+                Ok(source) => source,
+                Err(error) => return Ok((session, State::Rejected(Rejected::Failed(error)))),
+            };
+            let cancel = session.cancel().clone();
+            Ok(match session.prove(&source, flushed, &cancel)? {
+                Ok(proof) => (session, State::Proved(Box::new((source, proof)))),
+                Err(rejected) => (session, State::Rejected(rejected)),
+            })
+        })?;
+        Ok((session, made(state)))
+    }
+
+    /// Reads the rest of the WAL, up to where the backup starts.
+    pub(crate) fn complete(
+        self,
+        start: Lsn,
+        slot: Option<&Slot>,
+        run: &mut Run<'_>,
+    ) -> Result<(Self, Option<Skip>)> {
+        let Self { mode, sampled, state } = self;
+        let State::Proved(proved) = state else { return Ok((Self { mode, sampled, state }, None)) };
+        let completed = run.blocking_with(slot, |cancel| {
+            let (source, proof) = *proved;
+            proof.complete(&source, start, cancel)
+        })?;
+        Ok(match completed {
+            Ok((skip, account)) => {
+                let skip = Skip { leaves_out: mode == SkipUnchanged::On, sampled, ..skip };
+                (Self { mode, sampled, state: State::Decided(Box::new(account)) }, Some(skip))
+            }
+            Err(rejected) => (Self { mode, sampled, state: State::Rejected(rejected) }, None),
+        })
+    }
+
+    /// In one line, for a NOTICE and the log; `None` where nobody asked.
+    pub(crate) fn notice(&self) -> Option<String> {
+        Some(match &self.state {
+            State::Unused(None) => return None,
+            State::Unused(Some(why)) => format!("nothing is left out: {why}"),
+            State::Proved(_) => "the proof is not complete".to_owned(),
+            State::Decided(account) => {
+                let decision = &account.decision;
+                let what = if self.mode == SkipUnchanged::On { "left out" } else { "watched" };
+                format!(
+                    "blocks that the WAL from {} to {} does not name are {what} (hint rule {})",
+                    decision.from,
+                    decision.to,
+                    hint_rule(decision.rule),
+                )
+            }
+            State::Rejected(rejected) => {
+                format!("everything is compared: {}", rejected.lines().first().map_or("", String::as_str))
+            }
+        })
+    }
+
+    /// What the report says.
+    pub(crate) fn report(&self, skipped: Option<&Skipped>) -> Value {
+        let mode = match self.mode {
+            SkipUnchanged::Off => return Value::Null,
+            SkipUnchanged::Shadow => "shadow",
+            SkipUnchanged::On => "on",
+        };
+        match &self.state {
+            State::Unused(why) => json!({ "mode": mode, "rule": "hash", "rejected": why }),
+            State::Proved(proved) => {
+                json!({ "mode": mode, "rule": "hash", "from": proved.1.decision().from.to_string() })
+            }
+            State::Rejected(rejected) => {
+                let reasons: Vec<Value> = rejected
+                    .lines()
+                    .into_iter()
+                    .map(|reason| json!({ "rule": "wal_map", "reason": reason }))
+                    .collect();
+                json!({ "mode": mode, "rule": "hash", "rejected": reasons })
+            }
+            State::Decided(account) => decided(mode, account, skipped),
+        }
+    }
+}
+
+fn decided(mode: &str, account: &Account, skipped: Option<&Skipped>) -> Value {
+    let Account { decision, source_bytes, summaries, target_bytes, rejoin } = account;
+    let rejoin: Value = match rejoin {
+        None => json!({ "possible": true }),
+        Some(reasons) => {
+            let reasons: Vec<String> = reasons.iter().map(Reason::to_string).collect();
+            json!({ "possible": false, "reasons": reasons })
+        }
+    };
+    let bytes = skipped.map(|skipped| {
+        let bytes = &skipped.breakdown;
+        json!({
+            "known": bytes.known,
+            "listed": bytes.listed,
+            "limit": bytes.limit,
+            "always": bytes.always,
+            "tail": bytes.tail,
+        })
+    });
+    let refutations: Vec<String> = skipped.map(|skipped| refutations(skipped).collect()).unwrap_or_default();
+    json!({
+        "mode": mode,
+        "rule": if skipped.is_some_and(|skipped| skipped.is_left_out) { "wal_map" } else { "hash" },
+        "hint_rule": hint_rule(decision.rule),
+        "from": decision.from.to_string(),
+        "to": decision.to.to_string(),
+        "common_to": decision.common_to.to_string(),
+        "source": { "wal_bytes": source_bytes, "summaries": summaries },
+        "target": { "wal_bytes": target_bytes, "end": decision.target_end.to_string() },
+        "bytes": bytes,
+        "looked_at": skipped.map(|skipped| skipped.looked),
+        "unlogged_differences": skipped.map(|skipped| skipped.unlogged),
+        "refuted": skipped.map(|skipped| skipped.refuted),
+        "refutations": refutations,
+        "rejoin": rejoin,
+    })
+}
+
+/// The pages that contradict the proof, in words.
+pub(crate) fn refutations(skipped: &Skipped) -> impl Iterator<Item = String> {
+    skipped.refutations.iter().map(|refutation| {
+        format!(
+            "page {} of \"{}\": {} (LSN {} on the primary, {} on the target)",
+            refutation.page, refutation.file, refutation.why, refutation.source, refutation.target
+        )
+    })
+}
+
+const fn hint_rule(rule: Rule) -> &'static str {
+    match rule {
+        Rule::H0 => "H0",
+        Rule::H1 => "H1",
+        Rule::H2 => "H2",
+    }
+}
+
+/// What is known of this primary, but for what must be read from its files.
+struct Unopened {
+    data_directory: std::path::PathBuf,
+    control: pgdata::control_file::ControlFile,
+    timeline: u32,
+    resource_managers: Vec<String>,
+}
+
+fn source(facts: &PrimaryFacts) -> Result<Unopened> {
+    Ok(Unopened {
+        data_directory: facts.data_directory.clone(),
+        control: facts.control.clone(),
+        timeline: facts.primary.timeline,
+        resource_managers: catalog::foreign_resource_managers()?,
+    })
+}
+
+impl Unopened {
+    /// Reads the history of this primary's timeline. Not for the main thread.
+    fn open(self, tablespaces: Vec<Tablespace>) -> Result<Source> {
+        let Self { data_directory, control, timeline, resource_managers } = self;
+        let wal_directory = data_directory.join("pg_wal");
+        let lineage = Wal::new(&wal_directory, &control).lineage(timeline)?;
+        let encrypted = data_directory.join("pg_tde");
+        let is_encrypted = encrypted.try_exists().map_err(Error::on_path("stat", &encrypted))?;
+        let facts = SourceFacts { control, lineage, resource_managers, is_encrypted };
+        Ok(Source { wal_directory, facts, tablespaces })
+    }
+}
