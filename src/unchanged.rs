@@ -3,7 +3,7 @@
 use pgdata::wal::Lsn;
 use pgpool_recovery_core::compare::wal_map::skip::{Rule, SourceFacts};
 use pgpool_recovery_core::compare::wal_map::{Reason, Wal};
-use pgpool_recovery_core::error::{Error, Result};
+use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::manifest::plan::Tablespace;
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sender::proof::{Account, Proof, Rejected, Source};
@@ -27,7 +27,7 @@ pub(crate) struct Unchanged {
 
 /// How far the proof has come.
 enum State {
-    /// Nobody asked for it, or there is nothing that could be left out.
+    /// The setting is off, or there is nothing that could be left out.
     Unused(Option<&'static str>),
     /// It holds so far.
     Proved(Box<(Source, Proof)>),
@@ -93,7 +93,7 @@ impl Unchanged {
         })
     }
 
-    /// In one line, for a NOTICE and the log; `None` where nobody asked.
+    /// In one line, for a NOTICE and the log; `None` where the setting is off.
     pub(crate) fn notice(&self) -> Option<String> {
         Some(match &self.state {
             State::Unused(None) => return None,
@@ -113,6 +113,19 @@ impl Unchanged {
                 format!("everything is compared: {}", rejected.lines().first().map_or("", String::as_str))
             }
         })
+    }
+
+    /// The answer of a check.
+    pub(crate) fn answer(&self) -> Result<String> {
+        match (&self.state, self.notice()) {
+            (State::Rejected(rejected), _) => {
+                Err(Error::new(Kind::WrongState, "every block would be compared")
+                    .detail(rejected.lines().join("\n"))
+                    .hint("See docs/wal-map.md: what a primary and its standbys need for it."))
+            }
+            (_, None) => Ok("skip_unchanged is off: every block is compared".to_owned()),
+            (_, Some(notice)) => Ok(notice),
+        }
     }
 
     /// What the report says.

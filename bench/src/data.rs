@@ -22,7 +22,7 @@ pub(crate) fn pgbench_stage(scratch: Scratch, place: Place, megabytes: u32) -> O
 pub(crate) fn pgbench_tables(primary: &Cluster, megabytes: u32) -> Outcome<()> {
     let scale = (megabytes / MEGABYTES_PER_SCALE).max(1).to_string();
     pgbench(primary, &["-i", "-q", "-s", &scale])?;
-    reconcile(primary);
+    settle(primary);
     Ok(())
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn pgbench(cluster: &Cluster, arguments: &[&str]) -> Outcome<String> 
 }
 
 /// After this no reader sets a hint bit any more, and nothing is left to be written.
-pub(crate) fn reconcile(primary: &Cluster) {
+pub(crate) fn settle(primary: &Cluster) {
     for database in ["postgres", "template1"] {
         primary.connect_to(database).batch_execute("VACUUM FREEZE").expect("VACUUM");
     }

@@ -6,11 +6,13 @@ use pgpool_recovery_core::sender::{Planned, Session};
 use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 
+use crate::pg::catalog;
 use crate::plan;
 use crate::preflight::{self, Ready};
 use crate::run::Run;
 use crate::settings::Settings;
 use crate::settings::request::{self, Request};
+use crate::unchanged::Unchanged;
 
 /// One question and its answer.
 pub(crate) struct CheckRow {
@@ -83,9 +85,20 @@ fn check(request: Request, settings: Settings) -> Result<Vec<Finding>> {
     let mut run = Run::quiet();
     let (mut findings, ready) = preflight::run_all(request, settings, Purpose::Look, &mut run)?;
     if let Some(ready) = ready {
+        let (ready, unchanged) = unchanged(ready, &mut run)?;
+        findings.push(unchanged);
         findings.extend(room(ready, &mut run));
     }
     Ok(findings)
+}
+
+/// Whether blocks could be left out now. A recovery without is complete, too: bad news is no refusal.
+fn unchanged(ready: Ready, run: &mut Run<'_>) -> Result<(Ready, Finding)> {
+    let Ready { facts, session, target, .. } = ready;
+    let (session, unchanged) = Unchanged::prove(&facts, &target, session, run)?;
+    let (unchanged, _) = unchanged.complete(catalog::flushed()?, None, run)?;
+    let ready = Ready { facts, session, target, ..ready };
+    Ok((ready, Finding::advice("skip_unchanged", unchanged.answer())))
 }
 
 /// Whether a run could end: everything can be read here, and written there.

@@ -174,7 +174,7 @@ impl Builder {
             workload::fill(&primary, self.megabytes);
         }
         if self.is_settled {
-            workload::reconcile(&primary);
+            workload::settle(&primary);
         }
         if self.condition != Condition::Missing {
             target.become_standby_of(&primary);

@@ -31,7 +31,7 @@ pub fn fill(cluster: &Cluster, megabytes: u32) {
 }
 
 /// Makes the cluster's files settle: no hint bit will be set and no page written by a reader any more.
-pub fn reconcile(cluster: &Cluster) {
+pub fn settle(cluster: &Cluster) {
     for database in ["postgres", "template1", "second"] {
         if let Ok(mut client) = cluster.config().dbname(database).connect(postgres::NoTls) {
             client.batch_execute("VACUUM FREEZE").expect("VACUUM");

@@ -11,3 +11,4 @@ mod pgpool;
 mod refusals;
 mod runs;
 mod starts;
+mod unchanged;

@@ -23,7 +23,7 @@ fn a_gigabyte_is_not_sent_again() {
     );
     let path: String = primary.get("SELECT pg_relation_filepath('large') || '.1'", &[]);
     assert!(primary.has(&path), "one segment only");
-    workload::reconcile(primary);
+    workload::settle(primary);
     let proxy = Proxy::to(stage.agent().port());
     let recovery = stage.recovery().option("agent_port", proxy.port());
 

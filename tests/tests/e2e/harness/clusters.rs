@@ -14,7 +14,7 @@ fn a_standby_by_pg_basebackup_is_found_identical_and_a_damaged_one_is_not() {
     let primary = Cluster::place(&scratch, &Host::here(), "primary").with("autovacuum", "off").init();
     primary.start();
     workload::fill(&primary, 5);
-    workload::reconcile(&primary);
+    workload::settle(&primary);
     let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
     primary.execute("UPDATE bulk SET id = id + 1 WHERE id % 7 = 0");
     standby.wait_for_replay(&primary);

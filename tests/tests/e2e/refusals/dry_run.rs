@@ -10,7 +10,7 @@ fn stage() -> Stage {
         Stage::builder().quiet().filled(20).standby(Condition::Killed).through(Transport::Agent).build();
     workload::change_every(&mut stage.primary.connect(), 10);
     // what a checkpoint of the run itself would write
-    workload::reconcile(&stage.primary);
+    workload::settle(&stage.primary);
     stage
 }
 

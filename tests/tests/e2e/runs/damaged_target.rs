@@ -150,7 +150,7 @@ by_both_transports!(a_timeout_at_any_moment_leaves_the_session_usable);
 fn many_streams_fill_an_empty_directory() {
     let scratch = Scratch::new();
     let primary = Cluster::primary(&scratch);
-    workload::reconcile(&primary);
+    workload::settle(&primary);
     for number in 0..120 {
         let path = primary.directory().join(format!("file{number}"));
         fs::write(&path, vec![b'a' + (number % 26) as u8; 3 << 20]).expect("written");

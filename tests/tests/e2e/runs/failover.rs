@@ -10,7 +10,7 @@ fn split(scratch: &Scratch) -> (Cluster, Cluster) {
     let old = Cluster::primary(scratch);
     workload::fill(&old, 60);
     // with checksums (PostgreSQL 18's default) each side's own hint bits would give every page another LSN
-    workload::reconcile(&old);
+    workload::settle(&old);
     let new = Cluster::standby_by_basebackup(&old, &Host::here(), "standby");
     new.wait_for_replay(&old);
     // The standby is cut off, the primary writes on: updates in place, a new table, a dropped one.

@@ -47,7 +47,7 @@ fn a_primary_at_rest_is_copied_bit_by_bit() {
     let scratch = Scratch::new();
     let primary = Cluster::place(&scratch, &Host::here(), "primary").with("autovacuum", "off").into_primary();
     workload::fill(&primary, 5);
-    workload::reconcile(&primary);
+    workload::settle(&primary);
     let target = Cluster::place(&scratch, &Host::here(), "target");
     Recovery::of(&target, &primary).option("dest_port", target.port()).run(&primary);
     remote_start(&primary, "localhost", target.dir());

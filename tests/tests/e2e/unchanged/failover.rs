@@ -1,0 +1,117 @@
+//! The old primary after a fail-over.
+
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, Transport, by_both_transports, workload};
+
+use super::{durable, rebuild, rebuilt_by_hash};
+
+/// A primary with other settings, and its standby, which has replayed everything and receives nothing any more.
+fn parted(scratch: &Scratch, settings: &[(&str, &str)]) -> (Cluster, Cluster) {
+    let place = durable(Cluster::place(scratch, &Host::here(), "primary"));
+    let old = settings.iter().fold(place, |place, (name, value)| place.with(name, value)).into_primary();
+    workload::fill(&old, 40);
+    let new = Cluster::standby_by_basebackup(&old, &Host::here(), "standby");
+    // a checkpoint of its own from which on hints are logged
+    old.execute("CHECKPOINT");
+    old.execute("UPDATE bulk SET filler = 'before' WHERE id < 500");
+    new.wait_for_replay(&old);
+    old.set_hba("local all all trust\nhost all all 0.0.0.0/0 trust\n");
+    old.reload();
+    old.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_replication");
+    (old, new)
+}
+
+/// What no standby has: rows, hints on pages that were written long before, dead index entries.
+fn change_alone(old: &Cluster) {
+    let mut client = old.connect();
+    workload::change_every(&mut client, 500);
+    client
+        .batch_execute(
+            "CREATE TABLE lost AS SELECT i FROM generate_series(1, 5000) i;
+             DELETE FROM accounts WHERE id < 100;
+             SELECT count(*) FROM bulk;
+             SET enable_seqscan = off;
+             SELECT count(*) FROM accounts WHERE id < 200;
+             CHECKPOINT;
+             DELETE FROM bulk WHERE id % 100 = 7;
+             SELECT count(*) FROM bulk",
+        )
+        .expect("divergent writes");
+}
+
+fn promote_and_change(new: &Cluster) {
+    new.promote();
+    let mut client = new.connect();
+    workload::change_every(&mut client, 700);
+    client
+        .batch_execute("CREATE TABLE won AS SELECT i FROM generate_series(1, 5000) i; VACUUM bulk")
+        .expect("new writes");
+}
+
+fn recovery(old: &Cluster, new: &Cluster) -> Recovery {
+    Recovery::of(old, new).option("dest_port", old.port())
+}
+
+#[test]
+fn a_killed_primary_that_has_logged_its_hints_is_rebuilt_in_place() {
+    for settings in [[("wal_log_hints", "on")], [("full_page_writes", "off")]] {
+        let scratch = Scratch::new();
+        let settings = if settings[0].0 == "wal_log_hints" {
+            settings.to_vec()
+        } else {
+            [&settings[..], &[("wal_log_hints", "on")]].concat()
+        };
+        let (old, new) = parted(&scratch, &settings);
+        change_alone(&old);
+        old.kill();
+        promote_and_change(&new);
+        let report = rebuild(&recovery(&old, &new), &old, &new, "H2");
+        assert_eq!(report.number("/source/timeline"), 2);
+        assert!(report.number("/bytes/sent") < report.number("/bytes/total") / 2, "{}", report.0);
+    }
+}
+
+#[test]
+fn a_primary_on_which_no_transaction_has_ended_needs_no_logged_hints() {
+    let scratch = Scratch::new();
+    let (old, new) = parted(&scratch, &[]);
+    // fenced: a checkpoint, and pages that readers set hints on
+    old.execute("SELECT count(*) FROM bulk");
+    old.execute("CHECKPOINT");
+    old.kill();
+    promote_and_change(&new);
+    rebuild(&recovery(&old, &new), &old, &new, "H1");
+}
+
+#[test]
+fn a_primary_that_has_not_logged_its_hints_is_compared() {
+    let scratch = Scratch::new();
+    let (old, new) = parted(&scratch, &[]);
+    change_alone(&old);
+    old.kill();
+    promote_and_change(&new);
+    let why = rebuilt_by_hash(&recovery(&old, &new), &old, &new);
+    assert!(why.contains("wal_log_hints and data checksums are off"), "{why}");
+}
+
+/// The second time the old primary is a standby that was promoted.
+fn there_and_back(transport: Transport) {
+    let scratch = Scratch::new();
+    let (first, second) = parted(&scratch, &[("wal_log_hints", "on")]);
+    change_alone(&first);
+    first.kill();
+    promote_and_change(&second);
+    if transport == Transport::Local {
+        rebuild(&recovery(&first, &second), &first, &second, "H2");
+    } else {
+        let secret = pgpool_recovery_e2e::agent::secret(&scratch, "secret");
+        let agent =
+            pgpool_recovery_e2e::agent::Agent::start(&scratch, &Host::here(), &secret, &[first.directory()]);
+        let recovery = recovery(&first, &second)
+            .option("transport", "agent")
+            .option("agent_port", agent.port())
+            .option("secret_file", secret.to_str().expect("ASCII"));
+        rebuild(&recovery, &first, &second, "H2");
+    }
+}
+
+by_both_transports!(there_and_back);

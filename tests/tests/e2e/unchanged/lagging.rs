@@ -1,0 +1,43 @@
+//! A standby that was stopped or killed, and whose primary has gone on: it has not parted (rule H0).
+
+use pgpool_recovery_e2e::stage::{Condition, Stage};
+use pgpool_recovery_e2e::{Transport, by_both_transports, workload};
+
+use super::{durable, rebuild};
+
+fn a_standby_that_lags_behind_is_rebuilt_by_reading_what_changed(transport: Transport) {
+    for condition in [Condition::Stopped, Condition::Killed] {
+        let stage =
+            Stage::builder().primary(durable).filled(40).through(transport).standby(condition).build();
+        let primary = &stage.primary;
+        let mut client = primary.connect();
+        client
+            .batch_execute(
+                "UPDATE bulk SET filler = repeat('n', 900) WHERE id BETWEEN 1000 AND 1200;
+                 DELETE FROM accounts WHERE id < 100;
+                 VACUUM accounts;
+                 CREATE TABLE fresh AS SELECT i FROM generate_series(1, 20000) i;
+                 CREATE INDEX ON fresh (i);
+                 DROP TABLE fleeting;
+                 CREATE DATABASE third",
+            )
+            .expect("changes");
+        workload::change_every(&mut client, 1000);
+        drop(client);
+        let report = rebuild(&stage.recovery_by(transport), &stage.target, primary, "H0");
+        let (known, total) = (report.number("/bytes/known"), report.number("/bytes/total"));
+        assert!(known > total / 2, "{known} of {total} bytes were left out: {}", report.0);
+        assert_eq!(known + report.number("/bytes/compared"), total, "{}", report.0);
+        assert!(report.at("/skip/rejoin/possible").as_bool().is_some(), "{}", report.0);
+    }
+}
+
+by_both_transports!(a_standby_that_lags_behind_is_rebuilt_by_reading_what_changed);
+
+#[test]
+fn a_standby_of_which_nothing_has_changed_is_read_only_where_wal_says_nothing() {
+    let stage = Stage::builder().primary(durable).filled(40).standby(Condition::Stopped).build();
+    let report = rebuild(&stage.recovery(), &stage.target, &stage.primary, "H0");
+    assert_eq!(report.number("/skip/bytes/listed"), 0, "{}", report.0);
+    assert!(report.number("/skip/looked_at") > 1000, "{}", report.0);
+}

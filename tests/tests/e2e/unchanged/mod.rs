@@ -1,0 +1,43 @@
+//! Recoveries that leave out what the WAL of both sides proves equal (`skip_unchanged`).
+
+mod failover;
+mod lagging;
+mod rejected;
+
+use pgpool_recovery_e2e::recovery::Report;
+use pgpool_recovery_e2e::{Cluster, Recovery, compare, dump};
+
+/// What such a recovery needs of the servers: theirs say `fsync = off` in the other tests.
+fn durable(cluster: Cluster) -> Cluster {
+    cluster.with("fsync", "on").with("autovacuum", "off")
+}
+
+/// Watches the proof first, comparing everything; then rebuilds and starts the target with it, and compares the whole result.
+/// Returns the report.
+#[track_caller]
+fn rebuild(recovery: &Recovery, old: &Cluster, new: &Cluster, hint_rule: &str) -> Report {
+    let recovery = recovery.clone().option("skip_unchanged", "shadow");
+    let watched = recovery.clone().option("dry_run", true).run(new);
+    assert_eq!(watched.text("/skip/hint_rule"), hint_rule, "{}\n{}", watched.0, new.log());
+    assert_eq!(watched.number("/skip/refuted"), 0, "{}", watched.0);
+    let report = recovery.option("skip_unchanged", "on").option("start", true).run(new);
+    assert_eq!(report.text("/skip/rule"), "wal_map", "{}", report.0);
+    assert_eq!(report.text("/skip/hint_rule"), hint_rule, "{}", report.0);
+    assert!(report.number("/bytes/known") > 0, "{}", report.0);
+    old.wait_for_replay(new);
+    dump::assert_equal(new, old);
+    dump::assert_amcheck_clean(old);
+    compare::stop_and_compare(new, old).assert_none();
+    report
+}
+
+/// A recovery that compares everything after all. Returns why.
+#[track_caller]
+fn rebuilt_by_hash(recovery: &Recovery, old: &Cluster, new: &Cluster) -> String {
+    let report = recovery.clone().option("skip_unchanged", "on").option("start", true).run(new);
+    assert_eq!(report.text("/skip/rule"), "hash", "{}", report.0);
+    assert_eq!(report.number("/bytes/known"), 0, "{}", report.0);
+    old.wait_for_replay(new);
+    compare::stop_and_compare(new, old).assert_none();
+    report.at("/skip/rejected").to_string() + &report.at("/skip/refutations").to_string()
+}

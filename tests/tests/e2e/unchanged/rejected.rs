@@ -1,0 +1,92 @@
+//! What proves nothing: everything is compared, in the same run.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use pgpool_recovery_e2e::stage::{Condition, Stage};
+use pgpool_recovery_e2e::workload;
+
+use super::{durable, rebuilt_by_hash};
+
+fn lagging() -> Stage {
+    let stage = Stage::builder().primary(durable).filled(20).standby(Condition::Killed).build();
+    workload::change_every(&mut stage.primary.connect(), 300);
+    stage
+}
+
+/// The segments of the target's WAL, in order.
+fn segments(stage: &Stage) -> Vec<PathBuf> {
+    let entries = fs::read_dir(stage.target.directory().join("pg_wal")).expect("pg_wal");
+    let mut segments: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.file_name().is_some_and(|name| name.len() == 24))
+        .collect();
+    segments.sort();
+    segments
+}
+
+#[test]
+fn damaged_or_missing_wal_of_the_target() {
+    type Spoil = fn(&Stage);
+    let spoils: [(&str, Spoil); 2] = [
+        ("checkpoint", |stage| {
+            for segment in segments(stage) {
+                fs::remove_file(segment).expect("remove");
+            }
+        }),
+        ("WAL of the target", |stage| {
+            // somewhere in the middle of what was written last
+            let first = &segments(stage)[0];
+            let file = OpenOptions::new().read(true).write(true).open(first).expect("open");
+            let written: Vec<u8> = fs::read(first).expect("read");
+            let used = written.iter().rposition(|byte| *byte != 0).expect("something");
+            for at in [used / 2, used / 2 + 1, used / 3] {
+                file.write_at(&[written[at] ^ 0xFF], at as u64).expect("write");
+            }
+        }),
+    ];
+    for (reason, spoil) in spoils {
+        let stage = lagging();
+        spoil(&stage);
+        let why = rebuilt_by_hash(&stage.recovery(), &stage.target, &stage.primary);
+        assert!(why.contains(reason), "{reason}: {why}");
+    }
+}
+
+#[test]
+fn a_target_without_fsync() {
+    let stage = lagging();
+    stage.target.append_conf("fsync", "off");
+    let why = rebuilt_by_hash(&stage.recovery(), &stage.target, &stage.primary);
+    assert!(why.contains("fsync = off"), "{why}");
+}
+
+#[test]
+fn pages_that_were_changed_by_other_means() {
+    let stage = Stage::builder().primary(durable).filled(20).standby(Condition::Stopped).build();
+    let path: String = stage.primary.get("SELECT pg_relation_filepath('bulk')", &[]);
+    let file = OpenOptions::new().write(true).open(stage.target.directory().join(path)).expect("open");
+    for page in 0..500 {
+        file.write_at(b"damaged by something", page * 8192 + 5000).expect("write");
+    }
+    let why = rebuilt_by_hash(&stage.recovery(), &stage.target, &stage.primary);
+    assert!(why.contains("no WAL says so"), "{why}");
+}
+
+#[test]
+fn wal_of_the_primary_that_is_gone() {
+    let stage = Stage::builder()
+        .primary(durable)
+        .with("max_wal_size", "32MB")
+        .with("min_wal_size", "32MB")
+        .filled(20)
+        .standby(Condition::Killed)
+        .build();
+    for _ in 0..4 {
+        workload::change_every(&mut stage.primary.connect(), 2);
+        stage.primary.execute("CHECKPOINT");
+    }
+    let why = rebuilt_by_hash(&stage.recovery(), &stage.target, &stage.primary);
+    assert!(why.contains("neither the WAL") || why.contains("in common"), "{why}");
+}
