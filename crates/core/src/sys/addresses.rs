@@ -1,5 +1,6 @@
 //! Names and addresses of hosts, this one's too.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -15,7 +16,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const TURN: Duration = Duration::from_millis(50);
 
 /// Whether `host` is this machine: a socket path, nothing, `localhost`, or a name or address that
-/// belongs to one of its interfaces.
+/// belongs to its interfaces. A name that leads to this host and to another one is refused.
 pub fn is_this_host(host: &str, cancel: &Cancel) -> Result<bool> {
     if host.is_empty()
         || host.starts_with('/')
@@ -25,9 +26,30 @@ pub fn is_this_host(host: &str, cancel: &Cancel) -> Result<bool> {
         return Ok(true);
     }
     let own = own_addresses().map_err(Error::on("list the network interfaces"))?;
-    let is_local =
-        |address: IpAddr| address.is_loopback() || address.is_unspecified() || own.contains(&address);
-    Ok(resolve(host, 0, cancel)?.iter().any(|address| is_local(address.ip())))
+    let addresses: Vec<IpAddr> = resolve(host, 0, cancel)?.iter().map(SocketAddr::ip).collect();
+    are_own(host, &addresses, &own)
+}
+
+/// Whether the addresses of a name are this host's, all of which are `own`.
+fn are_own(host: &str, addresses: &[IpAddr], own: &[IpAddr]) -> Result<bool> {
+    let own: Vec<IpAddr> = own.iter().map(IpAddr::to_canonical).collect();
+    // the same address comes once for each kind of socket
+    let addresses: BTreeSet<IpAddr> = addresses.iter().map(IpAddr::to_canonical).collect();
+    let is_own =
+        |address: &IpAddr| address.is_loopback() || address.is_unspecified() || own.contains(address);
+    let (ours, others): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(is_own);
+    if ours.is_empty() || others.is_empty() {
+        return Ok(!ours.is_empty());
+    }
+    let listed =
+        |addresses: &[IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let message = format!("cannot tell whether host \"{host}\" is this host or another one");
+    Err(Error::new(Kind::InvalidArgument, message)
+        .detail(format!("This host has {}, but not {}.", listed(&ours), listed(&others)))
+        .hint(
+            "Name the standby's host by an address or by a name that leads to one host only (backend_hostname in pgpool.conf), \
+             or set pgpool_recovery.transport to local or agent.",
+        ))
 }
 
 /// The addresses of this host's interfaces.
@@ -82,5 +104,39 @@ mod tests {
         assert!(!is_this_host("192.0.2.1", &cancel).expect("an address"));
         let error = is_this_host("no-such-host.invalid", &cancel).expect_err("no such name");
         assert_eq!(error.kind, Kind::Unreachable);
+    }
+
+    fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().expect("an address")).collect()
+    }
+
+    #[test]
+    fn a_name_is_this_hosts_if_all_its_addresses_are() {
+        let own = addresses(&["127.0.0.1", "::1", "10.0.0.1", "fd00::1"]);
+        let told = |texts: &[&str]| are_own("node1", &addresses(texts), &own);
+        for ours in [
+            &["10.0.0.1"][..],
+            &["127.0.1.1"],
+            // Debian's /etc/hosts and the name service
+            &["127.0.1.1", "10.0.0.1"],
+            &["fd00::1", "::ffff:10.0.0.1", "10.0.0.1"],
+        ] {
+            assert_eq!(told(ours), Ok(true), "{ours:?}");
+        }
+        for others in [&["10.0.0.2"][..], &["fd00::2", "::ffff:10.0.0.2"], &[]] {
+            assert_eq!(told(others), Ok(false), "{others:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_leads_to_two_hosts_is_refused_with_its_addresses() {
+        let own = addresses(&["127.0.0.1", "10.0.0.1"]);
+        for mixed in [["10.0.0.1", "10.0.0.2"], ["10.0.0.2", "10.0.0.1"], ["127.0.1.1", "10.0.0.2"]] {
+            let error = are_own("node1", &addresses(&mixed), &own).expect_err("both");
+            assert_eq!(error.kind.sqlstate(), "22023");
+            let detail = error.detail.expect("the addresses");
+            assert!(mixed.iter().all(|address| detail.contains(address)), "{detail}");
+            assert!(error.hint.is_some_and(|hint| hint.contains("pgpool_recovery.transport")));
+        }
     }
 }
