@@ -78,7 +78,7 @@ impl PrimaryFacts {
             // Pgpool-II says localhost where it knows a socket directory
             (Some(host), _) if host == "localhost" && self.is_local && tcp.is_none() => own(),
             (Some(host), _) => (host, checked),
-            (None, Some(peer)) => (seen_at(peer, theirs.unwrap_or_default())?.to_string(), Vec::new()),
+            (None, Some(peer)) => (seen_at(peer, theirs)?.to_string(), Vec::new()),
             (None, None) => own(),
         })
     }

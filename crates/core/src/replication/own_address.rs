@@ -113,17 +113,22 @@ pub fn for_standby(own: &[IpAddr], peer: Option<IpAddr>, theirs: &[IpAddr], most
 
 /// The address at which a standby's host has seen this server (`peer`), for want of a better one. Where it is one of that
 /// host's own (`theirs`), a program there stands between the two: a standby that logged in to it would follow itself, or show it the
-/// password.
-pub fn seen_at(peer: IpAddr, theirs: &[IpAddr]) -> Result<IpAddr> {
+/// password. `None`: that host cannot list its addresses, and any of them might be this one.
+pub fn seen_at(peer: IpAddr, theirs: Option<&[IpAddr]>) -> Result<IpAddr> {
     let peer = peer.to_canonical();
-    if !is_among(peer, theirs) {
-        return Ok(peer);
-    }
-    Err(Error::new(Kind::TargetRefused, "it is not known where the standby reaches this server")
-        .detail(format!(
+    let why = match theirs {
+        Some(theirs) if !is_among(peer, theirs) => return Ok(peer),
+        Some(_) => format!(
             "The agent saw this server's connection come from {peer}, an address of its own host: a proxy on that host passes \
              it on, or both hosts have that address."
-        ))
+        ),
+        None => format!(
+            "The agent saw this server's connection come from {peer}, but could not list the addresses of its own host, so \
+             this may be one of them."
+        ),
+    };
+    Err(Error::new(Kind::TargetRefused, "it is not known where the standby reaches this server")
+        .detail(why)
         .hint("Set pgpool_recovery.primary_host to the host or address at which the standby's host reaches this server."))
 }
 
@@ -237,13 +242,23 @@ mod tests {
         for (peer, leads_here) in
             [("10.0.0.1", true), ("::ffff:10.0.0.1", true), ("10.0.0.2", false), ("::ffff:10.0.0.2", false)]
         {
-            let seen = seen_at(peer.parse().expect("an address"), &theirs);
+            let seen = seen_at(peer.parse().expect("an address"), Some(&theirs));
             assert_eq!(seen.is_ok(), leads_here, "{peer}: {seen:?}");
             match seen {
                 Ok(address) => assert_eq!(address, addresses(&["10.0.0.1"])[0], "in its usual notation"),
                 Err(error) => assert!(error.hint.is_some_and(|hint| hint.contains("primary_host"))),
             }
         }
+    }
+
+    #[test]
+    fn an_address_is_not_used_where_those_of_the_standbys_host_are_unknown() {
+        let peer = addresses(&["10.0.0.1"])[0];
+        let error = seen_at(peer, None).expect_err("it cannot be told");
+        assert_eq!(error.kind, Kind::TargetRefused);
+        assert!(error.detail.is_some_and(|detail| detail.contains("10.0.0.1")));
+        assert!(error.hint.is_some_and(|hint| hint.contains("pgpool_recovery.primary_host")));
+        assert_eq!(seen_at(peer, Some(&[])), Ok(peer), "known to have none");
     }
 
     #[test]

@@ -13,13 +13,13 @@ const BACKUP_LABEL: &str = "backup_label";
 /// What the directory has of a base backup. A name that cannot be looked up is an error: it might be one.
 pub(super) fn traces(directory: &Path) -> io::Result<BackupTraces> {
     let has = |name: &str| is_there(&directory.join(name));
-    // a label that cannot be read is one all the same, and not ours
     // only a time that is known speaks for a server
     let written =
         |name: &str| fs::symlink_metadata(directory.join(name)).and_then(|found| found.modified()).ok();
     let started_since = written("postmaster.opts")
         .zip(written(BACKUP_LABEL))
         .is_some_and(|(started, label)| started >= label);
+    // a label that cannot be read is one all the same, and not ours
     let label = || small_file::text(&directory.join(BACKUP_LABEL)).unwrap_or_default();
     Ok(BackupTraces {
         label: has(BACKUP_LABEL)?.then(label),
