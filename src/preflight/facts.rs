@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use pgdata::control_file::{ControlFile, PG_CONTROL};
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::policy::resolve;
-use pgpool_recovery_core::manifest::path::RelPath;
+use pgpool_recovery_core::manifest::path::{RelPath, normalize_directory};
 use pgpool_recovery_core::manifest::scan::tablespace_links;
 use pgpool_recovery_core::preflight::PrimaryIdentity;
 use pgpool_recovery_core::preflight::hot_standby::Required;
 use pgpool_recovery_core::replication::naming::{self, Node};
 use pgpool_recovery_core::replication::own_address::{Server, as_localhost};
+use pgpool_recovery_core::replication::standby::passfile_inside;
 use pgpool_recovery_core::sys::FileId;
 use pgpool_recovery_core::sys::machine;
 
@@ -119,7 +120,9 @@ impl PrimaryFacts {
 
     /// Files of the standby's own, as paths.
     pub(crate) fn keep(&self) -> Result<Vec<RelPath>> {
-        self.settings.keep_files.iter().map(|name| RelPath::parse(name)).collect()
+        let directory = normalize_directory(&self.request.dest_dir)?;
+        let listed = self.settings.keep_files.iter().map(|name| RelPath::parse(name));
+        listed.chain(passfile_inside(&self.settings.passfile, &directory).map(Ok)).collect()
     }
 }
 

@@ -91,11 +91,17 @@ pub(crate) fn inspect_opened(
     let mut kept = kept.unwrap_or_default();
     let auto = directory.join(AUTO_CONF);
     let own = [(&main, kept_settings), (&auto, kept_auto.as_ref())];
-    for (file, settings) in own.into_iter().filter_map(|(file, settings)| Some((file, settings?))) {
-        for path in references::in_directory(directory, file, settings) {
-            if !keep.contains(&path) && !kept.contains(&path) {
-                kept.push(path);
-            }
+    let needed = || {
+        let mut needed = references::of_libpq(directory, std::env::home_dir())?;
+        for (file, settings) in own.into_iter().filter_map(|(file, settings)| Some((file, settings?))) {
+            needed.extend(references::in_directory(directory, file, settings)?);
+        }
+        Ok(Some(needed))
+    };
+    let needed = or_doubt(needed(), &mut doubts.identity, directory, "files that the standby needs");
+    for path in needed.into_iter().flatten() {
+        if !keep.contains(&path) && !kept.contains(&path) {
+            kept.push(path);
         }
     }
     let mut starter = readiness::starter(cluster);

@@ -13,5 +13,5 @@ mod patience;
 pub(crate) mod places;
 mod procfs;
 pub(crate) mod readiness;
-mod references;
+pub(crate) mod references;
 pub(crate) mod walreceiver;

@@ -2,10 +2,12 @@
 //! names. They are kept with it, because without them the server does not start, or starts as another one.
 
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use pgdata::configuration::{self, Reading};
 
+use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::is_of_the_copy;
 use crate::manifest::path::RelPath;
 
@@ -46,8 +48,15 @@ const OF_ONE_HOST: &[&str] = &[
     "ssl_passphrase_command",
 ];
 
+/// What libpq reads in its user's home directory: the passwords, and certificates for TLS.
+const OF_LIBPQ: &[&str] = &[".pgpass", ".postgresql"];
+
 /// What is there of the files and directories beneath `directory` to which a configuration refers, but for data.
-pub(crate) fn in_directory(directory: &Path, main: &Path, configuration: &Reading) -> Vec<RelPath> {
+pub(crate) fn in_directory(
+    directory: &Path,
+    main: &Path,
+    configuration: &Reading,
+) -> io::Result<Vec<RelPath>> {
     let text = |name| configuration.value(name).map(configuration::path);
     let included = configuration.files.iter().filter(|file| *file != main).chain(&configuration.directories);
     let mut paths: Vec<&Path> = included.map(AsRef::as_ref).collect();
@@ -57,10 +66,48 @@ pub(crate) fn in_directory(directory: &Path, main: &Path, configuration: &Readin
             TLS_DEFAULTS.iter().filter(|(name, _)| text(name).is_none()).map(|(_, file)| Path::new(*file)),
         );
     }
-    let mut found: Vec<RelPath> = paths.into_iter().filter_map(|path| beneath(directory, path)).collect();
+    there(directory, paths)
+}
+
+/// What is there of libpq's files beneath `directory`, where the home directory of its user is or lies in that: without
+/// them the standby could not log in to its primary.
+pub(crate) fn of_libpq(directory: &Path, home: Option<PathBuf>) -> io::Result<Vec<RelPath>> {
+    let Some(home) = home.filter(|home| home.is_absolute()) else { return Ok(Vec::new()) };
+    let paths: Vec<PathBuf> = OF_LIBPQ.iter().map(|name| home.join(name)).collect();
+    there(directory, paths.iter().map(PathBuf::as_path))
+}
+
+fn there<'a>(directory: &Path, paths: impl IntoIterator<Item = &'a Path>) -> io::Result<Vec<RelPath>> {
+    let mut found = Vec::new();
+    for path in paths {
+        found.extend(beneath(directory, path)?.filter(may_be_kept));
+    }
     found.sort();
     found.dedup();
-    found
+    Ok(found)
+}
+
+/// Refuses a password file that a recovery of `directory` would remove.
+pub(crate) fn demand_kept_passfile(directory: &Path, passfile: &str, keep: &[RelPath]) -> Result<()> {
+    if passfile.is_empty() {
+        return Ok(());
+    }
+    let found = beneath(directory, Path::new(passfile)).map_err(Error::on_path("stat", passfile))?;
+    match found {
+        Some(found) if !keep.iter().any(|kept| found.is_at_or_below(kept.as_str())) => {
+            let message = format!("the password file \"{passfile}\" lies in the directory that is replaced");
+            Err(Error::new(Kind::TargetRefused, message)
+                .detail(format!(
+                    "It is \"{found}\" in \"{}\". The recovery would remove it, and the standby could not log in.",
+                    directory.display()
+                ))
+                .hint(
+                    "Move it out of the data directory and set pgpool_recovery.passfile to its new path, or add it to \
+                     pgpool_recovery.keep_files.",
+                ))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Which settings of one host a configuration makes.
@@ -69,29 +116,39 @@ pub(crate) fn of_one_host(configuration: &Reading) -> Vec<String> {
     made.map(|name| (*name).to_owned()).collect()
 }
 
-/// The path as one beneath the directory, if it may be kept and is there. Of a path that leads through a link, the link.
-fn beneath(directory: &Path, path: &Path) -> Option<RelPath> {
+fn may_be_kept(path: &RelPath) -> bool {
+    !is_of_the_copy(path.as_str()) && !FOLLOWS_THE_PRIMARY.contains(&path.as_str())
+}
+
+/// The path as one beneath the directory, if it is there. Of a path that leads through a link, the link. What cannot be
+/// told is an error: without an answer the file would be removed.
+fn beneath(directory: &Path, path: &Path) -> io::Result<Option<RelPath>> {
     let absolute = directory.join(path);
     let inside = absolute.strip_prefix(directory).map(Path::to_owned).ok().or_else(|| {
-        // the configuration may name the directory by another path
+        // The configuration may name the directory by another path. Where that cannot be followed, a server cannot
+        // read the file either.
         let parent = absolute.parent()?.canonicalize().ok()?;
         Some(parent.strip_prefix(directory).ok()?.join(absolute.file_name()?))
-    })?;
-    let path = RelPath::parse(inside.components().as_path().to_str()?).ok()?;
-    if is_of_the_copy(path.as_str()) || FOLLOWS_THE_PRIMARY.contains(&path.as_str()) {
-        return None;
-    }
+    });
+    // no file of a copy has such a name
+    let name = |path: PathBuf| RelPath::parse(path.components().as_path().to_str()?).ok();
+    let Some(path) = inside.and_then(name) else { return Ok(None) };
     let mut part = String::new();
     for component in path.components() {
         if !part.is_empty() {
             part.push('/');
         }
         part.push_str(component);
-        if fs::symlink_metadata(directory.join(&part)).ok()?.is_symlink() {
-            break;
+        match fs::symlink_metadata(directory.join(&part)) {
+            Ok(found) if found.is_symlink() => break,
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
         }
     }
-    RelPath::parse(&part).ok()
+    Ok(RelPath::parse(&part).ok())
 }
 
 /// Whether a boolean parameter is on: PostgreSQL takes any beginning of these words that is not ambiguous.
@@ -110,7 +167,7 @@ mod tests {
     fn names(directory: &Path, text: &str) -> Vec<String> {
         let main = directory.join("postgresql.conf");
         fs::write(&main, text).expect("write");
-        let found = in_directory(directory, &main, &Reading::of(&main, None));
+        let found = in_directory(directory, &main, &Reading::of(&main, None)).expect("told");
         found.iter().map(|path| path.as_str().to_owned()).collect()
     }
 
@@ -178,5 +235,67 @@ mod tests {
         let main = top.path().join("postgresql.conf");
         fs::write(&main, "PORT = 1\nwork_mem = 1\nlisten_addresses = ''\n").expect("write");
         assert_eq!(of_one_host(&Reading::of(&main, None)), ["port", "listen_addresses"]);
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_missing() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let main = top.path().join("postgresql.conf");
+        let too_long = "x".repeat(300);
+        fs::write(&main, format!("ssl_key_file = '{too_long}'\n")).expect("write");
+        assert!(in_directory(top.path(), &main, &Reading::of(&main, None)).is_err());
+        assert!(of_libpq(top.path(), Some(top.path().join(too_long))).is_err());
+    }
+
+    #[test]
+    fn what_libpq_reads_in_a_home_directory_is_found() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let directory = top.path().canonicalize().expect("resolved").join("data");
+        fs::create_dir_all(directory.join("home/.postgresql")).expect("make");
+        fs::write(directory.join(".pgpass"), "").expect("write");
+        fs::write(top.path().join(".pgpass"), "").expect("write");
+        symlink(&directory, top.path().join("other")).expect("link");
+        let found = |home: &str| {
+            let found = of_libpq(&directory, Some(top.path().join(home))).expect("told");
+            found.iter().map(|path| path.as_str().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(found("data"), [".pgpass"]);
+        assert_eq!(found("other"), [".pgpass"]);
+        assert_eq!(found("data/home"), ["home/.postgresql"]);
+        for outside in ["", "data/none"] {
+            assert_eq!(found(outside), [""; 0], "{outside:?}");
+        }
+        assert_eq!(of_libpq(&directory, None).expect("told"), []);
+        assert_eq!(of_libpq(&directory, Some("data".into())).expect("told"), []);
+    }
+
+    #[test]
+    fn a_password_file_that_would_be_removed_is_refused() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let directory = top.path().canonicalize().expect("resolved").join("data");
+        fs::create_dir_all(directory.join("secrets")).expect("make");
+        fs::create_dir_all(directory.join("global")).expect("make");
+        for name in [".pgpass", "secrets/pgpass", "global/pgpass"] {
+            fs::write(directory.join(name), "").expect("write");
+        }
+        symlink(&directory, top.path().join("other")).expect("link");
+        let told = |passfile: &str, keep: &[&str]| {
+            let keep: Vec<RelPath> = keep.iter().map(|name| RelPath::parse(name).expect("valid")).collect();
+            let passfile = top.path().join(passfile);
+            demand_kept_passfile(&directory, passfile.to_str().expect("UTF-8"), &keep)
+        };
+        for (removed, kept) in
+            [("data/.pgpass", ".pgpass"), ("other/.pgpass", ".pgpass"), ("data/secrets/pgpass", "secrets")]
+        {
+            let error = told(removed, &["secret"]).expect_err(removed);
+            assert_eq!(error.kind, Kind::TargetRefused);
+            assert!(error.message.contains(removed) && error.hint.is_some(), "{error}");
+            assert_eq!(told(removed, &[kept]), Ok(()), "{removed}");
+        }
+        assert!(told("data/global/pgpass", &[]).is_err(), "data is never kept");
+        for harmless in ["pgpass", "data/none", "none/pgpass"] {
+            assert_eq!(told(harmless, &[]), Ok(()), "{harmless}");
+        }
+        assert_eq!(demand_kept_passfile(&directory, "", &[]), Ok(()));
     }
 }

@@ -8,7 +8,8 @@ use pgdata::configuration::{self, Reading, What, is_named};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
-use crate::manifest::exclude::MYRECOVERY_CONF;
+use crate::manifest::exclude::{MYRECOVERY_CONF, is_of_the_copy};
+use crate::manifest::path::{RelPath, normalize_directory};
 use crate::replication::recovery_settings;
 
 /// Where a server listens.
@@ -134,6 +135,14 @@ impl ReplicationConfig {
         }
         Ok(text)
     }
+}
+
+/// The password file as a path in the standby's data directory, if it lies there by its name and may be kept. Only the
+/// standby's host can follow links.
+pub fn passfile_inside(passfile: &str, directory: &Path) -> Option<RelPath> {
+    let passfile = normalize_directory(passfile).ok()?;
+    let inside = passfile.strip_prefix(directory).ok()?;
+    RelPath::parse(inside.to_str()?).ok().filter(|path| !is_of_the_copy(path.as_str()))
 }
 
 /// Settings that say where files of one server are: a standby has its own places.
@@ -409,6 +418,16 @@ mod tests {
         refused(&|replication| replication.application_name = "\0".to_owned(), "application_name");
         refused(&|replication| replication.passfile = ".pgpass".to_owned(), "passfile");
         refused(&|replication| replication.passfile = format!("/{}", "x".repeat(4095)), "passfile");
+    }
+
+    #[test]
+    fn a_password_file_in_the_data_directory_is_one_of_the_standbys_own() {
+        let inside = |passfile| passfile_inside(passfile, Path::new("/data"));
+        assert_eq!(inside("/data/.pgpass").as_ref().map(RelPath::as_str), Some(".pgpass"));
+        assert_eq!(inside("//data/./secrets//pgpass").as_ref().map(RelPath::as_str), Some("secrets/pgpass"));
+        for other in ["", "/data", "/database/.pgpass", "/home/.pgpass", ".pgpass", "/data/global/pgpass"] {
+            assert_eq!(inside(other), None, "{other}");
+        }
     }
 
     #[test]

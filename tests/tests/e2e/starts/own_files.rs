@@ -1,6 +1,8 @@
 //! A standby's configuration is its own, with the files that it needs and the addresses of its host.
 
 use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::ports::Port;
@@ -69,6 +71,31 @@ fn what_the_kept_configuration_refers_to_is_kept() {
         .expect_err("a library that is not there")
         .expect("58000")
         .says("could not access file \"no_such_library\"");
+}
+
+#[test]
+fn a_password_file_in_the_data_directory_is_kept() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let target = standby(&scratch, &primary);
+    put(&target, "secrets/pgpass", "*:*:*:*:own\n");
+    put(&primary, "secrets/pgpass", "*:*:*:*:the primary's\n");
+    let passfile = target.directory().join("secrets/pgpass");
+    let with =
+        |passfile: &Path| recovery(&target, &primary).option("passfile", passfile.display().to_string());
+    with(&passfile).run(&primary);
+    assert_eq!(target.read("secrets/pgpass"), "*:*:*:*:own\n");
+    assert!(target.read("myrecovery.conf").contains(&format!("passfile={}", passfile.display())));
+
+    // only the standby's host sees that this is the same file
+    let link = scratch.join("link");
+    symlink(target.directory(), &link).expect("link");
+    let linked = link.join("secrets/pgpass");
+    let refusal = with(&linked).fail(&primary).expect("55000");
+    refusal.says("lies in the directory that is replaced").says(linked.to_str().expect("UTF-8"));
+    assert!(target.has("global/pg_control"), "refused before the copy");
+    with(&linked).option("keep_files", "postgresql.conf, secrets").run(&primary);
+    assert_eq!(target.read("secrets/pgpass"), "*:*:*:*:own\n");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::plan::Planned;
 use super::{present, wal};
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
-use crate::host::{launch, login, readiness, running, walreceiver};
+use crate::host::{launch, login, readiness, references, running, walreceiver};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan;
 use crate::receiver::incoming::{self, PERMISSIONS, Puts};
@@ -272,7 +272,14 @@ impl Stage {
                 // a running server has its own login: a peer that asks for another may be after the password only
                 let login = running::server(data_directory).and_then(|running| match running {
                     Some(process) => Err(running::refusal(data_directory, process)),
-                    None => login::test_replication(cluster, &replication, system_identifier, cancel),
+                    None => {
+                        references::demand_kept_passfile(
+                            data_directory,
+                            &replication.passfile,
+                            &directory.keep,
+                        )?;
+                        login::test_replication(cluster, &replication, system_identifier, cancel)
+                    }
                 });
                 match login {
                     // a bad answer ends a recovery, but not a conversation that only looks
