@@ -1,14 +1,14 @@
 //! Starting the standby.
 
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::patience::Patience;
 use super::policy::Cluster;
-use super::{configured, inspect, running};
+use super::server_log::{Logs, START_LOG};
+use super::{configured, running};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::MARKER;
 use crate::sys::cancel::Cancel;
@@ -24,14 +24,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// written postmaster.pid.
 const GONE: Duration = Duration::from_secs(2);
 
-/// Most of the standby's log that an error carries, bytes.
-const LOG_TAIL: u64 = 4 << 10;
-
 /// What makes a server start as a standby.
 const STANDBY_SIGNAL: &str = "standby.signal";
-
-/// Where the standby's first words go, within its data directory.
-const START_LOG: &str = "log/pgpool_remote_start.log";
 
 /// Starts the server and waits until it accepts connections. False if it ran already.
 pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bool> {
@@ -152,11 +146,6 @@ fn pause(duration: Duration, cancel: &Cancel) -> Result<()> {
     cancel.check()
 }
 
-/// The last lines of the server's log, whenever they were written.
-pub fn log_tail(cluster: &Cluster) -> String {
-    Logs { cluster: cluster.clone(), before: Vec::new() }.tail()
-}
-
 fn launch(cluster: &Cluster, patience: &mut Patience, logs: &Logs, cancel: &Cancel) -> Result<()> {
     let directory = &cluster.data_directory;
     let (command, output) = match &cluster.start_command {
@@ -245,66 +234,6 @@ fn shell_quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// The log files of a standby, and how long they were before it started.
-struct Logs {
-    cluster: Cluster,
-    before: Vec<(PathBuf, u64)>,
-}
-
-impl Logs {
-    fn now(cluster: &Cluster) -> Self {
-        let before = log_files(cluster)
-            .into_iter()
-            .map(|path| (path.clone(), fs::metadata(&path).map_or(0, |metadata| metadata.len())))
-            .collect();
-        Self { cluster: cluster.clone(), before }
-    }
-
-    /// The last lines written since.
-    fn tail(&self) -> String {
-        let mut text = String::new();
-        for path in log_files(&self.cluster) {
-            let start = self.before.iter().find(|(known, _)| *known == path).map_or(0, |(_, length)| *length);
-            let Ok(mut file) = fs::File::open(&path) else {
-                continue;
-            };
-            let length = file.metadata().map_or(0, |metadata| metadata.len());
-            let from = start.max(length.saturating_sub(LOG_TAIL));
-            let mut bytes = Vec::new();
-            if file.seek(SeekFrom::Start(from)).is_ok() && file.take(LOG_TAIL).read_to_end(&mut bytes).is_ok()
-            {
-                text.push_str(&String::from_utf8_lossy(&bytes));
-            }
-        }
-        let lines: Vec<&str> = text.trim().lines().collect();
-        let last = lines[lines.len().saturating_sub(20)..].join("\n");
-        if last.is_empty() { "The standby's log has no new lines.".to_owned() } else { last }
-    }
-}
-
-/// The start log, the newest file of the standby's own log directory, and the log outside it.
-fn log_files(cluster: &Cluster) -> Vec<PathBuf> {
-    let directory = &cluster.data_directory;
-    let mut files = vec![directory.join(START_LOG)];
-    let mut directories = vec![directory.join("log"), directory.join("pg_log")];
-    directories.extend(inspect::log_directory(cluster).filter(|own| !directories.contains(own)));
-    for logs in directories {
-        let newest = fs::read_dir(logs)
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| {
-                let entry = entry.ok()?;
-                let metadata = entry.metadata().ok()?;
-                let is_other = metadata.is_file() && entry.path() != files[0];
-                is_other.then(|| (metadata.modified().ok(), entry.path()))
-            })
-            .max();
-        files.extend(newest.map(|(_, path)| path));
-    }
-    files.extend(cluster.log_file.clone());
-    files
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -391,40 +320,6 @@ mod tests {
             tablespace_roots: Vec::new(),
             allow_skip: true,
         }
-    }
-
-    #[test]
-    fn only_new_log_lines_are_shown() {
-        let data = tempfile::tempdir().expect("temporary directory");
-        let log = data.path().join("log");
-        fs::create_dir(&log).expect("make");
-        fs::write(log.join("postgresql-Mon.log"), "old line\n").expect("write");
-        let outside = data.path().join("postgresql-15-main.log");
-        fs::write(&outside, "line of yesterday\n").expect("write");
-        let cluster = Cluster { log_file: Some(outside.clone()), ..in_directory(data.path()) };
-        let logs = Logs::now(&cluster);
-        assert_eq!(logs.tail(), "The standby's log has no new lines.");
-        fs::write(log.join("postgresql-Mon.log"), "old line\nFATAL:  new line\n").expect("write");
-        fs::write(data.path().join(START_LOG), "first words\n").expect("write");
-        assert_eq!(logs.tail(), "first words\nFATAL:  new line");
-        fs::write(&outside, "line of yesterday\nLOG:  line of today\n").expect("write");
-        assert_eq!(logs.tail(), "first words\nFATAL:  new line\nLOG:  line of today");
-    }
-
-    #[test]
-    fn logs_are_found_where_the_configuration_puts_them() {
-        let data = tempfile::tempdir().expect("temporary directory");
-        let outside = tempfile::tempdir().expect("temporary directory");
-        let cluster = in_directory(data.path());
-        fs::write(outside.path().join("x.log"), "FATAL:  from outside\n").expect("write");
-        fs::create_dir(data.path().join("server_log")).expect("make");
-        fs::write(data.path().join("server_log/x.log"), "FATAL:  from inside\n").expect("write");
-        assert_eq!(log_tail(&cluster), "The standby's log has no new lines.");
-        let main = format!("log_directory = '{}'\n", outside.path().display());
-        fs::write(data.path().join("postgresql.conf"), main).expect("write");
-        assert_eq!(log_tail(&cluster), "FATAL:  from outside");
-        fs::write(data.path().join("postgresql.auto.conf"), "log_directory = 'server_log'\n").expect("write");
-        assert_eq!(log_tail(&cluster), "FATAL:  from inside", "ALTER SYSTEM counts last");
     }
 
     #[test]

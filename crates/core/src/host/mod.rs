@@ -14,4 +14,5 @@ pub(crate) mod places;
 mod procfs;
 pub(crate) mod readiness;
 pub(crate) mod references;
+pub(crate) mod server_log;
 pub(crate) mod walreceiver;

@@ -11,7 +11,7 @@ use super::plan::Planned;
 use super::{present, wal};
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
-use crate::host::{launch, login, readiness, references, running, walreceiver};
+use crate::host::{launch, login, readiness, references, running, server_log, walreceiver};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan;
 use crate::receiver::incoming::{self, PERMISSIONS, Puts};
@@ -302,7 +302,7 @@ impl Stage {
                     (walreceiver::find(data_directory), walreceiver::startup(data_directory));
                 Ok(Reply::Walreceiver { found, startup })
             }
-            Request::Log => Ok(Reply::Log { lines: launch::log_tail(cluster) }),
+            Request::Log => Ok(Reply::Log { lines: server_log::tail(cluster) }),
             _ => Err(out_of_order("another step")),
         }
     }
