@@ -5,6 +5,7 @@
 #[cfg(any(test, feature = "pg_test"))]
 #[pgrx::pg_schema]
 mod tests {
+    use std::path::{Path, PathBuf};
     use std::time::Duration;
 
     use pgdata::wal::Lsn;
@@ -291,6 +292,66 @@ mod tests {
     #[pg_test]
     fn a_client_that_goes_away_is_noticed() {
         interrupted("guard_client", "client", Duration::from_secs(5), |session, _| session.hang_up());
+    }
+
+    /// Ends late after a cancel, as a sync on a slow disk does: until there is a file "end". It makes the files "begun"
+    /// and "canceled".
+    #[pg_extern]
+    fn end_late(directory: &str) -> Result<(), ErrorReport> {
+        let cancel = Cancel::new();
+        let flag = cancel.clone();
+        let at = |name: &str| Path::new(directory).join(name);
+        let job = || {
+            std::fs::write(at("begun"), "").expect("told");
+            while !flag.is_tripped() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            std::fs::write(at("canceled"), "").expect("told");
+            // the test that failed takes the directory away
+            while !at("end").exists() && Path::new(directory).exists() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            flag.check()
+        };
+        threads::wait(&cancel, &mut || Ok(()), job).map_err(ereport)
+    }
+
+    #[pg_test]
+    fn a_canceled_run_that_ends_late_holds_up_no_drop_database() {
+        let signs = OwnDirectory::new("end_late");
+        let at = |name: &str| signs.0.join(name);
+        let (late, other) = (Session::open("late"), Session::open("dropper"));
+        other.execute("CREATE DATABASE guard_dropped");
+        let pid = late.pid();
+        late.execute("SET statement_timeout = 0");
+        late.send(&format!("SELECT tests.end_late('{}')::text", signs.0.display()));
+        eventually("it works", Duration::from_secs(10), || at("begun").exists());
+        Spi::run(&format!("SELECT pg_cancel_backend({pid})")).expect("canceled");
+        eventually("it saw the cancel", Duration::from_secs(10), || at("canceled").exists());
+        other.send("DROP DATABASE guard_dropped");
+        eventually("the database is dropped", Duration::from_secs(10), || other.is_done());
+        assert!(!late.is_done(), "it has not ended");
+        std::fs::write(at("end"), "").expect("told");
+        eventually("it ends", Duration::from_secs(10), || late.is_done());
+        assert!(late.error().contains("canceling statement due to user request"));
+        assert!(holds("NOT EXISTS (SELECT FROM pg_database WHERE datname = 'guard_dropped')"));
+    }
+
+    /// A directory that this test makes, and that is gone after it.
+    struct OwnDirectory(PathBuf);
+
+    impl OwnDirectory {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("pgpool_recovery_{name}_{}", std::process::id()));
+            std::fs::create_dir(&path).expect("made");
+            Self(path)
+        }
+    }
+
+    impl Drop for OwnDirectory {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
     }
 
     #[pg_extern]

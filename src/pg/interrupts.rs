@@ -7,7 +7,7 @@ use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgrx::pg_sys;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::compat;
+use super::{cleanup, compat};
 
 /// How often the client's connection is looked at.
 const CLIENT_CHECK: Duration = Duration::from_secs(1);
@@ -23,6 +23,23 @@ pub(crate) fn terminating() -> bool {
     // SAFETY: reads a flag that a signal handler sets (sig_atomic_t); a stale value is corrected by
     // the next call.
     unsafe { (&raw const pg_sys::ProcDiePending).read_volatile() != 0 }
+}
+
+/// Answers a barrier, and acts on nothing else: for where no ERROR may be raised. A DROP DATABASE in any session waits
+/// until every backend has closed the files that it had open (PROCSIGNAL_BARRIER_SMGRRELEASE, PostgreSQL 15 and later).
+pub(super) fn answer_barrier() {
+    // SAFETY: reads variables of this process; a signal handler sets the first one (sig_atomic_t), and a stale value is
+    // corrected by the next call. The conditions are those of ProcessInterrupts() in postgres.c.
+    let is_due = unsafe {
+        (&raw const pg_sys::ProcSignalBarrierPending).read_volatile() != 0
+            && pg_sys::InterruptHoldoffCount == 0
+            && pg_sys::CritSectionCount == 0
+    };
+    if is_due {
+        // SAFETY: what ProcessInterrupts() calls. It closes files that are opened again when they are wanted; after an
+        // ERROR it remembers the barrier for the next call (procsignal.c).
+        cleanup::quietly("answer a barrier", || unsafe { pg_sys::ProcessProcSignalBarrier() });
+    }
 }
 
 /// Notices that the client closed its connection. PostgreSQL itself looks only when it reads or writes

@@ -14,7 +14,7 @@
 //! | [`log`] | `errstart`, `errmsg_internal`, `errdetail_internal`, `errhint`, `errhidestmt`, `errfinish` | called inside `pg_guard_ffi_boundary`, which is what the wrappers use, by a closure that owns nothing |
 //! | [`threads`] | `sigfillset`, `pthread_sigmask` | libc's; they raise nothing |
 //! | [`log`] | `error_context_stack` | a variable of this process, read and set |
-//! | [`interrupts`] | `ProcDiePending`, and `InterruptPending` in `check_for_interrupts!` | variables of this process, read |
+//! | [`interrupts`] | `ProcDiePending`, `ProcSignalBarrierPending`, `InterruptHoldoffCount`, `CritSectionCount`, and `InterruptPending` in `check_for_interrupts!` | variables of this process, read |
 //! | [`slot`] | `MyReplicationSlot` and the slot it points to | the owner may read its slot (slot.h) |
 //! | [`compat`] | `MyProcPort` and the first field of the `Port` it points to | set once, when the session begins |
 //! | [`text`] | `varlena_to_byte_slice` | pgrx's, in Rust: reads memory that was detoasted before |

@@ -179,9 +179,11 @@ fn runs(finished: &Receiver<()>, time: Duration) -> bool {
     finished.recv_timeout(time) == Err(RecvTimeoutError::Timeout)
 }
 
-/// Waits for a thread where no ERROR may be raised. A session that is terminated meanwhile exits under it.
+/// Waits for a thread where no ERROR may be raised. A session that is terminated meanwhile exits under it; other
+/// sessions need not wait for this one.
 fn wait_terminably(finished: &Receiver<()>) {
     while runs(finished, TURN) {
+        interrupts::answer_barrier();
         if interrupts::terminating() && runs(finished, LAST_WAIT) {
             // a pending termination goes before a cancel: this does not return
             cleanup::quietly("end the session", interrupts::check);
@@ -189,7 +191,7 @@ fn wait_terminably(finished: &Receiver<()>) {
     }
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> String {
+pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
     panic
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())
