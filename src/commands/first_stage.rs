@@ -1,9 +1,10 @@
 //! A first stage, step by step. docs/safety.md (S1 to S11) gives the reasons for the order, docs/architecture.md is the
 //! map of what it calls.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
-use pgpool_recovery_core::error::Result;
+use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::preflight::BACKUP_LABEL;
 use pgpool_recovery_core::progress::{Phase, Progress};
 use pgpool_recovery_core::sender::Session;
@@ -16,6 +17,7 @@ use crate::commands::{dry_run, remote_start, script};
 use crate::final_files::final_files;
 use crate::history::{History, Recording};
 use crate::pg::backup::Backup;
+use crate::pg::raised::{self, Raised};
 use crate::pg::slot::Slot;
 use crate::pg::{cleanup, log};
 use crate::plan;
@@ -44,10 +46,19 @@ pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value>
     let history = History::of_this_server()?;
     let progress = Arc::new(Progress::default());
     let recording = history.begin(&host, &directory, Arc::clone(&progress));
+    let raised = RefCell::new(None::<Error>);
     let _unwound = cleanup::while_unwinding("log the end of the recovery", || {
-        log::log(&format!("pgpool_recovery: recovery of \"{directory}\" on host \"{host}\" was interrupted"));
+        let end = match &*raised.borrow() {
+            Some(error) if error.kind != Kind::Canceled => format!("failed: {}", error.message),
+            _ => "was interrupted".to_owned(),
+        };
+        log::log(&format!("pgpool_recovery: recovery of \"{directory}\" on host \"{host}\" {end}"));
     });
-    let done = rebuild(request, settings, progress, &recording);
+    let note = |error: Raised| {
+        raised.replace(Some(error.error()));
+        recording.raise(error);
+    };
+    let done = raised::noting(|| rebuild(request, settings, progress, &recording), note);
     if let Err(error) = &done {
         let message = format!(
             "pgpool_recovery: recovery of \"{directory}\" on host \"{host}\" failed: {}",

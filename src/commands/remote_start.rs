@@ -120,7 +120,7 @@ fn failure(last: &Entry) -> Option<Error> {
     }
     match last.outcome.clone() {
         Outcome::Succeeded => None,
-        Outcome::Failed { error } => Some(Error {
+        Outcome::Failed { error, .. } => Some(Error {
             // Pgpool-II cuts what it shows after some 200 characters: the cause comes first
             message: format!("first stage failed: {}", error.message),
             detail: Some(match error.detail {

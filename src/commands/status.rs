@@ -106,13 +106,15 @@ fn all() -> Result<Vec<Status>> {
 }
 
 fn status(entry: Entry, is_alive: impl Fn(&Worker) -> bool) -> Status {
+    let mut raised = None;
     let (state, pid, error) = match &entry.outcome {
         Outcome::Running(worker) if is_alive(worker) => ("running", Some(worker.pid), None),
         Outcome::Running(_) => ("interrupted", None, None),
-        Outcome::Failed { error } if error.kind == Kind::Canceled => {
-            ("interrupted", None, Some(error.clone()))
+        Outcome::Failed { error, sqlstate } => {
+            raised.clone_from(sqlstate);
+            let state = if error.kind == Kind::Canceled { "interrupted" } else { "failed" };
+            (state, None, Some(error.clone()))
         }
-        Outcome::Failed { error } => ("failed", None, Some(error.clone())),
         Outcome::Succeeded => ("succeeded", None, None),
     };
     let figures = entry.figures.clone().filter(|figures| figures.total > 0);
@@ -126,7 +128,7 @@ fn status(entry: Entry, is_alive: impl Fn(&Worker) -> bool) -> Status {
         seconds_left: figures.as_ref().zip(rate).filter(|_| pid.is_some()).map(|(f, rate)| left(f, rate)),
         bytes_per_second: rate,
         figures,
-        sqlstate: error.as_ref().map(|error| error.kind.sqlstate().to_owned()),
+        sqlstate: raised.or_else(|| error.as_ref().map(|error| error.kind.sqlstate().to_owned())),
         error,
         entry,
     }
@@ -188,9 +190,14 @@ mod tests {
     #[test]
     fn a_failed_one_says_why() {
         let error = Error::new(Kind::DiskFull, "full");
-        let failed = status(entry(Outcome::Failed { error }), |_| true);
+        let by = |error| entry(Outcome::Failed { error, sqlstate: None });
+        let failed = status(by(error), |_| true);
         assert_eq!((failed.state, failed.sqlstate.as_deref()), ("failed", Some("53100")));
-        let canceled = status(entry(Outcome::Failed { error: Error::canceled() }), |_| true);
+        let canceled = status(by(Error::canceled()), |_| true);
         assert_eq!((canceled.state, canceled.sqlstate.as_deref()), ("interrupted", Some("57014")));
+        let error = Error::new(Kind::Internal, "canceling statement due to lock timeout");
+        let raised = Outcome::Failed { error, sqlstate: Some("55P03".to_owned()) };
+        let raised = status(entry(raised), |_| true);
+        assert_eq!((raised.state, raised.sqlstate.as_deref()), ("failed", Some("55P03")));
     }
 }

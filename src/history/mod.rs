@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use self::file::{OutcomesFile, Unwritten};
 pub(crate) use self::worker::Worker;
+use crate::pg::raised::{self, Raised};
 use crate::pg::{catalog, interrupts};
 
 /// Most targets remembered; the oldest go first.
@@ -48,9 +49,20 @@ pub(crate) enum Outcome {
     /// A backend works on it, or died doing so.
     Running(Worker),
     /// It failed, and this is why.
-    Failed { error: Error },
+    Failed {
+        error: Error,
+        /// Of an ERROR that PostgreSQL raised; the kind of `error` may stand for another one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sqlstate: Option<String>,
+    },
     /// The target is complete.
     Succeeded,
+}
+
+impl Outcome {
+    fn failed(error: Error) -> Self {
+        Self::Failed { error, sqlstate: None }
+    }
 }
 
 /// A recovery of one target.
@@ -197,6 +209,7 @@ impl History {
             entry: RefCell::new(entry),
             shown: Cell::new(Instant::now()),
             is_silent: Cell::new(other_runs),
+            raised: RefCell::new(None),
         }
     }
 
@@ -227,6 +240,8 @@ pub(crate) struct Recording<'a> {
     shown: Cell<Instant>,
     /// Nothing more is to be said, or another session's run of the same target is what counts.
     is_silent: Cell<bool>,
+    /// The ERROR that ends it, if one unwinds.
+    raised: RefCell<Option<Raised>>,
 }
 
 impl Recording<'_> {
@@ -251,11 +266,16 @@ impl Recording<'_> {
         self.put(None);
     }
 
+    /// An ERROR that unwinds is going to end it.
+    pub(crate) fn raise(&self, raised: Raised) {
+        self.raised.replace(Some(raised));
+    }
+
     /// It ended.
     pub(crate) fn finish(self, outcome: Result<(), Error>) {
         let end = match outcome {
             Ok(()) => Outcome::Succeeded,
-            Err(error) => Outcome::Failed { error },
+            Err(error) => Outcome::failed(error),
         };
         self.put(Some(end));
     }
@@ -283,10 +303,11 @@ impl Recording<'_> {
 
 impl Drop for Recording<'_> {
     fn drop(&mut self) {
-        let error = Error::canceled()
-            .detail("The session was canceled, ran into a timeout, or ended during the recovery.")
-            .hint("Run the recovery again; it sends only what is missing.");
-        self.put(Some(Outcome::Failed { error }));
+        let end = match self.raised.take() {
+            Some(raised) => Outcome::Failed { error: raised.error(), sqlstate: Some(raised.sqlstate) },
+            None => Outcome::failed(raised::interrupted()),
+        };
+        self.put(Some(end));
     }
 }
 
@@ -323,10 +344,17 @@ mod tests {
         let error = Error::new(Kind::DiskFull, "full").hint("Free some.");
         history().begin("h", "/d/", Arc::default()).finish(Err(error.clone()));
         let recall = |directory| history().recall("h", directory).map(|entry| entry.outcome);
-        assert_eq!(recall("/d"), Some(Outcome::Failed { error }));
+        assert_eq!(recall("/d"), Some(Outcome::failed(error)));
         assert_eq!(recall("/e"), None);
         drop(history().begin("h", "/d", Arc::default()));
-        assert!(matches!(recall("/d"), Some(Outcome::Failed { error }) if error.kind == Kind::Canceled));
+        assert!(matches!(recall("/d"), Some(Outcome::Failed { error, .. }) if error.kind == Kind::Canceled));
+        let of_server = history();
+        let recording = of_server.begin("h", "/d", Arc::default());
+        recording.raise(Raised::example("55P03", "canceling statement due to lock timeout"));
+        drop(recording);
+        let Some(Outcome::Failed { error, sqlstate }) = recall("/d") else { panic!("it failed") };
+        assert_eq!((error.kind, sqlstate.as_deref()), (Kind::Internal, Some("55P03")));
+        assert_eq!(error.message, "canceling statement due to lock timeout");
         history().begin("h", "/d", Arc::default()).finish(Ok(()));
         assert_eq!(recall("/d"), Some(Outcome::Succeeded));
         let file = directory.join(".s.PGSQL.7.recovery.json");

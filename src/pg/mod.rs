@@ -30,6 +30,7 @@ pub(crate) mod log;
 pub(crate) mod privileges;
 pub(crate) mod progress;
 pub(crate) mod query;
+pub(crate) mod raised;
 pub(crate) mod slot;
 pub(crate) mod text;
 pub(crate) mod threads;

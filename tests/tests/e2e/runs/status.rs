@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::cluster::Stop;
+use pgpool_recovery_e2e::recovery::SqlError;
 use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, wait, workload};
 use postgres::Row;
 
@@ -92,6 +93,19 @@ fn what_ended_badly_says_how() {
         (cancelled.get::<_, &str>("state"), cancelled.get::<_, &str>("sqlstate")),
         ("interrupted", "57014")
     );
+
+    // an ERROR of PostgreSQL's own is no cancel
+    let mut locked = primary.connect();
+    let mut client = primary.connect();
+    locked.batch_execute("BEGIN; LOCK TABLE pg_authid IN ACCESS EXCLUSIVE MODE").expect("locked");
+    client.batch_execute("SET lock_timeout = '200ms'").expect("set");
+    let error = SqlError::from(&recovery.call(&mut client).expect_err("a lock"));
+    locked.batch_execute("ROLLBACK").expect("unlocked");
+    assert_eq!(error.sqlstate, "55P03", "{error:?}");
+    let failed = row(&primary, &target);
+    assert_eq!((failed.get::<_, &str>("state"), failed.get::<_, &str>("sqlstate")), ("failed", "55P03"));
+    assert_eq!(failed.get::<_, &str>("error"), error.message);
+    primary.wait_for_log("failed: canceling statement due to lock timeout");
 
     // killed: no session is left to tell
     let running = Running::start(&primary, &recovery, "");
