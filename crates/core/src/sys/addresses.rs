@@ -25,24 +25,37 @@ pub fn is_this_host(host: &str, cancel: &Cancel) -> Result<bool> {
     {
         return Ok(true);
     }
-    let own = own_addresses().map_err(Error::on("list the network interfaces"))?;
-    let addresses: Vec<IpAddr> = resolve(host, 0, cancel)?.iter().map(SocketAddr::ip).collect();
-    are_own(host, &addresses, &own)
+    let own = if_addrs::get_if_addrs().map_err(Error::on("list the network interfaces"))?;
+    let own: Vec<Own> = own.iter().map(|interface| (interface.ip(), interface.index)).collect();
+    are_own(host, &resolve(host, 0, cancel)?, &own)
 }
 
+/// An address of this host, and the number of its interface.
+type Own = (IpAddr, Option<u32>);
+
 /// Whether the addresses of a name are this host's, all of which are `own`.
-fn are_own(host: &str, addresses: &[IpAddr], own: &[IpAddr]) -> Result<bool> {
-    let own: Vec<IpAddr> = own.iter().map(IpAddr::to_canonical).collect();
-    // the same address comes once for each kind of socket
-    let addresses: BTreeSet<IpAddr> = addresses.iter().map(IpAddr::to_canonical).collect();
-    let is_own =
-        |address: &IpAddr| address.is_loopback() || address.is_unspecified() || own.contains(address);
-    let (ours, others): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(is_own);
+fn are_own(host: &str, addresses: &[SocketAddr], own: &[Own]) -> Result<bool> {
+    let is_own = |address: &SocketAddr| {
+        let ip = address.ip().to_canonical();
+        // one link-local address may be this host's on one network and another host's on the next
+        let scope = match address {
+            SocketAddr::V6(address) => address.scope_id(),
+            SocketAddr::V4(_) => 0,
+        };
+        let is_it =
+            |(own, interface): &Own| own.to_canonical() == ip && (scope == 0 || *interface == Some(scope));
+        ip.is_loopback() || ip.is_unspecified() || own.iter().any(is_it)
+    };
+    let (ours, others): (Vec<&SocketAddr>, Vec<&SocketAddr>) = addresses.iter().partition(|one| is_own(one));
     if ours.is_empty() || others.is_empty() {
         return Ok(!ours.is_empty());
     }
-    let listed =
-        |addresses: &[IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let listed = |addresses: &[&SocketAddr]| {
+        // the same address comes once for each kind of socket
+        let addresses: BTreeSet<IpAddr> =
+            addresses.iter().map(|address| address.ip().to_canonical()).collect();
+        addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
     let message = format!("cannot tell whether host \"{host}\" is this host or another one");
     Err(Error::new(Kind::InvalidArgument, message)
         .detail(format!("This host has {}, but not {}.", listed(&ours), listed(&others)))
@@ -92,6 +105,8 @@ pub(crate) fn resolve(host: &str, port: u16, cancel: &Cancel) -> Result<Vec<Sock
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddrV6;
+
     use super::*;
 
     #[test]
@@ -106,13 +121,17 @@ mod tests {
         assert_eq!(error.kind, Kind::Unreachable);
     }
 
-    fn addresses(texts: &[&str]) -> Vec<IpAddr> {
-        texts.iter().map(|text| text.parse().expect("an address")).collect()
+    fn own(texts: &[&str]) -> Vec<Own> {
+        (1..).zip(texts).map(|(number, text)| (text.parse().expect("an address"), Some(number))).collect()
+    }
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| SocketAddr::new(text.parse().expect("an address"), 0)).collect()
     }
 
     #[test]
     fn a_name_is_this_hosts_if_all_its_addresses_are() {
-        let own = addresses(&["127.0.0.1", "::1", "10.0.0.1", "fd00::1"]);
+        let own = own(&["127.0.0.1", "::1", "10.0.0.1", "fd00::1"]);
         let told = |texts: &[&str]| are_own("node1", &addresses(texts), &own);
         for ours in [
             &["10.0.0.1"][..],
@@ -130,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_name_that_leads_to_two_hosts_is_refused_with_its_addresses() {
-        let own = addresses(&["127.0.0.1", "10.0.0.1"]);
+        let own = own(&["127.0.0.1", "10.0.0.1"]);
         for mixed in [["10.0.0.1", "10.0.0.2"], ["10.0.0.2", "10.0.0.1"], ["127.0.1.1", "10.0.0.2"]] {
             let error = are_own("node1", &addresses(&mixed), &own).expect_err("both");
             assert_eq!(error.kind.sqlstate(), "22023");
@@ -138,5 +157,16 @@ mod tests {
             assert!(mixed.iter().all(|address| detail.contains(address)), "{detail}");
             assert!(error.hint.is_some_and(|hint| hint.contains("pgpool_recovery.transport")));
         }
+    }
+
+    #[test]
+    fn a_link_local_address_is_this_hosts_on_its_own_network_only() {
+        let own = own(&["fe80::1", "fe80::2"]);
+        let told = |scope| {
+            let address = SocketAddrV6::new("fe80::1".parse().expect("an address"), 0, 0, scope);
+            are_own("fe80::1%eth", &[address.into()], &own).expect("one address")
+        };
+        assert!(told(1) && told(0));
+        assert!(!told(2), "another host's, on the second network");
     }
 }
