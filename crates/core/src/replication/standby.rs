@@ -176,8 +176,9 @@ pub fn own_places(configuration: &Reading, main: &Path, major: u32) -> String {
 /// that the standby has of its own, and that the primary's must not override.
 pub fn without_recovery_settings(text: &[u8], own: &[String]) -> Vec<u8> {
     configuration::without(text, |name, _| {
+        // ALTER SYSTEM sets hba_file and ident_file, too
         recovery_settings::named(name).is_some()
-            || is_written_place(name)
+            || is_place(name)
             || own.iter().any(|own| is_named(name, own))
     })
 }
@@ -527,6 +528,7 @@ mod tests {
         let adopted = adopted_configuration(text, None, &places(15), "/m.conf");
         let expected = b"include 'more.conf'\nexternal_pid_file = ''\ninclude_if_exists = '/m.conf'\n";
         assert_eq!(adopted, expected);
-        assert_eq!(without_recovery_settings(text, &[]), b"include 'more.conf'\n", "of ALTER SYSTEM, too");
+        let altered = b"hba_file = '/primary/hba'\nIdent_File = '/primary/ident'\nexternal_pid_file = '/run/y'\nwork_mem = '1MB'\n";
+        assert_eq!(without_recovery_settings(altered, &[]), b"work_mem = '1MB'\n", "of ALTER SYSTEM, too");
     }
 }
