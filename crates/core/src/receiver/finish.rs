@@ -40,14 +40,8 @@ pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
             demand_stopped(run)
         });
     invalidated.map_err(|refusal| {
-        let mut undone = Ok(true);
-        // a rename whose sync failed has happened, too
-        if (is_moved || !was_aside) && run.target.stat(&control).is_ok_and(|found| found.is_none()) {
-            undone = run.target.rename(&aside, &control);
-        }
-        if !was_marked {
-            undone = undone.and(run.target.remove(&marker));
-        }
+        let undone = restore_control(run, &control, &aside, is_moved || !was_aside)
+            .and_then(|()| if was_marked { Ok(true) } else { run.target.remove(&marker) });
         match undone.and_then(|_| run.target.sync_directories()) {
             Ok(()) => refusal,
             Err(error) => {
@@ -56,6 +50,15 @@ pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
             }
         }
     })
+}
+
+/// Puts pg_control back if this run has set it aside. A rename whose sync failed has happened, too. What cannot be told
+/// is an error: the marker has to stay then.
+fn restore_control(run: &Run, control: &RelPath, aside: &RelPath, may_be_moved: bool) -> Result<()> {
+    if may_be_moved && run.target.stat(aside)?.is_some() && run.target.stat(control)?.is_none() {
+        run.target.rename(aside, control)?;
+    }
+    Ok(())
 }
 
 /// Fails if a server runs, or may run, in the directory, or if its path leads elsewhere by now.
