@@ -1,4 +1,4 @@
-//! WAL of any content: pages, records, their effects, timeline histories and summaries.
+//! WAL of any content: pages, records, their effects, timeline histories and summaries; and what two hosts tell each other of it.
 
 #![no_main]
 
@@ -10,11 +10,18 @@ use pgdata::wal::reader::{Origin, Pages, Reader};
 use pgdata::wal::record::{RecordHeader, read_block_headers};
 use pgdata::wal::{Lsn, special};
 use pgdata::{history, wal_summary};
+use pgpool_recovery_core::compare::wal_map::{BlockMap, Group};
 
 /// The input as pages from the beginning of a segment on.
 struct Input<'a>(&'a [u8]);
 
 const SEGMENT: u32 = 16 << 20;
+
+fn decode_map(data: &[u8]) {
+    if let Ok(mut map) = BlockMap::decode(data) {
+        assert_eq!(BlockMap::decode(&map.encode()).expect("its own encoding"), map);
+    }
+}
 
 impl Pages for Input<'_> {
     fn read(&mut self, address: Lsn, page: &mut [u8]) -> io::Result<bool> {
@@ -29,6 +36,10 @@ impl Pages for Input<'_> {
 
 fuzz_target!(|data: &[u8]| {
     let _ = history::parse(data);
+    let _ = Group::decode_all(data);
+    decode_map(data);
+    // with a CRC that fits, so that what lies behind it is reached
+    decode_map(&[data, &crc32c::crc32c(data).to_le_bytes()].concat());
     let _ = wal_summary::read(data, |_| {}, |_, _| {});
     // whose WAL it is comes from the first page, so that a seed of any server is read
     let identifier = data.get(24..).and_then(|rest| rest.first_chunk().copied()).map(u64::from_le_bytes);

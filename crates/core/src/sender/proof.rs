@@ -21,8 +21,9 @@ use crate::wire::protocol::message::{self, Reply, Request};
 /// Most bytes of a target's answer: its map, and the digests of as many timelines as it may have.
 const MOST: usize = MAX_ENCODED + 16 * MAX_GROUPS * GROUP;
 
-/// How often a target's WAL is read: from its redo point, from the place that turned out to be needed, and from the first.
-const READS: usize = 4;
+/// How often a target's WAL is read at most. From the second time on it is three times as much each time, or all from a
+/// place that turned out to be needed.
+const READS: usize = 12;
 
 /// The primary's side.
 #[derive(Debug)]
@@ -131,7 +132,7 @@ impl Session<Opened> {
                 Step::Decided(proof) => return Ok(Ok(*proof)),
                 Step::Rejected(reasons) => return Ok(Err(reasons)),
                 // each time it is read from an earlier position on, and in the end from the first
-                Step::Widen(wanted) => from = Some(wanted.unwrap_or_default()),
+                Step::Widen(wanted) => from = Some(wanted),
             }
         }
         Err(Error::new(Kind::Internal, "the target's WAL was read again and again"))
@@ -229,7 +230,7 @@ impl Session<Opened> {
 
 enum Step {
     Decided(Box<Proof>),
-    Widen(Option<Lsn>),
+    Widen(Lsn),
     Rejected(Vec<Reason>),
 }
 

@@ -5,6 +5,7 @@
 //! that is not understood is an error, because WAL that is not understood proves nothing.
 
 use std::io;
+use std::ops::Range;
 
 use super::Lsn;
 use super::page::{BadPage, Format, PAGE_SIZE, PageHeader};
@@ -131,6 +132,8 @@ pub struct Reader<P> {
     /// Where the last record began.
     previous: Option<Lsn>,
     assembly: Assembly,
+    /// Where in the page the last record lies, if it lies in one: it need not be put together.
+    in_page: Option<Range<usize>>,
     end: Option<End>,
 }
 
@@ -148,6 +151,7 @@ impl<P: Pages> Reader<P> {
             limit,
             previous: None,
             assembly: Assembly::default(),
+            in_page: None,
             end: None,
         }
     }
@@ -187,7 +191,7 @@ impl<P: Pages> Reader<P> {
             return Ok(None);
         }
         let at = Lsn(self.next);
-        let (start, timeline) = match self.assemble()? {
+        let (start, timeline, header) = match self.assemble()? {
             Ok(found) => found,
             Err(why) => {
                 self.end = Some(End { at, why });
@@ -196,15 +200,23 @@ impl<P: Pages> Reader<P> {
         };
         let Some(format) = self.format else { return Ok(None) };
         let malformed = |source| ReadError::Malformed { at: start, source };
-        let header = self.assembly.header().ok_or(malformed(Malformed("it has no header")))?;
-        let main = self.assembly.parse(format).map_err(malformed)?;
-        let effect = special::effect(&header, self.assembly.data(main), format).map_err(malformed)?;
+        let (bytes, data) = match self.in_page.clone().and_then(|range| self.page.get(range)) {
+            Some(bytes) => {
+                let blocks = &mut self.assembly.blocks;
+                let main = read_block_headers(bytes, bytes.len(), format, blocks).map_err(malformed)?;
+                (bytes, &bytes[bytes.len() - main..])
+            }
+            None => {
+                let main = self.assembly.parse(format).map_err(malformed)?;
+                (self.assembly.head.as_slice(), self.assembly.data(main))
+            }
+        };
+        let effect = special::effect(&header, data, format).map_err(malformed)?;
         if effect == Effect::Switch {
             self.next = self.next.next_multiple_of(u64::from(self.origin.segment_size).max(1));
         }
         self.previous = Some(start);
         let (end, blocks) = (Lsn(self.next), self.assembly.blocks.as_slice());
-        let (data, bytes) = (self.assembly.data(main), self.assembly.head.as_slice());
         Ok(Some(Record { start, end, timeline, header, blocks, effect, data, bytes }))
     }
 
@@ -224,9 +236,10 @@ impl<P: Pages> Reader<P> {
         self.end.as_ref()
     }
 
-    /// Puts the next record together, and returns where it begins and on which timeline.
-    fn assemble(&mut self) -> io::Result<Result<(Lsn, u32), Why>> {
+    /// Puts the next record together, and returns where it begins, on which timeline, and its header.
+    fn assemble(&mut self) -> io::Result<Result<(Lsn, u32, RecordHeader), Why>> {
         'record: loop {
+            self.in_page = None;
             if self.next >= self.limit.0 {
                 return Ok(Err(Why::Limit));
             }
@@ -249,6 +262,19 @@ impl<P: Pages> Reader<P> {
             }
             if (length as usize) < HEADER || length > MAX_LENGTH {
                 return Ok(Err(Why::Header));
+            }
+            let range = offset..offset + length as usize;
+            if let Some(bytes) = self.page.get(range.clone()) {
+                let found = RecordHeader::parse(bytes);
+                let Some(found) = found.filter(|found| self.is_plausible(found, start, header.format)) else {
+                    return Ok(Err(Why::Header));
+                };
+                if crc_of(bytes) != found.crc {
+                    return Ok(Err(Why::Crc));
+                }
+                self.next = (address.0 + range.end as u64).next_multiple_of(8);
+                self.in_page = Some(range);
+                return Ok(Ok((start, header.timeline, found)));
             }
             self.assembly.begin(length as usize);
             loop {
@@ -280,11 +306,11 @@ impl<P: Pages> Reader<P> {
                 }
                 offset = page.length();
             }
-            if !self.assembly.is_intact() {
+            let Some(found) = self.assembly.header().filter(|found| self.assembly.is_intact(found)) else {
                 self.next = start.0;
                 return Ok(Err(Why::Crc));
-            }
-            return Ok(Ok((start, header.timeline)));
+            };
+            return Ok(Ok((start, header.timeline, found)));
         }
     }
 
@@ -339,6 +365,11 @@ impl<P: Pages> Reader<P> {
 /// The page that holds a position.
 const fn page_of(position: u64) -> Lsn {
     Lsn(position - position % PAGE_SIZE as u64)
+}
+
+/// The CRC of a whole record: of its body, then of its header up to the CRC.
+fn crc_of(record: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&record[HEADER..]), &record[..HEADER - 4])
 }
 
 /// A record that is put together from the pages over which it goes. Of a long one only what is of interest is kept: its
@@ -418,10 +449,13 @@ impl Assembly {
     }
 
     /// Whether the CRC is right.
-    fn is_intact(&self) -> bool {
-        let Some(header) = self.header() else { return false };
-        let body = if self.is_long() { self.crc } else { crc32c::crc32c(&self.head[HEADER..]) };
-        crc32c::crc32c_append(body, &self.head[..HEADER - 4]) == header.crc
+    fn is_intact(&self, header: &RecordHeader) -> bool {
+        let crc = if self.is_long() {
+            crc32c::crc32c_append(self.crc, &self.head[..HEADER - 4])
+        } else {
+            crc_of(&self.head)
+        };
+        crc == header.crc
     }
 
     /// Reads the headers, and returns the length of the main data; the blocks are known from here on.

@@ -7,7 +7,7 @@
 use pgdata::wal::record::RelationFileLocator;
 use roaring::RoaringBitmap;
 
-use super::block_map::{BUDGET, BlockMap, Entry, GRAINS};
+use super::block_map::{BUDGET, BlockMap, Entry, GRAINS, bit};
 use crate::error::{Error, Kind, Result};
 
 const VERSION: u8 = 1;
@@ -81,7 +81,11 @@ impl BlockMap {
             let size = number(&mut rest)? as usize;
             let (bitmap, after) = rest.split_at_checked(size).ok_or_else(|| refused("it is cut off"))?;
             rest = after;
-            map.entries.insert(locator, Entry { limit, blocks: blocks(bitmap)? });
+            let blocks = blocks(bitmap)?;
+            if blocks.max() > Some(bit(u32::MAX, map.grain)) {
+                return Err(refused("a bitmap lists blocks that no relation has"));
+            }
+            map.entries.insert(locator, Entry { limit, blocks });
         }
         if !rest.is_empty() || (map.is_everything && count > 0) {
             return Err(refused("it holds more than it says"));
@@ -196,6 +200,9 @@ mod tests {
         content[0] = 2;
         assert!(detail(&sealed(content.clone())).contains("version"));
         content[0] = VERSION;
+        content[1] = 32;
+        assert!(detail(&sealed(content.clone())).contains("no relation has"));
+        content[1] = 0;
         content[4] = 200;
         assert!(detail(&sealed(content.clone())).contains("cut off"));
         content[4] = 0;

@@ -19,7 +19,8 @@
 //! The order of a run: [`skip::before_reading`]; on the target [`Wal::read_target`] from [`skip::read_from`] on; on the primary
 //! [`Wal::read_source`], or [`summaries::read`] and the WAL behind the last of them; [`Search`] for each of the target's chains, on
 //! both sides [`Wal::digest`]; [`skip::decide`]. After the backup has started the rest of the primary's WAL is read up to the
-//! start, and it is decided again, with that. Then both maps are merged and make a [`WalMap`].
+//! start, and it is decided again, with that. Then both maps are merged and make a [`WalMap`]. A decision that needed WAL from long
+//! before [`skip::Decision::from`] is worth reading the target's map once more, from there.
 
 mod block_map;
 mod coverage;

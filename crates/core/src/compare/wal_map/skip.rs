@@ -98,13 +98,13 @@ pub struct Decision {
 pub enum Outcome {
     /// Blocks may be left out.
     Skip(Decision),
-    /// The WAL of the target must be read from an earlier position on, if there is one from the oldest segment on.
-    Widen(Option<Lsn>),
+    /// The WAL of both must be read from this position on, and it must be decided again.
+    Widen(Lsn),
     /// Everything is compared.
     Reject(Vec<Reason>),
 }
 
-/// From where the target's WAL is read first: its redo point, or where the histories part as their files say.
+/// From where the WAL of both is read first: its redo point, or where the histories part as their files say.
 pub fn read_from(target: &ControlFile, lineage: &Lineage, source: &Lineage) -> Lsn {
     target.recovery.checkpoint.redo.min(lineage.parts_from(source))
 }
@@ -177,6 +177,7 @@ pub fn decide(evidence: &Evidence<'_>) -> Outcome {
     reasons.extend(wal_of_source(evidence.source_wal));
     let common = match common(evidence) {
         Ok(common) => Some(common),
+        Err(_) if reasons.is_empty() && may_be_older(evidence) => return Outcome::Widen(earlier(evidence)),
         Err(reason) => {
             reasons.push(reason);
             None
@@ -186,7 +187,7 @@ pub fn decide(evidence: &Evidence<'_>) -> Outcome {
     let (rule, from) = match rule(evidence, &common) {
         Ok(found) => found,
         // a checkpoint before what was read may do
-        Err(Unlogged::NoCheckpoint) if !evidence.is_all => return Outcome::Widen(None),
+        Err(Unlogged::NoCheckpoint) if !evidence.is_all => return Outcome::Widen(earlier(evidence)),
         Err(hints) => {
             let count = evidence.target_wal.iter().map(|chain| chain.ends.count).sum();
             return Outcome::Reject(vec![Reason::Hints { common: common.to, count, hints }]);
@@ -197,7 +198,7 @@ pub fn decide(evidence: &Evidence<'_>) -> Outcome {
         if evidence.is_all {
             return Outcome::Reject(vec![Reason::TargetBegins { begin, needed: from }]);
         }
-        return Outcome::Widen(Some(from));
+        return Outcome::Widen(from);
     }
     if let Some(at) = evidence.coverage.first_hole(common.to, evidence.start) {
         let (from, to) = (common.to, evidence.start);
@@ -211,6 +212,22 @@ pub fn decide(evidence: &Evidence<'_>) -> Outcome {
         target_end: common.target_end,
         first_blocks: wrote_its_wal(evidence.target.control.state),
     })
+}
+
+/// Whether older WAL may prove a common history that what was read does not: what both have must begin where the target's
+/// WAL was begun to be read, and not where the primary's is gone.
+fn may_be_older(evidence: &Evidence<'_>) -> bool {
+    let begin = evidence.target_wal.first().and_then(|own| own.from);
+    let common = evidence.common.first().copied().flatten();
+    !evidence.is_all && common.is_none_or(|common| Some(common.from) <= begin)
+}
+
+/// From where to read if what was read does not do: some times as much.
+fn earlier(evidence: &Evidence<'_>) -> Lsn {
+    const LEAST: u64 = 64 << 20;
+    let begin = evidence.target_wal.first().and_then(|own| own.from).unwrap_or_default();
+    let read: u64 = evidence.target_wal.iter().map(ChainFacts::bytes).max().unwrap_or_default();
+    Lsn(begin.0.saturating_sub(read.saturating_mul(2).max(LEAST)))
 }
 
 /// Whether nothing needs to be copied: the server there could simply be started as a standby of this primary. The coverage

@@ -152,7 +152,7 @@ impl WalMap {
             bits.advance_to(bit(block, self.grain));
             if let Some(next) = bits.next() {
                 let begin = first_block(next, self.grain).saturating_sub(first).max(page);
-                let end = first_block(next, self.grain) + (first_block(1, self.grain)) - first;
+                let end = first_block(next, self.grain).saturating_add(first_block(1, self.grain)) - first;
                 if begin < rest {
                     return Some((begin, if end < rest { end } else { rest.max(begin + 1) }));
                 }

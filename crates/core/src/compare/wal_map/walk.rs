@@ -113,19 +113,19 @@ impl<'a> Wal<'a> {
         Ok(self.read(lineage, scope, None, map, cancel)?.chain)
     }
 
-    /// Reads all WAL of a target from the page on that holds `from`, or from the oldest segment on, along every timeline, and
-    /// adds what it changes to the map.
+    /// Reads all WAL of a target from the page on that holds `from`, or from the oldest segment on if that is later, along every
+    /// timeline, and adds what it changes to the map.
     pub fn read_target(
         &self,
         control: &ControlFile,
-        from: Option<Lsn>,
+        from: Lsn,
         map: &mut BlockMap,
         cancel: &Cancel,
     ) -> Result<TargetWal> {
         let segments = self.segments()?;
         let own = control.timeline.max(control.min_recovery_timeline);
         let oldest = self.oldest(&segments, control.recovery.checkpoint_at);
-        let from = from.unwrap_or(oldest).max(oldest);
+        let from = from.max(oldest);
         let size = self.segment_size();
         let later = |of: &Segments| of.iter().any(|(segment, _)| *segment >= from.0 / size);
         let others = segments.iter().filter(|(timeline, of)| **timeline != own && later(of));

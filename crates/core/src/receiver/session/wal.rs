@@ -39,7 +39,7 @@ pub(super) fn read(
     let wal = Wal::new(&wal_directory, &control);
     let lineage = wal.lineage(control.timeline.max(control.min_recovery_timeline))?;
     let from = from.unwrap_or_else(|| read_from(&control, &lineage, source));
-    let found = wal.read_target(&control, Some(from), &mut map, &conversation.cancel)?;
+    let found = wal.read_target(&control, from, &mut map, &conversation.cancel)?;
     let encoded = map.encode();
     conversation.send_blob(&encoded)?;
     let mut groups = Vec::new();

@@ -258,12 +258,27 @@ fn a_checkpoint_that_was_replayed_is_not_its_own() {
 fn older_wal_is_read_where_it_may_help() {
     let mut case = old_primary();
     case.target_wal[0].from = Some(Lsn(950));
-    assert_eq!(outcome(&case), Outcome::Widen(Some(Lsn(900))));
+    assert_eq!(outcome(&case), Outcome::Widen(Lsn(900)));
     case.target_wal[0].checkpoints.drain(..2);
-    assert_eq!(outcome(&case), Outcome::Widen(None));
+    assert_eq!(outcome(&case), Outcome::Widen(Lsn(0)));
     let mut case = lagging();
     case.target_wal[0].from = Some(Lsn(1001));
-    assert_eq!(outcome(&case), Outcome::Widen(Some(Lsn(1000))));
+    assert_eq!(outcome(&case), Outcome::Widen(Lsn(1000)));
+    // the records that both have carry no time: older ones may, if the target and not the primary limits what was read
+    let mut case = old_primary();
+    case.common[0] = Some(Common { from: Lsn(800), to: Lsn(1800), stamped: None });
+    assert_eq!(outcome(&case), Outcome::Widen(Lsn(0)));
+    case.common[0] = None;
+    assert_eq!(outcome(&case), Outcome::Widen(Lsn(0)));
+    case.is_all = true;
+    assert_eq!(outcome(&case), Outcome::Reject(vec![Reason::NothingInCommon(1)]));
+    let mut case = old_primary();
+    let own = &mut case.target_wal[0];
+    (own.from, own.end, case.start) = (Some(Lsn(1 << 40)), Lsn((1 << 40) + (1 << 30)), Lsn(1 << 41));
+    case.common[0] = None;
+    assert_eq!(outcome(&case), Outcome::Widen(Lsn((1 << 40) - (2 << 30))));
+    let mut case = lagging();
+    case.target_wal[0].from = Some(Lsn(1001));
     let needed = Reason::TargetBegins { begin: Lsn(1001), needed: Lsn(1000) };
     assert_eq!(reason(case, |case| case.is_all = true), needed);
 }
@@ -341,8 +356,10 @@ fn every_condition_has_a_reason() {
         let reason = reason(lagging(), |case| case.target_wal[0].control_record = found);
         assert_eq!(reason, Reason::Checkpoint { at: Lsn(1050), found });
     }
-    assert_eq!(rejects(|case| case.common = vec![None]), Reason::NothingInCommon(1));
-    assert_eq!(rejects(|case| case.common = vec![]), Reason::NothingInCommon(1));
+    let nothing_in_common = rejects(|case| (case.common, case.is_all) = (vec![None], true));
+    assert_eq!(nothing_in_common, Reason::NothingInCommon(1));
+    let nothing_in_common = rejects(|case| (case.common, case.is_all) = (vec![], true));
+    assert_eq!(nothing_in_common, Reason::NothingInCommon(1));
     let no_time =
         |case: &mut Case| case.common[0] = case.common[0].map(|common| Common { stamped: None, ..common });
     assert_eq!(reason(lagging(), no_time), Reason::NoTime { timeline: 1, from: Lsn(1500), to: Lsn(2000) });
@@ -384,7 +401,7 @@ fn wal_of_any_timeline_counts_as_the_targets() {
         outcome(&case),
         Outcome::Reject(reasons) if matches!(reasons[0], Reason::Hints { hints: Unlogged::Recovery, .. })
     ));
-    case.common[1] = None;
+    (case.common[1], case.is_all) = (None, true);
     assert_eq!(outcome(&case), Outcome::Reject(vec![Reason::NothingInCommon(2)]));
 }
 

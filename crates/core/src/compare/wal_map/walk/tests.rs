@@ -56,7 +56,7 @@ impl Made {
         Wal::new(self.directory.path(), &self.control)
     }
 
-    fn target(&self, from: Option<Lsn>) -> (TargetWal, BlockMap) {
+    fn target(&self, from: Lsn) -> (TargetWal, BlockMap) {
         let mut map = BlockMap::default();
         let found = self.wal().read_target(&self.control, from, &mut map, &Cancel::new()).expect("readable");
         (found, map)
@@ -99,7 +99,7 @@ fn the_target_tells_what_its_wal_changed_and_which_transactions_ended() {
     made.control.recovery.checkpoint_at = at;
     made.control.recovery.checkpoint =
         Checkpoint { redo: first, timeline: 1, full_page_writes: true, ..Checkpoint::default() };
-    let (found, map) = made.target(None);
+    let (found, map) = made.target(Lsn(0));
     assert!(found.is_all);
     let [Chain { facts, .. }] = found.chains.as_slice() else { panic!("{found:?}") };
     assert_eq!((facts.from, facts.end, facts.beyond), (Some(Lsn(BASE.0 + 40)), writer.position(), None));
@@ -114,11 +114,11 @@ fn the_target_tells_what_its_wal_changed_and_which_transactions_ended() {
     assert!(map.lists_database(1663, 16400) && !map.lists_database(1663, 5));
     // what pg_control says is another checkpoint's
     made.control.recovery.checkpoint.time = 1;
-    assert_eq!(made.target(None).0.chains[0].facts.control_record, ControlRecord::Other);
+    assert_eq!(made.target(Lsn(0)).0.chains[0].facts.control_record, ControlRecord::Other);
     made.control.recovery.checkpoint_at = Lsn(at.0 + 8);
-    assert_eq!(made.target(None).0.chains[0].facts.control_record, ControlRecord::Missing);
+    assert_eq!(made.target(Lsn(0)).0.chains[0].facts.control_record, ControlRecord::Missing);
     made.control.recovery.checkpoint_at = Lsn(BASE.0 + 40);
-    assert_eq!(made.target(None).0.chains[0].facts.control_record, ControlRecord::Other);
+    assert_eq!(made.target(Lsn(0)).0.chains[0].facts.control_record, ControlRecord::Other);
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn the_checkpoint_of_pg_resetwal_is_no_checkpoint() {
     made.control.recovery.checkpoint_at = at;
     made.control.recovery.checkpoint =
         Checkpoint { redo: BASE, timeline: 1, full_page_writes: true, ..Checkpoint::default() };
-    assert_eq!(made.target(None).0.chains[0].facts.control_record, ControlRecord::Reset);
+    assert_eq!(made.target(Lsn(0)).0.chains[0].facts.control_record, ControlRecord::Reset);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn a_page_behind_a_hole_is_found_and_an_incomplete_record_is_none() {
         starts.push(writer.record(HEAP, 0, &[block(16384, 1)], &[7; 30_000]));
     }
     made.write(&writer, 1, BASE);
-    let whole = made.target(None).0;
+    let whole = made.target(Lsn(0)).0;
     assert_eq!((whole.chains[0].facts.beyond, whole.chains[0].facts.end), (None, writer.position()));
     let place = made.place(1, 3);
     let good = fs::read(&place).expect("a segment");
@@ -148,7 +148,7 @@ fn a_page_behind_a_hole_is_found_and_an_incomplete_record_is_none() {
         let mut content = good.clone();
         content[from..to].fill(byte);
         fs::write(&place, content).expect("a segment");
-        made.target(None).0.chains[0].facts.clone()
+        made.target(Lsn(0)).0.chains[0].facts.clone()
     };
     let facts = changed(100_000, 100_001, 1);
     assert!(facts.why.contains("CRC") && facts.beyond > Some(facts.end), "a rotten byte: {facts:?}");
@@ -164,7 +164,7 @@ fn a_page_behind_a_hole_is_found_and_an_incomplete_record_is_none() {
     // a segment that was recycled holds pages of another place
     fs::write(made.place(1, 4), &good).expect("a segment");
     fs::write(&place, &good).expect("a segment");
-    assert_eq!(made.target(None).0.chains[0].facts.beyond, None);
+    assert_eq!(made.target(Lsn(0)).0.chains[0].facts.beyond, None);
     // and a later one that is in its place does not fit an end before it
     made.write(&writer, 1, BASE);
     let facts = changed(102 * PAGE_SIZE, SEGMENT as usize, 0);
@@ -184,23 +184,23 @@ fn every_timeline_is_read() {
     made.write(&new, 2, BASE);
     fs::write(made.directory.path().join("00000002.history"), format!("1\t{parted}\tx\n"))
         .expect("a history");
-    let (found, map) = made.target(None);
+    let (found, map) = made.target(Lsn(0));
     let timelines: Vec<u32> = found.chains.iter().map(|chain| chain.facts.lineage.timeline()).collect();
     assert_eq!(timelines, [1, 2]);
     assert_eq!((found.chains[0].facts.end, found.chains[1].facts.end), (old.position(), new.position()));
     assert_eq!((0..5).filter(|block| map.lists(locator(16384), *block)).collect::<Vec<_>>(), [1, 2, 3]);
     // a file that was made for later use, of a timeline that has nothing
     fs::write(made.place(7, 9), vec![0; SEGMENT as usize]).expect("a segment");
-    assert_eq!(made.target(None).0.chains.len(), 2);
+    assert_eq!(made.target(Lsn(0)).0.chains.len(), 2);
     // one with records that cannot be reached
     fs::write(made.place(7, 3), fs::read(made.place(1, 3)).expect("a segment")).expect("a segment");
-    let seven = &made.target(Some(Lsn(BASE.0 + 40))).0.chains[2].facts;
+    let seven = &made.target(Lsn(BASE.0 + 40)).0.chains[2].facts;
     assert_eq!((seven.lineage.timeline(), seven.from), (7, Some(Lsn(BASE.0 + 40))));
     made.control.timeline = 2;
-    assert_eq!(made.target(None).0.chains[0].facts.lineage.timeline(), 2, "the own one is the first");
+    assert_eq!(made.target(Lsn(0)).0.chains[0].facts.lineage.timeline(), 2, "the own one is the first");
     fs::write(made.directory.path().join("00000002.history"), "nonsense").expect("a history");
     let mut map = BlockMap::default();
-    assert!(made.wal().read_target(&made.control, None, &mut map, &Cancel::new()).is_err());
+    assert!(made.wal().read_target(&made.control, Lsn(0), &mut map, &Cancel::new()).is_err());
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn a_part_of_the_wal_is_read_from_the_page_on() {
     let starts: Vec<Lsn> =
         (0..200).map(|number| writer.record(HEAP, 0, &[block(16384, number)], &[7; 20_000])).collect();
     made.write(&writer, 1, BASE);
-    let (found, map) = made.target(Some(starts[100]));
+    let (found, map) = made.target(starts[100]);
     let from = found.chains[0].facts.from.expect("records");
     assert!(!found.is_all && from <= starts[100] && starts.contains(&from));
     assert!(map.lists(locator(16384), 100) && !map.lists(locator(16384), 50));
@@ -218,7 +218,7 @@ fn a_part_of_the_wal_is_read_from_the_page_on() {
     let mut control = made.control.clone();
     control.recovery.checkpoint_at = starts[199];
     let mut map = BlockMap::default();
-    let found = made.wal().read_target(&control, None, &mut map, &Cancel::new()).expect("readable");
+    let found = made.wal().read_target(&control, Lsn(0), &mut map, &Cancel::new()).expect("readable");
     assert!(found.is_all && found.chains[0].facts.from >= Some(Lsn(5 << 20)), "{found:?}");
 }
 
@@ -226,7 +226,7 @@ fn a_part_of_the_wal_is_read_from_the_page_on() {
 fn search(source: &Made, target: &Made, from: Lsn) -> Option<Common> {
     let lineage = Lineage::new(1, &[]);
     let cancel = Cancel::new();
-    let theirs = target.target(None).0.chains.remove(0);
+    let theirs = target.target(Lsn(0)).0.chains.remove(0);
     let scope = Scope { from, limit: Lsn(u64::MAX), digested: theirs.facts.end };
     let mut map = BlockMap::default();
     let ours = source.wal().read_source(&lineage, scope, &mut map, &cancel).expect("readable");
