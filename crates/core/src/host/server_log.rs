@@ -133,6 +133,7 @@ mod tests {
             start_command: None,
             log_file: None,
             tablespace_roots: Vec::new(),
+            allow_skip: true,
         }
     }
 
