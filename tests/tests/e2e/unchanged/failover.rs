@@ -2,7 +2,7 @@
 
 use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, Transport, by_both_transports, workload};
 
-use super::{durable, rebuild, rebuilt_by_hash};
+use super::{durable, each, rebuild, rebuilt_by_hash};
 
 /// A primary with other settings, and its standby, which has replayed everything and receives nothing any more.
 fn parted(scratch: &Scratch, settings: &[(&str, &str)]) -> (Cluster, Cluster) {
@@ -24,27 +24,26 @@ fn parted(scratch: &Scratch, settings: &[(&str, &str)]) -> (Cluster, Cluster) {
 fn change_alone(old: &Cluster) {
     let mut client = old.connect();
     workload::change_every(&mut client, 500);
-    client
-        .batch_execute(
-            "CREATE TABLE lost AS SELECT i FROM generate_series(1, 5000) i;
-             DELETE FROM accounts WHERE id < 100;
-             SELECT count(*) FROM bulk;
-             SET enable_seqscan = off;
-             SELECT count(*) FROM accounts WHERE id < 200;
-             CHECKPOINT;
-             DELETE FROM bulk WHERE id % 100 = 7;
-             SELECT count(*) FROM bulk",
-        )
-        .expect("divergent writes");
+    each(
+        &mut client,
+        &[
+            "CREATE TABLE lost AS SELECT i FROM generate_series(1, 5000) i",
+            "DELETE FROM accounts WHERE id < 100",
+            "SELECT count(*) FROM bulk",
+            "SET enable_seqscan = off",
+            "SELECT count(*) FROM accounts WHERE id < 200",
+            "CHECKPOINT",
+            "DELETE FROM bulk WHERE id % 100 = 7",
+            "SELECT count(*) FROM bulk",
+        ],
+    );
 }
 
 fn promote_and_change(new: &Cluster) {
     new.promote();
     let mut client = new.connect();
     workload::change_every(&mut client, 700);
-    client
-        .batch_execute("CREATE TABLE won AS SELECT i FROM generate_series(1, 5000) i; VACUUM bulk")
-        .expect("new writes");
+    each(&mut client, &["CREATE TABLE won AS SELECT i FROM generate_series(1, 5000) i", "VACUUM bulk"]);
 }
 
 fn recovery(old: &Cluster, new: &Cluster) -> Recovery {

@@ -3,7 +3,7 @@
 use pgpool_recovery_e2e::stage::{Condition, Stage};
 use pgpool_recovery_e2e::{Transport, by_both_transports, workload};
 
-use super::{durable, rebuild};
+use super::{durable, each, rebuild};
 
 fn a_standby_that_lags_behind_is_rebuilt_by_reading_what_changed(transport: Transport) {
     for condition in [Condition::Stopped, Condition::Killed] {
@@ -11,17 +11,18 @@ fn a_standby_that_lags_behind_is_rebuilt_by_reading_what_changed(transport: Tran
             Stage::builder().primary(durable).filled(40).through(transport).standby(condition).build();
         let primary = &stage.primary;
         let mut client = primary.connect();
-        client
-            .batch_execute(
-                "UPDATE bulk SET filler = repeat('n', 900) WHERE id BETWEEN 1000 AND 1200;
-                 DELETE FROM accounts WHERE id < 100;
-                 VACUUM accounts;
-                 CREATE TABLE fresh AS SELECT i FROM generate_series(1, 20000) i;
-                 CREATE INDEX ON fresh (i);
-                 DROP TABLE fleeting;
-                 CREATE DATABASE third",
-            )
-            .expect("changes");
+        each(
+            &mut client,
+            &[
+                "UPDATE bulk SET filler = repeat('n', 900) WHERE id BETWEEN 1000 AND 1200",
+                "DELETE FROM accounts WHERE id < 100",
+                "VACUUM accounts",
+                "CREATE TABLE fresh AS SELECT i FROM generate_series(1, 20000) i",
+                "CREATE INDEX ON fresh (i)",
+                "DROP TABLE fleeting",
+                "CREATE DATABASE third",
+            ],
+        );
         workload::change_every(&mut client, 1000);
         drop(client);
         let report = rebuild(&stage.recovery_by(transport), &stage.target, primary, "H0");

@@ -7,6 +7,13 @@ mod rejected;
 use pgpool_recovery_e2e::recovery::Report;
 use pgpool_recovery_e2e::{Cluster, Recovery, compare, dump};
 
+/// Runs statements one by one: some may not be in a transaction with others.
+fn each(client: &mut postgres::Client, statements: &[&str]) {
+    for sql in statements {
+        client.batch_execute(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+}
+
 /// What such a recovery needs of the servers: theirs say `fsync = off` in the other tests.
 fn durable(cluster: Cluster) -> Cluster {
     cluster.with("fsync", "on").with("autovacuum", "off")
@@ -18,7 +25,8 @@ fn durable(cluster: Cluster) -> Cluster {
 fn rebuild(recovery: &Recovery, old: &Cluster, new: &Cluster, hint_rule: &str) -> Report {
     let recovery = recovery.clone().option("skip_unchanged", "shadow");
     let watched = recovery.clone().option("dry_run", true).run(new);
-    assert_eq!(watched.text("/skip/hint_rule"), hint_rule, "{}\n{}", watched.0, new.log());
+    assert_eq!(watched.at("/skip/mode"), "shadow", "{}", watched.0);
+    assert!(watched.0.pointer("/skip/hint_rule").is_some_and(|rule| rule == hint_rule), "{}", watched.0);
     assert_eq!(watched.number("/skip/refuted"), 0, "{}", watched.0);
     let report = recovery.option("skip_unchanged", "on").option("start", true).run(new);
     assert_eq!(report.text("/skip/rule"), "wal_map", "{}", report.0);
