@@ -48,7 +48,8 @@ mod tests {
         page[20] = 9;
         let hinted = PageFacts::of(&page, &key);
         assert_eq!((hinted.lsn, hinted.logged), (Lsn(0x17_B374_D848), facts.logged));
-        page[PAGE - 1] = 1;
+        // the last two bytes of a B-tree's page are the cycle of a running VACUUM, which is not logged
+        page[PAGE - 5] = 1;
         assert_ne!(PageFacts::of(&page, &key).logged, facts.logged);
     }
 }
