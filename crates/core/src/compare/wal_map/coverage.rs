@@ -49,7 +49,7 @@ impl Coverage {
 
 /// Where records go on at a position. One that ends with a page is followed by one that begins behind the next page's header,
 /// of 24 or 40 bytes, in which none begins.
-const fn behind_header(at: Lsn) -> Lsn {
+pub(super) const fn behind_header(at: Lsn) -> Lsn {
     const HEADER: u64 = 40;
     let offset = at.0 % PAGE_SIZE as u64;
     if offset < HEADER { Lsn(at.0 - offset + HEADER) } else { at }

@@ -9,7 +9,7 @@ use pgdata::control_file::{ControlFile, State};
 use pgdata::wal::Lsn;
 use serde::{Deserialize, Serialize};
 
-use super::coverage::Coverage;
+use super::coverage::{Coverage, behind_header};
 use super::facts::{ChainFacts, Completed, ControlRecord};
 use super::lineage::{Common, Lineage};
 use super::reason::{Reason, Side, Unlogged};
@@ -194,7 +194,7 @@ pub fn decide(evidence: &Evidence<'_>) -> Outcome {
         }
     };
     let begin = evidence.target_wal[0].from.unwrap_or(Lsn(u64::MAX));
-    if begin > from {
+    if begin > behind_header(from) {
         if evidence.is_all {
             return Outcome::Reject(vec![Reason::TargetBegins { begin, needed: from }]);
         }

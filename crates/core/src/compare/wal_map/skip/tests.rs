@@ -284,6 +284,20 @@ fn older_wal_is_read_where_it_may_help() {
 }
 
 #[test]
+fn a_redo_point_at_the_beginning_of_a_page_is_reached_by_the_first_record_on_it() {
+    let mut case = lagging();
+    case.target.control.recovery.checkpoint.redo = Lsn(8192);
+    case.target.control.recovery.min_recovery_point = Lsn(8192);
+    let own = &mut case.target_wal[0];
+    (own.from, own.end) = (Some(Lsn(8192 + 24)), Lsn(9000));
+    case.common[0] = Some(Common { from: Lsn(8216), to: Lsn(9000), stamped: Some(Lsn(8216)) });
+    (case.start, case.covered) = (Lsn(10_000), vec![(8216, 11_000)]);
+    assert_eq!(decision(&case).from, Lsn(8192));
+    case.target_wal[0].from = Some(Lsn(8192 + 48));
+    assert_eq!(outcome(&case), Outcome::Widen(Lsn(8192)));
+}
+
+#[test]
 fn every_condition_has_a_reason() {
     let rejects = |change: fn(&mut Case)| reason(lagging(), change);
     for change in [
