@@ -83,6 +83,11 @@ pub fn mask(page: &mut [u8], is_map: bool) -> Option<()> {
         page[SPGIST_CACHE].fill(0);
         return Some(());
     }
+    if is_deleted_gin_page(page, special) {
+        page[12..16].fill(0);
+        page[HEADER..PAGE - 2].fill(0);
+        return Some(());
+    }
     let is_sequence = special == PAGE - 8 && page[special..special + 4] == [0x17, 0x17, 0, 0];
     if is_sequence {
         // The primary counts on in shared memory what it logged up to 32 values ahead.
@@ -130,17 +135,39 @@ fn mask_tuple(page: &mut [u8], at: usize) -> Option<()> {
     Some(())
 }
 
-/// LP_DEAD marks of index entries are hints, and so is a B-tree's BTP_HAS_GARBAGE. What tells a running VACUUM of a
+/// LP_DEAD marks of index entries are hints, and so are the marks of pages that have some (`_hash_kill_items`,
+/// `gistkillitems`, a B-tree's BTP_HAS_GARBAGE). What tells a running VACUUM of a
 /// split, BTP_SPLIT_END and the vacuum cycle, is not replayed.
 fn mask_index(page: &mut [u8], lower: usize, special: usize) {
     for at in (HEADER..lower).step_by(4) {
         page[at + 1] &= 0x7f;
         page[at + 2] &= 0xfe;
     }
-    if special == PAGE - 16 {
-        page[special + 12] &= !0x60;
-        page[special + 14..special + 16].fill(0);
+    // at the end is what the page is of, but for B-trees, of which the cycle is there, and never as high
+    match (word(page, PAGE - 2), special) {
+        // LH_PAGE_HAS_DEAD_TUPLES of a hash index
+        (Some(0xFF80), SIXTEEN) => page[special + 12] &= !0x80,
+        // F_HAS_GARBAGE of a GiST index
+        (Some(0xFF81), SIXTEEN) => page[special + 12] &= !0x10,
+        (_, SIXTEEN) => {
+            page[special + 12] &= !0x60;
+            page[special + 14..special + 16].fill(0);
+        }
+        // BRIN_EVACUATE_PAGE
+        (Some(0xF093), EIGHT) => page[PAGE - 4] &= !0x01,
+        _ => {}
     }
+}
+
+/// Where the special space of an index page begins, of the two lengths that there are.
+const SIXTEEN: usize = PAGE - 16;
+const EIGHT: usize = PAGE - 8;
+
+/// A deleted page of a GIN index: its flags are the last two bytes, of which the upper one is not used. Replay empties such
+/// a page (ginRedoDeleteListPages in ginxlog.c), the primary leaves what was there.
+fn is_deleted_gin_page(page: &[u8], special: usize) -> bool {
+    const DELETED: usize = 1 << 2;
+    special == EIGHT && word(page, PAGE - 2).is_some_and(|flags| flags < 0x100 && flags & DELETED != 0)
 }
 
 #[cfg(test)]
@@ -212,6 +239,44 @@ mod tests {
         other = one.clone();
         other[28] = 7;
         assert!(!equal_when_masked(&one, &other, false), "another page");
+    }
+
+    #[test]
+    fn marks_of_index_pages_do_not_count_and_their_other_flags_do() {
+        // end of the page, length of the special space, place of the flags from the end, a mark, another flag
+        for (id, length, flags, hint, other) in [
+            (0xFF80_u16, 16_usize, 4_usize, 0x80_u8, 0x40_u8),
+            (0xFF81, 16, 4, 0x10, 0x08),
+            (0x0001, 16, 4, 0x40, 0x10),
+            (0xF093, 8, 4, 0x01, 0x02),
+        ] {
+            let mut page = vec![0; PAGE];
+            let special = u16::try_from(PAGE - length).expect("small");
+            page[12] = 28;
+            page[14..16].copy_from_slice(&special.to_le_bytes());
+            page[16..18].copy_from_slice(&special.to_le_bytes());
+            page[PAGE - 2..].copy_from_slice(&id.to_le_bytes());
+            let changed = |bit: u8| {
+                let mut changed = page.clone();
+                changed[PAGE - flags] ^= bit;
+                equal_when_masked(&page, &changed, false)
+            };
+            assert!(changed(hint) && !changed(other), "{id:04X}");
+        }
+    }
+
+    #[test]
+    fn what_a_deleted_page_of_a_gin_index_had_does_not_count() {
+        let page = |flags: u8, fill: u8| {
+            let mut page = vec![fill; PAGE];
+            page[..24].fill(0);
+            page[12..18].copy_from_slice(&[24 + fill, 0, 0xF8, 0x1F, 0xF8, 0x1F]);
+            page[PAGE - 2..].copy_from_slice(&[flags, 0]);
+            page
+        };
+        assert!(equal_when_masked(&page(0x04, 4), &page(0x04, 0), false));
+        assert!(!equal_when_masked(&page(0x10, 4), &page(0x10, 0), false));
+        assert!(!equal_when_masked(&page(0x04, 4), &page(0x00, 0), false));
     }
 
     #[test]

@@ -177,7 +177,11 @@ pub fn decide(evidence: &Evidence<'_>) -> Outcome {
     reasons.extend(wal_of_source(evidence.source_wal));
     let common = match common(evidence) {
         Ok(common) => Some(common),
-        Err(_) if reasons.is_empty() && may_be_older(evidence) => return Outcome::Widen(earlier(evidence)),
+        Err(Reason::NothingInCommon(_) | Reason::NoTime { .. })
+            if reasons.is_empty() && may_be_older(evidence) =>
+        {
+            return Outcome::Widen(earlier(evidence));
+        }
         Err(reason) => {
             reasons.push(reason);
             None

@@ -272,6 +272,11 @@ fn older_wal_is_read_where_it_may_help() {
     assert_eq!(outcome(&case), Outcome::Widen(Lsn(0)));
     case.is_all = true;
     assert_eq!(outcome(&case), Outcome::Reject(vec![Reason::NothingInCommon(1)]));
+    // no older WAL makes a target that is ahead another one
+    let mut case = old_primary();
+    case.common[0] = Some(Common { from: Lsn(800), to: Lsn(1800), stamped: Some(Lsn(900)) });
+    (case.source.lineage, case.start) = (Lineage::new(1, &[]), Lsn(1990));
+    assert!(matches!(outcome(&case), Outcome::Reject(_)));
     let mut case = old_primary();
     let own = &mut case.target_wal[0];
     (own.from, own.end, case.start) = (Some(Lsn(1 << 40)), Lsn((1 << 40) + (1 << 30)), Lsn(1 << 41));
