@@ -147,6 +147,8 @@ fn the_end_is_where_nothing_valid_follows() {
     let page = BASE.0 + PAGE_SIZE as u64;
     let at = second;
     assert_eq!(changed(second.0 + 30, 9), (1, End { at, why: Why::Crc }));
+    // the first one lies in one page: its last byte
+    assert_eq!(changed(first.0 + 50, 9), (0, End { at: BASE, why: Why::Crc }));
     assert_eq!(changed(second.0 + 9, 9).1.why, Why::Header, "another predecessor");
     assert_eq!(changed(second.0 + 17, 99).1.why, Why::Header, "no such resource manager");
     assert_eq!(changed(page, 0).1.why, Why::Page(Lsn(page), BadPage::Magic(0xD100)));
