@@ -57,7 +57,7 @@ impl Unchanged {
         let source = source(facts)?;
         let flushed = catalog::flushed()?;
         let tablespaces = facts.tablespaces()?;
-        let (session, state) = run.step(session, None, |mut session: Session| {
+        let (session, state) = run.step(session, None, |session: Session| {
             let source = match source.open(tablespaces) {
                 Ok(source) => source,
                 Err(error) => return Ok((session, State::Rejected(Rejected::Failed(error)))),

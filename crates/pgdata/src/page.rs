@@ -19,6 +19,23 @@ pub fn lsn(page: &[u8]) -> Option<Lsn> {
     Some(Lsn(u64::from(u32_at(page, 0)?) << 32 | u64::from(u32_at(page, 4)?)))
 }
 
+/// Whether all rows of a table's page are said to be visible to everyone (PD_ALL_VISIBLE).
+pub fn is_all_visible(page: &[u8]) -> bool {
+    page.get(FLAGS).is_some_and(|flags| flags & ALL_VISIBLE != 0)
+}
+
+/// Clears that.
+pub fn clear_all_visible(page: &mut [u8]) {
+    if let Some(flags) = page.get_mut(FLAGS) {
+        *flags &= !ALL_VISIBLE;
+    }
+}
+
+/// Where the first byte of `pd_flags` lies.
+const FLAGS: usize = 10;
+
+const ALL_VISIBLE: u8 = 0x04;
+
 /// Whether a page holds nothing: zeros, or what `PageInit` makes of them for a table, which is not logged.
 pub fn is_unused(page: &[u8]) -> bool {
     let rest = page.get(HEADER..).unwrap_or_default();

@@ -10,13 +10,16 @@ use super::digest::{DIGEST, DigestKey};
 pub struct PageFacts {
     /// Where the last record ends that changed it, if this is a page.
     pub lsn: Lsn,
-    /// The digest of what PostgreSQL logs of it.
+    /// The digest of what PostgreSQL logs of it, but for the next.
     pub logged: [u8; DIGEST],
+    /// Whether a table's page says that all of its rows are visible: the one logged change that may leave the LSN as it is
+    /// (`log_heap_visible`).
+    pub is_all_visible: bool,
 }
 
 impl PageFacts {
     /// Bytes on the wire.
-    pub const BYTES: usize = 8 + DIGEST;
+    pub const BYTES: usize = 8 + DIGEST + 1;
 
     /// Of a page as it was read; what is no whole page has its own digest.
     pub fn of(page: &[u8], key: &DigestKey) -> Self {
@@ -27,7 +30,12 @@ impl PageFacts {
         } else if page::mask(&mut masked, false).is_none() {
             masked.copy_from_slice(page);
         }
-        Self { lsn: page::lsn(page).unwrap_or_default(), logged: key.page(&masked) }
+        page::clear_all_visible(&mut masked);
+        Self {
+            lsn: page::lsn(page).unwrap_or_default(),
+            logged: key.page(&masked),
+            is_all_visible: page::is_all_visible(page),
+        }
     }
 }
 

@@ -106,7 +106,7 @@ impl Source {
 impl Session<Opened> {
     /// Reads the WAL of both sides up to `flushed` and decides. An error of either side is no error of the run.
     pub fn prove(
-        &mut self,
+        &self,
         source: &Source,
         flushed: Lsn,
         cancel: &Cancel,
@@ -146,7 +146,7 @@ impl Session<Opened> {
             Reply::Wal(wal) => *wal,
             other => return Err(unexpected(&other)),
         };
-        let lengths = wal.groups.iter().fold(Some(wal.map), |sum, groups| sum?.checked_add(*groups));
+        let lengths = wal.groups.iter().try_fold(wal.map, |sum, groups| sum.checked_add(*groups));
         if lengths != Some(blob.len()) || wal.groups.len() != wal.chains.len() {
             return Err(Error::new(Kind::ProtocolViolation, "the lengths of an answer about WAL are wrong"));
         }

@@ -1,9 +1,21 @@
 //! A standby that was stopped or killed, and whose primary has gone on: it has not parted (rule H0).
 
-use pgpool_recovery_e2e::stage::{Condition, Stage};
-use pgpool_recovery_e2e::{Transport, by_both_transports, workload};
+use pgpool_recovery_e2e::stage::{Builder, Condition, Stage};
+use pgpool_recovery_e2e::{Stop, Transport, by_both_transports, workload};
 
 use super::{durable, each, rebuild};
+
+/// A standby with WAL that tells whose it is: in that of two servers at rest there are no times.
+fn standby(builder: Builder, condition: Condition) -> Stage {
+    let stage = builder.standby(Condition::Running).build();
+    stage.primary.execute("INSERT INTO accounts (note) VALUES ('a transaction')");
+    stage.target.wait_for_replay(&stage.primary);
+    match condition {
+        Condition::Killed => stage.target.kill(),
+        _ => stage.target.stop(Stop::Fast),
+    }
+    stage
+}
 
 fn a_standby_that_lags_behind_is_rebuilt_by_reading_what_changed(transport: Transport) {
     for condition in [Condition::Stopped, Condition::Killed] {
@@ -37,7 +49,7 @@ by_both_transports!(a_standby_that_lags_behind_is_rebuilt_by_reading_what_change
 
 #[test]
 fn a_standby_of_which_nothing_has_changed_is_read_only_where_wal_says_nothing() {
-    let stage = Stage::builder().primary(durable).filled(40).standby(Condition::Stopped).build();
+    let stage = standby(Stage::builder().primary(durable).filled(40), Condition::Stopped);
     let report = rebuild(&stage.recovery(), &stage.target, &stage.primary, "H0");
     assert_eq!(report.number("/skip/bytes/listed"), 0, "{}", report.0);
     assert!(report.number("/skip/looked_at") > 1000, "{}", report.0);

@@ -5,12 +5,21 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use pgpool_recovery_e2e::stage::{Condition, Stage};
-use pgpool_recovery_e2e::workload;
+use pgpool_recovery_e2e::{Stop, workload};
 
 use super::{durable, rebuilt_by_hash};
 
+/// A standby with WAL that tells whose it is: in that of two servers at rest there are no times.
+fn standby() -> Stage {
+    let stage = Stage::builder().primary(durable).filled(20).standby(Condition::Running).build();
+    stage.primary.execute("INSERT INTO accounts (note) VALUES ('a transaction')");
+    stage.target.wait_for_replay(&stage.primary);
+    stage
+}
+
 fn lagging() -> Stage {
-    let stage = Stage::builder().primary(durable).filled(20).standby(Condition::Killed).build();
+    let stage = standby();
+    stage.target.kill();
     workload::change_every(&mut stage.primary.connect(), 300);
     stage
 }
@@ -64,7 +73,8 @@ fn a_target_without_fsync() {
 
 #[test]
 fn pages_that_were_changed_by_other_means() {
-    let stage = Stage::builder().primary(durable).filled(20).standby(Condition::Stopped).build();
+    let stage = standby();
+    stage.target.stop(Stop::Fast);
     let path: String = stage.primary.get("SELECT pg_relation_filepath('bulk')", &[]);
     let file = OpenOptions::new().write(true).open(stage.target.directory().join(path)).expect("open");
     for page in 0..500 {

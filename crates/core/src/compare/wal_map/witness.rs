@@ -12,7 +12,7 @@ use pgdata::wal::Lsn;
 use super::source::WalMap;
 use crate::compare::digest::{DigestKey, PAGE};
 use crate::compare::page_facts::PageFacts;
-use crate::manifest::exclude::RelationFile;
+use crate::manifest::exclude::relation_segment;
 use crate::manifest::path::RelPath;
 use crate::sys::lock::lock;
 
@@ -90,13 +90,16 @@ impl<'a> Witness<'a> {
         target: PageFacts,
         key: &DigestKey,
     ) {
-        let is_relation = RelationFile::parse(file.file_name()).is_some();
-        if source.len() != PAGE || !is_relation {
+        if source.len() != PAGE || relation_segment(file).is_none() {
             return;
         }
         let is_unlisted = !self.map.may_differ(number, at);
         let ours = page::lsn(source).unwrap_or_default();
-        let is_logged_equal = || is_equal || PageFacts::of(source, key).logged == target.logged;
+        let is_logged_equal = || {
+            // VACUUM may have marked the primary's page since the backup began without another LSN; nothing clears the mark so
+            let ours = PageFacts::of(source, key);
+            is_equal || (ours.logged == target.logged && (ours.is_all_visible || !target.is_all_visible))
+        };
         let verdict = if is_unlisted {
             self.looked.fetch_add(1, Ordering::Relaxed);
             self.reach.verdict(ours, target.lsn, is_equal, is_logged_equal)

@@ -12,7 +12,7 @@ use crate::manifest::plan::Range;
 /// Sender: as [`super::data::ASK`], and tell what each page says of itself. Answer: [`EXAMINED`].
 pub const EXAMINE: u8 = 0x27;
 /// Receiver: the answer to one [`EXAMINE`]: for each of its ranges what a [`super::data::DIGESTS`] has, then for each of its
-/// pages the LSN (u64) and the digest of the page without what PostgreSQL does not log (16 bytes).
+/// pages the LSN (u64) and the digest of the page without what PostgreSQL does not log (16 bytes), and 1 if all of its rows are visible.
 pub const EXAMINED: u8 = 0x32;
 
 /// Appends one range's answer to the body of an [`EXAMINED`]; `content` is what is there of the range.
@@ -22,6 +22,7 @@ pub fn encode_examined(length: u32, digests: &[u8], content: &[u8], key: &Digest
         let facts = PageFacts::of(page, key);
         out.extend_from_slice(&facts.lsn.0.to_le_bytes());
         out.extend_from_slice(&facts.logged);
+        out.push(u8::from(facts.is_all_visible));
     }
 }
 
@@ -52,8 +53,13 @@ impl<'a> Examined<'a> {
     /// What the page of this number in the range says; `None`: it is not there.
     pub fn page(&self, number: usize) -> Option<PageFacts> {
         let facts = self.facts.chunks_exact(PageFacts::BYTES).nth(number)?;
-        let (lsn, logged) = facts.split_first_chunk()?;
-        Some(PageFacts { lsn: Lsn(u64::from_le_bytes(*lsn)), logged: logged.try_into().ok()? })
+        let (lsn, rest) = facts.split_first_chunk()?;
+        let (logged, rest) = rest.split_first_chunk()?;
+        Some(PageFacts {
+            lsn: Lsn(u64::from_le_bytes(*lsn)),
+            logged: *logged,
+            is_all_visible: rest.first().is_some_and(|flag| *flag != 0),
+        })
     }
 }
 
