@@ -116,7 +116,7 @@ impl Session<Opened> {
     }
 
     fn try_to_prove(
-        &mut self,
+        &self,
         source: &Source,
         flushed: Lsn,
         cancel: &Cancel,
