@@ -1,7 +1,8 @@
 //! A standby that was stopped or killed, and whose primary has gone on: it has not parted (rule H0).
 
+use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::stage::{Builder, Condition, Stage};
-use pgpool_recovery_e2e::{Stop, Transport, by_both_transports, workload};
+use pgpool_recovery_e2e::{Transport, by_both_transports, workload};
 
 use super::{durable, each, rebuild};
 

@@ -4,8 +4,9 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::stage::{Condition, Stage};
-use pgpool_recovery_e2e::{Stop, workload};
+use pgpool_recovery_e2e::workload;
 
 use super::{durable, rebuilt_by_hash};
 
