@@ -19,7 +19,7 @@ mod tests {
         "pgpool_recovery_1st_stage(dest_host text, dest_dir text, port integer, options jsonb) jsonb",
         "pgpool_recovery_1st_stage(dest_host text, dest_dir text, port text) jsonb",
         "pgpool_recovery_check(dest_host text, dest_dir text, port integer, options jsonb DEFAULT '{}'::jsonb) TABLE(step text, ok boolean, detail text, hint text)",
-        "pgpool_recovery_status() TABLE(host text, directory text, state text, phase text, percent integer, bytes_per_second bigint, seconds_left double precision, streams integer, total_bytes bigint, compared_bytes bigint, sent_bytes bigint, cloned_bytes bigint, wal_bytes bigint, transport text, strategy text, pid integer, started double precision, ended double precision, sqlstate text, error text, detail text, hint text)",
+        "pgpool_recovery_status() TABLE(host text, directory text, state text, phase text, percent integer, bytes_per_second bigint, seconds_left double precision, streams integer, total_bytes bigint, compared_bytes bigint, sent_bytes bigint, cloned_bytes bigint, known_bytes bigint, wal_bytes bigint, transport text, strategy text, pid integer, started double precision, ended double precision, sqlstate text, error text, detail text, hint text)",
         "pgpool_remote_start(remote_host text, remote_data_directory text) boolean",
         "pgpool_switch_xlog(archive_dir text) text",
     ];

@@ -174,6 +174,7 @@ CREATE FUNCTION "pgpool_recovery_status"() RETURNS TABLE (
     "compared_bytes" bigint,
     "sent_bytes" bigint,
     "cloned_bytes" bigint,
+    "known_bytes" bigint,
     "wal_bytes" bigint,
     "transport" TEXT,
     "strategy" TEXT,
@@ -192,7 +193,7 @@ AS 'MODULE_PATHNAME', 'pgpool_recovery_status_wrapper';
 CREATE VIEW pgpool_recovery_status AS
     SELECT s.host, s.directory, s.state, s.phase, s.percent, s.bytes_per_second,
         pg_catalog.make_interval(secs => s.seconds_left) AS time_left,
-        s.streams, s.total_bytes, s.compared_bytes, s.sent_bytes, s.cloned_bytes, s.wal_bytes,
+        s.streams, s.total_bytes, s.compared_bytes, s.sent_bytes, s.cloned_bytes, s.known_bytes, s.wal_bytes,
         s.transport, s.strategy, s.pid,
         pg_catalog.to_timestamp(s.started) AS started_at, pg_catalog.to_timestamp(s.ended) AS ended_at,
         s.sqlstate, s.error, s.detail, s.hint

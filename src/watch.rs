@@ -123,7 +123,7 @@ fn waiting_for(phase: Phase) -> &'static str {
 }
 
 fn stream_line(progress: &Progress, elapsed: Duration) -> String {
-    let (done, total) = (progress.compared(), progress.total());
+    let (done, total) = (progress.done(), progress.total());
     let percent = (done.min(total) * 100).checked_div(total).unwrap_or(100);
     let rate = done as f64 / elapsed.as_secs_f64().max(0.001);
     let left = total.saturating_sub(done) as f64 / rate.max(1.0);

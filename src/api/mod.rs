@@ -116,6 +116,7 @@ fn pgpool_recovery_status() -> Result<
             name!(compared_bytes, Option<i64>),
             name!(sent_bytes, Option<i64>),
             name!(cloned_bytes, Option<i64>),
+            name!(known_bytes, Option<i64>),
             name!(wal_bytes, Option<i64>),
             name!(transport, Option<String>),
             name!(strategy, Option<String>),
@@ -145,6 +146,7 @@ fn pgpool_recovery_status() -> Result<
                 row.compared_bytes,
                 row.sent_bytes,
                 row.cloned_bytes,
+                row.known_bytes,
                 row.wal_bytes,
                 row.transport,
                 row.strategy,
@@ -166,7 +168,7 @@ extension_sql!(
 CREATE VIEW pgpool_recovery_status AS
     SELECT s.host, s.directory, s.state, s.phase, s.percent, s.bytes_per_second,
         pg_catalog.make_interval(secs => s.seconds_left) AS time_left,
-        s.streams, s.total_bytes, s.compared_bytes, s.sent_bytes, s.cloned_bytes, s.wal_bytes,
+        s.streams, s.total_bytes, s.compared_bytes, s.sent_bytes, s.cloned_bytes, s.known_bytes, s.wal_bytes,
         s.transport, s.strategy, s.pid,
         pg_catalog.to_timestamp(s.started) AS started_at, pg_catalog.to_timestamp(s.ended) AS ended_at,
         s.sqlstate, s.error, s.detail, s.hint

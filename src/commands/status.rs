@@ -40,6 +40,7 @@ pub(crate) struct StatusRow {
     pub(crate) compared_bytes: Option<i64>,
     pub(crate) sent_bytes: Option<i64>,
     pub(crate) cloned_bytes: Option<i64>,
+    pub(crate) known_bytes: Option<i64>,
     pub(crate) wal_bytes: Option<i64>,
     pub(crate) transport: Option<String>,
     pub(crate) strategy: Option<String>,
@@ -79,6 +80,7 @@ impl From<Status> for StatusRow {
             compared_bytes: bytes(|figures| figures.compared),
             sent_bytes: bytes(|figures| figures.sent),
             cloned_bytes: bytes(|figures| figures.cloned),
+            known_bytes: bytes(|figures| figures.known),
             wal_bytes: bytes(|figures| figures.wal),
             transport: entry.transport,
             strategy: entry.strategy,
@@ -120,7 +122,7 @@ fn status(entry: Entry, is_alive: impl Fn(&Worker) -> bool) -> Status {
     let figures = entry.figures.clone().filter(|figures| figures.total > 0);
     let rate = figures.as_ref().and_then(rate);
     let left = |figures: &Figures, rate: f64| {
-        (figures.total.saturating_sub(figures.compared) as f64 / rate).min(LONGEST)
+        (figures.total.saturating_sub(figures.done()) as f64 / rate).min(LONGEST)
     };
     Status {
         state,
@@ -134,15 +136,15 @@ fn status(entry: Entry, is_alive: impl Fn(&Worker) -> bool) -> Status {
     }
 }
 
-/// Bytes compared a second while data streamed; `None` where nothing has been compared.
+/// Bytes compared or left out a second while data streamed; `None` before there are any.
 fn rate(figures: &Figures) -> Option<f64> {
     let milliseconds = figures.streaming?.max(1);
-    (figures.compared > 0).then(|| figures.compared as f64 * 1000.0 / milliseconds as f64)
+    (figures.done() > 0).then(|| figures.done() as f64 * 1000.0 / milliseconds as f64)
 }
 
-/// How much of the plan has been compared.
+/// How much of the plan has been compared or left out.
 fn percent(figures: &Figures) -> i32 {
-    let percent = figures.compared.min(figures.total).saturating_mul(100) / figures.total.max(1);
+    let percent = figures.done().min(figures.total).saturating_mul(100) / figures.total.max(1);
     i32::try_from(percent).unwrap_or(100)
 }
 

@@ -92,7 +92,16 @@ pub(crate) struct Figures {
     pub(crate) compared: u64,
     pub(crate) sent: u64,
     pub(crate) cloned: u64,
+    #[serde(default)]
+    pub(crate) known: u64,
     pub(crate) wal: u64,
+}
+
+impl Figures {
+    /// Bytes of data files that need no more looking at: compared, or left out because WAL proves them equal.
+    pub(crate) const fn done(&self) -> u64 {
+        self.compared.saturating_add(self.known)
+    }
 }
 
 impl Entry {
@@ -321,6 +330,7 @@ fn figures(progress: &Progress) -> Figures {
         compared: progress.compared(),
         sent: progress.sent(),
         cloned: progress.cloned(),
+        known: progress.known(),
         wal: progress.wal(),
     }
 }

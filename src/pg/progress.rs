@@ -48,10 +48,10 @@ impl ProgressReport {
         let bytes = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         if progress.phase() >= Phase::Stream {
             // pg_basebackup lets the total grow with what is streamed, so that it is never exceeded.
-            let total = bytes(progress.total().max(progress.compared()));
+            let total = bytes(progress.total().max(progress.done()));
             raise(pg_sys::PROGRESS_BASEBACKUP_BACKUP_TOTAL, &mut self.total, total);
         }
-        raise(pg_sys::PROGRESS_BASEBACKUP_BACKUP_STREAMED, &mut self.streamed, bytes(progress.compared()));
+        raise(pg_sys::PROGRESS_BASEBACKUP_BACKUP_STREAMED, &mut self.streamed, bytes(progress.done()));
     }
 }
 

@@ -116,6 +116,11 @@ impl Progress {
         self.compared.load(Ordering::Relaxed)
     }
 
+    /// Bytes of data files that need no more looking at: compared or left out.
+    pub fn done(&self) -> u64 {
+        self.compared().saturating_add(self.known())
+    }
+
     /// What was compared and left out does not count: all of it is compared again. What was sent stays sent.
     pub fn start_again(&self) {
         self.compared.store(0, Ordering::Relaxed);
