@@ -27,7 +27,7 @@ mod tests {
         let default = default.split([':', ' ']).next().unwrap_or_default().trim_matches('`');
         let default = if default == "empty" { "" } else { default };
         let (mut unit, mut min, mut max, mut choices) = ("", "", "", String::new());
-        let numbers = range.split_once(" to ").filter(|(from, _)| from.parse::<i32>().is_ok());
+        let numbers = range.split_once(" to ").filter(|(from, _)| from.parse::<f64>().is_ok());
         if let Some((from, to)) = numbers {
             min = from;
             (max, unit) = to.split_once(' ').unwrap_or((to, ""));
