@@ -74,7 +74,7 @@ impl Unchanged {
     /// Reads the rest of the WAL, up to where the backup starts.
     pub(crate) fn complete(
         self,
-        start: Lsn,
+        start: Option<Lsn>,
         slot: Option<&Slot>,
         run: &mut Run<'_>,
     ) -> Result<(Self, Option<Skip>)> {

@@ -10,7 +10,6 @@ use pgpool_recovery_core::sender::{Session, TransferOptions};
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 use serde_json::Value;
 
-use crate::pg::catalog;
 use crate::plan;
 use crate::preflight::{self, Ready};
 use crate::report::Report;
@@ -29,7 +28,7 @@ pub(crate) fn dry_run(request: Request, settings: Settings) -> Result<Value> {
     report.lap("preflight");
     let (session, unchanged) = Unchanged::prove(&facts, &target, session, &mut run)?;
     // there is no backup: what would be left out is told of this moment
-    let (unchanged, skip) = unchanged.complete(catalog::flushed()?, None, &mut run)?;
+    let (unchanged, skip) = unchanged.complete(None, None, &mut run)?;
     report.lap("wal_map");
 
     run.enter(Phase::EstimateSize);

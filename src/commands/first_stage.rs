@@ -128,7 +128,7 @@ fn rebuild(
     let start_lsn = backup.start_lsn;
     report.lap("backup_start");
 
-    let (unchanged, skip) = unchanged.complete(start_lsn, slot.as_ref(), &mut run)?;
+    let (unchanged, skip) = unchanged.complete(Some(start_lsn), slot.as_ref(), &mut run)?;
     if let Some(message) = unchanged.notice() {
         log::log(&format!("pgpool_recovery: \"{dir}\": {message}"));
         log::notice(&format!("pgpool_recovery: {message}"));

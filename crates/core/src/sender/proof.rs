@@ -10,8 +10,8 @@ use super::skip::Skip;
 use super::state::Opened;
 use crate::compare::wal_map::skip::{self, Decision, Evidence, Outcome, SourceFacts, TargetFacts};
 use crate::compare::wal_map::{
-    BlockMap, Chain, ChainFacts, Common, Coverage, GROUP, Group, Layout, MAX_ENCODED, MAX_GROUPS, Next,
-    Reach, Reason, Scope, Search, Wal, summaries,
+    BlockMap, Chain, ChainFacts, Common, Coverage, Follower, GROUP, Group, Layout, MAX_ENCODED, MAX_GROUPS,
+    Next, Reach, Reason, Scope, Search, Wal, summaries,
 };
 use crate::error::{Error, Kind, Result};
 use crate::manifest::plan::Tablespace;
@@ -73,6 +73,8 @@ pub struct Proof {
     map: BlockMap,
     /// To where the primary's WAL was read.
     read_to: Lsn,
+    /// Reads it on.
+    follower: Follower,
     decision: Decision,
     wal_bytes: u64,
     summaries: u32,
@@ -214,6 +216,7 @@ impl Session<Opened> {
             Outcome::Widen(wanted) => return Ok(Step::Widen(wanted)),
             Outcome::Reject(reasons) => return Ok(Step::Rejected(reasons)),
         };
+        let follower = Follower::start(&wal, lineage, read_to)?;
         Ok(Step::Decided(Box::new(Proof {
             target,
             chains,
@@ -221,6 +224,7 @@ impl Session<Opened> {
             coverage,
             map,
             read_to,
+            follower,
             decision,
             wal_bytes,
             summaries: found.read,
@@ -240,30 +244,28 @@ impl Proof {
         self.decision
     }
 
-    /// Reads the primary's WAL up to the backup's start, and decides with that.
+    /// Reads the primary's WAL up to the backup's start, and decides with that; without a backup up to where it was read.
     pub fn complete(
         self,
         source: &Source,
-        start: Lsn,
+        start: Option<Lsn>,
         cancel: &Cancel,
     ) -> Result<std::result::Result<(Skip, Account), Rejected>> {
-        let completed = self.try_to_complete(source, start, cancel);
+        let completed = self.try_to_complete(source, start);
         or_rejected(completed, cancel)
     }
 
     fn try_to_complete(
         mut self,
         source: &Source,
-        start: Lsn,
-        cancel: &Cancel,
+        start: Option<Lsn>,
     ) -> Result<std::result::Result<(Skip, Account), Vec<Reason>>> {
-        let scope = Scope { from: self.read_to, limit: start, digested: Lsn(0) };
-        if self.read_to < start {
-            let chain = source.wal().read_source(&source.facts.lineage, scope, &mut self.map, cancel)?;
-            self.wal_bytes += chain.facts.bytes();
-            self.coverage.add_wal(&chain.facts);
-            self.chains.push(chain.facts);
-        }
+        let start = start.unwrap_or(self.read_to);
+        let (facts, map) = self.follower.finish(start)?;
+        self.map.merge(&map);
+        self.wal_bytes += facts.bytes();
+        self.coverage.add_wal(&facts);
+        self.chains.push(facts);
         let facts: Vec<ChainFacts> = self.target.chains.iter().map(|chain| chain.facts.clone()).collect();
         let evidence = Evidence {
             target: &self.target.facts,

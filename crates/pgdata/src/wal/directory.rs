@@ -72,6 +72,15 @@ impl Directory {
 }
 
 impl Pages for Directory {
+    /// Files stay open: one that the server renames to use it again still has what it had.
+    fn refresh(&mut self) {
+        let Some((_, files)) = &mut self.segment else { return };
+        files.iter_mut().for_each(|file| file.buffer.clear());
+        if files.is_empty() {
+            self.segment = None;
+        }
+    }
+
     fn read(&mut self, address: Lsn, page: &mut [u8]) -> io::Result<bool> {
         let size = u64::from(self.segment_size).max(PAGE_SIZE as u64);
         let (segment, offset) = (address.0 / size, address.0 % size);

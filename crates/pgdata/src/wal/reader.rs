@@ -24,6 +24,9 @@ const MAX_DATA: usize = 64 << 20;
 pub trait Pages {
     /// Fills `page`, of [`PAGE_SIZE`] bytes, with the page at this position; false if there is none.
     fn read(&mut self, address: Lsn, page: &mut [u8]) -> io::Result<bool>;
+
+    /// What was read ahead may be out of date: more has been written since.
+    fn refresh(&mut self) {}
 }
 
 /// Whose WAL is read.
@@ -229,6 +232,13 @@ impl<P: Pages> Reader<P> {
             _ if self.latest.1 == 0 => page_of(self.next),
             _ => Lsn(self.latest.0.0 + PAGE_SIZE as u64),
         }
+    }
+
+    /// Goes on where it has ended: more may have been written since.
+    pub fn resume(&mut self) {
+        self.pages.refresh();
+        self.header = None;
+        self.end = None;
     }
 
     /// Where the WAL ends, once no record is left.

@@ -14,9 +14,9 @@ fn each(client: &mut postgres::Client, statements: &[&str]) {
     }
 }
 
-/// What such a recovery needs of the servers: theirs say `fsync = off` in the other tests.
+/// What such a recovery needs of the servers: a disk that is trusted, and WAL from before they part.
 fn durable(cluster: Cluster) -> Cluster {
-    cluster.with("fsync", "on").with("autovacuum", "off")
+    cluster.with("fsync", "on").with("autovacuum", "off").with("wal_keep_size", "256MB")
 }
 
 /// Watches the proof first, comparing everything; then rebuilds and starts the target with it, and compares the whole result.

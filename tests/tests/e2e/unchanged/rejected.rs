@@ -89,6 +89,7 @@ fn pages_that_were_changed_by_other_means() {
 fn wal_of_the_primary_that_is_gone() {
     let stage = Stage::builder()
         .primary(durable)
+        .with("wal_keep_size", "0")
         .with("max_wal_size", "32MB")
         .with("min_wal_size", "32MB")
         .filled(20)

@@ -10,6 +10,7 @@
 //! | [`Wal`] (`walk`) | reads a `pg_wal`: its map, its facts, its digests |
 //! | [`ChainFacts`] (`facts`) | what WAL tells besides blocks: ends of transactions, parameters, checkpoints |
 //! | [`summaries`] | the files of the primary's summarizer in place of its WAL |
+//! | [`Follower`] (`follow`) | reads on while the primary writes |
 //! | [`Coverage`] | which part of the primary's history was read |
 //! | [`Search`], [`Lineage`] (`groups`, `lineage`) | how far the WAL of both is the same |
 //! | [`skip`] | facts of both sides in, a decision or a [`Reason`] for each condition out |
@@ -26,6 +27,7 @@ mod block_map;
 mod coverage;
 mod encoding;
 mod facts;
+mod follow;
 mod groups;
 mod lineage;
 mod reason;
@@ -40,6 +42,7 @@ pub use block_map::{BUDGET, BlockMap};
 pub use coverage::Coverage;
 pub use encoding::MAX_ENCODED;
 pub use facts::{ChainFacts, Completed, ControlRecord, Ends, Unknown};
+pub use follow::Follower;
 pub use groups::{GROUP, Group, Grouping, MAX_GROUPS};
 pub use lineage::{Common, Lineage, Next, Search};
 pub use reason::{Reason, Side, Unlogged};

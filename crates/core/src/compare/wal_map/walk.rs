@@ -204,6 +204,13 @@ impl<'a> Wal<'a> {
         Ok(Found { chain: Chain { facts, groups: digester.finish() }, unused: reader.unused() })
     }
 
+    /// A reader of the records along a history from the one on that begins at `start`.
+    pub(super) fn reader_from(&self, lineage: &Lineage, start: Lsn) -> Reader<Directory> {
+        let (size, timeline) = (self.origin.segment_size, lineage.timeline());
+        let pages = Directory::new(self.directory.to_owned(), size, timeline, &lineage.ancestors());
+        Reader::new(pages, self.origin, start, Lsn(u64::MAX))
+    }
+
     fn reader(&self, lineage: &Lineage, limit: Lsn) -> Reader<Directory> {
         let (size, timeline) = (self.origin.segment_size, lineage.timeline());
         let pages = Directory::new(self.directory.to_owned(), size, timeline, &lineage.ancestors());
