@@ -66,14 +66,17 @@ impl Report {
     }
 
     /// What was left out because WAL proves it equal, or why not.
-    pub(crate) fn unchanged(&mut self, unchanged: &Unchanged, skipped: Option<&Skipped>) {
+    /// Returns what contradicts that.
+    pub(crate) fn unchanged(&mut self, unchanged: &Unchanged, skipped: Option<&Skipped>) -> Option<String> {
         self.skip = unchanged.report(skipped);
-        let Some(skipped) = skipped.filter(|skipped| skipped.refuted > 0) else { return };
+        let skipped = skipped.filter(|skipped| skipped.refuted > 0)?;
         let first = refutations(skipped).next().unwrap_or_default();
-        self.warn(vec![format!(
+        let contradiction = format!(
             "{} pages contradict what the WAL of both sides says, so everything was compared: {first}",
             skipped.refuted
-        )]);
+        );
+        self.warn(vec![contradiction.clone()]);
+        Some(contradiction)
     }
 
     pub(crate) fn warn(&mut self, warnings: Vec<String>) {

@@ -11,6 +11,7 @@ use pgpool_recovery_core::sender::skip::{Skip, Skipped};
 use pgpool_recovery_core::wire::protocol::message::{Content, TargetInfo};
 use serde_json::{Value, json};
 
+use crate::history::History;
 use crate::pg::catalog;
 use crate::pg::slot::Slot;
 use crate::pg::threads::DropAside;
@@ -45,7 +46,14 @@ impl Unchanged {
         session: DropAside<Session>,
         run: &mut Run<'_>,
     ) -> Result<(DropAside<Session>, Self)> {
-        let mode = facts.settings.skip_unchanged;
+        let request = &facts.request;
+        let mode = match facts.settings.skip_unchanged {
+            // what has failed once must prove itself again
+            SkipUnchanged::On if is_contradicted(&request.dest_host, &request.dest_dir)? => {
+                SkipUnchanged::Shadow
+            }
+            mode => mode,
+        };
         let share = facts.settings.skip_sample;
         let made = |state| Self { mode, sampled: (100.0 / share) as u64, state };
         if mode == SkipUnchanged::Off {
@@ -53,6 +61,10 @@ impl Unchanged {
         }
         if target.content != Content::Cluster {
             return Ok((session, made(State::Unused(Some("the target has no data")))));
+        }
+        if !target.control_in_place {
+            let rejected = Rejected::Reasons(vec![Reason::ControlAside]);
+            return Ok((session, made(State::Rejected(rejected))));
         }
         let source = source(facts)?;
         let flushed = catalog::flushed()?;
@@ -115,6 +127,16 @@ impl Unchanged {
         })
     }
 
+    /// Whether pages contradict the proof; `None` if nothing was found out: a sample that finds nothing proves nothing.
+    pub(crate) fn is_contradicted(&self, skipped: Option<&Skipped>) -> Option<bool> {
+        let skipped = skipped?;
+        match self.mode {
+            _ if skipped.refuted > 0 => Some(true),
+            SkipUnchanged::Shadow => Some(false),
+            SkipUnchanged::Off | SkipUnchanged::On => None,
+        }
+    }
+
     /// The answer of a check.
     pub(crate) fn answer(&self) -> Result<String> {
         match (&self.state, self.notice()) {
@@ -136,17 +158,10 @@ impl Unchanged {
             SkipUnchanged::On => "on",
         };
         match &self.state {
-            State::Unused(why) => json!({ "mode": mode, "rule": "hash", "rejected": why }),
-            State::Proved(proved) => {
-                json!({ "mode": mode, "rule": "hash", "from": proved.1.decision().from.to_string() })
-            }
+            State::Unused(why) => json!({ "mode": mode, "rule": "hash", "rejected": why.map(|why| [why]) }),
+            State::Proved(_) => json!({ "mode": mode, "rule": "hash", "rejected": [] }),
             State::Rejected(rejected) => {
-                let reasons: Vec<Value> = rejected
-                    .lines()
-                    .into_iter()
-                    .map(|reason| json!({ "rule": "wal_map", "reason": reason }))
-                    .collect();
-                json!({ "mode": mode, "rule": "hash", "rejected": reasons })
+                json!({ "mode": mode, "rule": "hash", "rejected": rejected.lines() })
             }
             State::Decided(account) => decided(mode, account, skipped),
         }
@@ -207,6 +222,12 @@ const fn hint_rule(rule: Rule) -> &'static str {
         Rule::H1 => "H1",
         Rule::H2 => "H2",
     }
+}
+
+/// Whether the last recoveries of a target found that its WAL does not say everything.
+fn is_contradicted(host: &str, directory: &str) -> Result<bool> {
+    let last = History::of_this_server()?.recall(host, directory);
+    Ok(last.is_some_and(|last| last.is_contradicted))
 }
 
 /// What is known of this primary, but for what must be read from its files.

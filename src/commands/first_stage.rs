@@ -166,7 +166,10 @@ fn rebuild(
             let (session, reconciliation) = session.reconcile()?;
             Ok((session, (reconciliation, skipped)))
         })?;
-    report.unchanged(&unchanged, skipped.as_ref());
+    if let Some(contradiction) = report.unchanged(&unchanged, skipped.as_ref()) {
+        log::warning(&format!("pgpool_recovery: \"{dir}\": {contradiction}"));
+    }
+    recording.set_contradicted(unchanged.is_contradicted(skipped.as_ref()));
     run.data_done(header.tablespaces.len() + 1);
     log::log(&format!(
         "pgpool_recovery: data of \"{dir}\" is there, {} of {} sent, {} files removed",

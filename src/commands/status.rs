@@ -167,6 +167,7 @@ mod tests {
                 compared: 400,
                 ..Figures::default()
             }),
+            is_contradicted: false,
         }
     }
 

@@ -79,6 +79,9 @@ pub(crate) struct Entry {
     pub(crate) transport: Option<String>,
     pub(crate) strategy: Option<String>,
     pub(crate) figures: Option<Figures>,
+    /// A page contradicted what the WAL of both sides says, and no run in which everything was compared has found none since.
+    #[serde(default)]
+    pub(crate) is_contradicted: bool,
 }
 
 /// How far it is.
@@ -203,6 +206,7 @@ impl History {
             transport: None,
             strategy: None,
             figures: None,
+            is_contradicted: self.recall(host, directory).is_some_and(|last| last.is_contradicted),
         };
         let key = entry.key();
         let mut other_runs = false;
@@ -260,6 +264,13 @@ impl Recording<'_> {
         let mut entry = self.entry.borrow_mut();
         entry.transport = Some(transport.to_owned());
         entry.strategy = Some(strategy.to_owned());
+    }
+
+    /// What a run with `skip_unchanged` has found out about the target, if it has.
+    pub(crate) fn set_contradicted(&self, found: Option<bool>) {
+        if let Some(is_contradicted) = found {
+            self.entry.borrow_mut().is_contradicted = is_contradicted;
+        }
     }
 
     /// Writes down how far it is, now and then.
@@ -429,6 +440,7 @@ mod tests {
             transport: None,
             strategy: strategy.map(str::to_owned),
             figures: None,
+            is_contradicted: false,
         }
     }
 

@@ -58,6 +58,14 @@ pub(crate) fn notice_detail(message: &str, detail: Option<&str>, hint: Option<&s
     );
 }
 
+/// A warning, for the client and for the log. A client that does not read misses it.
+pub(crate) fn warning(message: &str) {
+    if interrupts::terminating() || !interrupts::client_reads() {
+        return log(message);
+    }
+    emit(pg_sys::WARNING, client_text(&shortened(message, TEXT)), None, None);
+}
+
 /// While it lives PostgreSQL adds no CONTEXT to a message: not the names of functions that called us, which the
 /// client's encoding may lack, and not their statements, which may be megabytes and would keep a terminated backend
 /// waiting for a client that does not read. An error that leaves the function gets its CONTEXT when it is raised.

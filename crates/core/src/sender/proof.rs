@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use pgdata::wal::Lsn;
+use pgdata::wal::page::PAGE_SIZE;
 
 use super::Session;
 use super::conversation::unexpected;
@@ -216,6 +217,22 @@ impl Session<Opened> {
             Outcome::Widen(wanted) => return Ok(Step::Widen(wanted)),
             Outcome::Reject(reasons) => return Ok(Step::Rejected(reasons)),
         };
+        // a proof that needed older WAL lists what that changed, too
+        let is_wider = target_from.0 < decision.from.0 - decision.from.0 % PAGE_SIZE as u64;
+        if is_wider {
+            let theirs = self.read_wal(source, Some(decision.from))?;
+            let scope = Scope { from: from.max(decision.from), ..scope };
+            map = BlockMap::default();
+            let again = wal.read_source(lineage, scope, &mut map, cancel)?;
+            let ends =
+                |chains: &[Chain]| -> Vec<Lsn> { chains.iter().map(|chain| chain.facts.end).collect() };
+            if again.facts.end < read_to || ends(&theirs.chains) != ends(&target.chains) {
+                return Err(Error::new(Kind::WrongState, "WAL was removed while it was read"));
+            }
+            let range = (parts, flushed);
+            summaries::read(&source.summaries_directory(), lineage, range, &mut map, &mut coverage, cancel)?;
+            map.merge(&theirs.map);
+        }
         let follower = Follower::start(&wal, lineage, read_to)?;
         Ok(Step::Decided(Box::new(Proof {
             target,

@@ -17,6 +17,9 @@ use crate::wire::protocol::message::{Reply, Request};
 /// How long a sample may take.
 const SAMPLING: Duration = Duration::from_secs(10);
 
+/// How often all files are gone through for a sample.
+const ROUNDS: u64 = 8;
+
 /// Pages that a sample has at least, if there are so many.
 const LEAST: u64 = 10_000;
 
@@ -84,16 +87,17 @@ pub(super) fn transfer(
     if skip.leaves_out {
         let witness = Witness::new(&map, skip.reach);
         let pages = skipped.breakdown.known / crate::compare::digest::PAGE as u64;
-        let sample = Sample::new(&map, skip.sampled.min(pages / LEAST).max(1), skip.seed);
-        let sample = Cloned::new(cloned, &sample);
+        let every = skip.sampled.min(pages / LEAST).max(1);
         let deadline = Some(Instant::now() + SAMPLING);
-        let job = Job {
-            source: &sample,
-            what: What::Sample,
-            examination: examination(&witness, true, deadline),
-            ..all
-        };
-        links.transfer(conversation, &job)?;
+        // in rounds over all files: on a slow disk the time is over before all of it was looked at
+        let rounds = if every == 1 { 1 } else { ROUNDS };
+        for round in 0..rounds {
+            let sample = Sample::new(&map, every * rounds, skip.seed.wrapping_add(round));
+            let sample = Cloned::new(cloned, &sample);
+            let examination = examination(&witness, true, deadline);
+            let job = Job { source: &sample, what: What::Sample, examination, ..all };
+            links.transfer(conversation, &job)?;
+        }
         if !witness.is_refuted() {
             let source = Cloned::new(cloned, &map);
             let job = Job { source: &source, examination: examination(&witness, true, None), ..all };

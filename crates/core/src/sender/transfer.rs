@@ -63,8 +63,9 @@ impl Links {
         let Job { data_directory, files, first, source, what, examination } = *job;
         let Self { links, options, rate } = self;
         let chooser = Chooser::new(options.compression, Instant::now());
-        // what is skipped is read only to be verified
-        let work = Work::new(files, source, links.len(), options.checksums.is_some()).from(first);
+        // what was cloned is read only to be verified, once
+        let verifies = options.checksums.is_some() && what != What::Sample;
+        let work = Work::new(files, source, links.len(), verifies).from(first);
         let cancel = &conversation.cancel;
         let transfer = &Transfer {
             data_directory,

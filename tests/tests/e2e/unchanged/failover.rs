@@ -65,7 +65,6 @@ fn a_killed_primary_that_has_logged_its_hints_is_rebuilt_in_place() {
         promote_and_change(&new);
         let report = rebuild(&recovery(&old, &new), &old, &new, "H2");
         assert_eq!(report.number("/source/timeline"), 2);
-        assert!(report.number("/bytes/sent") < report.number("/bytes/total") / 2, "{}", report.0);
     }
 }
 

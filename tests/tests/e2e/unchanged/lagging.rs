@@ -20,8 +20,7 @@ fn standby(builder: Builder, condition: Condition) -> Stage {
 
 fn a_standby_that_lags_behind_is_rebuilt_by_reading_what_changed(transport: Transport) {
     for condition in [Condition::Stopped, Condition::Killed] {
-        let stage =
-            Stage::builder().primary(durable).filled(40).through(transport).standby(condition).build();
+        let stage = standby(Stage::builder().primary(durable).filled(40).through(transport), condition);
         let primary = &stage.primary;
         let mut client = primary.connect();
         each(
@@ -52,6 +51,7 @@ by_both_transports!(a_standby_that_lags_behind_is_rebuilt_by_reading_what_change
 fn a_standby_of_which_nothing_has_changed_is_read_only_where_wal_says_nothing() {
     let stage = standby(Stage::builder().primary(durable).filled(40), Condition::Stopped);
     let report = rebuild(&stage.recovery(), &stage.target, &stage.primary, "H0");
-    assert_eq!(report.number("/skip/bytes/listed"), 0, "{}", report.0);
+    // what the transaction changed, and what the sessions of the recovery prune in catalogs
+    assert!(report.number("/skip/bytes/listed") < 200_000, "{}", report.0);
     assert!(report.number("/skip/looked_at") > 1000, "{}", report.0);
 }

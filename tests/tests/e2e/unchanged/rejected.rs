@@ -102,3 +102,29 @@ fn wal_of_the_primary_that_is_gone() {
     let why = rebuilt_by_hash(&stage.recovery(), &stage.target, &stage.primary);
     assert!(why.contains("neither the WAL") || why.contains("in common"), "{why}");
 }
+
+#[test]
+fn a_target_that_has_contradicted_the_proof_must_prove_itself_again() {
+    let stage = standby();
+    stage.target.stop(Stop::Fast);
+    let path: String = stage.primary.get("SELECT pg_relation_filepath('bulk')", &[]);
+    let file = stage.target.directory().join(path);
+    for page in 0..500 {
+        let file = OpenOptions::new().write(true).open(&file).expect("open");
+        file.write_at(b"damaged by something", page * 8192 + 5000).expect("write");
+    }
+    let recovery = stage.recovery().option("skip_unchanged", "on").option("start", true);
+    let report = recovery.run(&stage.primary);
+    assert!(report.number("/skip/refuted") > 0, "{}", report.0);
+    assert!(stage.primary.log().contains("WARNING:  pgpool_recovery"), "{}", stage.primary.log());
+    let mut modes = Vec::new();
+    for _ in 0..2 {
+        stage.target.wait_for_replay(&stage.primary);
+        stage.target.stop(Stop::Fast);
+        stage.primary.execute("INSERT INTO accounts (note) VALUES ('again')");
+        let report = recovery.run(&stage.primary);
+        assert_eq!(report.number("/skip/refuted"), 0, "{}", report.0);
+        modes.push(report.text("/skip/mode").to_owned());
+    }
+    assert_eq!(modes, ["shadow", "on"]);
+}

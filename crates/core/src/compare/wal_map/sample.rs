@@ -26,7 +26,8 @@ impl<'a> Sample<'a> {
     /// The first sampled page of a file at `page` or later.
     fn next(&self, number: u32, page: u64) -> u64 {
         // a multiplicative hash (Knuth, TAOCP 6.4) spreads the files' phases
-        let phase = (u64::from(number) ^ self.seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) % self.every;
+        let mixed = (u64::from(number) ^ self.seed.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let phase = (mixed >> 32) % self.every;
         page + (phase + self.every - page % self.every) % self.every
     }
 }

@@ -27,9 +27,12 @@
 //! control link                                    data links (several)
 //! -> Open            <- Target
 //! -> TestReplication <- LoggedIn
+//! -> ReadWal         <- Blob*, Wal            (only where blocks may be left out: the target's WAL)
+//! -> DigestWal*      <- Blob*, Ok             (how far it is the primary's)
 //!    (pg_backup_start, scan)
 //! -> Plan*, PlanEnd  <- Planned
 //! -> Begin           <- Ok       (marker written, pg_control moved aside)
+//! -> Present         <- Blob*, Ok             (sizes of the target's files, where blocks may be left out)
 //!                                 -> Attach        <- Ok
 //!                                 -> Ask*          <- Digests*
 //!                                 -> Pages*, EndOfFile, Gone
