@@ -68,6 +68,10 @@ pub(crate) enum Work {
     Full,
     FullClone,
     Failover,
+    #[value(name = "map-0")]
+    Map0,
+    #[value(name = "map-1")]
+    Map1,
     Link,
     ManyFiles,
     Load,
@@ -112,6 +116,6 @@ mod tests {
         {
             assert_eq!(plan.wants(name), wanted, "{name}");
         }
-        assert_eq!(plan.works().len(), 11);
+        assert_eq!(plan.works().len(), 13);
     }
 }

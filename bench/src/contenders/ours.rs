@@ -12,24 +12,31 @@ pub(crate) struct Ours {
     name: String,
     /// None: a local target.
     compression: Option<&'static str>,
+    /// Leaves out what WAL proves equal.
+    skips: bool,
     client: Option<Client>,
 }
 
 impl Ours {
     /// Through an agent, nothing compressed: the bytes on the wire compare to those of peers.
-    pub(crate) fn agent() -> Box<dyn Contender> {
-        Box::new(Self { name: "ours-agent".to_owned(), compression: Some("off"), client: None })
+    pub(crate) fn agent() -> Box<Self> {
+        Box::new(Self { name: "ours-agent".to_owned(), compression: Some("off"), skips: false, client: None })
     }
 
     /// Through an agent with a compression; `auto` is the product's default.
-    pub(crate) fn compressed(compression: &'static str) -> Box<dyn Contender> {
+    pub(crate) fn compressed(compression: &'static str) -> Box<Self> {
         let name = format!("ours-agent-{compression}");
-        Box::new(Self { name, compression: Some(compression), client: None })
+        Box::new(Self { name, compression: Some(compression), skips: false, client: None })
+    }
+
+    /// The same, and what WAL proves equal is left out.
+    pub(crate) fn skipping(ours: Box<Self>) -> Box<dyn Contender> {
+        Box::new(Self { name: format!("{}-skip", ours.name), skips: true, ..*ours })
     }
 
     /// Both halves in the primary's backend.
-    pub(crate) fn local() -> Box<dyn Contender> {
-        Box::new(Self { name: "ours-local".to_owned(), compression: None, client: None })
+    pub(crate) fn local() -> Box<Self> {
+        Box::new(Self { name: "ours-local".to_owned(), compression: None, skips: false, client: None })
     }
 }
 
@@ -52,8 +59,12 @@ impl Contender for Ours {
             Some(compression) => through_agent(stage).option("compression", compression),
             None => Recovery::of(&stage.target, &stage.primary).option("transport", "local"),
         };
+        let recovery = if self.skips { recovery.option("skip_unchanged", "on") } else { recovery };
         let client = self.client.as_mut().expect("connected when made ready");
         match recovery.option("dest_port", stage.target.port()).call(client) {
+            Ok(report) if self.skips && report.0["skip"]["rule"] != "wal_map" => {
+                failed(format!("nothing was left out: {}", report.0["skip"]))
+            }
             Ok(report) => Ok(Told { wire: report.0["bytes"]["wire"].as_u64(), report: report.0 }),
             Err(error) => failed(match error.as_db_error() {
                 Some(error) => format!(

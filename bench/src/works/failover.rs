@@ -48,13 +48,20 @@ pub(crate) fn rebuild(lab: &mut Lab) -> Outcome<()> {
         let _ = fs::remove_dir_all(stage.target.directory());
         copy(&saved, stage.target.directory()).map(|()| 0)
     };
-    let contenders = vec![Ours::agent(), Ours::compressed("auto"), Ours::local(), Rewind::plain()];
+    let contenders = vec![
+        Ours::skipping(Ours::agent()),
+        Ours::skipping(Ours::local()),
+        Ours::agent(),
+        Ours::compressed("auto"),
+        Ours::local(),
+        Rewind::plain(),
+    ];
     Rounds::new(plan, &stage, &reset).run(&mut table, contenders)?;
     lab.done(table);
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path) -> Outcome<()> {
+pub(super) fn copy(from: &Path, to: &Path) -> Outcome<()> {
     let mut command = Command::new("cp");
     command.args(["-a", "--reflink=auto"]).arg(from).arg(to);
     tool::run(command, None).map(drop)

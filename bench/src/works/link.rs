@@ -48,7 +48,7 @@ pub(crate) fn copies(lab: &mut Lab) -> Outcome<()> {
 }
 
 fn ours() -> Vec<Box<dyn Contender>> {
-    let mut all = vec![Ours::agent()];
+    let mut all: Vec<Box<dyn Contender>> = vec![Ours::agent()];
     all.extend(["auto", "lz4", "zstd"].map(Ours::compressed));
     all
 }

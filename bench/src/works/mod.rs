@@ -9,6 +9,7 @@ mod load;
 mod machine;
 mod many_files;
 mod small;
+mod unchanged;
 
 use pgpool_recovery_e2e::Scratch;
 
@@ -46,6 +47,8 @@ impl<'a> Lab<'a> {
                 Work::Full => copies::full(self)?,
                 Work::FullClone => clone::full(self)?,
                 Work::Failover => failover::rebuild(self)?,
+                Work::Map0 => unchanged::rebuild(self, "map-0", None)?,
+                Work::Map1 => unchanged::rebuild(self, "map-1", Some(1))?,
                 Work::Link => link::copies(self)?,
                 Work::ManyFiles => many_files::refresh(self)?,
                 Work::Load => load::during_a_copy(self)?,
