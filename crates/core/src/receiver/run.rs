@@ -125,12 +125,15 @@ impl Run {
         Ok(Some(DirectFile::new(file)))
     }
 
-    /// Looks at what is in a file's place without opening it: its size, if it can be compared and written in place.
+    /// Looks at what is in a file's place without opening it: its size, if it can be compared and written in place. Of what
+    /// could not be opened later nothing is remembered: it will be replaced.
     pub(super) fn look(&self, planned: &PlannedFile) -> Result<Option<u64>> {
+        const OWNER_MAY: u32 = 0o600;
         let mut place = lock(&planned.place);
         let found = self.target.stat(&planned.path)?.filter(|stat| {
             let own = rustix::process::geteuid().as_raw();
-            stat.kind == FileType::RegularFile && stat.names == 1 && stat.user == own
+            let may_be_opened = stat.user == own && stat.mode & OWNER_MAY == OWNER_MAY;
+            stat.kind == FileType::RegularFile && stat.names == 1 && may_be_opened
         });
         let Some(stat) = found else { return Ok(None) };
         match &*place {
@@ -380,6 +383,7 @@ pub(super) fn of_one_page(directory: &std::path::Path, file: &str) -> Run {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -428,5 +432,20 @@ mod tests {
         assert!(run.open_present(planned).expect("looks").is_none(), "zeros were not sent");
         run.open_to_write(planned).expect("made");
         assert_eq!(fs::read(&path).expect("read"), b"");
+    }
+
+    #[test]
+    fn a_file_that_may_not_be_opened_is_not_taken_for_one_that_is_compared() {
+        for mode in [0o000, 0o200, 0o400, 0o077] {
+            let data = tempfile::tempdir().expect("temporary directory");
+            let path = data.path().join(FILE);
+            fs::write(&path, [1; 8192]).expect("write");
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
+            let run = of_one_page(data.path(), FILE);
+            let planned = &run.planned_files()[0];
+            assert_eq!(run.look(planned).expect("looks"), None, "{mode:o}");
+            assert!(!planned.is_found(), "{mode:o}");
+            run.open_to_write(planned).expect("opened, or made");
+        }
     }
 }
