@@ -7,11 +7,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fixture::{Hosts, transports};
+use pgdata::control_file::{self, ControlFile};
 use pgdata::wal::Lsn;
 use pgdata::wal::record::RelationFileLocator;
-use pgpool_recovery_core::compare::wal_map::{BlockMap, Layout, Reach};
+use pgpool_recovery_core::compare::wal_map::skip::SourceFacts;
+use pgpool_recovery_core::compare::wal_map::{BlockMap, Layout, Lineage, Reach, Reason};
 use pgpool_recovery_core::progress::Progress;
+use pgpool_recovery_core::sender::proof::{Rejected, Source};
 use pgpool_recovery_core::sender::skip::{Skip, Skipped};
+use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::wire::link::Connector;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 
@@ -177,6 +181,37 @@ fn what_the_target_lacks_is_sent_whatever_the_map_says() {
             assert_eq!(skipped.refuted, 0, "{name}, {case}: {skipped:?}");
             hosts.assert_same(&[TABLE]);
         }
+    }
+}
+
+#[test]
+fn of_a_pg_control_no_more_is_read_than_a_server_writes() {
+    for is_local in [true, false] {
+        let hosts = made(&[], &[]);
+        let control = control_file::sample(42);
+        hosts.write("standby/global/pg_control", &control);
+        for name in ["pg_wal", "pg_tblspc"] {
+            fs::create_dir(hosts.path("standby").join(name)).expect("make");
+        }
+        // nothing has so much memory
+        truncate(&hosts.path("standby/global/pg_control"), 1 << 43);
+        let connector = if is_local { hosts.local() } else { hosts.agent() };
+        let (session, _) = hosts.open(&connector, Purpose::Recover).expect("open");
+        let control = ControlFile::parse(&control).expect("a sample");
+        let facts = SourceFacts {
+            control,
+            lineage: Lineage::new(3, &[]),
+            resource_managers: Vec::new(),
+            is_encrypted: false,
+        };
+        let source = Source { wal_directory: hosts.path("primary/pg_wal"), facts, tablespaces: Vec::new() };
+        let proved = session
+            .prove(&source, Lsn(0x500_0200), &Cancel::new())
+            .expect("a target without WAL is compared");
+        let Err(Rejected::Reasons(reasons)) = proved else {
+            panic!("{:?}", proved.map(|proof| proof.decision()))
+        };
+        assert!(reasons.iter().any(|reason| matches!(reason, Reason::Checkpoint { .. })), "{reasons:?}");
     }
 }
 

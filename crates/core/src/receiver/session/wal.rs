@@ -1,10 +1,9 @@
 //! What the WAL of the target tells: nothing is changed, and nothing of it is believed without the sender's own.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::PathBuf;
 
-use pgdata::control_file::{ControlFile, PG_CONTROL};
+use pgdata::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE};
 use pgdata::wal::Lsn;
 
 use super::Conversation;
@@ -15,6 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::host::inspect;
 use crate::manifest::exclude::MARKER;
 use crate::manifest::scan::tablespace_links;
+use crate::sys::small_file;
 use crate::wire::protocol::message::{self, Reply};
 
 /// What makes a directory a copy that no server has started from, or that is not complete.
@@ -31,10 +31,7 @@ pub(super) fn read(
         return Err(Error::new(Kind::Unsupported, "the agent does not allow blocks to be left out")
             .detail("Its configuration says allow_skip = false."));
     }
-    let path = &directory.cluster.data_directory;
-    let control_path = path.join(PG_CONTROL);
-    let bytes = fs::read(&control_path).map_err(Error::on_path("read file", &control_path))?;
-    let control = ControlFile::parse(&bytes).map_err(Error::from)?;
+    let control = control_file(directory)?;
     let (wal_directory, mut map) = (wal_directory(directory), BlockMap::default());
     let wal = Wal::new(&wal_directory, &control);
     let lineage = wal.lineage(control.timeline.max(control.min_recovery_timeline))?;
@@ -65,13 +62,19 @@ pub(super) fn digest(
     timeline: u32,
     next: Next,
 ) -> Result<()> {
-    let control_path = directory.cluster.data_directory.join(PG_CONTROL);
-    let bytes = fs::read(&control_path).map_err(Error::on_path("read file", &control_path))?;
-    let control = ControlFile::parse(&bytes).map_err(Error::from)?;
+    let control = control_file(directory)?;
     let wal_directory = wal_directory(directory);
     let wal = Wal::new(&wal_directory, &control);
     let groups = wal.digest(&wal.lineage(timeline)?, next, &conversation.cancel)?;
     conversation.send_blob(&Group::encode_all(&groups))
+}
+
+/// pg_control in its place.
+fn control_file(directory: &Directory) -> Result<ControlFile> {
+    let path = directory.cluster.data_directory.join(PG_CONTROL);
+    let found = small_file::read(&path, PG_CONTROL_FILE_SIZE).map_err(Error::on_path("read file", &path))?;
+    let missing = || Error::new(Kind::MissingFile, format!("there is no file \"{}\"", path.display()));
+    ControlFile::parse(&found.ok_or_else(missing)?).map_err(Error::from)
 }
 
 fn wal_directory(directory: &Directory) -> PathBuf {
