@@ -283,7 +283,7 @@ fn a_dry_run_writes_nothing_whatever_it_is_told() {
 #[test]
 fn steps_out_of_order() {
     let host = Host::new();
-    for request in ["clone", "reconcile", "wal_end", "finish"] {
+    for request in ["present", "clone", "reconcile", "wal_end", "finish"] {
         let (mut peer, _) = host.open();
         peer.request(&json!({ "request": request }));
         peer.answer().expect_err(request);

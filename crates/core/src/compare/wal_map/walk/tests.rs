@@ -298,3 +298,38 @@ fn histories_that_share_nothing_have_nothing_in_common() {
     let empty = Made::new();
     assert_eq!(search(&empty, &target, BASE), None);
 }
+
+#[test]
+fn a_pg_control_that_says_anything_ends_nothing() {
+    type Spoil = fn(&mut ControlFile);
+    let cases: [(&str, Spoil); 6] = [
+        ("no segments", |control| control.wal_segment_size = 0),
+        ("odd segments", |control| control.wal_segment_size = 12_345),
+        ("large segments", |control| control.wal_segment_size = u32::MAX),
+        ("checkpoint", |control| control.recovery.checkpoint_at = Lsn(u64::MAX)),
+        ("redo", |control| control.recovery.checkpoint.redo = Lsn(u64::MAX)),
+        ("timeline", |control| control.timeline = u32::MAX),
+    ];
+    for (what, spoil) in cases {
+        let mut made = Made::new();
+        let mut writer = writer();
+        commit(&mut writer, 1);
+        made.write(&writer, 1, BASE);
+        for name in
+            ["00000001FFFFFFFF000000FF", "FFFFFFFFFFFFFFFFFFFFFFFF", "000000010000000000000000.partial"]
+        {
+            fs::write(made.directory.path().join(name), vec![0xD1; 3 * PAGE_SIZE]).expect("write");
+        }
+        spoil(&mut made.control);
+        for from in [0, BASE.0, u64::MAX - 8191, u64::MAX] {
+            let mut map = BlockMap::default();
+            let read = made.wal().read_target(&made.control, Lsn(from), &mut map, &Cancel::new());
+            let chains = read.expect(what).chains;
+            assert_eq!(chains[0].facts.lineage.timeline(), made.control.timeline, "{what}");
+            for to in [0, u64::MAX] {
+                let next = Next { from: Lsn(from), to: Lsn(to), grouping: Grouping::Records };
+                made.wal().digest(&Lineage::new(u32::MAX, &[]), next, &Cancel::new()).expect(what);
+            }
+        }
+    }
+}
