@@ -93,6 +93,7 @@ pub(crate) fn inspect_opened(
     let own = [(&main, kept_settings), (&auto, kept_auto.as_ref())];
     let needed = || {
         let mut needed = references::of_libpq(directory, std::env::home_dir())?;
+        needed.extend(references::of_kept(directory, &kept)?);
         for (file, settings) in own.into_iter().filter_map(|(file, settings)| Some((file, settings?))) {
             needed.extend(references::in_directory(directory, file, settings)?);
         }

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use pgdata::configuration::{self, Reading};
 
@@ -48,6 +48,9 @@ const OF_ONE_HOST: &[&str] = &[
     "ssl_passphrase_command",
 ];
 
+/// Most links that the kernel follows on one path (MAXSYMLINKS in include/linux/namei.h).
+const LINKS: usize = 40;
+
 /// What libpq reads in its user's home directory: the passwords, and certificates for TLS.
 const OF_LIBPQ: &[&str] = &[".pgpass", ".postgresql"];
 
@@ -77,10 +80,15 @@ pub(crate) fn of_libpq(directory: &Path, home: Option<PathBuf>) -> io::Result<Ve
     there(directory, paths.iter().map(PathBuf::as_path))
 }
 
+/// What is there of the files beneath `directory` to which those lead that are kept: one of these may be a link.
+pub(crate) fn of_kept(directory: &Path, kept: &[RelPath]) -> io::Result<Vec<RelPath>> {
+    there(directory, kept.iter().map(AsRef::as_ref))
+}
+
 fn there<'a>(directory: &Path, paths: impl IntoIterator<Item = &'a Path>) -> io::Result<Vec<RelPath>> {
     let mut found = Vec::new();
     for path in paths {
-        found.extend(beneath(directory, path)?.filter(may_be_kept));
+        found.extend(beneath(directory, path)?.into_iter().filter(may_be_kept));
     }
     found.sort();
     found.dedup();
@@ -93,8 +101,9 @@ pub(crate) fn demand_kept_passfile(directory: &Path, passfile: &str, keep: &[Rel
         return Ok(());
     }
     let found = beneath(directory, Path::new(passfile)).map_err(Error::on_path("stat", passfile))?;
-    match found {
-        Some(found) if !keep.iter().any(|kept| found.is_at_or_below(kept.as_str())) => {
+    let is_kept = |found: &RelPath| keep.iter().any(|kept| found.is_at_or_below(kept.as_str()));
+    match found.into_iter().find(|found| !is_kept(found)) {
+        Some(found) => {
             let message = format!("the password file \"{passfile}\" lies in the directory that is replaced");
             Err(Error::new(Kind::TargetRefused, message)
                 .detail(format!(
@@ -106,7 +115,7 @@ pub(crate) fn demand_kept_passfile(directory: &Path, passfile: &str, keep: &[Rel
                      pgpool_recovery.keep_files.",
                 ))
         }
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
@@ -120,35 +129,61 @@ fn may_be_kept(path: &RelPath) -> bool {
     !is_of_the_copy(path.as_str()) && !FOLLOWS_THE_PRIMARY.contains(&path.as_str())
 }
 
-/// The path as one beneath the directory, if it is there. Of a path that leads through a link, the link. What cannot be
-/// told is an error: without an answer the file would be removed.
-fn beneath(directory: &Path, path: &Path) -> io::Result<Option<RelPath>> {
-    let absolute = directory.join(path);
-    let inside = absolute.strip_prefix(directory).map(Path::to_owned).ok().or_else(|| {
-        // The configuration may name the directory by another path. Where that cannot be followed, a server cannot
-        // read the file either.
+/// What a path needs beneath the directory: the file that it leads to, or each link on the way there, if that lies in the
+/// directory and is there. What cannot be told is an error: without an answer the file would be removed.
+fn beneath(directory: &Path, path: &Path) -> io::Result<Vec<RelPath>> {
+    let mut found = Vec::new();
+    let mut next = Some(directory.join(path));
+    // a server cannot follow more, either
+    for _ in 0..LINKS {
+        let Some(absolute) = next.take() else { break };
+        let Some(inside) = inside(directory, &absolute) else {
+            // the link to a file may lie outside, and the file not
+            next = fs::read_link(&absolute).ok().and_then(|leads_to| Some(absolute.parent()?.join(leads_to)));
+            continue;
+        };
+        let (mut part, mut components) = (PathBuf::new(), inside.components());
+        while let Some(component) = components.next() {
+            part.push(component);
+            let place = directory.join(&part);
+            match fs::symlink_metadata(&place) {
+                Ok(metadata) if metadata.is_symlink() => {
+                    let above = place.parent().unwrap_or(directory);
+                    next = Some(above.join(fs::read_link(&place)?).join(components.collect::<PathBuf>()));
+                    break;
+                }
+                Ok(_) => {}
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+                {
+                    return Ok(found);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        found.extend(part.to_str().and_then(|part| RelPath::parse(part).ok()));
+    }
+    Ok(found)
+}
+
+/// The path as one beneath the directory, if it lies there.
+fn inside(directory: &Path, absolute: &Path) -> Option<RelPath> {
+    let by_name = || {
+        let inside = absolute.strip_prefix(directory).ok()?;
+        // what leads up again is told by where it leads to
+        let is_plain =
+            inside.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        is_plain.then(|| inside.to_owned())
+    };
+    // The configuration may name the directory by another path. Where that cannot be followed, a server cannot read the
+    // file either.
+    let by_its_directory = || {
         let parent = absolute.parent()?.canonicalize().ok()?;
         Some(parent.strip_prefix(directory).ok()?.join(absolute.file_name()?))
-    });
-    // no file of a copy has such a name
-    let name = |path: PathBuf| RelPath::parse(path.components().as_path().to_str()?).ok();
-    let Some(path) = inside.and_then(name) else { return Ok(None) };
-    let mut part = String::new();
-    for component in path.components() {
-        if !part.is_empty() {
-            part.push('/');
-        }
-        part.push_str(component);
-        match fs::symlink_metadata(directory.join(&part)) {
-            Ok(found) if found.is_symlink() => break,
-            Ok(_) => {}
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(RelPath::parse(&part).ok())
+    };
+    let inside = by_name().or_else(by_its_directory)?;
+    // no file of a copy has another name
+    RelPath::parse(inside.components().as_path().to_str()?).ok()
 }
 
 /// Whether a boolean parameter is on: PostgreSQL takes any beginning of these words that is not ambiguous.
@@ -297,5 +332,44 @@ mod tests {
             assert_eq!(told(harmless, &[]), Ok(()), "{harmless}");
         }
         assert_eq!(demand_kept_passfile(&directory, "", &[]), Ok(()));
+    }
+
+    #[test]
+    fn what_links_lead_to_in_the_directory_is_found_with_them() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let directory = top.path().canonicalize().expect("resolved").join("data");
+        fs::create_dir_all(directory.join("own/keys")).expect("make");
+        fs::create_dir_all(directory.join("global")).expect("make");
+        for name in ["own/keys/key", "own/pgpass", "global/pgpass"] {
+            fs::write(directory.join(name), "").expect("write");
+        }
+        let link = |to: &str, name: &str| symlink(to, directory.join(name)).expect("link");
+        link("own/keys", "tls");
+        link("tls/key", "server.key");
+        link("../../data/own/pgpass", "own/link");
+        link("global/pgpass", "data.link");
+        link("nowhere", "dangling");
+        link("loop", "loop");
+        symlink("data/server.key", top.path().join("key")).expect("link");
+        symlink(directory.join("own/link"), top.path().join("pgpass")).expect("link");
+        assert_eq!(names(&directory, "ssl_key_file = 'server.key'"), ["own/keys/key", "server.key", "tls"]);
+        let outside = format!("ssl_key_file = '{}/key'", top.path().display());
+        assert_eq!(names(&directory, &outside), ["own/keys/key", "server.key", "tls"]);
+        assert_eq!(names(&directory, "ssl_key_file = 'data.link'"), ["data.link"], "data is never kept");
+        for (text, found) in [("dangling", "dangling"), ("loop", "loop")] {
+            assert_eq!(names(&directory, &format!("ssl_key_file = '{text}'")), [found]);
+        }
+        let kept = |name: &str| {
+            let found = of_kept(&directory, &[RelPath::parse(name).expect("valid")]).expect("told");
+            found.iter().map(|path| path.as_str().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(kept("own/link"), ["own/link", "own/pgpass"]);
+        let passfile = top.path().join("pgpass");
+        let told = |keep: &[&str]| {
+            let keep: Vec<RelPath> = keep.iter().map(|name| RelPath::parse(name).expect("valid")).collect();
+            demand_kept_passfile(&directory, passfile.to_str().expect("UTF-8"), &keep)
+        };
+        assert!(told(&["own/link"]).is_err(), "only the link would be left");
+        assert_eq!(told(&["own/link", "own/pgpass"]), Ok(()));
     }
 }
