@@ -59,8 +59,14 @@ impl Unchanged {
         if mode == SkipUnchanged::Off {
             return Ok((session, made(State::Unused(None))));
         }
-        if target.content != Content::Cluster {
-            return Ok((session, made(State::Unused(Some("the target has no data")))));
+        let unused = if facts.primary.in_recovery {
+            // where its flushed WAL ends it answers with an ERROR
+            Some("this server is a standby")
+        } else {
+            (target.content != Content::Cluster).then_some("the target has no data")
+        };
+        if unused.is_some() {
+            return Ok((session, made(State::Unused(unused))));
         }
         if !target.control_in_place {
             let rejected = Rejected::Reasons(vec![Reason::ControlAside]);
