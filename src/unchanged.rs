@@ -30,8 +30,8 @@ pub(crate) struct Unchanged {
 enum State {
     /// The setting is off, or there is nothing that could be left out.
     Unused(Option<&'static str>),
-    /// It holds so far.
-    Proved(Box<(Source, Proof)>),
+    /// It holds so far. A thread reads the WAL on: its end is waited for as that of any other.
+    Proved(DropAside<Box<(Source, Proof)>>),
     /// It holds.
     Decided(Box<Account>),
     /// It does not hold.
@@ -82,7 +82,7 @@ impl Unchanged {
             };
             let cancel = session.cancel().clone();
             Ok(match session.prove(&source, flushed, &cancel)? {
-                Ok(proof) => (session, State::Proved(Box::new((source, proof)))),
+                Ok(proof) => (session, State::Proved(DropAside::new(Box::new((source, proof))))),
                 Err(rejected) => (session, State::Rejected(rejected)),
             })
         })?;
@@ -99,7 +99,7 @@ impl Unchanged {
         let Self { mode, sampled, state } = self;
         let State::Proved(proved) = state else { return Ok((Self { mode, sampled, state }, None)) };
         let completed = run.blocking_with(slot, |cancel| {
-            let (source, proof) = *proved;
+            let (source, proof) = *proved.into_inner();
             proof.complete(&source, start, cancel)
         })?;
         Ok(match completed {

@@ -49,7 +49,7 @@ impl Follower {
             map: BlockMap::default(),
         };
         // opens the segment before this returns
-        reading.advance()?;
+        reading.advance(&AtomicU64::new(NOTHING))?;
         let wanted = Arc::new(AtomicU64::new(UNKNOWN));
         let shared = Arc::clone(&wanted);
         let thread = std::thread::Builder::new()
@@ -91,7 +91,7 @@ impl Reading {
         let mut since_known = None;
         loop {
             let end = wanted.load(Ordering::Acquire);
-            self.advance()?;
+            self.advance(wanted)?;
             let is_reached = end != UNKNOWN && behind_header(self.facts.end) >= behind_header(Lsn(end));
             let is_late =
                 end != UNKNOWN && since_known.get_or_insert_with(Instant::now).elapsed() >= PATIENCE;
@@ -102,14 +102,17 @@ impl Reading {
         }
     }
 
-    /// Reads what is there now.
-    fn advance(&mut self) -> Result<()> {
+    /// Reads what is there now, but no more than is wanted: a busy server may write as fast as this reads.
+    fn advance(&mut self, wanted: &AtomicU64) -> Result<()> {
         self.reader.resume();
         loop {
             match self.reader.next_record() {
                 Ok(Some(record)) => {
                     self.facts.add(&record, None);
                     self.map.add_record(&record);
+                    if self.facts.end.0 > wanted.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
                 }
                 Ok(None) => {
                     self.facts.why = self.reader.end().map(|end| end.why.to_string()).unwrap_or_default();
@@ -122,5 +125,39 @@ impl Reading {
                 Err(ReadError::Io(error)) => return Err(Error::io("read WAL", &error)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgdata::control_file::{ControlFile, sample};
+    use pgdata::wal::sample::Writer;
+    use pgdata::wal::segment_name;
+
+    use super::*;
+
+    #[test]
+    fn no_more_is_read_than_is_wanted() {
+        const SEGMENT: u32 = 1 << 20;
+        let mut writer = Writer::new(0xD110, SEGMENT, Lsn(3 << 20));
+        let starts: Vec<Lsn> = (0..100).map(|_| writer.record(10, 0, &[], &[1; 100])).collect();
+        let directory = tempfile::tempdir().expect("a directory");
+        let segment = directory.path().join(segment_name(1, 3, SEGMENT));
+        std::fs::write(segment, writer.finish().bytes).expect("write");
+        let mut control = ControlFile::parse(&sample(42)).expect("a sample");
+        control.wal_segment_size = SEGMENT;
+        let (wal, lineage) = (Wal::new(directory.path(), &control), Lineage::new(1, &[]));
+        let mut reading = Reading {
+            reader: wal.reader_from(&lineage, starts[0]),
+            facts: ChainFacts::new(lineage.clone(), starts[0]),
+            map: BlockMap::default(),
+        };
+        let mut read_to = |wanted| {
+            reading.advance(&AtomicU64::new(wanted)).expect("readable");
+            starts.partition_point(|start| *start < reading.facts.end)
+        };
+        assert_eq!(read_to(NOTHING), 1);
+        assert_eq!(read_to(starts[50].0), 51);
+        assert_eq!(read_to(UNKNOWN), 100);
     }
 }
