@@ -49,7 +49,9 @@ pub(crate) fn copies(lab: &mut Lab) -> Outcome<()> {
 
 fn ours() -> Vec<Box<dyn Contender>> {
     let mut all: Vec<Box<dyn Contender>> = vec![Ours::agent()];
-    all.extend(["auto", "lz4", "zstd"].map(Ours::compressed));
+    for compression in ["auto", "lz4", "zstd"] {
+        all.push(Ours::compressed(compression));
+    }
     all
 }
 
