@@ -61,7 +61,12 @@ impl Directory {
         let names = possible.map(|(timeline, _)| segment_name(*timeline, segment, self.segment_size));
         let names: Vec<String> = names.collect();
         for name in names.iter().cloned().chain(names.iter().map(|name| format!("{name}.partial"))) {
-            match File::open(self.path.join(name)) {
+            let path = self.path.join(name);
+            // what is no file, a pipe for instance, might never be opened
+            if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+                continue;
+            }
+            match File::open(path) {
                 Ok(file) => files.push(Ahead { file, buffer: Vec::new(), offset: 0 }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),

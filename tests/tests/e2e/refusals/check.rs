@@ -57,6 +57,7 @@ fn every_step_is_there() {
         "replication_slot",
         "replication_user",
         "secret",
+        "skip_unchanged",
         "space",
         "start_command",
         "tablespaces",

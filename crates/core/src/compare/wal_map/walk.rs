@@ -252,6 +252,9 @@ impl<'a> Wal<'a> {
         for (segment, name) in segments.iter().filter(|(segment, _)| *segment >= unused.0 / size) {
             cancel.check()?;
             let path = self.directory.join(name);
+            if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+                continue;
+            }
             let file = match File::open(&path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,

@@ -11,6 +11,10 @@ use crate::host::references::is_on;
 use crate::manifest::exclude::{AUTO_CONF, MYRECOVERY_CONF, POSTGRESQL_CONF};
 use crate::replication::standby;
 use crate::replication::standby::Standby;
+use crate::sys::small_file;
+
+/// Longest command line that is read, bytes.
+const MAX_OPTIONS: usize = 1 << 16;
 
 /// How the standby in `directory` is set to follow its primary.
 pub fn standby_of(directory: &Path) -> Option<Standby> {
@@ -40,6 +44,15 @@ pub(crate) fn says_fsync_off(cluster: &Cluster) -> bool {
         let is_unknown = |item: &Item| matches!(item.what, What::Problem(_) | What::Skipped(_));
         reading.items.iter().any(is_unknown) || reading.value("fsync").is_some_and(|value| !is_on(value))
     };
+    // the command line of its last start, one argument in quotes each: -F is -c fsync=off
+    let options = small_file::read(&cluster.data_directory.join("postmaster.opts"), MAX_OPTIONS);
+    let asked_for = |options: Option<Vec<u8>>| {
+        let options = String::from_utf8_lossy(&options.unwrap_or_default()).to_ascii_lowercase();
+        options.contains("fsync") || options.contains("\"-f\"")
+    };
+    if options.map_or(true, asked_for) {
+        return true;
+    }
     // ALTER SYSTEM may have changed it since the server ran: either of them is enough
     is_off(&configuration(cluster))
         || (may_be_there(&cluster.data_directory.join(AUTO_CONF)) && is_off(&auto))

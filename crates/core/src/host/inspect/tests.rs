@@ -270,3 +270,27 @@ fn an_interrupted_recovery_needs_no_configuration_to_be_completed() {
     put(&data, PG_CONTROL, &sample(7));
     assert!(doubt().is_some(), "something else has come since");
 }
+
+#[test]
+fn a_server_that_may_have_run_without_syncing_is_recognised() {
+    let says = |main: &str, auto: &str, options: &str| {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let contents =
+            [("postgresql.conf", main), ("postgresql.auto.conf", auto), ("postmaster.opts", options)];
+        for (name, content) in contents.into_iter().filter(|(_, content)| !content.is_empty()) {
+            put(data.path(), name, content.as_bytes());
+        }
+        says_fsync_off(&cluster(data.path()))
+    };
+    let started = "/usr/bin/postgres \"-D\" \"/srv/data\" \"-c\" \"port=1\"";
+    for main in ["port = 1", "fsync = on", "fsync = 'TRUE'", "fsync = off\nfsync = on"] {
+        assert!(!says(main, "", started), "{main}");
+    }
+    for main in ["fsync = off", "fsync = no", "fsync=nonsense", "include 'missing.conf'\nfsync = false"] {
+        assert!(says(main, "", started), "{main}");
+    }
+    assert!(says("fsync = on", "fsync = 'off'", started));
+    assert!(says("fsync = on", "", "/usr/bin/postgres \"-F\""));
+    assert!(says("fsync = on", "", "/usr/bin/postgres \"-c\" \"fsync=off\""));
+    assert!(says("", "", started), "without a configuration nothing is known");
+}
