@@ -157,7 +157,9 @@ pub enum Reason {
         hints: Unlogged,
     },
     /// The target was not protected against a crash.
-    #[error("the target's configuration says fsync = off: what its disk has after a crash is unknown")]
+    #[error(
+        "the target's configuration says fsync = off, or cannot be read: what its disk has after a crash is unknown"
+    )]
     FsyncOff,
     /// A tablespace of the target is not where it was.
     #[error("a tablespace of the target was moved: {0}")]

@@ -54,7 +54,8 @@ pub(crate) fn says_fsync_off(cluster: &Cluster) -> bool {
         return true;
     }
     // ALTER SYSTEM may have changed it since the server ran: either of them is enough
-    is_off(&configuration(cluster))
+    !may_be_there(&main_configuration(cluster))
+        || is_off(&configuration(cluster))
         || (may_be_there(&cluster.data_directory.join(AUTO_CONF)) && is_off(&auto))
 }
 
