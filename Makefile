@@ -7,7 +7,7 @@ DESTDIR ?=
 export PG_CONFIG PREFIX DESTDIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-pgrx install demo demo-agent lint test test-unit test-indb test-e2e faults fuzz soak matrix bench package try-packages guide clean
+.PHONY: help setup setup-pgrx install demo demo-agent lint test test-unit test-indb test-e2e faults fuzz soak histories matrix bench package try-packages guide clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ fuzz: setup ## every decoder for SECONDS=60 (5 of them are part of test)
 # make soak ROUNDS=300 SEED=7
 soak: setup ## recoveries under write load and DDL, round after round (10 of them are part of test-e2e)
 	PGPOOL_RECOVERY_SOAK_ROUNDS=$(or $(ROUNDS),100) PGPOOL_RECOVERY_SOAK_SEED=$(or $(SEED),1) scripts/test.sh soak
+
+# make histories ROUNDS=300 SEED=7
+histories: setup ## random histories of three servers, each with recoveries that leave out what WAL proves equal (8 of them are part of test-e2e)
+	PGPOOL_RECOVERY_HISTORIES_ROUNDS=$(or $(ROUNDS),100) PGPOOL_RECOVERY_HISTORIES_SEED=$(or $(SEED),1) scripts/test.sh histories
 
 # make matrix PG=17
 matrix: setup-pgrx ## every PostgreSQL and Pgpool-II of Debian 11 to 14, each in a chroot (root only; PG=17: one of them)

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Every test, from the quickest to the slowest; stops at the first kind that fails.
 #
-#   scripts/test.sh [unit|fuzz|indb|e2e|faults|soak|through|breaks]...      default: unit fuzz indb e2e, in this order
+#   scripts/test.sh [unit|fuzz|indb|e2e|faults|soak|histories|through|breaks]...      default: unit fuzz indb e2e, in this order
 #
 # unit  core and agent, without PostgreSQL
 # fuzz  every decoder, for a few seconds each
 # indb  inside a PostgreSQL server, by cargo-pgrx
 # e2e   what `make install` installed: real clusters, agents and Pgpool-II
-# faults, soak   of these the faults alone; heavy weather for PGPOOL_RECOVERY_SOAK_ROUNDS rounds
+# faults, soak, histories   of these the faults alone; heavy weather for PGPOOL_RECOVERY_SOAK_ROUNDS rounds;
+#       PGPOOL_RECOVERY_HISTORIES_ROUNDS random histories
 # through, breaks   what `make matrix` runs of e2e for each PostgreSQL and Pgpool-II: recoveries from end
 #       to end; a few of the faults
 #
@@ -81,6 +82,12 @@ soak() {
     e2e_tests alone::soak:: --nocapture
 }
 
+histories() {
+    say "random histories"
+    installed
+    e2e_tests unchanged::histories:: --nocapture
+}
+
 through() {
     say "recoveries end to end"
     installed
@@ -102,7 +109,7 @@ as_root() {
 [ $# -gt 0 ] || set -- unit fuzz indb e2e
 for kind in "$@"; do
     case $kind in
-        unit | fuzz | indb | e2e | faults | soak | through | breaks) "$kind" ;;
+        unit | fuzz | indb | e2e | faults | soak | histories | through | breaks) "$kind" ;;
         *) echo "unknown kind of test: $kind" >&2; exit 2 ;;
     esac
 done

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pgdata::wal::Lsn;
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::progress::Phase;
+use pgpool_recovery_core::sender::skip::Skip;
 use pgpool_recovery_core::sender::state::Planned;
 use pgpool_recovery_core::sender::{Session, TransferOptions};
 use pgpool_recovery_core::wire::protocol::message::Purpose;
@@ -29,6 +30,16 @@ pub(crate) fn dry_run(request: Request, settings: Settings) -> Result<Value> {
     let (session, unchanged) = Unchanged::prove(&facts, &target, session, &mut run)?;
     // there is no backup: what would be left out is told of this moment
     let (unchanged, skip) = unchanged.complete(None, None, &mut run)?;
+    // it writes nothing, so the files may lack what the primary has changed since its last checkpoint
+    let written = facts.control.recovery.checkpoint.redo;
+    let skip = skip.map(|skip| Skip { is_tried: written >= skip.reach.from, ..skip });
+    if let Some(skip) = skip.as_ref().filter(|skip| !skip.is_tried) {
+        report.warn(vec![format!(
+            "skip_unchanged was not tried: the primary has not written all that it changed before {} yet; a CHECKPOINT on \
+             the primary lets the next dry run try it",
+            skip.reach.from
+        )]);
+    }
     report.lap("wal_map");
 
     run.enter(Phase::EstimateSize);

@@ -55,6 +55,7 @@ fn skip(listed: &[u32], leaves_out: bool) -> Skip {
         layout: Layout { segment_blocks: 131_072, first_blocks: false },
         reach: Reach { from: Lsn(100), to: Lsn(200), target_end: Lsn(150) },
         leaves_out,
+        is_tried: true,
         sampled: 100,
         seed: 1,
     }
@@ -134,6 +135,29 @@ fn a_page_that_contradicts_the_map_ends_its_use() {
                 assert_eq!((progress.known(), progress.compared()), (0, progress.total()), "{name} {why}");
             }
         }
+    }
+}
+
+#[test]
+fn a_proof_that_cannot_be_tried_is_not_refuted() {
+    // what a primary has not written yet, as a dry run finds it
+    let theirs: Vec<_> = (0..PAGES).step_by(10).map(|at| (at, page(80, 2, 0))).collect();
+    let hosts = made(&[(7, page(120, 2, 0))], &theirs);
+    let dry_run = |leaves_out| {
+        let (session, progress) = hosts.open(&hosts.local(), Purpose::Look).expect("open");
+        let session = hosts.plan(session).expect("plan");
+        let skip = Skip { is_tried: false, ..skip(&[7], leaves_out) };
+        let (_, _, skipped) =
+            session.dry_run(&hosts.path("primary"), hosts.options(), Some(skip)).expect("a dry run");
+        (skipped.expect("it was asked for"), progress.known(), progress.compared())
+    };
+    let known = (PAGES as u64 - 1) * PAGE as u64;
+    for leaves_out in [true, false] {
+        let (skipped, left_out, compared) = dry_run(leaves_out);
+        assert_eq!((skipped.looked, skipped.refuted, skipped.is_left_out), (0, 0, leaves_out));
+        assert_eq!(skipped.breakdown.known, known);
+        assert_eq!(left_out, if leaves_out { known } else { 0 });
+        assert!(leaves_out || compared >= known);
     }
 }
 
@@ -218,4 +242,87 @@ fn of_a_pg_control_no_more_is_read_than_a_server_writes() {
 fn truncate(path: &Path, size: usize) {
     let file = fs::OpenOptions::new().write(true).open(path).expect("open");
     file.set_len(size as u64).expect("set length");
+}
+
+/// What some WAL may say of the relations of [`a_map_that_lacks_one_thing_is_refuted`].
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Block(u32, u32),
+    Limit(u32, u32),
+    Database(u32),
+}
+
+impl Change {
+    fn put(self, map: &mut BlockMap) {
+        let locator =
+            |relation| RelationFileLocator { tablespace: 1663, database: relation % 2 + 5, relation };
+        match self {
+            Self::Block(relation, block) => map.add(locator(relation), block),
+            Self::Limit(relation, block) => map.limit(locator(relation), block),
+            Self::Database(database) => map.database(Some(1663), database),
+        }
+    }
+
+    fn covers(self, relation: u32, block: u32) -> bool {
+        match self {
+            Self::Block(listed, at) => (listed, at) == (relation, block),
+            Self::Limit(listed, from) => listed == relation && block >= from,
+            Self::Database(database) => relation % 2 + 5 == database,
+        }
+    }
+}
+
+#[test]
+fn a_map_that_lacks_one_thing_is_refuted() {
+    const BLOCKS: u32 = 120;
+    const RELATIONS: std::ops::Range<u32> = 20_000..20_006;
+    let path = |relation: u32| format!("base/{}/{relation}", relation % 2 + 5);
+    for seed in 0..12_u32 {
+        // relations of odd numbers are in database 6, which was made again on one side
+        let blocks = (0..7).map(|n| Change::Block(20_000 + 2 * (n % 2), (seed * 37 + n * 31) % BLOCKS));
+        let mut changes: Vec<Change> = blocks.collect();
+        changes.extend([Change::Limit(20_004, 1 + seed * 53 % (BLOCKS - 1)), Change::Database(6)]);
+        let hosts = Hosts::new();
+        hosts.write("standby/PG_VERSION", b"15\n");
+        for relation in RELATIONS {
+            let pages = |changed: &dyn Fn(u32) -> bool| {
+                let pages =
+                    (0..BLOCKS).map(|block| if changed(block) { page(120, 2, 0) } else { page(50, 1, 0) });
+                pages.collect::<Vec<_>>().concat()
+            };
+            // each was changed on one of the sides
+            let is_changed = |block: u32, side: u32| {
+                (block + relation) % 2 == side && changes.iter().any(|change| change.covers(relation, block))
+            };
+            for (side, number) in [("primary", 0), ("standby", 1)] {
+                let content = pages(&|block| is_changed(block, number));
+                hosts.write(&format!("{side}/{}", path(relation)), &content);
+            }
+        }
+        let look = |changes: &[Change]| {
+            let mut map = BlockMap::default();
+            changes.iter().for_each(|change| change.put(&mut map));
+            let (session, _) = hosts.open(&hosts.local(), Purpose::Look).expect("open");
+            let session = hosts.plan(session).expect("plan");
+            let skip = Skip { map, ..skip(&[], false) };
+            let (_, _, skipped) =
+                session.dry_run(&hosts.path("primary"), hosts.options(), Some(skip)).expect("a dry run");
+            skipped.expect("it was asked for")
+        };
+        let whole = look(&changes);
+        assert_eq!((whole.refuted, whole.looked > 0), (0, true), "{whole:?}");
+        for lacking in 0..changes.len() {
+            let mut others = changes.clone();
+            let lost = others.remove(lacking);
+            let expected = RELATIONS
+                .flat_map(|relation| (0..BLOCKS).map(move |block| (relation, block)))
+                .filter(|(relation, block)| {
+                    lost.covers(*relation, *block)
+                        && !others.iter().any(|other| other.covers(*relation, *block))
+                })
+                .count();
+            assert_eq!(look(&others).refuted, expected as u64, "seed {seed}: without {lost:?}");
+            assert!(expected > 0, "seed {seed}: {lost:?} is said twice");
+        }
+    }
 }

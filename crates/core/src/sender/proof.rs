@@ -316,6 +316,7 @@ impl Proof {
             },
             reach: Reach { from: decision.from, to: decision.to, target_end: decision.target_end },
             leaves_out: false,
+            is_tried: true,
             sampled: 1,
             seed: start.0,
         };

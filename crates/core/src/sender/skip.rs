@@ -34,6 +34,9 @@ pub struct Skip {
     pub reach: Reach,
     /// Whether they are left out; else everything is compared, and the proof is only tried.
     pub leaves_out: bool,
+    /// Whether the proof is tried on pages that are read. The primary's must be on disk: of what it changed before
+    /// [`Reach::from`] and has not written yet, no WAL that was read tells.
+    pub is_tried: bool,
     /// One of so many left out pages is looked at all the same.
     pub sampled: u64,
     /// Another number for each run.
@@ -84,6 +87,13 @@ pub(super) fn transfer(
     let mut skipped = Skipped { breakdown: map.breakdown(), ..Skipped::default() };
     let examination =
         |witness, ends_when_refuted, deadline| Some(Examination { witness, ends_when_refuted, deadline });
+    if !skip.is_tried {
+        let source = Cloned::new(cloned, &map);
+        let job = if skip.leaves_out { Job { source: &source, ..all } } else { all };
+        links.transfer(conversation, &job)?;
+        skipped.is_left_out = skip.leaves_out;
+        return Ok(Some(skipped));
+    }
     if skip.leaves_out {
         let witness = Witness::new(&map, skip.reach);
         let pages = skipped.breakdown.known / crate::compare::digest::PAGE as u64;

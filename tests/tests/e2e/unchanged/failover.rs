@@ -5,7 +5,7 @@ use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, Transport, by_both_t
 use super::{durable, each, rebuild, rebuilt_by_hash};
 
 /// A primary with other settings, and its standby, which has replayed everything and receives nothing any more.
-fn parted(scratch: &Scratch, settings: &[(&str, &str)]) -> (Cluster, Cluster) {
+pub(super) fn parted(scratch: &Scratch, settings: &[(&str, &str)]) -> (Cluster, Cluster) {
     let place = durable(Cluster::place(scratch, &Host::here(), "primary"));
     let old = settings.iter().fold(place, |place, (name, value)| place.with(name, value)).into_primary();
     workload::fill(&old, 40);
@@ -39,14 +39,14 @@ fn change_alone(old: &Cluster) {
     );
 }
 
-fn promote_and_change(new: &Cluster) {
+pub(super) fn promote_and_change(new: &Cluster) {
     new.promote();
     let mut client = new.connect();
     workload::change_every(&mut client, 700);
     each(&mut client, &["CREATE TABLE won AS SELECT i FROM generate_series(1, 5000) i", "VACUUM bulk"]);
 }
 
-fn recovery(old: &Cluster, new: &Cluster) -> Recovery {
+pub(super) fn recovery(old: &Cluster, new: &Cluster) -> Recovery {
     Recovery::of(old, new).option("dest_port", old.port())
 }
 

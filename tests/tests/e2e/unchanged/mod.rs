@@ -1,8 +1,10 @@
 //! Recoveries that leave out what the WAL of both sides proves equal (`skip_unchanged`).
 
 mod failover;
+mod histories;
 mod lagging;
 mod rejected;
+mod scenarios;
 
 use pgpool_recovery_e2e::recovery::Report;
 use pgpool_recovery_e2e::{Cluster, Recovery, compare, dump};
