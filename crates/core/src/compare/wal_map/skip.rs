@@ -231,7 +231,10 @@ fn earlier(evidence: &Evidence<'_>) -> Lsn {
     const LEAST: u64 = 64 << 20;
     let begin = evidence.target_wal.first().and_then(|own| own.from).unwrap_or_default();
     let read: u64 = evidence.target_wal.iter().map(ChainFacts::bytes).max().unwrap_or_default();
-    Lsn(begin.0.saturating_sub(read.saturating_mul(2).max(LEAST)))
+    let wanted = begin.0.saturating_sub(read.saturating_mul(2).max(LEAST));
+    // within a segment this may lie behind a switch to the next one, where nothing is written
+    let segment = u64::from(evidence.target.control.wal_segment_size);
+    Lsn(wanted - wanted.checked_rem(segment).unwrap_or_default())
 }
 
 /// Whether nothing needs to be copied: the server there could simply be started as a standby of this primary. The coverage

@@ -1,6 +1,7 @@
 //! The servers of a history, and what happens to them.
 
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::rng::Rng;
@@ -37,6 +38,15 @@ pub(super) struct Nodes {
     pub(super) nodes: Vec<Node>,
     /// What happened so far.
     pub(super) tale: Vec<String>,
+    began: Instant,
+}
+
+/// In memory if there is enough of it: three servers sync a lot, and what they write survives their end anyway.
+fn place() -> Scratch {
+    const ENOUGH: u64 = 4 << 30;
+    let memory = Path::new("/dev/shm");
+    let free = rustix::fs::statvfs(memory).map_or(0, |of| of.f_bavail * of.f_frsize);
+    if free >= ENOUGH { Scratch::within(memory) } else { Scratch::new() }
 }
 
 /// Tells what happened when a history fails.
@@ -50,7 +60,7 @@ impl Drop for Nodes {
 
 impl Nodes {
     pub(super) fn new(rng: &mut Rng) -> Self {
-        let scratch = Scratch::new();
+        let scratch = place();
         let on = |rng: &mut Rng, chance| if rng.percent(chance) { "on" } else { "off" };
         let mut settings: Vec<(&str, String)> = vec![
             ("fsync", "on".into()),
@@ -71,6 +81,7 @@ impl Nodes {
             .into_iter()
             .filter_map(|(argument, chance)| rng.percent(chance).then_some(argument))
             .collect();
+        let began = Instant::now();
         let tale = vec![format!("initdb {}: {settings:?}", arguments.join(" "))];
         let place = Cluster::place(&scratch, &Host::here(), "n0");
         let place = settings.iter().fold(place, |place, (name, value)| place.with(name, value));
@@ -82,15 +93,13 @@ impl Nodes {
             let cluster = Cluster::standby_by_basebackup(&nodes[0].cluster, &Host::here(), name);
             nodes.push(Node { cluster, role: Role::Follows });
         }
-        Self { open: None, nodes, tale }
+        Self { open: None, nodes, tale, began }
     }
 
     pub(super) fn told(&mut self, number: usize, what: impl std::fmt::Display) {
-        self.tale.push(format!(
-            "{} {:?}: {what}",
-            self.nodes[number].cluster.name(),
-            self.nodes[number].role
-        ));
+        let Node { cluster, role } = &self.nodes[number];
+        let seconds = self.began.elapsed().as_secs_f32();
+        self.tale.push(format!("{seconds:5.1} {} {role:?}: {what}", cluster.name()));
     }
 
     pub(super) fn cluster(&self, number: usize) -> &Cluster {

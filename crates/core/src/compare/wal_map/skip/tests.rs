@@ -282,6 +282,11 @@ fn older_wal_is_read_where_it_may_help() {
     (own.from, own.end, case.start) = (Some(Lsn(1 << 40)), Lsn((1 << 40) + (1 << 30)), Lsn(1 << 41));
     case.common[0] = None;
     assert_eq!(outcome(&case), Outcome::Widen(Lsn((1 << 40) - (2 << 30))));
+    // from the beginning of a segment: within one there may be nothing
+    case.target_wal[0].from = Some(Lsn((1 << 40) + 5000));
+    case.target.control.wal_segment_size = 16 << 20;
+    case.source.control.wal_segment_size = 16 << 20;
+    assert_eq!(outcome(&case), Outcome::Widen(Lsn((1 << 40) - (2 << 30))));
     let mut case = lagging();
     case.target_wal[0].from = Some(Lsn(1001));
     let needed = Reason::TargetBegins { begin: Lsn(1001), needed: Lsn(1000) };
