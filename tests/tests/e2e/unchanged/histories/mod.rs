@@ -41,8 +41,10 @@ enum Fate {
 }
 
 /// How often each of them happens.
-const FATES: [Fate; 10] = [
+const FATES: [Fate; 12] = [
     Fate::Lags,
+    Fate::Lags,
+    Fate::Fenced,
     Fate::Lags,
     Fate::Fenced,
     Fate::Fenced,
@@ -61,7 +63,7 @@ fn befall(nodes: &mut Nodes, fate: Fate, rng: &mut Rng) -> Option<usize> {
     let target = match fate {
         Fate::Lags => {
             let target = nodes.standby(rng)?;
-            if rng.percent(50) {
+            if rng.percent(85) {
                 nodes.let_catch_up(target);
             }
             nodes.end(target, rng);
@@ -119,7 +121,7 @@ fn befall(nodes: &mut Nodes, fate: Fate, rng: &mut Rng) -> Option<usize> {
             nodes.told(target, "is promoted by mistake");
             nodes.cluster(target).promote();
             nodes.nodes[target].role = Role::Alone;
-            if rng.percent(50) {
+            if rng.percent(30) {
                 nodes.busy(target, rng, 4);
             }
             nodes.work(target, &work::read(rng), false);
@@ -233,7 +235,7 @@ fn verify(nodes: &mut Nodes, target: usize, rng: &mut Rng) {
         dump::assert_amcheck_clean(theirs);
     }
     compare::stop_and_compare(ours, theirs).assert_none();
-    if rng.percent(30) {
+    if rng.percent(20) {
         nodes.start(target, Role::Alone);
         let theirs = nodes.cluster(target);
         theirs.promote();
@@ -256,8 +258,10 @@ fn history(seed: u64) -> Vec<String> {
         for _ in 0..1 + rng.below(6) {
             nodes.step(&mut rng);
         }
-        // not all of them can befall everyone
-        let target = (0..20).find_map(|_| befall(&mut nodes, *rng.pick(&FATES), &mut rng));
+        // most need a standby
+        let target = (0..5)
+            .find_map(|_| befall(&mut nodes, *rng.pick(&FATES), &mut rng))
+            .or_else(|| befall(&mut nodes, Fate::Left, &mut rng));
         let target = target.expect("something befalls one of them");
         for _ in 0..rng.below(4) {
             let leader = nodes.leader();

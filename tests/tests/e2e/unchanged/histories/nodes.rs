@@ -70,7 +70,7 @@ impl Nodes {
             ("autovacuum_naptime", "1s".into()),
             ("shared_buffers", (*rng.pick(&["1MB", "2MB", "16MB"])).into()),
             ("max_prepared_transactions", "10".into()),
-            ("wal_keep_size", (*rng.pick(&["1GB", "1GB", "1GB", "64MB"])).into()),
+            ("wal_keep_size", (*rng.pick(&["1GB", "1GB", "1GB", "1GB", "1GB", "64MB"])).into()),
             ("wal_compression", on(rng, 30).into()),
             ("checkpoint_timeout", "30s".into()),
         ];
