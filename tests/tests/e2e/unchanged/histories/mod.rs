@@ -150,11 +150,7 @@ fn rule_of(report: &Report) -> String {
     match report.text("/skip/rule") {
         "wal_map" => report.text("/skip/hint_rule").to_owned(),
         _ => {
-            let reason =
-                report.0.pointer("/skip/rejected/0/reason").or_else(|| report.0.pointer("/skip/rejected"));
-            let reason = reason
-                .and_then(|reason| reason.as_str())
-                .unwrap_or_else(|| panic!("no reason: {}", report.0));
+            let reason = report.text("/skip/rejected/0");
             // without the numbers
             let words: Vec<&str> = reason
                 .split_whitespace()
