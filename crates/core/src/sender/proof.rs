@@ -224,9 +224,13 @@ impl Session<Opened> {
             let scope = Scope { from: from.max(decision.from), ..scope };
             map = BlockMap::default();
             let again = wal.read_source(lineage, scope, &mut map, cancel)?;
-            let ends =
-                |chains: &[Chain]| -> Vec<Lsn> { chains.iter().map(|chain| chain.facts.end).collect() };
-            if again.facts.end < read_to || ends(&theirs.chains) != ends(&target.chains) {
+            // a timeline that ends before it has no changes that count, and may not be read again
+            let is_there = |chain: &Chain| {
+                let same = |facts: &ChainFacts| (facts.lineage.timeline(), facts.end);
+                chain.facts.end <= decision.from
+                    || theirs.chains.iter().any(|other| same(&other.facts) == same(&chain.facts))
+            };
+            if again.facts.end < read_to || !target.chains.iter().all(is_there) {
                 return Err(Error::new(Kind::WrongState, "WAL was removed while it was read"));
             }
             let range = (parts, flushed);
