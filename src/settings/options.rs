@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn every_key_refuses_a_wrong_type_by_name() {
         for key in all().map(|option| option.name) {
-            for value in [json!(null), json!([]), json!({}), json!(1.5), json!(-1)] {
+            for value in [json!(null), json!([]), json!({}), json!(-1.5), json!(-1)] {
                 let error = overlay(json!({ key: value })).expect_err(key);
                 assert_eq!(error.kind, Kind::InvalidArgument, "{key}: {error}");
                 assert!(error.message.contains(&format!("\"{key}\"")), "{error}");
@@ -200,6 +200,10 @@ mod tests {
             ("start_timeout", 86_400, 86_401),
             ("node_id", 2_147_483_647, 2_147_483_648),
         ] {
+            assert!(overlay(json!({ key: good })).is_ok(), "{key} {good}");
+            assert!(overlay(json!({ key: bad })).is_err(), "{key} {bad}");
+        }
+        for (key, good, bad) in [("skip_sample", 0.01, 0.0099), ("skip_sample", 100.0, 100.1)] {
             assert!(overlay(json!({ key: good })).is_ok(), "{key} {good}");
             assert!(overlay(json!({ key: bad })).is_err(), "{key} {bad}");
         }
