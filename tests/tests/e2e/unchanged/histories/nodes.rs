@@ -236,6 +236,20 @@ impl Nodes {
         self.nodes[number].role = role;
     }
 
+    /// Starts a standby that was ended, cut off; false if it has parted from its primary, and so does not start.
+    fn start_cut(&mut self, number: usize) -> bool {
+        self.told(number, "starts");
+        let cluster = self.cluster(number);
+        let started = cluster.try_start();
+        if !started.status.success() {
+            let log = cluster.log();
+            assert!(log.contains("is not a child of this server's history"), "{}\n{log}", started.stderr);
+            return false;
+        }
+        self.nodes[number].role = Role::Cut;
+        true
+    }
+
     /// Waits a while for a standby to have what the leader has.
     pub(super) fn let_catch_up(&self, number: usize) -> bool {
         let leader = self.cluster(self.leader());
@@ -255,8 +269,7 @@ impl Nodes {
             return Some(number);
         }
         let number = self.one(rng, |role| role == Role::Down { was_standby: true })?;
-        self.start(number, Role::Cut);
-        Some(number)
+        self.start_cut(number).then_some(number)
     }
 
     /// The standby takes the leader's place, whether that runs or not; the third follows it, or not.
@@ -297,8 +310,9 @@ impl Nodes {
             }
             76..82 => {
                 if let Some(number) = self.one(rng, |role| role == Role::Down { was_standby: true }) {
-                    self.start(number, Role::Cut);
-                    self.follow(number);
+                    if self.start_cut(number) {
+                        self.follow(number);
+                    }
                 } else if let Some(number) = self.one(rng, |role| matches!(role, Role::Follows | Role::Cut)) {
                     self.end(number, rng);
                 }
