@@ -54,7 +54,7 @@ soak: setup ## recoveries under write load and DDL, round after round (10 of the
 	PGPOOL_RECOVERY_SOAK_ROUNDS=$(or $(ROUNDS),100) PGPOOL_RECOVERY_SOAK_SEED=$(or $(SEED),1) scripts/test.sh soak
 
 # make histories ROUNDS=300 SEED=7
-histories: setup ## random histories of three servers, each with recoveries that leave out what WAL proves equal (6 of them are part of test-e2e)
+histories: setup ## random histories of three servers, each with recoveries that leave out what WAL proves equal (3 of them are part of test-e2e)
 	PGPOOL_RECOVERY_HISTORIES_ROUNDS=$(or $(ROUNDS),100) PGPOOL_RECOVERY_HISTORIES_SEED=$(or $(SEED),1) scripts/test.sh histories
 
 # make matrix PG=17

@@ -1,7 +1,7 @@
 //! Random histories of three servers, and recoveries of one of them that leave out what WAL proves equal: every page that the
 //! proof leaves out is looked at first, and what comes of it is compared with the primary afterwards.
 //!
-//! PGPOOL_RECOVERY_HISTORIES_ROUNDS (default 6) histories, the first of seed PGPOOL_RECOVERY_HISTORIES_SEED (default 1):
+//! PGPOOL_RECOVERY_HISTORIES_ROUNDS (default 3) histories, the first of seed PGPOOL_RECOVERY_HISTORIES_SEED (default 1):
 //! `make histories ROUNDS=300 SEED=7`. A history that fails tells its seed and what happened; what servers and sessions make of
 //! it takes another time each time.
 
@@ -273,7 +273,7 @@ fn history(seed: u64) -> Vec<String> {
 
 #[test]
 fn no_history_has_a_page_that_wal_does_not_tell() {
-    let (rounds, first) = (setting("ROUNDS", 6), setting("SEED", 1));
+    let (rounds, first) = (setting("ROUNDS", 3), setting("SEED", 1));
     let next = AtomicU64::new(first);
     let counts: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
     let failed: Mutex<Vec<u64>> = Mutex::new(Vec::new());

@@ -215,11 +215,14 @@ pub(super) fn upkeep(rng: &mut Rng) -> Work {
 }
 
 fn create_database(rng: &mut Rng, m: usize) -> String {
-    let template = rng.pick(&["template0", "second"]);
+    // a standby that is killed copies the files again as they are by then: with a template that changes it is another
+    // database afterwards (a limit of PostgreSQL's, see createdb() in dbcommands.c)
+    let copied = "template0";
     match server::major() {
-        ..15 => format!("CREATE DATABASE d{m} TEMPLATE {template}"),
+        ..15 => format!("CREATE DATABASE d{m} TEMPLATE {copied}"),
         _ => {
-            let strategy = rng.pick(&["wal_log", "file_copy"]);
+            let (strategy, template) =
+                *rng.pick(&[("wal_log", "template0"), ("wal_log", "second"), ("file_copy", copied)]);
             // the same number again, with other content
             let number = if rng.percent(50) { format!(" OID {}", 60_000 + m) } else { String::new() };
             format!("CREATE DATABASE d{m} TEMPLATE {template} STRATEGY {strategy}{number}")
