@@ -4,6 +4,7 @@
 //! is known. So it is read as it is written. A segment that is open can be read to its end whatever becomes of its name; what
 //! is written over it fails the checks of its pages and records.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -11,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use pgdata::wal::Lsn;
 use pgdata::wal::directory::Directory;
-use pgdata::wal::reader::{ReadError, Reader};
+use pgdata::wal::reader::Reader;
 
 use super::block_map::BlockMap;
 use super::coverage::behind_header;
 use super::facts::ChainFacts;
 use super::lineage::Lineage;
-use super::walk::Wal;
+use super::walk::{Wal, each};
 use crate::error::{Error, Kind, Result};
 
 /// How often it looks for more: much less often than a checkpoint takes.
@@ -44,7 +45,7 @@ impl Follower {
     /// Begins at `from`, where a record ends. To be called where signals are blocked: the thread inherits that.
     pub fn start(wal: &Wal<'_>, lineage: &Lineage, from: Lsn) -> Result<Self> {
         let mut reading = Reading {
-            reader: wal.reader_from(lineage, from),
+            reader: wal.reader(lineage, from, Lsn(u64::MAX)),
             facts: ChainFacts::new(lineage.clone(), from),
             map: BlockMap::default(),
         };
@@ -105,26 +106,17 @@ impl Reading {
     /// Reads what is there now, but no more than is wanted: a busy server may write as fast as this reads.
     fn advance(&mut self, wanted: &AtomicU64) -> Result<()> {
         self.reader.resume();
-        loop {
-            match self.reader.next_record() {
-                Ok(Some(record)) => {
-                    self.facts.add(&record, None);
-                    self.map.add_record(&record);
-                    if self.facts.end.0 > wanted.load(Ordering::Relaxed) {
-                        return Ok(());
-                    }
-                }
-                Ok(None) => {
-                    self.facts.why = self.reader.end().map(|end| end.why.to_string()).unwrap_or_default();
-                    return Ok(());
-                }
-                Err(ReadError::Malformed { at, source }) => {
-                    self.facts.malformed = Some(format!("{source}, at {at}"));
-                    return Ok(());
-                }
-                Err(ReadError::Io(error)) => return Err(Error::io("read WAL", &error)),
-            }
-        }
+        let Self { reader, facts, map } = self;
+        let malformed = each(reader, |record| {
+            facts.add(record, None);
+            map.add_record(record);
+            let is_enough = facts.end.0 > wanted.load(Ordering::Relaxed);
+            Ok(if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        // what follows such a record may be readable the next time
+        facts.malformed = facts.malformed.take().or(malformed);
+        facts.why = reader.end().map(|end| end.why.to_string()).unwrap_or_default();
+        Ok(())
     }
 }
 
@@ -148,7 +140,7 @@ mod tests {
         control.wal_segment_size = SEGMENT;
         let (wal, lineage) = (Wal::new(directory.path(), &control), Lineage::new(1, &[]));
         let mut reading = Reading {
-            reader: wal.reader_from(&lineage, starts[0]),
+            reader: wal.reader(&lineage, starts[0], Lsn(u64::MAX)),
             facts: ChainFacts::new(lineage.clone(), starts[0]),
             map: BlockMap::default(),
         };

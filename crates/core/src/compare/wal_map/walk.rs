@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use pgdata::control_file::{ControlFile, Recovery};
 use pgdata::history;
 use pgdata::wal::directory::Directory;
 use pgdata::wal::page::PAGE_SIZE;
-use pgdata::wal::reader::{Origin, ReadError, Reader};
+use pgdata::wal::reader::{Origin, ReadError, Reader, Record};
 use pgdata::wal::{Lsn, parse_segment_name};
 use serde::{Deserialize, Serialize};
 
@@ -155,18 +156,16 @@ impl<'a> Wal<'a> {
     /// Digests the records that a search for the common history wants next.
     pub fn digest(&self, lineage: &Lineage, next: Next, cancel: &Cancel) -> Result<Vec<Group>> {
         let mut digester = Digester::new(next.grouping);
-        let mut reader = self.reader(lineage, next.to);
-        reader.seek_from(page_of(next.from)).map_err(failed)?;
-        let mut seen = 0_u32;
-        loop {
-            check(&mut seen, cancel)?;
-            match reader.next_record() {
-                Ok(Some(record)) if record.start < next.from => {}
-                Ok(Some(record)) => digester.add(&record),
-                Ok(None) | Err(ReadError::Malformed { .. }) => return Ok(digester.finish()),
-                Err(ReadError::Io(error)) => return Err(failed(error)),
+        let mut reader = self.reader_of_page(lineage, next.from, next.to)?;
+        let mut checked = Checked::new(cancel);
+        // what is behind a record that cannot be read is nothing that both have
+        let _malformed = each(&mut reader, |record| {
+            if record.start >= next.from {
+                digester.add(record);
             }
-        }
+            checked.next()
+        })?;
+        Ok(digester.finish())
     }
 
     fn read(
@@ -179,42 +178,32 @@ impl<'a> Wal<'a> {
     ) -> Result<Found> {
         let mut facts = ChainFacts::new(lineage.clone(), scope.from);
         let mut digester = Digester::new(Grouping::Windows);
-        let mut reader = self.reader(lineage, scope.limit);
-        reader.seek_from(page_of(scope.from)).map_err(failed)?;
-        let mut seen = 0_u32;
-        loop {
-            check(&mut seen, cancel)?;
-            match reader.next_record() {
-                Ok(Some(record)) => {
-                    facts.add(&record, control);
-                    map.add_record(&record);
-                    if record.start < scope.digested {
-                        digester.add(&record);
-                    }
-                }
-                Ok(None) => break,
-                Err(ReadError::Malformed { at, source }) => {
-                    facts.malformed = Some(format!("{source}, at {at}"));
-                    break;
-                }
-                Err(ReadError::Io(error)) => return Err(failed(error)),
+        let mut reader = self.reader_of_page(lineage, scope.from, scope.limit)?;
+        let mut checked = Checked::new(cancel);
+        facts.malformed = each(&mut reader, |record| {
+            facts.add(record, control);
+            map.add_record(record);
+            if record.start < scope.digested {
+                digester.add(record);
             }
-        }
+            checked.next()
+        })?;
         facts.why = reader.end().map(|end| end.why.to_string()).unwrap_or_default();
         Ok(Found { chain: Chain { facts, groups: digester.finish() }, unused: reader.unused() })
     }
 
-    /// A reader of the records along a history from the one on that begins at `start`.
-    pub(super) fn reader_from(&self, lineage: &Lineage, start: Lsn) -> Reader<Directory> {
+    /// A reader of the records along a history, from the one on that begins at `start`, up to `limit`.
+    pub(super) fn reader(&self, lineage: &Lineage, start: Lsn, limit: Lsn) -> Reader<Directory> {
         let (size, timeline) = (self.origin.segment_size, lineage.timeline());
         let pages = Directory::new(self.directory.to_owned(), size, timeline, &lineage.ancestors());
-        Reader::new(pages, self.origin, start, Lsn(u64::MAX))
+        Reader::new(pages, self.origin, start, limit)
     }
 
-    fn reader(&self, lineage: &Lineage, limit: Lsn) -> Reader<Directory> {
-        let (size, timeline) = (self.origin.segment_size, lineage.timeline());
-        let pages = Directory::new(self.directory.to_owned(), size, timeline, &lineage.ancestors());
-        Reader::new(pages, self.origin, Lsn(0), limit)
+    /// The same, turned to the first record on the page that holds `from`.
+    fn reader_of_page(&self, lineage: &Lineage, from: Lsn, limit: Lsn) -> Result<Reader<Directory>> {
+        let mut reader = self.reader(lineage, Lsn(0), limit);
+        reader.seek_from(page_of(from)).map_err(failed)?;
+        Ok(reader)
     }
 
     fn segment_size(&self) -> u64 {
@@ -288,9 +277,44 @@ fn failed(error: io::Error) -> Error {
     Error::io("read WAL", &error)
 }
 
-fn check(seen: &mut u32, cancel: &Cancel) -> Result<()> {
-    *seen = seen.wrapping_add(1);
-    if seen.is_multiple_of(RECORDS) { cancel.check() } else { Ok(()) }
+/// Hands over the records that are left until one is enough. Returns which record cannot be read and why, if that ends it.
+pub(super) fn each(
+    reader: &mut Reader<Directory>,
+    mut take: impl FnMut(&Record<'_>) -> Result<ControlFlow<()>>,
+) -> Result<Option<String>> {
+    loop {
+        match reader.next_record() {
+            Ok(Some(record)) => {
+                if take(&record)?.is_break() {
+                    return Ok(None);
+                }
+            }
+            Ok(None) => return Ok(None),
+            Err(ReadError::Malformed { at, source }) => return Ok(Some(format!("{source}, at {at}"))),
+            Err(ReadError::Io(error)) => return Err(failed(error)),
+        }
+    }
+}
+
+/// Notices a cancel now and then.
+struct Checked<'a> {
+    cancel: &'a Cancel,
+    seen: u32,
+}
+
+impl<'a> Checked<'a> {
+    const fn new(cancel: &'a Cancel) -> Self {
+        Self { cancel, seen: 0 }
+    }
+
+    /// Another record was read.
+    fn next(&mut self) -> Result<ControlFlow<()>> {
+        self.seen = self.seen.wrapping_add(1);
+        if self.seen.is_multiple_of(RECORDS) {
+            self.cancel.check()?;
+        }
+        Ok(ControlFlow::Continue(()))
+    }
 }
 
 #[cfg(test)]
