@@ -1,10 +1,8 @@
 //! Blocks that WAL proves equal: from the setting to what the report says of them.
 
 use pgdata::wal::Lsn;
-use pgpool_recovery_core::compare::wal_map::skip::{Rule, SourceFacts};
-use pgpool_recovery_core::compare::wal_map::{Reason, Wal};
+use pgpool_recovery_core::compare::wal_map::Reason;
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::manifest::plan::Tablespace;
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sender::proof::{Account, Proof, Rejected, Source};
 use pgpool_recovery_core::sender::skip::{Skip, Skipped};
@@ -72,11 +70,13 @@ impl Unchanged {
             let rejected = Rejected::Reasons(vec![Reason::ControlAside]);
             return Ok((session, made(State::Rejected(rejected))));
         }
-        let source = source(facts)?;
+        let resource_managers = catalog::foreign_resource_managers()?;
         let flushed = catalog::flushed()?;
         let tablespaces = facts.tablespaces()?;
         let (session, state) = run.step(session, None, |session: Session| {
-            let source = match source.open(tablespaces) {
+            let (control, timeline) = (facts.control.clone(), facts.primary.timeline);
+            let source = Source::of(&facts.data_directory, control, timeline, resource_managers, tablespaces);
+            let source = match source {
                 Ok(source) => source,
                 Err(error) => return Ok((session, State::Rejected(Rejected::Failed(error)))),
             };
@@ -122,9 +122,7 @@ impl Unchanged {
                 let what = if self.mode == SkipUnchanged::On { "left out" } else { "watched" };
                 format!(
                     "blocks that the WAL from {} to {} does not name are {what} (hint rule {})",
-                    decision.from,
-                    decision.to,
-                    hint_rule(decision.rule),
+                    decision.from, decision.to, decision.rule,
                 )
             }
             State::Rejected(rejected) => {
@@ -197,7 +195,7 @@ fn decided(mode: &str, account: &Account, skipped: Option<&Skipped>) -> Value {
     json!({
         "mode": mode,
         "rule": if skipped.is_some_and(|skipped| skipped.is_left_out) { "wal_map" } else { "hash" },
-        "hint_rule": hint_rule(decision.rule),
+        "hint_rule": decision.rule,
         "from": decision.from.to_string(),
         "to": decision.to.to_string(),
         "common_to": decision.common_to.to_string(),
@@ -222,46 +220,8 @@ pub(crate) fn refutations(skipped: &Skipped) -> impl Iterator<Item = String> {
     })
 }
 
-const fn hint_rule(rule: Rule) -> &'static str {
-    match rule {
-        Rule::H0 => "H0",
-        Rule::H1 => "H1",
-        Rule::H2 => "H2",
-    }
-}
-
 /// Whether the last recoveries of a target found that its WAL does not say everything.
 fn is_contradicted(host: &str, directory: &str) -> Result<bool> {
     let last = History::of_this_server()?.recall(host, directory);
     Ok(last.is_some_and(|last| last.is_contradicted))
-}
-
-/// What is known of this primary, but for what must be read from its files.
-struct Unopened {
-    data_directory: std::path::PathBuf,
-    control: pgdata::control_file::ControlFile,
-    timeline: u32,
-    resource_managers: Vec<String>,
-}
-
-fn source(facts: &PrimaryFacts) -> Result<Unopened> {
-    Ok(Unopened {
-        data_directory: facts.data_directory.clone(),
-        control: facts.control.clone(),
-        timeline: facts.primary.timeline,
-        resource_managers: catalog::foreign_resource_managers()?,
-    })
-}
-
-impl Unopened {
-    /// Reads the history of this primary's timeline. Not for the main thread.
-    fn open(self, tablespaces: Vec<Tablespace>) -> Result<Source> {
-        let Self { data_directory, control, timeline, resource_managers } = self;
-        let wal_directory = data_directory.join("pg_wal");
-        let lineage = Wal::new(&wal_directory, &control).lineage(timeline)?;
-        let encrypted = data_directory.join("pg_tde");
-        let is_encrypted = encrypted.try_exists().map_err(Error::on_path("stat", &encrypted))?;
-        let facts = SourceFacts { control, lineage, resource_managers, is_encrypted };
-        Ok(Source { wal_directory, facts, tablespaces })
-    }
 }

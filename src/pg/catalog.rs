@@ -14,6 +14,7 @@ use pgpool_recovery_core::replication::streaming::Walsender;
 use pgpool_recovery_core::sys::sockets;
 use serde::Deserialize;
 
+use super::backup::parse_lsn;
 use super::query;
 use crate::preflight::authority::Own;
 
@@ -285,11 +286,7 @@ pub(crate) fn major_version() -> Result<u32> {
 /// To where the WAL of this primary is on its disk.
 pub(crate) fn flushed() -> Result<Lsn> {
     let sql = "SELECT pg_catalog.pg_current_wal_flush_lsn()::text";
-    let text = query::row(sql, &[])?.string("the flushed WAL")?.unwrap_or_default();
-    text.parse().map_err(|_| {
-        Error::new(Kind::Internal, "the server returned no valid LSN")
-            .detail(format!("It returned {text:?}."))
-    })
+    parse_lsn(query::row(sql, &[])?.string("the flushed WAL")?.as_deref())
 }
 
 /// Resource managers that extensions have brought: they change files in ways that only they know.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use pgdata::control_file::ControlFile;
 use pgdata::wal::Lsn;
 use pgdata::wal::page::PAGE_SIZE;
 
@@ -56,28 +57,51 @@ impl Rejected {
     }
 }
 
-/// The target's WAL.
+/// The target's WAL, as its receiver tells it.
 struct Target {
     facts: TargetFacts,
-    chains: Vec<Chain>,
+    chains: Vec<ChainFacts>,
+    /// The digests of each chain.
+    groups: Vec<Vec<Group>>,
     map: BlockMap,
     is_all: bool,
 }
 
+/// What is known of both sides.
+struct Known {
+    target: TargetFacts,
+    target_wal: Vec<ChainFacts>,
+    is_all: bool,
+    common: Vec<Option<Common>>,
+    source_wal: Vec<ChainFacts>,
+    coverage: Coverage,
+}
+
+impl Known {
+    /// For a backup that starts at `start`.
+    fn evidence<'a>(&'a self, source: &'a Source, start: Lsn) -> Evidence<'a> {
+        Evidence {
+            target: &self.target,
+            source: &source.facts,
+            target_wal: &self.target_wal,
+            is_all: self.is_all,
+            common: &self.common,
+            source_wal: &self.source_wal,
+            coverage: &self.coverage,
+            start,
+        }
+    }
+}
+
 /// What is known before the backup starts.
 pub struct Proof {
-    target: Target,
-    chains: Vec<ChainFacts>,
-    common: Vec<Option<Common>>,
-    coverage: Coverage,
+    known: Known,
     /// What the WAL of both sides names.
     map: BlockMap,
     /// To where the primary's WAL was read.
     read_to: Lsn,
     /// Reads it on.
     follower: Follower,
-    decision: Decision,
-    wal_bytes: u64,
     summaries: u32,
 }
 
@@ -97,6 +121,22 @@ pub struct Account {
 }
 
 impl Source {
+    /// Of the server in a data directory, with the history of the timeline that it writes.
+    pub fn of(
+        data_directory: &Path,
+        control: ControlFile,
+        timeline: u32,
+        resource_managers: Vec<String>,
+        tablespaces: Vec<Tablespace>,
+    ) -> Result<Self> {
+        let wal_directory = data_directory.join("pg_wal");
+        let lineage = Wal::new(&wal_directory, &control).lineage(timeline)?;
+        let encrypted = data_directory.join("pg_tde");
+        let is_encrypted = encrypted.try_exists().map_err(Error::on_path("stat", &encrypted))?;
+        let facts = SourceFacts { control, lineage, resource_managers, is_encrypted };
+        Ok(Self { wal_directory, facts, tablespaces })
+    }
+
     fn wal(&self) -> Wal<'_> {
         Wal::new(&self.wal_directory, &self.facts.control)
     }
@@ -154,14 +194,16 @@ impl Session<Opened> {
             return Err(Error::new(Kind::ProtocolViolation, "the lengths of an answer about WAL are wrong"));
         }
         let (map, mut rest) = blob.split_at(wal.map);
-        let mut chains = Vec::new();
-        for (facts, length) in wal.chains.iter().zip(&wal.groups) {
-            let (groups, others) = rest.split_at(*length);
-            chains.push(Chain { facts: facts.clone(), groups: Group::decode_all(groups)? });
+        let mut groups = Vec::new();
+        for length in &wal.groups {
+            let (of_chain, others) = rest.split_at(*length);
+            groups.push(Group::decode_all(of_chain)?);
             rest = others;
         }
-        let facts = TargetFacts { tablespaces: moved(&wal, &source.tablespaces), ..wal.target };
-        Ok(Target { facts, chains, map: BlockMap::decode(map)?, is_all: wal.is_all })
+        let tablespaces = moved(&wal, &source.tablespaces);
+        let message::Wal { target, chains, is_all, .. } = wal;
+        let facts = TargetFacts { tablespaces, ..target };
+        Ok(Target { facts, chains, groups, map: BlockMap::decode(map)?, is_all })
     }
 
     fn digest_wal(&self, timeline: u32, next: Next) -> Result<Vec<Group>> {
@@ -175,44 +217,32 @@ impl Session<Opened> {
     /// Reads the primary's WAL as far as the target's reaches back, and finds what both have.
     fn compare(&self, source: &Source, target: Target, flushed: Lsn, cancel: &Cancel) -> Result<Step> {
         let (wal, lineage) = (source.wal(), &source.facts.lineage);
-        let target_from = target.chains.iter().filter_map(|chain| chain.facts.from).min().unwrap_or(flushed);
-        let target_end = target.chains.iter().map(|chain| chain.facts.end).max().unwrap_or_default();
+        let Target { facts, chains: target_wal, groups, map: mut theirs, is_all } = target;
+        let target_from = target_wal.iter().filter_map(|chain| chain.from).min().unwrap_or(flushed);
+        let target_end = target_wal.iter().map(|chain| chain.end).max().unwrap_or_default();
         let from = wal.begin(flushed)?.max(target_from);
-        let mut map = BlockMap::default();
         let scope = Scope { from, limit: flushed, digested: target_end };
-        let chain = wal.read_source(lineage, scope, &mut map, cancel)?;
-        let mut coverage = Coverage::default();
-        coverage.add_wal(&chain.facts);
+        let mut map = BlockMap::default();
+        let Chain { facts: ours, groups: our_groups } = wal.read_source(lineage, scope, &mut map, cancel)?;
         let mut common = Vec::new();
-        for theirs in &target.chains {
-            let timeline = theirs.facts.lineage.timeline();
+        for (chain, groups) in target_wal.iter().zip(&groups) {
             let mut search = Search::default();
-            let mut next = search.compare(&chain.groups, &theirs.groups);
+            let mut next = search.compare(&our_groups, groups);
             while let Some(wanted) = next {
                 let ours = wal.digest(lineage, wanted, cancel)?;
-                next = search.compare(&ours, &self.digest_wal(timeline, wanted)?);
+                next = search.compare(&ours, &self.digest_wal(chain.lineage.timeline(), wanted)?);
             }
             common.push(search.found());
         }
         let parts = common.iter().flatten().map(|common| common.to).min().unwrap_or(flushed);
-        let range = (parts, flushed);
-        let found =
-            summaries::read(&source.summaries_directory(), lineage, range, &mut map, &mut coverage, cancel)?;
-        map.merge(&target.map);
-        let (read_to, wal_bytes) = (chain.facts.end, chain.facts.bytes());
-        let chains = vec![chain.facts];
-        let facts: Vec<ChainFacts> = target.chains.iter().map(|chain| chain.facts.clone()).collect();
-        let evidence = Evidence {
-            target: &target.facts,
-            source: &source.facts,
-            target_wal: &facts,
-            is_all: target.is_all,
-            common: &common,
-            source_wal: &chains,
-            coverage: &coverage,
-            start: read_to,
-        };
-        let decision = match skip::decide(&evidence) {
+        let mut coverage = Coverage::default();
+        coverage.add_wal(&ours);
+        let mut summarized = BlockMap::default();
+        let (directory, range) = (source.summaries_directory(), (parts, flushed));
+        let found = summaries::read(&directory, lineage, range, &mut summarized, &mut coverage, cancel)?;
+        let read_to = ours.end;
+        let known = Known { target: facts, target_wal, is_all, common, source_wal: vec![ours], coverage };
+        let decision = match skip::decide(&known.evidence(source, read_to)) {
             Outcome::Skip(decision) => decision,
             Outcome::Widen(wanted) => return Ok(Step::Widen(wanted)),
             Outcome::Reject(reasons) => return Ok(Step::Rejected(reasons)),
@@ -220,36 +250,24 @@ impl Session<Opened> {
         // a proof that needed older WAL lists what that changed, too
         let is_wider = target_from.0 < decision.from.0 - decision.from.0 % PAGE_SIZE as u64;
         if is_wider {
-            let theirs = self.read_wal(source, Some(decision.from))?;
+            let again = self.read_wal(source, Some(decision.from))?;
             let scope = Scope { from: from.max(decision.from), ..scope };
             map = BlockMap::default();
-            let again = wal.read_source(lineage, scope, &mut map, cancel)?;
+            let ours = wal.read_source(lineage, scope, &mut map, cancel)?;
             // a timeline that ends before it has no changes that count, and may not be read again
-            let is_there = |chain: &Chain| {
+            let is_there = |chain: &ChainFacts| {
                 let same = |facts: &ChainFacts| (facts.lineage.timeline(), facts.end);
-                chain.facts.end <= decision.from
-                    || theirs.chains.iter().any(|other| same(&other.facts) == same(&chain.facts))
+                chain.end <= decision.from || again.chains.iter().any(|other| same(other) == same(chain))
             };
-            if again.facts.end < read_to || !target.chains.iter().all(is_there) {
+            if ours.facts.end < read_to || !known.target_wal.iter().all(is_there) {
                 return Err(Error::new(Kind::WrongState, "WAL was removed while it was read"));
             }
-            let range = (parts, flushed);
-            summaries::read(&source.summaries_directory(), lineage, range, &mut map, &mut coverage, cancel)?;
-            map.merge(&theirs.map);
+            theirs = again.map;
         }
+        map.merge(&summarized);
+        map.merge(&theirs);
         let follower = Follower::start(&wal, lineage, read_to)?;
-        Ok(Step::Decided(Box::new(Proof {
-            target,
-            chains,
-            common,
-            coverage,
-            map,
-            read_to,
-            follower,
-            decision,
-            wal_bytes,
-            summaries: found.read,
-        })))
+        Ok(Step::Decided(Box::new(Proof { known, map, read_to, follower, summaries: found.read })))
     }
 }
 
@@ -260,11 +278,6 @@ enum Step {
 }
 
 impl Proof {
-    /// What was decided before the backup.
-    pub const fn decision(&self) -> Decision {
-        self.decision
-    }
-
     /// Reads the primary's WAL up to the backup's start, and decides with that; without a backup up to where it was read.
     pub fn complete(
         self,
@@ -284,20 +297,9 @@ impl Proof {
         let start = start.unwrap_or(self.read_to);
         let (facts, map) = self.follower.finish(start)?;
         self.map.merge(&map);
-        self.wal_bytes += facts.bytes();
-        self.coverage.add_wal(&facts);
-        self.chains.push(facts);
-        let facts: Vec<ChainFacts> = self.target.chains.iter().map(|chain| chain.facts.clone()).collect();
-        let evidence = Evidence {
-            target: &self.target.facts,
-            source: &source.facts,
-            target_wal: &facts,
-            is_all: self.target.is_all,
-            common: &self.common,
-            source_wal: &self.chains,
-            coverage: &self.coverage,
-            start,
-        };
+        self.known.coverage.add_wal(&facts);
+        self.known.source_wal.push(facts);
+        let evidence = self.known.evidence(source, start);
         let decision = match skip::decide(&evidence) {
             Outcome::Skip(decision) => decision,
             Outcome::Reject(reasons) => return Ok(Err(reasons)),
@@ -305,11 +307,12 @@ impl Proof {
                 return Err(Error::new(Kind::Internal, "the target's WAL does not reach back far enough"));
             }
         };
+        let bytes = |chains: &[ChainFacts]| chains.iter().map(ChainFacts::bytes).sum();
         let account = Account {
             decision,
-            source_bytes: self.wal_bytes,
+            source_bytes: bytes(&self.known.source_wal),
             summaries: self.summaries,
-            target_bytes: facts.iter().map(ChainFacts::bytes).sum(),
+            target_bytes: bytes(&self.known.target_wal),
             rejoin: skip::rejoin(&evidence).err(),
         };
         let skip = Skip {

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::conversation::Conversation;
+use super::conversation::{Conversation, unexpected};
 use super::stream::{Examination, What};
 use super::transfer::{Job, Links};
-use crate::compare::source::{Cloned, Hash};
+use crate::compare::digest::PAGE;
+use crate::compare::source::{ChangeSource, Cloned, Hash};
 use crate::compare::wal_map::{
     BlockMap, Breakdown, Found, Layout, Reach, Refutation, Sample, WalMap, Witness,
 };
@@ -60,15 +61,6 @@ pub struct Skipped {
     pub is_left_out: bool,
 }
 
-impl Skipped {
-    fn take(&mut self, witness: &Witness<'_>) {
-        self.looked += witness.looked();
-        self.unlogged += witness.unlogged();
-        self.refuted += witness.refuted();
-        self.refutations.extend(witness.refutations());
-    }
-}
-
 /// Moves data, or counts what differs; first and last numbers of the files that were cloned are in `cloned`.
 pub(super) fn transfer(
     links: &mut Links,
@@ -84,49 +76,45 @@ pub(super) fn transfer(
         return links.transfer(conversation, &all).map(|()| None);
     };
     let map = WalMap::new(skip.map, files, &conversation.present(files.len())?, skip.layout);
-    let mut skipped = Skipped { breakdown: map.breakdown(), ..Skipped::default() };
-    let examination =
-        |witness, ends_when_refuted, deadline| Some(Examination { witness, ends_when_refuted, deadline });
-    if !skip.is_tried {
-        let source = Cloned::new(cloned, &map);
-        let job = if skip.leaves_out { Job { source: &source, ..all } } else { all };
-        links.transfer(conversation, &job)?;
-        skipped.is_left_out = skip.leaves_out;
-        return Ok(Some(skipped));
-    }
-    if skip.leaves_out {
-        let witness = Witness::new(&map, skip.reach);
-        let pages = skipped.breakdown.known / crate::compare::digest::PAGE as u64;
-        let every = skip.sampled.min(pages / LEAST).max(1);
-        let deadline = Some(Instant::now() + SAMPLING);
+    let breakdown = map.breakdown();
+    let witness = Witness::new(&map, skip.reach);
+    // a proof that is only tried is tried to the end, so that all contradictions are counted
+    let examined_until = |deadline| {
+        skip.is_tried.then_some(Examination {
+            witness: &witness,
+            ends_when_refuted: skip.leaves_out,
+            deadline,
+        })
+    };
+    if skip.leaves_out && skip.is_tried {
+        let every = skip.sampled.min(breakdown.known / PAGE as u64 / LEAST).max(1);
+        let examination = examined_until(Some(Instant::now() + SAMPLING));
         // in rounds over all files: on a slow disk the time is over before all of it was looked at
         let rounds = if every == 1 { 1 } else { ROUNDS };
         for round in 0..rounds {
             let sample = Sample::new(&map, every * rounds, skip.seed.wrapping_add(round));
-            let sample = Cloned::new(cloned, &sample);
-            let examination = examination(&witness, true, deadline);
-            let job = Job { source: &sample, what: What::Sample, examination, ..all };
-            links.transfer(conversation, &job)?;
+            let source = Cloned::new(cloned, &sample);
+            links.transfer(conversation, &Job { source: &source, what: What::Sample, examination, ..all })?;
         }
-        if !witness.is_refuted() {
-            let source = Cloned::new(cloned, &map);
-            let job = Job { source: &source, examination: examination(&witness, true, None), ..all };
-            links.transfer(conversation, &job)?;
-        }
-        skipped.take(&witness);
-        if skipped.refuted == 0 {
-            skipped.is_left_out = true;
-            return Ok(Some(skipped));
-        }
+    }
+    if !witness.is_refuted() {
+        let left_out = Cloned::new(cloned, &map);
+        let source: &dyn ChangeSource = if skip.leaves_out { &left_out } else { &hash };
+        links.transfer(conversation, &Job { source, examination: examined_until(None), ..all })?;
+    }
+    if skip.leaves_out && witness.is_refuted() {
         // what was compared by now is compared again: it costs time, and nothing is left out on a wrong proof
         conversation.progress.start_again();
         links.transfer(conversation, &all)?;
-    } else {
-        let witness = Witness::new(&map, skip.reach);
-        links.transfer(conversation, &Job { examination: examination(&witness, false, None), ..all })?;
-        skipped.take(&witness);
     }
-    Ok(Some(skipped))
+    Ok(Some(Skipped {
+        breakdown,
+        looked: witness.looked(),
+        unlogged: witness.unlogged(),
+        refuted: witness.refuted(),
+        refutations: witness.refutations(),
+        is_left_out: skip.leaves_out && !witness.is_refuted(),
+    }))
 }
 
 impl Conversation {
@@ -140,7 +128,7 @@ impl Conversation {
                 let message = format!("sizes of {} files where {files} were asked for", sizes.len() / 8);
                 return Err(Error::new(Kind::ProtocolViolation, message));
             }
-            other => return Err(super::conversation::unexpected(&other)),
+            other => return Err(unexpected(&other)),
         }
         let sizes = sizes.as_chunks().0.iter().map(|size| u64::from_le_bytes(*size));
         Ok(sizes.map(|size| if size == u64::MAX { Found::Unfit } else { Found::Bytes(size) }).collect())

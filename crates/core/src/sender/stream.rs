@@ -129,8 +129,7 @@ impl<'a, 'w> Stream<'a, 'w> {
     }
 
     fn work(&mut self) -> Result<()> {
-        let examines = self.transfer.examination.is_some();
-        if self.transfer.is_remote || self.transfer.what == What::DryRun || examines {
+        if self.transfer.is_remote || self.transfer.what == What::DryRun || self.examines() {
             self.send_what_differs()?;
         } else {
             self.hand_over_all()?;
@@ -138,6 +137,10 @@ impl<'a, 'w> Stream<'a, 'w> {
         self.link.sink.send(BARRIER, &[])?;
         self.link.sink.flush()?;
         self.expect(BARRIER)
+    }
+
+    fn examines(&self) -> bool {
+        self.transfer.examination.is_some()
     }
 
     fn send_what_differs(&mut self) -> Result<()> {
@@ -150,8 +153,7 @@ impl<'a, 'w> Stream<'a, 'w> {
                     None => break,
                     Some(Treatment::Compare) => {
                         encode_ask(&batch, &mut self.head);
-                        let examines = self.transfer.examination.is_some();
-                        self.link.sink.send(if examines { EXAMINE } else { ASK }, &[&self.head])?;
+                        self.link.sink.send(if self.examines() { EXAMINE } else { ASK }, &[&self.head])?;
                         asked.push_back(batch);
                     }
                     Some(treatment) => {
@@ -169,7 +171,7 @@ impl<'a, 'w> Stream<'a, 'w> {
             };
             self.transfer.cancel.check()?;
             self.link.sink.flush()?;
-            self.expect(if self.transfer.examination.is_some() { EXAMINED } else { DIGESTS })?;
+            self.expect(if self.examines() { EXAMINED } else { DIGESTS })?;
             self.answer(&batch)?;
             spare = batch;
         }
@@ -178,7 +180,7 @@ impl<'a, 'w> Stream<'a, 'w> {
     /// Sends what of a batch differs from the digests that have just come.
     fn answer(&mut self, batch: &[Range]) -> Result<()> {
         let body = std::mem::take(&mut self.body);
-        let (examined, presents) = if self.transfer.examination.is_some() {
+        let (examined, presents) = if self.examines() {
             let examined = Examined::decode_all(batch, &body)?;
             let presents = examined.iter().map(|examined| examined.present).collect();
             (examined, presents)

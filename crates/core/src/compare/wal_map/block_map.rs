@@ -30,7 +30,7 @@ const UNMEASURED: usize = 1 << 16;
 /// What is known of the main fork of a relation.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Entry {
-    /// Blocks from this one on were cut, made anew or removed; the least of all limits.
+    /// Blocks from this one on were truncated, created again or removed: the least of all limits.
     pub(super) limit: u32,
     /// The listed blocks, in units of the map's grain.
     pub(super) blocks: RoaringBitmap,
@@ -129,16 +129,6 @@ impl BlockMap {
             || [tablespace, 0]
                 .iter()
                 .any(|tablespace| self.entries.contains_key(&of_database(*tablespace, database)))
-    }
-
-    /// How many relations are listed, and databases that were made or removed.
-    pub fn relations(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Whether nothing changed.
-    pub fn is_empty(&self) -> bool {
-        !self.is_everything && self.entries.is_empty()
     }
 
     /// Brings the map below its budget.
