@@ -91,13 +91,9 @@ mod tests {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(programs.join("postgres"), mode).expect("set mode");
         let mut cluster = Cluster {
-            data_directory: file("data"),
-            bin_directory: programs,
             config_file: Some(file("postgresql.conf")),
             start_command: Some(vec!["/nowhere/start".to_owned()]),
-            log_file: None,
-            tablespace_roots: Vec::new(),
-            allow_skip: true,
+            ..Cluster::new(file("data"), programs)
         };
         let told = said(&cluster);
         assert!(

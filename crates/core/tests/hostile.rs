@@ -40,13 +40,8 @@ impl Host {
         fs::write(path("bin/postgres"), "#!/bin/sh\necho 'postgres (PostgreSQL) 15.18'\n").expect("write");
         fs::set_permissions(path("bin/postgres"), fs::Permissions::from_mode(0o755)).expect("chmod");
         let receiver = Receiver::new(Policy::Listed(vec![Cluster {
-            data_directory: path("standby"),
-            bin_directory: path("bin"),
-            config_file: None,
-            start_command: None,
-            log_file: None,
             tablespace_roots: vec![path("spaces")],
-            allow_skip: true,
+            ..Cluster::new(path("standby"), path("bin"))
         }]));
         Self { top, receiver: Arc::new(receiver) }
     }

@@ -144,13 +144,8 @@ pub(crate) mod tests {
     fn found(script: &str, directory: &Path, config_file: Option<&Path>) -> Result<Option<PathBuf>> {
         let programs = programs(script);
         let cluster = Cluster {
-            data_directory: directory.to_owned(),
-            bin_directory: programs.path().to_owned(),
             config_file: config_file.map(Path::to_owned),
-            start_command: None,
-            log_file: None,
-            tablespace_roots: Vec::new(),
-            allow_skip: true,
+            ..Cluster::new(directory.to_owned(), programs.path().to_owned())
         };
         elsewhere(&cluster, &Cancel::new())
     }
@@ -180,13 +175,8 @@ pub(crate) mod tests {
     fn a_start_command_that_brings_a_configuration_of_its_own_must_name_it() {
         let data = tempfile::tempdir().expect("temporary directory");
         let cluster = Cluster {
-            data_directory: data.path().to_owned(),
-            bin_directory: "/nowhere".into(),
-            config_file: None,
             start_command: Some(vec!["start".to_owned()]),
-            log_file: None,
-            tablespace_roots: Vec::new(),
-            allow_skip: true,
+            ..Cluster::new(data.path().to_owned(), "/nowhere".into())
         };
         assert_eq!(demand_known(&cluster), Ok(()), "there is no cluster yet");
         fs::write(data.path().join("PG_VERSION"), "15\n").expect("write");
@@ -210,15 +200,7 @@ pub(crate) mod tests {
     fn a_server_that_would_promote_itself_is_not_started() {
         let data = tempfile::tempdir().expect("temporary directory");
         let put = |name: &str, text: &str| fs::write(data.path().join(name), text).expect("write");
-        let cluster = Cluster {
-            data_directory: data.path().to_owned(),
-            bin_directory: "/nowhere".into(),
-            config_file: None,
-            start_command: None,
-            log_file: None,
-            tablespace_roots: Vec::new(),
-            allow_skip: true,
-        };
+        let cluster = Cluster::new(data.path().to_owned(), "/nowhere".into());
         let asked = || demand_no_end(&cluster);
         assert_eq!(asked(), Ok(()), "no configuration at all is for the server to tell");
         put("myrecovery.conf", "recovery_target = ''\npromote_trigger_file = ''\n");

@@ -311,15 +311,7 @@ mod tests {
     }
 
     fn in_directory(directory: &Path) -> Cluster {
-        Cluster {
-            data_directory: directory.to_owned(),
-            bin_directory: "/nonexistent".into(),
-            config_file: None,
-            start_command: None,
-            log_file: None,
-            tablespace_roots: Vec::new(),
-            allow_skip: true,
-        }
+        Cluster::new(directory.to_owned(), "/nonexistent".into())
     }
 
     #[test]

@@ -93,15 +93,7 @@ mod tests {
     fn login(script: &str, replication: &ReplicationConfig) -> Result<Vec<String>> {
         let top = tempfile::tempdir().expect("temporary directory");
         process::tests::script(&top.path().join("psql"), script);
-        let cluster = Cluster {
-            data_directory: "/nonexistent".into(),
-            bin_directory: top.path().to_owned(),
-            config_file: None,
-            start_command: None,
-            log_file: None,
-            tablespace_roots: Vec::new(),
-            allow_skip: true,
-        };
+        let cluster = Cluster::new("/nonexistent".into(), top.path().to_owned());
         test_replication(&cluster, replication, 77, &Cancel::new())
     }
 

@@ -36,6 +36,21 @@ const fn allowed() -> bool {
     true
 }
 
+impl Cluster {
+    /// One with its configuration in its data directory, which pg_ctl starts.
+    pub const fn new(data_directory: PathBuf, bin_directory: PathBuf) -> Self {
+        Self {
+            data_directory,
+            bin_directory,
+            config_file: None,
+            start_command: None,
+            log_file: None,
+            tablespace_roots: Vec::new(),
+            allow_skip: allowed(),
+        }
+    }
+}
+
 /// What a receiver may write.
 #[derive(Debug, Clone)]
 pub enum Policy {
@@ -97,15 +112,7 @@ impl Policy {
         match self {
             Self::Local { bin_directory, reach, .. } => {
                 reach.check(&wanted)?;
-                Ok(Cluster {
-                    data_directory: resolve(&wanted),
-                    bin_directory: bin_directory.clone(),
-                    config_file: None,
-                    start_command: None,
-                    log_file: None,
-                    tablespace_roots: Vec::new(),
-                    allow_skip: true,
-                })
+                Ok(Cluster::new(resolve(&wanted), bin_directory.clone()))
             }
             Self::Listed(clusters) => {
                 let resolved = resolve(&wanted);
@@ -180,13 +187,8 @@ mod tests {
 
     fn listed(data: &Path, roots: &[&Path]) -> Policy {
         Policy::Listed(vec![Cluster {
-            data_directory: data.to_owned(),
-            bin_directory: "/usr/lib/postgresql/15/bin".into(),
-            config_file: None,
-            start_command: None,
-            log_file: None,
             tablespace_roots: roots.iter().map(|root| (*root).to_owned()).collect(),
-            allow_skip: true,
+            ..Cluster::new(data.to_owned(), "/usr/lib/postgresql/15/bin".into())
         }])
     }
 

@@ -97,13 +97,8 @@ mod tests {
 
     fn cluster(start_command: Option<&[&str]>) -> Cluster {
         Cluster {
-            data_directory: "/d".into(),
-            bin_directory: "/nowhere".into(),
-            config_file: None,
             start_command: start_command.map(|words| words.iter().map(|&word| word.to_owned()).collect()),
-            log_file: None,
-            tablespace_roots: Vec::new(),
-            allow_skip: true,
+            ..Cluster::new("/d".into(), "/nowhere".into())
         }
     }
 

@@ -6,15 +6,7 @@ use super::*;
 use crate::wire::protocol::message::{BackupTraces, LinkedWal};
 
 fn cluster(directory: &Path) -> Cluster {
-    Cluster {
-        data_directory: directory.to_owned(),
-        bin_directory: "/usr/bin".into(),
-        config_file: None,
-        start_command: None,
-        log_file: None,
-        tablespace_roots: Vec::new(),
-        allow_skip: true,
-    }
+    Cluster::new(directory.to_owned(), "/usr/bin".into())
 }
 
 fn put(directory: &Path, name: &str, content: &[u8]) {
