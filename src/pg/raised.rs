@@ -26,6 +26,22 @@ pub(crate) fn noting<T>(act: impl FnOnce() -> T, note: impl FnOnce(Raised)) -> T
     })
 }
 
+/// The kinds of errors that a server has in common with us. Those about a connection mean another one there.
+const KINDS: [Kind; 12] = [
+    Kind::InvalidArgument,
+    Kind::InsufficientPrivilege,
+    Kind::WrongState,
+    Kind::InUse,
+    Kind::LimitExceeded,
+    Kind::DiskFull,
+    Kind::OutOfResources,
+    Kind::OutOfMemory,
+    Kind::Io,
+    Kind::MissingFile,
+    Kind::Corrupt,
+    Kind::Unsupported,
+];
+
 impl Raised {
     fn of(payload: &(dyn Any + Send)) -> Self {
         let caught = payload.downcast_ref::<CaughtError>().map(|caught| match caught {
@@ -52,22 +68,10 @@ impl Raised {
     /// As an error of ours: its kind is the one that has this SQLSTATE, or else [`Kind::Internal`].
     pub(crate) fn error(&self) -> Error {
         let Self { sqlstate, message, detail, hint } = self;
-        let kind = match sqlstate.as_str() {
-            "57014" => return interrupted(),
-            "22023" => Kind::InvalidArgument,
-            "42501" => Kind::InsufficientPrivilege,
-            "55000" => Kind::WrongState,
-            "55006" => Kind::InUse,
-            "53400" => Kind::LimitExceeded,
-            "53100" => Kind::DiskFull,
-            "53000" => Kind::OutOfResources,
-            "53200" => Kind::OutOfMemory,
-            "58030" => Kind::Io,
-            "58P01" => Kind::MissingFile,
-            "XX001" => Kind::Corrupt,
-            "0A000" => Kind::Unsupported,
-            _ => Kind::Internal,
-        };
+        if sqlstate == Kind::Canceled.sqlstate() {
+            return interrupted();
+        }
+        let kind = KINDS.into_iter().find(|kind| kind.sqlstate() == sqlstate).unwrap_or(Kind::Internal);
         Error { kind, message: message.clone(), detail: detail.clone(), hint: hint.clone() }
     }
 }
