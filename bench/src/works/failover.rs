@@ -1,20 +1,16 @@
 //! The old primary after a failover: both sides have written what the other lacks.
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
-
 use pgpool_recovery_e2e::cluster::Stop as StopMode;
 use pgpool_recovery_e2e::{Cluster, Host, agent};
 
-use super::{Lab, describe};
+use super::{Lab, copy, describe, put_back};
 use crate::contenders::{Ours, Rewind};
+use crate::data;
 use crate::interrupt::Outcome;
 use crate::progress::say;
 use crate::report::Table;
 use crate::rounds::Rounds;
 use crate::stage::{Stage, cluster};
-use crate::{data, tool};
 
 /// Transactions on each side after they parted: two clients with half of them each.
 const HALF: &str = "1000";
@@ -44,10 +40,7 @@ pub(crate) fn rebuild(lab: &mut Lab) -> Outcome<()> {
     let mut table = Table::new("failover");
     describe(&mut table, &stage)?;
     table.fact("transactions on each side", 2000);
-    let reset = |stage: &Stage, _| {
-        let _ = fs::remove_dir_all(stage.target.directory());
-        copy(&saved, stage.target.directory()).map(|()| 0)
-    };
+    let reset = |stage: &Stage, _| put_back(&saved, stage);
     let contenders = vec![
         Ours::skipping(Ours::agent()),
         Ours::skipping(Ours::local()),
@@ -59,10 +52,4 @@ pub(crate) fn rebuild(lab: &mut Lab) -> Outcome<()> {
     Rounds::new(plan, &stage, &reset).run(&mut table, contenders)?;
     lab.done(table);
     Ok(())
-}
-
-pub(super) fn copy(from: &Path, to: &Path) -> Outcome<()> {
-    let mut command = Command::new("cp");
-    command.args(["-a", "--reflink=auto"]).arg(from).arg(to);
-    tool::run(command, None).map(drop)
 }

@@ -11,6 +11,10 @@ mod many_files;
 mod small;
 mod unchanged;
 
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
 use pgpool_recovery_e2e::Scratch;
 
 use crate::contenders::BaseBackup;
@@ -20,7 +24,7 @@ use crate::plan::{Plan, Work};
 use crate::progress::{doing, say};
 use crate::report::Table;
 use crate::stage::{Place, Stage};
-use crate::{tree, verify};
+use crate::{tool, tree, verify};
 
 /// What the works share.
 pub(crate) struct Lab<'a> {
@@ -103,4 +107,17 @@ pub(crate) fn describe(table: &mut Table, stage: &Stage) -> Outcome<()> {
         }
         Err(error) => failed(format!("the primary's files cannot be listed: {error}")),
     }
+}
+
+/// Copies a data directory.
+pub(crate) fn copy(from: &Path, to: &Path) -> Outcome<()> {
+    let mut command = Command::new("cp");
+    command.args(["-a", "--reflink=auto"]).arg(from).arg(to);
+    tool::run(command, None).map(drop)
+}
+
+/// Gives a stage's target the content of a copy; no page of it was changed for that.
+pub(crate) fn put_back(saved: &Path, stage: &Stage) -> Outcome<u64> {
+    let _ = fs::remove_dir_all(stage.target.directory());
+    copy(saved, stage.target.directory()).map(|()| 0)
 }

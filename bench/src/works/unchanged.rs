@@ -1,11 +1,8 @@
 //! Rebuilds of which WAL says what changed (`skip_unchanged = on`): nothing, or one block in a hundred.
 
-use std::fs;
-
 use pgpool_recovery_e2e::cluster::Stop as StopMode;
 
-use super::failover::copy;
-use super::{Lab, describe, stopped_standby};
+use super::{Lab, copy, describe, put_back, stopped_standby};
 use crate::contenders::{Ours, PgBackRest, Rsync};
 use crate::data;
 use crate::interrupt::Outcome;
@@ -41,10 +38,7 @@ pub(crate) fn rebuild(lab: &mut Lab, work: &str, percent: Option<u32>) -> Outcom
     copy(stage.target.directory(), &saved)?;
     let mut table = Table::new(work);
     describe(&mut table, &stage)?;
-    let reset = |stage: &Stage, _| {
-        let _ = fs::remove_dir_all(stage.target.directory());
-        copy(&saved, stage.target.directory()).map(|()| 0)
-    };
+    let reset = |stage: &Stage, _| put_back(&saved, stage);
     let contenders = vec![
         Ours::skipping(Ours::agent()),
         Ours::skipping(Ours::local()),
