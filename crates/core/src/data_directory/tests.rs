@@ -133,7 +133,7 @@ fn the_lock_goes_although_somebody_else_has_the_file_open() {
     // as a program has it that is being started
     let inherited = rustix::io::dup(target.root()).expect("dup");
     drop(target);
-    DataDirectory::open(data.path()).expect("nobody works on it");
+    DataDirectory::open(data.path()).expect("no other run has it open");
     drop(inherited);
 }
 

@@ -139,7 +139,7 @@ impl Run {
         match &*place {
             // an attempt to clone it may have opened it
             Place::Own(known) if known.is_same_file(&stat.stamp) => return Ok(Some(stat.size)),
-            Place::Own(_) | Place::Anew => return Ok(None),
+            Place::Own(_) | Place::Unusable => return Ok(None),
             Place::Unknown => {}
         }
         planned.found(stat.size, stat.mode);
@@ -203,18 +203,18 @@ impl Run {
             (Place::Own(_), None) => Err(identity::replaced(&planned.path)),
             (Place::Own(known), Some(found)) => identity::demand_same(&planned.path, known, &found.stamp),
             // it is empty, and could not be opened to be written
-            (Place::Unknown | Place::Anew, Some(found)) => {
+            (Place::Unknown | Place::Unusable, Some(found)) => {
                 *place = Place::Own(found.stamp);
                 Ok(())
             }
-            (Place::Unknown | Place::Anew, None) => Err(identity::replaced(&planned.path)),
+            (Place::Unknown | Place::Unusable, None) => Err(identity::replaced(&planned.path)),
         }
     }
 
     /// Opens what is in a file's place, unless that was found to be of no use. What was found equal is never sent, so
     /// it must still be there when the rest is written.
     fn enter(&self, planned: &PlannedFile, place: &mut Place) -> Result<Option<(std::fs::File, Stat)>> {
-        if let Place::Anew = place {
+        if let Place::Unusable = place {
             return Ok(None);
         }
         let found = self.target.open_in_place(&planned.path)?;
@@ -229,7 +229,7 @@ impl Run {
             }
             (Some(_), Place::Own(_)) => {}
             (Some((_, stat)), _) => *place = Place::Own(stat.stamp),
-            (None, _) => *place = Place::Anew,
+            (None, _) => *place = Place::Unusable,
         }
         Ok(found)
     }
@@ -264,7 +264,7 @@ enum Place {
     /// It was not looked at.
     Unknown,
     /// Nothing of use: the file is to be made.
-    Anew,
+    Unusable,
     /// The file that is compared and written, there before or made by this run, as it was when this run last had to do
     /// with it.
     Own(Stamp),
