@@ -2,10 +2,10 @@
 
 use crate::compare::source::{ChangeSource, Proof, Treatment};
 use crate::manifest::exclude::relation_segment;
-use crate::manifest::plan::{BATCH_FILES, File, RANGE, Range};
+use crate::manifest::plan::{BATCH_RANGES, File, RANGE, Range};
 
-/// Deals files out to streams as batches of ranges of one treatment: one range of a large file, or many whole small files.
-/// No batch holds more than [`RANGE`] bytes or [`BATCH_FILES`] ranges.
+/// Deals files out to streams as batches of ranges of one treatment: one long range of a large file, or many short ones and
+/// whole small files. No batch holds more than [`RANGE`] bytes or [`BATCH_RANGES`] ranges.
 ///
 /// A stream keeps a large file to itself and goes through it in order: so both ends read it sequentially,
 /// and no two streams write one file, for which they would wait on each other. When all files are dealt
@@ -34,6 +34,39 @@ impl Rest {
     }
 }
 
+/// What comes next in one go.
+struct Batch<'b> {
+    ranges: &'b mut Vec<Range>,
+    /// Bytes that still fit.
+    room: u64,
+    /// Of all ranges.
+    treatment: Option<Treatment>,
+}
+
+impl Batch<'_> {
+    /// Adds a range if it fits.
+    fn take(&mut self, range: Range, treatment: Treatment) -> bool {
+        let fits = self.ranges.len() < BATCH_RANGES
+            && u64::from(range.length) <= self.room
+            && self.treatment.is_none_or(|others| others == treatment);
+        if fits {
+            self.room -= u64::from(range.length);
+            self.ranges.push(range);
+            self.treatment = Some(treatment);
+        }
+        fits
+    }
+}
+
+/// How the dealing of small files ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Dealt {
+    /// The next one does not fit any more.
+    Full,
+    /// No small one comes next.
+    AllSmall,
+}
+
 impl<'a> Work<'a> {
     /// The files, for `streams` streams. If it `verifies`, ranges that were cloned are dealt, too.
     pub fn new(files: &'a [File], source: &'a dyn ChangeSource, streams: usize, verifies: bool) -> Self {
@@ -47,78 +80,75 @@ impl<'a> Work<'a> {
         self
     }
 
-    /// The next batch of a stream into `batch`, and what is done with it; `None` when nothing is left for it. `passed` is
+    /// The next batch of a stream into `ranges`, and what is done with it; `None` when nothing is left for it. `passed` is
     /// told the bytes that were passed over, and why.
     pub fn next(
         &mut self,
         stream: usize,
-        batch: &mut Vec<Range>,
+        ranges: &mut Vec<Range>,
         mut passed: impl FnMut(Proof, u64),
     ) -> Option<Treatment> {
-        batch.clear();
-        loop {
+        ranges.clear();
+        let mut batch = Batch { ranges, room: RANGE, treatment: None };
+        while batch.room > 0 {
             if self.rests[stream].is_none() {
-                if let Some(treatment) = self.deal(batch, &mut passed) {
-                    return Some(treatment);
+                if self.deal(&mut batch, &mut passed) == Dealt::Full {
+                    break;
                 }
-                self.rests[stream] = self.claim();
+                self.rests[stream] = self.claim(batch.treatment.is_none());
             }
-            let rest = self.rests[stream].as_mut()?;
+            let Some(rest) = self.rests[stream].as_mut() else { break };
             let stretch = self.source.stretch(number(rest.file), &self.files[rest.file], rest.offset);
             // a stretch that does not advance would never end
             let end = stretch.end.min(rest.end).max(rest.offset + 1);
             let mut length = end - rest.offset;
-            let proof = skipped(stretch.treatment, self.verifies);
-            match proof {
+            match skipped(stretch.treatment, self.verifies) {
                 Some(proof) => passed(proof, length),
                 None => {
                     length = length.min(RANGE);
-                    batch.push(range(rest.file, rest.offset, length));
+                    if !batch.take(range(rest.file, rest.offset, length), stretch.treatment) {
+                        break;
+                    }
                 }
             }
             rest.offset += length;
             if rest.bytes() == 0 {
                 self.rests[stream] = None;
             }
-            if proof.is_none() {
-                return Some(stretch.treatment);
-            }
         }
+        batch.treatment
     }
 
-    /// Whole small files, as many as come next and have one treatment.
-    fn deal(&mut self, batch: &mut Vec<Range>, passed: &mut impl FnMut(Proof, u64)) -> Option<Treatment> {
-        let mut room = RANGE;
-        let mut dealt = None;
-        while batch.len() < BATCH_FILES
-            && let Some(file) = self.files.get(self.next_file)
-        {
+    /// Whole small files, as many as come next and fit.
+    fn deal(&mut self, batch: &mut Batch<'_>, passed: &mut impl FnMut(Proof, u64)) -> Dealt {
+        while let Some(file) = self.files.get(self.next_file) {
             let stretch = self.source.stretch(number(self.next_file), file, 0);
             if stretch.end < file.size {
                 break;
             }
             if let Some(proof) = skipped(stretch.treatment, self.verifies) {
                 passed(proof, file.size);
-            } else if file.size > room || dealt.is_some_and(|dealt| dealt != stretch.treatment) {
+            } else if file.size > RANGE {
                 break;
-            } else {
-                room -= file.size;
-                batch.push(range(self.next_file, 0, file.size));
-                dealt = Some(stretch.treatment);
+            } else if !batch.take(range(self.next_file, 0, file.size), stretch.treatment) {
+                return Dealt::Full;
             }
             self.next_file += 1;
         }
-        dealt
+        Dealt::AllSmall
     }
 
-    /// The next file, a large one; or half of what another stream has before it, if it is a relation's: PostgreSQL never
+    /// The next file, a large one; or, for an idle stream, half of what another has before it, if it is a relation's: PostgreSQL never
     /// replaces such a file. Other files, an extension's, may be replaced by rename at any time. Only what is read
     /// through one open file, by one stream from start to end, is then one of the two and no mixture.
-    fn claim(&mut self) -> Option<Rest> {
+    fn claim(&mut self, is_idle: bool) -> Option<Rest> {
         let files = self.files;
         if let Some(file) = files.get(self.next_file) {
             self.next_file += 1;
             return Some(Rest { file: self.next_file - 1, offset: 0, end: file.size });
+        }
+        if !is_idle {
+            return None;
         }
         let shared = |rest: &&mut Rest| relation_segment(&files[rest.file].path).is_some();
         let longest = self.rests.iter_mut().flatten().filter(shared).max_by_key(|rest| rest.bytes())?;
@@ -201,7 +231,7 @@ mod tests {
                 };
                 prop_assert_eq!(treatment, Treatment::Compare);
                 idle = 0;
-                prop_assert!(!batch.is_empty() && batch.len() <= BATCH_FILES);
+                prop_assert!(!batch.is_empty() && batch.len() <= BATCH_RANGES);
                 prop_assert!(batch.iter().map(|range| u64::from(range.length)).sum::<u64>() <= RANGE);
                 for range in &batch {
                     dealt[range.file as usize].push((range.offset, u64::from(range.length)));
@@ -225,6 +255,21 @@ mod tests {
                 prop_assert!(size > 0 || ranges.len() == 1);
             }
         }
+    }
+
+    #[test]
+    fn short_ranges_of_any_files_share_a_batch() {
+        let names = (0..10).map(|number| format!("base/5/{}", 16384 + number));
+        let files: Vec<File> = names
+            .map(|name| File { path: RelPath::parse(&name).expect("valid"), size: 16 * 8192, mode: 0o600 })
+            .collect();
+        let mut work = Work::new(&files, &Striped, 1, false);
+        let (mut batch, mut dealt) = (Vec::new(), Vec::new());
+        while work.next(0, &mut batch, |_, _| ()).is_some() {
+            dealt.push(batch.len());
+        }
+        // eight pages of each file that is not skipped as a whole, and a batch holds 64
+        assert_eq!(dealt, [6 * 8]);
     }
 
     #[test]

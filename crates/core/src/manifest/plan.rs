@@ -64,8 +64,8 @@ impl Plan {
 /// in a core's cache between reading, hashing and sending, and that many streams need little memory.
 pub const RANGE: u64 = 512 << 10;
 
-/// Most files in one batch of small ones.
-pub const BATCH_FILES: usize = 256;
+/// Most ranges in one batch.
+pub const BATCH_RANGES: usize = 256;
 
 /// A part of one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

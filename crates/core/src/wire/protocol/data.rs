@@ -4,7 +4,7 @@ use crate::compare::delta::Extent;
 use crate::compare::digest::{DIGEST, PAGE};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
-use crate::manifest::plan::{BATCH_FILES, RANGE, Range};
+use crate::manifest::plan::{BATCH_RANGES, RANGE, Range};
 
 /// Sender: digest these ranges of the target. Body: 16 bytes a range (file u32, offset u64, length u32).
 pub const ASK: u8 = 0x20;
@@ -176,7 +176,7 @@ pub fn encode_ask(ranges: &[Range], out: &mut Vec<u8>) {
 /// Decodes the body of an [`ASK`].
 pub fn decode_ask(body: &[u8]) -> Result<Vec<Range>> {
     let count = body.len() / RANGE_BYTES;
-    if !body.len().is_multiple_of(RANGE_BYTES) || count > BATCH_FILES {
+    if !body.len().is_multiple_of(RANGE_BYTES) || count > BATCH_RANGES {
         return Err(violation(format!("request of {} bytes", body.len())));
     }
     let mut reader = Reader(body);
@@ -373,7 +373,7 @@ mod tests {
         }
 
         #[test]
-        fn asks_round_trip(ranges in prop::collection::vec((any::<u32>(), 0_u64..1 << 40, 0_u32..2048), 0..BATCH_FILES)) {
+        fn asks_round_trip(ranges in prop::collection::vec((any::<u32>(), 0_u64..1 << 40, 0_u32..2048), 0..BATCH_RANGES)) {
             let ranges: Vec<Range> =
                 ranges.into_iter().map(|(file, offset, length)| Range { file, offset, length }).collect();
             let mut body = Vec::new();
