@@ -8,22 +8,36 @@ use crate::interrupt::{Outcome, check};
 use crate::stage::{Place, Stage};
 use crate::tool;
 
-/// Megabytes that one unit of pgbench's scale takes, its index included.
-const MEGABYTES_PER_SCALE: u32 = 15;
+/// Rows of pgbench_accounts on a page that is full.
+const ROWS_OF_A_FULL_PAGE: u32 = 61;
+
+/// Kilobytes of the rows of one unit of pgbench's scale if their pages are full, and of their index.
+const KILOBYTES_PER_SCALE: (u32, u32) = (12_800, 2_200);
 
 /// A primary with so many megabytes of pgbench data, at rest.
-pub(crate) fn pgbench_stage(scratch: Scratch, place: Place, megabytes: u32) -> Outcome<Stage> {
+pub(crate) fn pgbench_stage(
+    scratch: Scratch,
+    place: Place,
+    megabytes: u32,
+    fill_factor: u32,
+) -> Outcome<Stage> {
     let stage = Stage::new(scratch, place);
-    pgbench_tables(&stage.primary, megabytes)?;
+    pgbench_tables(&stage.primary, megabytes, fill_factor)?;
     Ok(stage)
 }
 
 /// Fills a cluster with pgbench's tables and brings them to rest.
-pub(crate) fn pgbench_tables(primary: &Cluster, megabytes: u32) -> Outcome<()> {
-    let scale = (megabytes / MEGABYTES_PER_SCALE).max(1).to_string();
-    pgbench(primary, &["-i", "-q", "-s", &scale])?;
+pub(crate) fn pgbench_tables(primary: &Cluster, megabytes: u32, fill_factor: u32) -> Outcome<()> {
+    let (rows, index) = KILOBYTES_PER_SCALE;
+    let scale = (megabytes * 1000 / (rows * 100 / fill_factor + index)).max(1).to_string();
+    pgbench(primary, &["-i", "-q", "-s", &scale, "-F", &fill_factor.to_string()])?;
     settle(primary);
     Ok(())
+}
+
+/// How many rows of pgbench_accounts lie on a page.
+pub(crate) const fn rows_of_a_page(fill_factor: u32) -> u32 {
+    ROWS_OF_A_FULL_PAGE * fill_factor / 100
 }
 
 /// Runs pgbench on a cluster.

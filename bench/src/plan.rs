@@ -12,6 +12,10 @@ pub(crate) struct Plan {
     #[arg(long, default_value_t = 3000)]
     pub(crate) size: u32,
 
+    /// Percentage of pgbench's pages that is filled: with 10, large data are made in little time.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(10..=100))]
+    pub(crate) fill_factor: u32,
+
     /// Timed runs of each contender, after one that is not counted.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repetitions: u32,
@@ -35,6 +39,10 @@ pub(crate) struct Plan {
     /// Largest number of megabytes in the work `curve`.
     #[arg(long, default_value_t = 3000)]
     pub(crate) curve_max: u32,
+
+    /// Largest number of megabytes in the work `map-curve`.
+    #[arg(long, default_value_t = 3000)]
+    pub(crate) map_curve_max: u32,
 
     /// Only these works, separated by commas.
     #[arg(long, value_delimiter = ',')]
@@ -72,6 +80,7 @@ pub(crate) enum Work {
     Map0,
     #[value(name = "map-1")]
     Map1,
+    MapCurve,
     Link,
     ManyFiles,
     Load,
@@ -116,6 +125,6 @@ mod tests {
         {
             assert_eq!(plan.wants(name), wanted, "{name}");
         }
-        assert_eq!(plan.works().len(), 13);
+        assert_eq!(plan.works().len(), 14);
     }
 }

@@ -9,6 +9,9 @@ use crate::report::{Row, Table};
 use crate::stage::Stage;
 use crate::verify;
 
+/// Seconds from the call until the standby has started and replayed all WAL.
+pub(crate) const CAUGHT_UP: &str = "caught up s";
+
 /// How a work is done.
 pub(crate) struct Rounds<'a> {
     pub(crate) plan: &'a Plan,
@@ -16,6 +19,8 @@ pub(crate) struct Rounds<'a> {
     pub(crate) repetitions: u32,
     /// False for what makes no standby.
     pub(crate) verify: bool,
+    /// Whether the time until the standby has caught up is told, too.
+    pub(crate) counts_catching_up: bool,
     /// Brings the target into the state a run begins with; the number is the round's.
     pub(crate) reset: &'a dyn Fn(&Stage, u32) -> Outcome<u64>,
     /// Adds figures of the work's own to a sample.
@@ -29,7 +34,15 @@ impl<'a> Rounds<'a> {
         stage: &'a Stage,
         reset: &'a dyn Fn(&Stage, u32) -> Outcome<u64>,
     ) -> Self {
-        Self { plan, stage, repetitions: plan.repetitions, verify: true, reset, figures: &plain }
+        Self {
+            plan,
+            stage,
+            repetitions: plan.repetitions,
+            verify: true,
+            counts_catching_up: false,
+            reset,
+            figures: &plain,
+        }
     }
 
     /// Adds a row to `table` for each contender that was asked for. Round 0 warms up and is not counted.
@@ -78,7 +91,11 @@ impl<'a> Rounds<'a> {
         }
         let mut sample = measure::run(self.stage, contender, self.plan.cold)?;
         if self.verify {
-            verify::check(self.stage)?;
+            let catching_up = verify::check(self.stage)?;
+            if self.counts_catching_up {
+                let seconds = sample.seconds + catching_up.as_secs_f64();
+                sample.figures.push((CAUGHT_UP.to_owned(), seconds));
+            }
         }
         (self.figures)(&mut sample);
         Ok(sample)

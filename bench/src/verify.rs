@@ -1,6 +1,6 @@
 //! Whether a rebuilt standby is right, looked at outside of the timed section.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgpool_recovery_e2e::cluster::Stop as StopMode;
 use pgpool_recovery_e2e::{Cluster, compare, wait};
@@ -19,12 +19,14 @@ const SAMPLE: u64 = 150;
 const INCOMPLETE: &str = "pgpool_recovery.incomplete";
 
 /// Starts the target, and insists that it streams from the primary, replays all of its WAL, and holds the
-/// same rows and, if the primary is at rest, the same bytes. The target is stopped afterwards.
-pub(crate) fn check(stage: &Stage) -> Outcome<()> {
+/// same rows and, if the primary is at rest, the same bytes. The target is stopped afterwards. Returns how long it took
+/// from the start until all WAL was replayed.
+pub(crate) fn check(stage: &Stage) -> Outcome<Duration> {
     let (primary, target) = (&stage.primary, &stage.target);
     if target.has(INCOMPLETE) {
         return failed("the target is marked as incomplete");
     }
+    let start = Instant::now();
     // Some contenders start it themselves.
     if target.postmaster().is_none() {
         stage.give_target_its_port();
@@ -35,6 +37,7 @@ pub(crate) fn check(stage: &Stage) -> Outcome<()> {
     }
     wait::until_true("the standby to stream", wait::PATIENCE, || streams(primary));
     target.wait_for_replay(primary);
+    let caught_up = start.elapsed();
     if !target.in_recovery() {
         return failed("the target is no standby");
     }
@@ -43,7 +46,10 @@ pub(crate) fn check(stage: &Stage) -> Outcome<()> {
     // The walsender notices a moment later; until then its slot cannot be dropped.
     wait::until_true("the end of the walsender", Duration::from_secs(10), || !streams(primary));
     stage.drop_slots();
-    if stage.at_rest { compare_bytes(stage) } else { Ok(()) }
+    if stage.at_rest {
+        compare_bytes(stage)?;
+    }
+    Ok(caught_up)
 }
 
 fn streams(primary: &Cluster) -> bool {

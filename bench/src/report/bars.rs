@@ -3,6 +3,10 @@
 use serde::Serialize;
 
 use super::{REFERENCE, Table};
+use crate::rounds::CAUGHT_UP;
+
+/// The contender that leaves out what WAL proves equal, through an agent.
+const SKIPPING: &str = "ours-agent-skip";
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Bar {
@@ -38,6 +42,11 @@ pub(crate) fn all(tables: &[Table]) -> Vec<Bar> {
     bars.faster("full", REFERENCE, "pg_basebackup", 2.0);
     bars.faster("full", "ours-local", "pg_basebackup", 3.0);
     bars.faster("full-clone", "ours-local", "pg_basebackup", 15.0);
+    bars.faster("map-0", SKIPPING, "rsync", 15.0);
+    bars.faster("map-0", SKIPPING, REFERENCE, 5.0);
+    bars.faster("map-1", SKIPPING, "rsync", 8.0);
+    bars.caught_up();
+    bars.map_curve();
     bars.wire();
     bars.link();
     bars.memory();
@@ -71,6 +80,24 @@ impl Bars<'_> {
         });
         let what = format!("{work}: {ours} against {peer}");
         self.add(what, format!("at least {times} times faster"), measured);
+    }
+
+    fn caught_up(&mut self) {
+        let seconds = |contender| self.table("failover")?.row(contender)?.figure(CAUGHT_UP);
+        let measured = seconds(SKIPPING)
+            .zip(seconds("pg_rewind"))
+            .map(|(ours, theirs)| (format!("{ours:.2} s against {theirs:.2} s"), ours < theirs));
+        let what = format!("failover: {SKIPPING} against pg_rewind, until caught up");
+        self.add(what, "faster".to_owned(), measured);
+    }
+
+    fn map_curve(&mut self) {
+        let seconds = |megabytes| self.seconds("map-curve", &format!("{SKIPPING} {megabytes} MB"));
+        let measured = seconds(3000)
+            .zip(seconds(30_000))
+            .map(|(small, large)| (format!("{large:.2} s against {small:.2} s"), large <= 1.5 * small));
+        let what = "map-curve: 30 GB against 3 GB with the same change";
+        self.add(what.to_owned(), "at most 1.5 times".to_owned(), measured);
     }
 
     fn wire(&mut self) {

@@ -25,7 +25,7 @@ pub(crate) fn full(lab: &mut Lab) -> Outcome<()> {
     };
     say(&format!("making {} MB of pgbench data on XFS", plan.size));
     let place = Place { directory: Some(xfs.path().to_owned()), ..Place::default() };
-    let stage = data::pgbench_stage(scratch, place, plan.size)?;
+    let stage = data::pgbench_stage(scratch, place, plan.size, plan.fill_factor)?;
     let mut table = Table::new("full-clone");
     describe(&mut table, &stage)?;
     let reset = |stage: &Stage, _| stage.empty_target();

@@ -18,7 +18,7 @@ pub(crate) fn sizes_and_files(lab: &mut Lab) -> Outcome<()> {
     let mut table = Table::new("curve");
     for megabytes in MEGABYTES.into_iter().filter(|megabytes| *megabytes <= plan.curve_max) {
         say(&format!("making {megabytes} MB of pgbench data"));
-        let stage = data::pgbench_stage(lab.scratch(), Place::default(), megabytes)?;
+        let stage = data::pgbench_stage(lab.scratch(), Place::default(), megabytes, plan.fill_factor)?;
         point(plan, &stage, &mut table, &format!("{megabytes} MB"), &|stage, _| stage.empty_target())?;
     }
     let stage = Stage::new(lab.scratch(), Place::of_many_files());

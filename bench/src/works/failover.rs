@@ -15,6 +15,9 @@ use crate::stage::{Stage, cluster};
 /// Transactions on each side after they parted: two clients with half of them each.
 const HALF: &str = "1000";
 
+/// Megabytes of which all rows are looked at after each run; of more data it is a sample.
+const ALL_ROWS: u32 = 3000;
+
 pub(crate) fn rebuild(lab: &mut Lab) -> Outcome<()> {
     let plan = lab.plan;
     say(&format!("making {} MB of pgbench data and a failover", plan.size));
@@ -22,7 +25,7 @@ pub(crate) fn rebuild(lab: &mut Lab) -> Outcome<()> {
     let secret = agent::secret(&scratch, "secret");
     // pg_rewind wants to see the changes of hint bits.
     let old = cluster(&scratch, &Host::here(), "old", &secret).with("wal_log_hints", "on").into_primary();
-    data::pgbench_tables(&old, plan.size)?;
+    data::pgbench_tables(&old, plan.size, plan.fill_factor)?;
     let new = Cluster::standby_by_basebackup(&old, &Host::here(), "new");
     new.wait_for_replay(&old);
     new.promote();
@@ -36,7 +39,7 @@ pub(crate) fn rebuild(lab: &mut Lab) -> Outcome<()> {
 
     let mut stage = Stage::of(scratch, new, old, &secret, None);
     // Readers still set hint bits, so the rows have to tell.
-    (stage.at_rest, stage.all_rows) = (false, true);
+    (stage.at_rest, stage.all_rows) = (false, plan.size <= ALL_ROWS);
     let mut table = Table::new("failover");
     describe(&mut table, &stage)?;
     table.fact("transactions on each side", 2000);
@@ -49,7 +52,7 @@ pub(crate) fn rebuild(lab: &mut Lab) -> Outcome<()> {
         Ours::local(),
         Rewind::plain(),
     ];
-    Rounds::new(plan, &stage, &reset).run(&mut table, contenders)?;
+    Rounds { counts_catching_up: true, ..Rounds::new(plan, &stage, &reset) }.run(&mut table, contenders)?;
     lab.done(table);
     Ok(())
 }

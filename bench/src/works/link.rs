@@ -18,7 +18,7 @@ pub(crate) fn copies(lab: &mut Lab) -> Outcome<()> {
     let network = Network::new(2);
     network.limit(plan.rate);
     let place = Place { network: Some(network), ..Place::default() };
-    let stage = data::pgbench_stage(lab.scratch(), place, plan.link_size())?;
+    let stage = data::pgbench_stage(lab.scratch(), place, plan.link_size(), plan.fill_factor)?;
     let bytes_per_second = f64::from(plan.rate) * 1e6 / 8.0;
     let figures = |sample: &mut Sample| {
         let sent = sample.wire.unwrap_or(0) as f64 / sample.seconds;

@@ -25,7 +25,7 @@ const WITHOUT: Duration = Duration::from_secs(5);
 pub(crate) fn during_a_copy(lab: &mut Lab) -> Outcome<()> {
     let plan = lab.plan;
     say(&format!("making {} MB of pgbench data", plan.size));
-    let mut stage = data::pgbench_stage(lab.scratch(), Place::default(), plan.size)?;
+    let mut stage = data::pgbench_stage(lab.scratch(), Place::default(), plan.size, plan.fill_factor)?;
     stage.at_rest = false;
     let mut table = Table::new("load");
     describe(&mut table, &stage)?;

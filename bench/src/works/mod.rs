@@ -8,6 +8,7 @@ mod link;
 mod load;
 mod machine;
 mod many_files;
+mod map_curve;
 mod small;
 mod unchanged;
 
@@ -53,6 +54,7 @@ impl<'a> Lab<'a> {
                 Work::Failover => failover::rebuild(self)?,
                 Work::Map0 => unchanged::rebuild(self, "map-0", None)?,
                 Work::Map1 => unchanged::rebuild(self, "map-1", Some(1))?,
+                Work::MapCurve => map_curve::sizes(self)?,
                 Work::Link => link::copies(self)?,
                 Work::ManyFiles => many_files::refresh(self)?,
                 Work::Load => load::during_a_copy(self)?,
@@ -79,7 +81,8 @@ impl<'a> Lab<'a> {
     pub(crate) fn main(&mut self) -> Outcome<&Stage> {
         if self.main.is_none() {
             say(&format!("making {} MB of pgbench data", self.plan.size));
-            let stage = data::pgbench_stage(self.scratch(), Place::default(), self.plan.size)?;
+            let stage =
+                data::pgbench_stage(self.scratch(), Place::default(), self.plan.size, self.plan.fill_factor)?;
             self.main = Some(stage);
         }
         Ok(self.main.as_ref().expect("made above"))
@@ -94,7 +97,7 @@ pub(crate) fn stopped_standby(stage: &Stage) -> Outcome<()> {
     stage.empty_target()?;
     let watch = crate::memory::Watch::start(stage.postmaster(), None);
     BaseBackup::plain().run(stage, &watch)?;
-    verify::check(stage)
+    verify::check(stage).map(drop)
 }
 
 /// Names and sizes of what is to be copied.

@@ -14,7 +14,7 @@ const MEGABYTES: u32 = 100;
 pub(crate) fn start_up(lab: &mut Lab) -> Outcome<()> {
     let plan = lab.plan;
     say(&format!("making {MEGABYTES} MB of pgbench data"));
-    let stage = data::pgbench_stage(lab.scratch(), Place::default(), MEGABYTES)?;
+    let stage = data::pgbench_stage(lab.scratch(), Place::default(), MEGABYTES, plan.fill_factor)?;
     // Pgpool-II hands on no options.
     for (name, value) in [
         ("transport", "agent".to_owned()),

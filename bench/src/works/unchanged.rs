@@ -11,19 +11,23 @@ use crate::report::Table;
 use crate::rounds::Rounds;
 use crate::stage::{Place, Stage};
 
+/// A stopped standby that has WAL which tells whose it is: in that of two servers at rest there are no times.
+pub(super) fn stopped_standby_with_wal(stage: &Stage) -> Outcome<()> {
+    stopped_standby(stage)?;
+    stage.target.start();
+    stage.target.wait_for_replay(&stage.primary);
+    stage.target.stop(StopMode::Fast);
+    Ok(())
+}
+
 /// A standby that was stopped; since then nothing has changed on the primary, or about `percent` of its blocks.
 pub(crate) fn rebuild(lab: &mut Lab, work: &str, percent: Option<u32>) -> Outcome<()> {
     let plan = lab.plan;
     say(&format!("making {} MB of pgbench data and a standby", plan.size));
-    let mut stage = data::pgbench_stage(lab.scratch(), Place::default(), plan.size)?;
-    stopped_standby(&stage)?;
-    // WAL that tells whose it is: in that of two servers at rest there are no times
-    stage.target.start();
-    stage.target.wait_for_replay(&stage.primary);
-    stage.target.stop(StopMode::Fast);
+    let mut stage = data::pgbench_stage(lab.scratch(), Place::default(), plan.size, plan.fill_factor)?;
+    stopped_standby_with_wal(&stage)?;
     if let Some(percent) = percent {
-        // 61 rows of pgbench_accounts lie on a page, whose new versions go to its end
-        let every = 61 * 100 / percent;
+        let every = data::rows_of_a_page(plan.fill_factor) * 100 / percent;
         stage
             .primary
             .execute(&format!("UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid % {every} = 0"));
