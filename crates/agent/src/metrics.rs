@@ -54,6 +54,11 @@ fn render(status: &Status, connections: u64, refused: u64) -> prometheus::Result
         "Bytes of data files that the recovery in progress has compared; 0 if none is.",
         &[DIRECTORY],
     )?;
+    let left_out = page.gauge(
+        "run_known_bytes",
+        "Bytes of data files that it does not compare, because WAL proves them equal; 0 if none is.",
+        &[DIRECTORY],
+    )?;
     let incomplete = page.gauge(
         "directory_incomplete",
         "Whether the directory cannot be started: a recovery is in progress or broke off.",
@@ -88,6 +93,7 @@ fn render(status: &Status, connections: u64, refused: u64) -> prometheus::Result
         running.with_label_values(name).set(of_run(|_| 1));
         planned.with_label_values(name).set(of_run(|run| run.bytes));
         done.with_label_values(name).set(of_run(|run| run.moved.compared));
+        left_out.with_label_values(name).set(of_run(|run| run.known));
         incomplete.with_label_values(name).set(directory.incomplete.into());
         // no sample rather than a wrong one
         if directory.server_unknown.is_none() {
@@ -179,8 +185,8 @@ mod tests {
         }
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         let of_which = |comment: &str| text.lines().filter(|line| line.starts_with(comment)).count();
-        assert_eq!((of_which("# HELP"), of_which("# TYPE")), (14, 14));
-        assert_eq!(samples.count(), 16, "outcomes are three");
+        assert_eq!((of_which("# HELP"), of_which("# TYPE")), (15, 15));
+        assert_eq!(samples.count(), 17, "outcomes are three");
     }
 
     #[test]
@@ -190,6 +196,7 @@ mod tests {
             "pgpool_recovery_agent_run_in_progress{data_directory=\"/srv/b\"} 1",
             "pgpool_recovery_agent_run_planned_bytes{data_directory=\"/srv/b\"} 4194304",
             "pgpool_recovery_agent_run_compared_bytes{data_directory=\"/srv/b\"} 1048576",
+            "pgpool_recovery_agent_run_known_bytes{data_directory=\"/srv/b\"} 0",
             "pgpool_recovery_agent_directory_incomplete{data_directory=\"/srv/b\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");

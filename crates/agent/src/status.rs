@@ -100,10 +100,12 @@ fn progress(run: &Run) -> String {
         State::Durable => ", now being made durable",
         _ => "",
     };
-    let percent = run.moved.compared.min(run.bytes).saturating_mul(100).checked_div(run.bytes).unwrap_or(100);
+    let left_out =
+        if run.known == 0 { String::new() } else { format!("{} left out, ", size::pretty(run.known)) };
     let rate = u128::from(run.moved.compared) * 1000 / u128::from(run.milliseconds.max(1));
     format!(
-        "{percent} %, {} of {} compared, {} received, {}/s{step}, for {}{}",
+        "{} %, {} of {} compared, {left_out}{} received, {}/s{step}, for {}{}",
+        run.percent(),
         size::pretty(run.moved.compared),
         size::pretty(run.bytes),
         size::pretty(run.moved.received),
@@ -176,6 +178,7 @@ pub(crate) mod tests {
             milliseconds: 10_345,
             files: 963,
             bytes: 4 << 20,
+            known: 0,
             moved: Moved { compared: 1 << 20, received: 512 << 10, written: 256 << 10 },
             error: None,
         }
@@ -245,6 +248,9 @@ pub(crate) mod tests {
         let line = "  recovery  in progress: 25 %, 1.0 MB of 4.0 MB compared, 512 kB received, 99.0 kB/s, for 10s, \
                     from 10.0.0.1\n";
         assert!(text.contains(line), "{text}");
+        status.directories[0].account.running = Some(Run { known: 2 << 20, ..run(State::Data) });
+        let text = describe(&status, "x");
+        assert!(text.contains("75 %, 1.0 MB of 4.0 MB compared, 2.0 MB left out, 512 kB received"), "{text}");
         status.directories[0].account.running =
             Some(Run { bytes: 0, milliseconds: 0, ..run(State::Durable) });
         let text = describe(&status, "x");

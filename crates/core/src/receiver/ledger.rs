@@ -36,6 +36,7 @@ struct Entry {
     since: Instant,
     files: u64,
     bytes: u64,
+    known: AtomicU64,
     step: AtomicU8,
     compared: AtomicU64,
     received: AtomicU64,
@@ -125,6 +126,7 @@ impl Entry {
             since: Instant::now(),
             files: files.len() as u64,
             bytes: files.iter().fold(0, |sum, file| sum.saturating_add(file.size)),
+            known: AtomicU64::new(0),
             step: AtomicU8::new(State::Data as u8),
             compared: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -146,6 +148,7 @@ impl Entry {
             milliseconds: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             files: self.files,
             bytes: self.bytes,
+            known: self.known.load(Ordering::Relaxed),
             moved: Moved {
                 compared: self.compared.load(Ordering::Relaxed),
                 received: self.received.load(Ordering::Relaxed),
@@ -175,6 +178,11 @@ impl Record {
     /// Enters [`State::Wal`] or [`State::Durable`].
     pub(super) fn enter(&self, step: State) {
         self.entry.step.store(step as u8, Ordering::Relaxed);
+    }
+
+    /// So many bytes are not compared.
+    pub(super) fn leave_out(&self, bytes: u64) {
+        self.entry.known.store(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn add_compared(&self, bytes: u64) {
@@ -277,6 +285,8 @@ mod tests {
         assert_eq!(running.primary, Some([10, 0, 0, 1].into()));
         assert_eq!(running.moved, Moved { compared: 64, received: 10, written: 0 });
         assert_eq!((running.ended, running.error), (None, None));
+        record.leave_out(32);
+        assert_eq!(account(&ledger).running.map(|run| (run.known, run.percent())), Some((32, 75)));
         for step in [State::Wal, State::Durable] {
             record.enter(step);
             assert_eq!(account(&ledger).running.map(|run| run.state), Some(step));

@@ -98,6 +98,9 @@ pub(super) fn transfer(
         }
     }
     if !witness.is_refuted() {
+        if skip.leaves_out && what == What::Data {
+            conversation.done(&Request::LeftOut { bytes: breakdown.known })?;
+        }
         let left_out = Cloned::new(cloned, &map);
         let source: &dyn ChangeSource = if skip.leaves_out { &left_out } else { &hash };
         links.transfer(conversation, &Job { source, examination: examined_until(None), ..all })?;
@@ -105,6 +108,9 @@ pub(super) fn transfer(
     if skip.leaves_out && witness.is_refuted() {
         // what was compared by now is compared again: it costs time, and nothing is left out on a wrong proof
         conversation.progress.start_again();
+        if what == What::Data {
+            conversation.done(&Request::LeftOut { bytes: 0 })?;
+        }
         links.transfer(conversation, &all)?;
     }
     Ok(Some(Skipped {

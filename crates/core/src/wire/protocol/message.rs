@@ -95,6 +95,11 @@ pub enum Request {
     /// [`BLOB`](crate::wire::protocol::BLOB) frames with a u64 for each file: its bytes if it can be compared and written in
     /// place, else `u64::MAX`.
     Present,
+    /// So much of the data will not be compared, because WAL proves it equal; it is only shown. Answer: [`Reply::Ok`].
+    LeftOut {
+        /// Bytes of data files.
+        bytes: u64,
+    },
     /// Of a receiver in the sender's process: clone what can be cloned. Answer: [`Reply::Cloned`].
     Clone,
     /// All data was sent: set sizes, remove what the primary does not have; in a dry run, count that.

@@ -33,6 +33,7 @@
 //! -> Plan*, PlanEnd  <- Planned
 //! -> Begin           <- Ok       (marker written, pg_control moved aside)
 //! -> Present         <- Blob*, Ok             (sizes of the target's files, where blocks may be left out)
+//! -> LeftOut         <- Ok                    (how much of them is not compared)
 //!                                 -> Attach        <- Ok
 //!                                 -> Ask*          <- Digests*
 //!                                 -> Pages*, EndOfFile, Gone

@@ -76,10 +76,20 @@ pub struct Run {
     pub files: u64,
     /// Bytes of these files.
     pub bytes: u64,
+    /// Those of them that are not compared, because WAL proves them equal.
+    pub known: u64,
     /// What it has moved.
     pub moved: Moved,
     /// Why it ended, where it did not succeed.
     pub error: Option<Error>,
+}
+
+impl Run {
+    /// How much of the data is done with, percent.
+    pub fn percent(&self) -> u64 {
+        let done = self.moved.compared.saturating_add(self.known).min(self.bytes);
+        done.saturating_mul(100).checked_div(self.bytes).unwrap_or(100)
+    }
 }
 
 /// How far a run has come, or how it ended.
