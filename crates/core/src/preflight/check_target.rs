@@ -232,7 +232,7 @@ fn identity(primary: &PrimaryIdentity, target: &TargetInfo, any_cluster: bool) -
     // with pg_control in place a backup may have come since a recovery was interrupted there
     if (is_ours || resumes && target.control_in_place)
         && !any_cluster
-        && let Some(why) = backup::unused(&target.backup, target.standby.is_some())
+        && let Some(why) = backup::unused(target)
     {
         return Err(refused(format!("directory \"{shown}\" is a base backup that no server has used"))
             .detail(why)

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::is_there;
@@ -27,5 +28,6 @@ pub(super) fn traces(directory: &Path) -> io::Result<BackupTraces> {
         has_standby_signal: has("standby.signal")?,
         has_postmaster_opts: has("postmaster.opts")?,
         started_since,
+        version_changed: fs::symlink_metadata(directory.join("PG_VERSION")).ok().map(|found| found.ctime()),
     })
 }

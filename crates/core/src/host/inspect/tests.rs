@@ -199,6 +199,12 @@ fn a_servers_version_is_found_among_other_words() {
     assert_eq!(major_version("postgres (PostgreSQL) 15.18 (Debian 15.18-1)").as_deref(), Some("15"));
     assert_eq!(major_version("postgres (PostgreSQL) 18beta1").as_deref(), Some("18"));
     assert_eq!(major_version("some words\npostgres (PostgreSQL) 13.1").as_deref(), Some("13"));
+    assert_eq!(found().version_changed, None);
+    put(data.path(), "PG_VERSION", b"14\n");
+    // a copy that preserves times sets that of the content only
+    let file = fs::File::options().write(true).open(data.path().join("PG_VERSION")).expect("open");
+    file.set_modified(std::time::UNIX_EPOCH).expect("set");
+    assert!(found().version_changed.is_some_and(|changed| changed > 1_000_000_000));
     assert_eq!(major_version("libpq.so.5: no version information available"), None);
 }
 

@@ -362,6 +362,10 @@ pub struct BackupTraces {
     pub has_postmaster_opts: bool,
     /// Whether that is no older than the label: a copy of files may have brought one along.
     pub started_since: bool,
+    /// When content, owner, mode or name of `PG_VERSION` last changed (ctime), seconds since 1970: a server leaves it as
+    /// it is, and a copy does not bring this time along.
+    #[serde(default)]
+    pub version_changed: Option<i64>,
 }
 
 /// What could not be told about a directory. Each forbids what its answer might have permitted.
