@@ -22,25 +22,33 @@ const MANY: usize = 1000;
 pub(super) struct Before(Mutex<Syncs>);
 
 struct Syncs {
+    /// What is synced once it begins.
+    file_systems: Vec<OwnedFd>,
     running: Vec<JoinHandle<Result<()>>>,
     /// Whether anything is synced, and that what has ended went well.
     outcome: Result<bool>,
 }
 
 impl Before {
-    /// Begins; where the kernel does not tell whether that succeeded it is left to [`sync_files`].
-    pub(super) fn begin(target: &DataDirectory) -> Result<Self> {
-        if !syncfs_tells_errors() {
-            return Ok(Self(Mutex::new(Syncs { running: Vec::new(), outcome: Ok(false) })));
-        }
-        // what has been started is waited for, even if the next cannot be
-        let before = Self(Mutex::new(Syncs { running: Vec::new(), outcome: Ok(true) }));
-        for fd in target.file_systems()? {
+    /// Gets ready; where the kernel does not tell whether a sync succeeded it is left to [`sync_files`].
+    pub(super) fn new(target: &DataDirectory) -> Result<Self> {
+        let file_systems = if syncfs_tells_errors() { target.file_systems()? } else { Vec::new() };
+        Ok(Self(Mutex::new(Syncs { file_systems, running: Vec::new(), outcome: Ok(false) })))
+    }
+
+    /// Begins. Where a thread cannot be started, what it would have done is left to [`sync_files`] as well.
+    pub(super) fn begin(&self) {
+        let mut syncs = lock(&self.0);
+        let file_systems = std::mem::take(&mut syncs.file_systems);
+        let mut is_begun = !file_systems.is_empty();
+        for fd in file_systems {
             let work = move || sync_file_system(&fd);
-            let started = std::thread::Builder::new().name("target-sync".to_owned()).spawn(work);
-            lock(&before.0).running.push(started.map_err(Error::on("start a thread"))?);
+            match std::thread::Builder::new().name("target-sync".to_owned()).spawn(work) {
+                Ok(thread) => syncs.running.push(thread),
+                Err(_) => is_begun = false,
+            }
         }
-        Ok(before)
+        syncs.outcome = Ok(is_begun);
     }
 
     /// Waits; false if nothing was synced. Every caller hears of a failure.
@@ -99,7 +107,7 @@ fn sync_file_system(fd: &OwnedFd) -> Result<()> {
 
 /// Before Linux 5.8 syncfs succeeds whatever the disk says (syncfs(2)), and on XFS before 5.17 whatever its journal
 /// says.
-fn syncfs_tells_errors() -> bool {
+pub(super) fn syncfs_tells_errors() -> bool {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     is_at_least_5_17(&release)
 }

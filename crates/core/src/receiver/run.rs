@@ -46,7 +46,7 @@ impl Run {
         trusts_cache: bool,
         record: Record,
     ) -> Result<Self> {
-        let before = Before::begin(&target).inspect_err(|error| record.fail(error))?;
+        let before = Before::new(&target).inspect_err(|error| record.fail(error))?;
         Ok(Self {
             sink: Sink::Write(before),
             trusts_cache,

@@ -32,6 +32,13 @@ impl Sink {
         matches!(self, Self::Write(_))
     }
 
+    /// Begins to make durable what was there before.
+    pub(super) fn begin_sync(&self) {
+        if let Self::Write(before) = self {
+            before.begin();
+        }
+    }
+
     /// Waits until what was there before is durable; false if that was not tried.
     pub(super) fn is_synced(&self) -> Result<bool> {
         match self {

@@ -69,7 +69,8 @@ fn demand_unchanged(directory: &Directory, target: &DataDirectory, header: &Plan
     snapshot::demand_roots(target, &roots)
 }
 
-/// Writes the marker, then makes the links and directories of the plan.
+/// Writes the marker, makes the links and directories of the plan, and only then begins to sync what was there before: that
+/// cannot be interrupted and may take minutes, for which an error would wait.
 fn invalidate(
     run: &Run,
     marker: &Marker,
@@ -93,6 +94,7 @@ fn invalidate(
     for directory in others {
         run.target.make_directory(&directory.path, directory.mode)?;
     }
+    run.sink.begin_sync();
     Ok(())
 }
 
@@ -100,4 +102,32 @@ fn key(digits: &str) -> Result<DigestKey> {
     hexadecimal::decode(digits.as_bytes())
         .map(DigestKey::from_bytes)
         .ok_or_else(|| Error::new(Kind::ProtocolViolation, "invalid digest key"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::path::RelPath;
+    use crate::receiver::durable::syncfs_tells_errors;
+    use crate::receiver::run::of_one_page;
+
+    #[test]
+    fn nothing_is_synced_before_everything_else_of_the_beginning_has_succeeded() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let marker = Marker { system_identifier: 7, timeline: 1, ..Marker::default() };
+        std::fs::create_dir(data.path().join("global")).expect("make");
+        let directory =
+            |path: &str| plan::Directory { path: RelPath::parse(path).expect("valid"), mode: 0o700 };
+        let header = PlanHeader { mode: 0o700, ..PlanHeader::default() };
+        let begin = |directories: &[plan::Directory]| {
+            let run = of_one_page(data.path(), "base/5/1");
+            let begun = invalidate(&run, &marker, directories, &header);
+            (begun.is_ok(), run.sink.is_synced().expect("synced"))
+        };
+        // its parent is missing
+        assert_eq!(begin(&[directory("base/5")]), (false, false));
+        // an old kernel does not tell whether a sync succeeded
+        let (begun, is_synced) = begin(&[directory("base"), directory("base/5")]);
+        assert!(begun && is_synced == syncfs_tells_errors());
+    }
 }
