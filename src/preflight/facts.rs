@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use pgdata::control_file::{ControlFile, PG_CONTROL};
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::policy::resolve;
+use pgpool_recovery_core::manifest::Side;
 use pgpool_recovery_core::manifest::path::{RelPath, normalize_directory};
 use pgpool_recovery_core::manifest::scan::tablespace_links;
 use pgpool_recovery_core::preflight::PrimaryIdentity;
@@ -59,7 +60,7 @@ impl PrimaryFacts {
         let metadata = fs::metadata(&data_directory).map_err(failed)?;
         let wal = fs::metadata(data_directory.join("pg_wal")).map_err(failed)?;
         let (control, _) = read_control(&data_directory)?;
-        let links = tablespace_links(&data_directory)?;
+        let links = tablespace_links(&data_directory, Side::Primary)?;
         let own = links.iter().map(|(_, source)| Path::new(source).to_owned());
         let own = own
             .chain([data_directory.clone(), data_directory.join("pg_wal")])

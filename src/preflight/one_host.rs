@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::manifest::Side;
 use pgpool_recovery_core::manifest::scan::tablespace_links;
 use pgpool_recovery_core::sys::FileId;
 use pgpool_recovery_core::sys::machine;
@@ -69,7 +70,7 @@ impl Tablespaces {
     pub(crate) fn now(facts: &PrimaryFacts, target: &TargetInfo) -> Result<Self> {
         let data_directory = facts.data_directory.clone();
         let before = may_be_here(facts.identity().boot_id.as_deref(), target)
-            .then(|| tablespace_links(&data_directory))
+            .then(|| tablespace_links(&data_directory, Side::Primary))
             .transpose()?;
         Ok(Self { data_directory, before })
     }
@@ -78,7 +79,7 @@ impl Tablespaces {
     /// drops its own.
     pub(crate) fn demand_unchanged(&self) -> Result<()> {
         let Some(before) = &self.before else { return Ok(()) };
-        let now = tablespace_links(&self.data_directory)?;
+        let now = tablespace_links(&self.data_directory, Side::Primary)?;
         match now.iter().find(|link| !before.contains(link)) {
             None => Ok(()),
             Some((oid, location)) => Err(would_be_shared(*oid, location)
@@ -93,7 +94,7 @@ pub(crate) fn demand_own_tablespaces(primary: &Path, target: &TargetInfo) -> Res
     if target.running.is_some() || !may_be_here(machine::boot_id().as_deref(), target) {
         return Ok(());
     }
-    let links = tablespace_links(primary)?;
+    let links = tablespace_links(primary, Side::Primary)?;
     let Some(directory) = target.directory.to_str().filter(|_| !links.is_empty()) else { return Ok(()) };
     match look(directory) {
         Ok(Some(seen)) if could_share(&seen, target.identity, rustix::process::geteuid().as_raw()) => {}
@@ -107,7 +108,7 @@ pub(crate) fn demand_own_tablespaces(primary: &Path, target: &TargetInfo) -> Res
         }
         Err(error) => return Err(error),
     }
-    let standby = tablespace_links(&target.directory)?;
+    let standby = tablespace_links(&target.directory, Side::Target)?;
     for (oid, location) in links {
         let its = standby.iter().find(|(its_oid, _)| *its_oid == oid).map(|(_, its)| its);
         let is_own = match its {

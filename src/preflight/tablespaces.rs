@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::policy::resolve;
+use pgpool_recovery_core::manifest::Side;
 use pgpool_recovery_core::manifest::path::{normalize_directory, overlap};
 use pgpool_recovery_core::manifest::plan::Tablespace;
 use pgpool_recovery_core::manifest::scan::tablespace_links;
@@ -23,7 +24,7 @@ impl PrimaryFacts {
 
     /// Where the tablespaces outside the data directory go: as they are now.
     pub(crate) fn tablespaces(&self) -> Result<Vec<Tablespace>> {
-        let links = tablespace_links(&self.data_directory)?;
+        let links = tablespace_links(&self.data_directory, Side::Primary)?;
         let tablespaces: Vec<Tablespace> =
             links.iter().map(|(oid, source)| self.place(*oid, source)).collect::<Result<_>>()?;
         if self.is_local {
@@ -53,7 +54,7 @@ impl PrimaryFacts {
         if !may_be_one_machine(self.identity.boot_id.as_deref(), target.boot_id.as_deref()) {
             return Ok(());
         }
-        let links = tablespace_links(&self.data_directory)?;
+        let links = tablespace_links(&self.data_directory, Side::Primary)?;
         let own =
             links.iter().map(|(_, source)| source.as_str()).chain([self.primary.data_directory.as_str()]);
         for path in own {

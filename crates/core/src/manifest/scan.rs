@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use walkdir::{DirEntry, WalkDir};
 
 use crate::error::{Error, Kind, Result};
+use crate::manifest::Side;
 use crate::manifest::exclude::{RelationFile, Rules, Verdict, holds_relations};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::{Directory, File, Plan, Tablespace};
@@ -44,11 +45,11 @@ pub fn scan(source: &Source<'_>, cancel: &Cancel) -> Result<Plan> {
     Ok(plan)
 }
 
-/// The tablespaces outside the data directory: OID and location, as the links in pg_tblspc say. Not from
+/// The tablespaces outside a data directory: OID and location, as the links in pg_tblspc say. Not from
 /// the catalog, whose snapshot may be older than the backup.
-pub fn tablespace_links(data_directory: &Path) -> Result<Vec<(u32, String)>> {
+pub fn tablespace_links(data_directory: &Path, side: Side) -> Result<Vec<(u32, String)>> {
     let directory = data_directory.join("pg_tblspc");
-    let failed = |error| unreadable(&directory, &error);
+    let failed = |error| unreadable(&directory, side, &error);
     let mut links = Vec::new();
     for entry in fs::read_dir(&directory).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -130,7 +131,7 @@ fn add(entry: &DirEntry, path: RelPath, plan: &mut Plan) -> Result<()> {
     let metadata = match entry.metadata() {
         Ok(metadata) => metadata,
         Err(error) if is_missing(&error) => return Ok(()),
-        Err(error) => return Err(unreadable(entry.path(), &error.into())),
+        Err(error) => return Err(unreadable(entry.path(), Side::Primary, &error.into())),
     };
     let mode = metadata.permissions().mode() & 0o7777;
     let kind = metadata.file_type();
@@ -155,7 +156,7 @@ fn demand_readable(place: &Path, metadata: &fs::Metadata) -> Result<()> {
     }
     match rustix::fs::access(place, rustix::fs::Access::READ_OK) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-        Err(error) => Err(unreadable(place, &error.into())),
+        Err(error) => Err(unreadable(place, Side::Primary, &error.into())),
     }
 }
 
@@ -183,11 +184,11 @@ fn tolerate(
     }
     let number = error.io_error().and_then(io::Error::raw_os_error);
     let cause = number.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error);
-    Err(unreadable(place, &cause))
+    Err(unreadable(place, Side::Primary, &cause))
 }
 
-fn unreadable(place: &Path, error: &io::Error) -> Error {
-    Error::io(format_args!("read \"{}\" on the primary", place.display()), error)
+fn unreadable(place: &Path, side: Side, error: &io::Error) -> Error {
+    Error::io(format_args!("read \"{}\" on the {side}", place.display()), error)
         .with_owner(place)
         .hint("Everything in the data directory must be readable by the PostgreSQL OS user.")
 }
@@ -293,7 +294,7 @@ mod tests {
             target: "/elsewhere".to_owned(),
         };
         assert_eq!(
-            tablespace_links(data.path()).expect("list"),
+            tablespace_links(data.path(), Side::Primary).expect("list"),
             [(16, outside.path().display().to_string())]
         );
         symlink(outside.path(), data.path().join("pg_tblspc/18")).expect("one made after the list");
@@ -301,6 +302,17 @@ mod tests {
         assert_eq!(names(&plan), ["pg_tblspc/17/PG_15_202209061/5/3", "pg_tblspc/16/PG_15_202209061/5/9"]);
         let directories: Vec<_> = plan.directories.iter().map(|entry| entry.path.as_str()).collect();
         assert!(directories.contains(&"pg_tblspc/16/PG_15_202209061/5"));
+    }
+
+    #[test]
+    fn an_error_says_on_which_side_the_links_cannot_be_read() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        for (side, words) in
+            [(Side::Primary, "pg_tblspc\" on the primary: "), (Side::Target, "pg_tblspc\" on the target: ")]
+        {
+            let error = tablespace_links(data.path(), side).expect_err("there is no pg_tblspc");
+            assert!(error.message.contains(words), "{error}");
+        }
     }
 
     #[test]

@@ -4,25 +4,7 @@ use pgdata::wal::Lsn;
 use serde::{Deserialize, Serialize};
 
 use super::facts::{ControlRecord, Unknown};
-
-/// Whose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Side {
-    /// The primary.
-    Primary,
-    /// The target.
-    Target,
-}
-
-impl std::fmt::Display for Side {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Primary => "primary",
-            Self::Target => "target",
-        })
-    }
-}
+pub use crate::manifest::Side;
 
 /// A condition that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]

@@ -12,6 +12,7 @@ use crate::compare::wal_map::skip::{TargetFacts, read_from};
 use crate::compare::wal_map::{BlockMap, Group, Lineage, Next, Wal};
 use crate::error::{Error, Kind, Result};
 use crate::host::inspect;
+use crate::manifest::Side;
 use crate::manifest::exclude::MARKER;
 use crate::manifest::scan::tablespace_links;
 use crate::sys::small_file;
@@ -106,6 +107,6 @@ fn target_facts(directory: &Directory, control: ControlFile) -> Result<TargetFac
 
 /// Where the links of tablespaces lead.
 fn links(directory: &Directory) -> Result<BTreeMap<String, String>> {
-    let links = tablespace_links(&directory.cluster.data_directory)?;
+    let links = tablespace_links(&directory.cluster.data_directory, Side::Target)?;
     Ok(links.into_iter().map(|(oid, path)| (oid.to_string(), path)).collect())
 }
