@@ -1,7 +1,8 @@
 //! What a standby's server writes to its log.
 //!
-//! These lines travel to the caller. A log directory outside the data directory may hold what other programs write, so
-//! only the file that this server itself names is read there.
+//! These lines travel to the caller. A log directory outside the data directory may hold what other programs write, and
+//! one that is the data directory, or a part of it that belongs to the cluster, holds data: only the file that this
+//! server itself names is read there.
 
 use std::collections::HashMap;
 use std::fs;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::inspect;
 use super::policy::Cluster;
+use crate::manifest::exclude::is_of_the_copy;
 use crate::sys::small_file;
 
 /// Most of the standby's log that an error carries, bytes.
@@ -81,14 +83,13 @@ fn directories(cluster: &Cluster) -> Vec<PathBuf> {
     directories
 }
 
-/// The start log, the newest file of a log directory in the data directory, what the server names in one outside, and
-/// the file that the agent's configuration names.
+/// The start log, the newest file of a directory that holds nothing but logs, what the server names in another one, and the
+/// file that the agent's configuration names.
 fn log_files(cluster: &Cluster) -> Vec<PathBuf> {
     let directory = &cluster.data_directory;
     let mut files = vec![directory.join(START_LOG)];
     for logs in directories(cluster) {
-        let is_inside = logs.canonicalize().ok().zip(directory.canonicalize().ok());
-        if is_inside.is_some_and(|(logs, directory)| logs.starts_with(directory)) {
+        if holds_only_logs(directory, &logs) {
             let others = regular_files(&logs).filter(|(path, _)| *path != files[0]);
             let newest = others.map(|(path, metadata)| (metadata.modified().ok(), path)).max();
             files.extend(newest.map(|(_, path)| path));
@@ -98,6 +99,15 @@ fn log_files(cluster: &Cluster) -> Vec<PathBuf> {
     }
     files.extend(cluster.log_file.clone());
     files
+}
+
+/// Whether a directory is one for logs alone: it lies within the data directory and is no part of the cluster.
+fn holds_only_logs(directory: &Path, logs: &Path) -> bool {
+    let Some((directory, logs)) = directory.canonicalize().ok().zip(logs.canonicalize().ok()) else {
+        return false;
+    };
+    let inside = logs.strip_prefix(directory).ok().and_then(Path::to_str);
+    inside.is_some_and(|inside| !inside.is_empty() && !is_of_the_copy(inside))
 }
 
 /// The file in this log directory that the server last said it writes.
@@ -193,6 +203,27 @@ mod tests {
         assert_eq!(tail(&cluster), "FATAL:  from outside");
         write(data.path(), "postgresql.auto.conf", "log_directory = 'server_log'\n");
         assert_eq!(tail(&cluster), "FATAL:  from inside", "ALTER SYSTEM counts last");
+    }
+
+    #[test]
+    fn of_a_log_directory_that_holds_data_only_the_servers_log_is_shown() {
+        let parent = tempfile::tempdir().expect("temporary directory");
+        let data = parent.path().join("data");
+        let cluster = in_directory(&data);
+        write(&data, "pg_wal/000000010000000000000001", "the WAL");
+        write(parent.path(), "beside.txt", "a file beside the data directory\n");
+        for logs in [".", "./", "pg_wal", "pg_wal/..", "..", "../data", data.to_str().expect("text")] {
+            write(&data, "postgresql.conf", &format!("log_directory = '{logs}'\n"));
+            write(&data, "pg_hba.conf", "host all all 10.1.2.3/32 trust\n");
+            assert_eq!(tail(&cluster), NOTHING, "{logs}");
+            assert_eq!(Logs::now(&cluster).tail(), NOTHING, "{logs}");
+            let own = format!("{logs}/server.log");
+            write(&data, CURRENT_LOGFILES, &format!("stderr {own}\n"));
+            fs::write(data.join(&own), "FATAL:  its own\n").expect("write");
+            assert_eq!(tail(&cluster), "FATAL:  its own", "{logs}");
+            fs::remove_file(data.join(&own)).expect("remove");
+            fs::remove_file(data.join(CURRENT_LOGFILES)).expect("remove");
+        }
     }
 
     #[test]
