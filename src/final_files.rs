@@ -9,6 +9,7 @@ use pgpool_recovery_core::host::inspect::myrecovery_path;
 use pgpool_recovery_core::manifest::exclude::{AUTO_CONF, MYRECOVERY_CONF, POSTGRESQL_CONF};
 use pgpool_recovery_core::manifest::path::RelPath;
 use pgpool_recovery_core::manifest::plan::File;
+use pgpool_recovery_core::replication::places::own_places;
 use pgpool_recovery_core::replication::standby::{self, ReplicationConfig};
 use pgpool_recovery_core::wire::protocol::data::Put;
 use pgpool_recovery_core::wire::protocol::message::{PlanHeader, TargetInfo};
@@ -51,7 +52,7 @@ pub(crate) fn final_files(
     {
         let main = Path::new(&facts.primary.config_file);
         let major = facts.primary.server_version_num / 10_000;
-        let mut places = standby::own_places(&Reading::of(main, None), main, major);
+        let mut places = own_places(&Reading::of(main, None), main, major, &target.directory);
         if logs_beside_primary {
             places.push_str("log_directory = 'log'\n");
         }

@@ -3,6 +3,7 @@
 pub mod hot_standby;
 pub mod naming;
 pub mod own_address;
+pub mod places;
 pub mod recovery_settings;
 pub mod standby;
 pub mod streaming;

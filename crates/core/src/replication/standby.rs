@@ -4,13 +4,13 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use pgdata::configuration::line::{self, Line};
-use pgdata::configuration::{self, Reading, What, is_named};
+use pgdata::configuration::{self, Reading, is_named};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::{MYRECOVERY_CONF, is_of_the_copy};
 use crate::manifest::path::{RelPath, normalize_directory};
-use crate::replication::recovery_settings;
+use crate::replication::{places, recovery_settings};
 
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,50 +145,25 @@ pub fn passfile_inside(passfile: &str, directory: &Path) -> Option<RelPath> {
     RelPath::parse(inside.to_str()?).ok().filter(|path| !is_of_the_copy(path.as_str()))
 }
 
-/// Settings that say where files of one server are: a standby has its own places.
-fn is_place(name: &[u8]) -> bool {
-    ["data_directory", "config_file", "hba_file", "ident_file"].iter().any(|place| is_named(name, place))
-        || is_written_place(name)
-}
-
-/// Files that a running server writes and removes outside its data directory, with the value that is neutral and the last
-/// version that has the setting. A second server on the host would remove or replace those of the first.
-const WRITTEN_PLACES: [(&str, &str, u32); 2] =
-    [("external_pid_file", "", u32::MAX), ("stats_temp_directory", "pg_stat_tmp", 14)];
-
-fn is_written_place(name: &[u8]) -> bool {
-    WRITTEN_PLACES.iter().any(|(place, ..)| is_named(name, place))
-}
-
-/// The lines that take back what the files included by a primary's configuration say about files that its server writes.
-/// `configuration`: the primary's, read from the file `main`, in which such settings are left out.
-pub fn own_places(configuration: &Reading, main: &Path, major: u32) -> String {
-    let is_set = |place: &str| {
-        configuration.items.iter().any(|item| {
-            *item.file != *main && matches!(&item.what, What::Setting { name, .. } if is_named(name, place))
-        })
-    };
-    let known = WRITTEN_PLACES.iter().filter(|(place, _, until)| major <= *until && is_set(place));
-    known.map(|(place, neutral, _)| format!("{place} = '{neutral}'\n")).collect()
-}
-
 /// The primary's postgresql.auto.conf without the settings of a standby: it is read last and would win. `own`: settings
 /// that the standby has of its own, and that the primary's must not override.
 pub fn without_recovery_settings(text: &[u8], own: &[String]) -> Vec<u8> {
     configuration::without(text, |name, _| {
         // ALTER SYSTEM sets hba_file and ident_file, too
         recovery_settings::named(name).is_some()
-            || is_place(name)
+            || places::is_place(name)
             || own.iter().any(|own| is_named(name, own))
     })
 }
 
 /// A primary's postgresql.conf made the standby's own: its port, and myrecovery.conf read last.
-/// `include` is what the `include_if_exists` line names, `places` what [`own_places`] gave.
+/// `include` is what the `include_if_exists` line names, `places` what [`places::own_places`] gave.
 pub fn adopted_configuration(text: &[u8], port: Option<u16>, places: &str, include: &str) -> Vec<u8> {
     let mut adopted = configuration::without(text, |name, value| {
         // an absolute path here would point into the primary's own directory
-        is_place(name) || recovery_settings::named(name).is_some() || includes_some_myrecovery(name, value)
+        places::is_place(name)
+            || recovery_settings::named(name).is_some()
+            || includes_some_myrecovery(name, value)
     });
     if let Some(port) = port {
         let line = at_end(&adopted, &format!("port = {port}\n"));
@@ -203,8 +178,7 @@ pub fn adopted_configuration(text: &[u8], port: Option<u16>, places: &str, inclu
 
 /// What makes a configuration read myrecovery.conf when it is appended to it.
 pub fn include_at_end(text: &[u8], include: &str) -> Vec<u8> {
-    let quoted = include.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n");
-    at_end(text, &format!("include_if_exists = '{quoted}'\n"))
+    at_end(text, &format!("include_if_exists = {}\n", places::quoted(include)))
 }
 
 /// Where a server with this configuration listens.
@@ -510,25 +484,5 @@ mod tests {
             b"port = 1\n# recovery_target = ''\nwork_mem = '1MB' # gr\xfcn\nport = 7\n\
               include_if_exists = '/standby/myrecovery.conf'\n"
         );
-    }
-
-    #[test]
-    fn files_that_the_primary_writes_are_not_the_standbys() {
-        let top = tempfile::tempdir().expect("temporary directory");
-        let main = top.path().join("postgresql.conf");
-        let text = b"stats_temp_directory = '/run/x'\nexternal_pid_file = '/run/y'\ninclude 'more.conf'\n";
-        std::fs::write(&main, text).expect("write");
-        std::fs::write(top.path().join("more.conf"), "work_mem = '1MB'\n").expect("write");
-        let places = |major| own_places(&Reading::of(&main, None), &main, major);
-        assert_eq!(places(14), "", "lines of the main file are left out");
-        let more = "External_Pid_File '/run/y'\nstats_temp_directory = '/run/x'\n";
-        std::fs::write(top.path().join("more.conf"), more).expect("write");
-        assert_eq!(places(14), "external_pid_file = ''\nstats_temp_directory = 'pg_stat_tmp'\n");
-        assert_eq!(places(15), "external_pid_file = ''\n", "the other one is unknown there");
-        let adopted = adopted_configuration(text, None, &places(15), "/m.conf");
-        let expected = b"include 'more.conf'\nexternal_pid_file = ''\ninclude_if_exists = '/m.conf'\n";
-        assert_eq!(adopted, expected);
-        let altered = b"hba_file = '/primary/hba'\nIdent_File = '/primary/ident'\nexternal_pid_file = '/run/y'\nwork_mem = '1MB'\n";
-        assert_eq!(without_recovery_settings(altered, &[]), b"work_mem = '1MB'\n", "of ALTER SYSTEM, too");
     }
 }
