@@ -11,9 +11,10 @@ use super::conversation::unexpected;
 use super::skip::Skip;
 use super::state::Opened;
 use crate::compare::wal_map::skip::{self, Decision, Evidence, Outcome, SourceFacts, TargetFacts};
+use crate::compare::wal_map::summaries::{self, Summaries};
 use crate::compare::wal_map::{
     BlockMap, Chain, ChainFacts, Common, Coverage, Follower, GROUP, Group, Layout, MAX_ENCODED, MAX_GROUPS,
-    Next, Reach, Reason, Scope, Search, Wal, summaries,
+    Next, Reach, Reason, Scope, Search, Wal,
 };
 use crate::error::{Error, Kind, Result};
 use crate::manifest::plan::Tablespace;
@@ -75,6 +76,7 @@ struct Known {
     common: Vec<Option<Common>>,
     source_wal: Vec<ChainFacts>,
     coverage: Coverage,
+    summaries: Summaries,
 }
 
 impl Known {
@@ -102,7 +104,6 @@ pub struct Proof {
     read_to: Lsn,
     /// Reads it on.
     follower: Follower,
-    summaries: u32,
 }
 
 /// What the report says of a proof.
@@ -239,13 +240,14 @@ impl Session<Opened> {
         coverage.add_wal(&ours);
         let mut summarized = BlockMap::default();
         let (directory, range) = (source.summaries_directory(), (parts, flushed));
-        let found = summaries::read(&directory, lineage, range, &mut summarized, &mut coverage, cancel)?;
+        let summaries = summaries::read(&directory, lineage, range, &mut summarized, &mut coverage, cancel)?;
         let read_to = ours.end;
-        let known = Known { target: facts, target_wal, is_all, common, source_wal: vec![ours], coverage };
+        let known =
+            Known { target: facts, target_wal, is_all, common, source_wal: vec![ours], coverage, summaries };
         let decision = match skip::decide(&known.evidence(source, read_to)) {
             Outcome::Skip(decision) => decision,
             Outcome::Widen(wanted) => return Ok(Step::Widen(wanted)),
-            Outcome::Reject(reasons) => return Ok(Step::Rejected(reasons)),
+            Outcome::Reject(reasons) => return Ok(Step::Rejected(known.summaries.explain(reasons))),
         };
         // a proof that needed older WAL lists what that changed, too
         let is_wider = target_from.0 < decision.from.0 - decision.from.0 % PAGE_SIZE as u64;
@@ -267,7 +269,7 @@ impl Session<Opened> {
         map.merge(&summarized);
         map.merge(&theirs);
         let follower = Follower::start(&wal, lineage, read_to)?;
-        Ok(Step::Decided(Box::new(Proof { known, map, read_to, follower, summaries: found.read })))
+        Ok(Step::Decided(Box::new(Proof { known, map, read_to, follower })))
     }
 }
 
@@ -302,7 +304,7 @@ impl Proof {
         let evidence = self.known.evidence(source, start);
         let decision = match skip::decide(&evidence) {
             Outcome::Skip(decision) => decision,
-            Outcome::Reject(reasons) => return Ok(Err(reasons)),
+            Outcome::Reject(reasons) => return Ok(Err(self.known.summaries.explain(reasons))),
             Outcome::Widen(_) => {
                 return Err(Error::new(Kind::Internal, "the target's WAL does not reach back far enough"));
             }
@@ -311,7 +313,7 @@ impl Proof {
         let account = Account {
             decision,
             source_bytes: bytes(&self.known.source_wal),
-            summaries: self.summaries,
+            summaries: self.known.summaries.read,
             target_bytes: bytes(&self.known.target_wal),
             rejoin: skip::rejoin(&evidence).err(),
         };

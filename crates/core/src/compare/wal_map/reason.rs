@@ -102,6 +102,14 @@ pub enum Reason {
         /// To where.
         to: Lsn,
     },
+    /// What summaries tell of may be what is missing.
+    #[error("{count} WAL summaries of the primary cannot be used; the first is {first}")]
+    UnusableSummaries {
+        /// How many.
+        count: usize,
+        /// The name of one, and why.
+        first: String,
+    },
     /// pg_control of the target and its WAL contradict each other.
     #[error("the checkpoint in the target's pg_control is not that in its WAL at {at}: {found}")]
     Checkpoint {

@@ -12,6 +12,7 @@ use pgdata::wal_summary::{self, Invalid, Name};
 use super::block_map::BlockMap;
 use super::coverage::{Coverage, of_history};
 use super::lineage::Lineage;
+use super::reason::Reason;
 use crate::error::{Error, Result};
 use crate::sys::cancel::Cancel;
 
@@ -24,7 +25,19 @@ pub struct Summaries {
     /// How many were read.
     pub read: u32,
     /// Which could not be used, and why: what they tell of is missing.
-    pub refused: Vec<String>,
+    pub unusable: Vec<String>,
+}
+
+impl Summaries {
+    /// Where WAL is missing: names the summaries that might have stood for it, behind the other reasons.
+    #[must_use]
+    pub fn explain(&self, mut reasons: Vec<Reason>) -> Vec<Reason> {
+        let is_missing = reasons.iter().any(|reason| matches!(reason, Reason::SourceHole { .. }));
+        if is_missing && let Some(first) = self.unusable.first().cloned() {
+            reasons.push(Reason::UnusableSummaries { count: self.unusable.len(), first });
+        }
+        reasons
+    }
 }
 
 /// Reads the summaries that tell of a part of a history, adds what they list to the map, and what they tell of to the
@@ -50,7 +63,7 @@ pub fn read(
                 found.read += 1;
             }
             // what it has listed so far stays: more than changed may be listed
-            Err(invalid) => found.refused.push(format!("{file_name}: {invalid}")),
+            Err(invalid) => found.unusable.push(format!("{file_name}: {invalid}")),
         }
     }
     Ok(found)
@@ -137,8 +150,16 @@ mod tests {
         let range = (Lsn(60), Lsn(300));
         let found = read(directory.path(), &history, range, &mut map, &mut coverage, &Cancel::new());
         let found = found.expect("readable");
-        assert_eq!((found.read, found.refused.len()), (2, 1), "{found:?}");
+        assert_eq!((found.read, found.unusable.len()), (2, 1), "{found:?}");
         assert_eq!(coverage.first_hole(Lsn(60), Lsn(300)), Some(Lsn(200)));
+        let hole = || Reason::SourceHole { at: Lsn(200), from: Lsn(60), to: Lsn(300) };
+        let reasons = found.explain(vec![hole()]);
+        let [other, Reason::UnusableSummaries { count: 1, first }] = reasons.as_slice() else {
+            panic!("{reasons:?}")
+        };
+        assert!(*other == hole() && first.starts_with("0000000200000000000000C8"), "{first}");
+        assert_eq!(found.explain(vec![Reason::FsyncOff]), [Reason::FsyncOff], "nothing is missing");
+        assert_eq!(Summaries::default().explain(vec![hole()]), [hole()]);
         let lists = |relation, block| {
             map.lists(RelationFileLocator { tablespace: 1663, database: 6, relation }, block)
                 || map
