@@ -22,8 +22,8 @@ use crate::settings::Compression;
 
 /// What the receiver must know of the plan as a whole.
 pub(crate) fn plan_header(facts: &PrimaryFacts) -> Result<PlanHeader> {
-    let metadata =
-        fs::metadata(&facts.data_directory).map_err(Error::on_path("stat", &facts.data_directory))?;
+    let metadata = fs::metadata(&facts.data_directory)
+        .map_err(Error::on_path("stat directory", &facts.data_directory))?;
     Ok(PlanHeader {
         tablespaces: facts.tablespaces()?,
         tablespace_version_directory: facts.tablespace_version_directory(),
@@ -125,7 +125,7 @@ pub(crate) fn wal(
     for name in names {
         let path = RelPath::parse(&format!("pg_wal/{name}"))?;
         let metadata = fs::metadata(facts.data_directory.join(&path)).map_err(|error| {
-            Error::new(Kind::SlotLost, format!("could not look at WAL file \"{name}\": {error}"))
+            Error::new(Kind::SlotLost, format!("could not stat file \"pg_wal/{name}\": {error}"))
                 .detail("The standby needs it to reach consistency.")
                 .hint("Use a replication slot (pgpool_recovery.slot_name), or increase wal_keep_size.")
         })?;

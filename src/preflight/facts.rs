@@ -55,7 +55,7 @@ impl PrimaryFacts {
     ) -> Result<Self> {
         let primary = catalog::primary()?;
         let shown = primary.data_directory.clone();
-        let failed = |error| Error::at("stat the data directory", &shown, &error);
+        let failed = |error| Error::at("stat directory", &shown, &error);
         let data_directory = Path::new(&primary.data_directory).canonicalize().map_err(failed)?;
         let metadata = fs::metadata(&data_directory).map_err(failed)?;
         let wal = fs::metadata(data_directory.join("pg_wal")).map_err(failed)?;

@@ -35,7 +35,7 @@ pub(crate) fn primary_space(facts: &PrimaryFacts) -> Result<PrimarySpace> {
             Ok(metadata) => devices.push(metadata.dev()),
             // a tablespace that was dropped meanwhile
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::at("stat", directory, &error)),
+            Err(error) => return Err(Error::at("stat directory", directory, &error)),
         }
     }
     Ok(PrimarySpace {
@@ -137,7 +137,7 @@ fn look(directory: &str) -> Result<Option<fs::Metadata>> {
     match fs::metadata(directory) {
         Ok(metadata) => Ok(Some(metadata)),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
-        Err(error) => Err(Error::at("stat", directory, &error)),
+        Err(error) => Err(Error::at("stat directory", directory, &error)),
     }
 }
 

@@ -58,7 +58,7 @@ impl PrimaryFacts {
         let own =
             links.iter().map(|(_, source)| source.as_str()).chain([self.primary.data_directory.as_str()]);
         for path in own {
-            let metadata = fs::metadata(path).map_err(Error::on_path("stat", path))?;
+            let metadata = fs::metadata(path).map_err(Error::on_path("stat directory", path))?;
             if locations.contains(&FileId::from(&metadata)) {
                 return Err(
                     own_location(path).detail("The target's host and the primary's host are one machine.")

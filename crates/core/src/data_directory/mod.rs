@@ -114,7 +114,8 @@ impl DataDirectory {
                 return Err(undo(Error::at("lock directory", path, &error.into())));
             }
         }
-        let root = Root::new("", fd).map_err(|error| undo(Error::at("stat", path, &error.into())))?;
+        let root =
+            Root::new("", fd).map_err(|error| undo(Error::at("stat directory", path, &error.into())))?;
         Ok(Self::with(path, root, made, false))
     }
 
@@ -153,7 +154,8 @@ impl DataDirectory {
 
     /// Fails if the path leads elsewhere by now than to the directory that was opened.
     pub(crate) fn demand_in_place(&self) -> Result<()> {
-        let opened = rustix::fs::fstat(&self.roots[0].fd).map_err(Error::on("stat the target directory"))?;
+        let opened =
+            rustix::fs::fstat(&self.roots[0].fd).map_err(Error::on_path("stat directory", &self.path))?;
         let is_it =
             std::fs::metadata(&self.path).is_ok_and(|there| FileId::from(&there) == FileId::from(&opened));
         if is_it {
@@ -170,7 +172,7 @@ impl DataDirectory {
         for root in &self.roots[1..] {
             let path = self.path.join(&root.prefix);
             let opened = rustix::fs::fstat(&root.fd).map_err(Error::on_path("stat directory", &path))?;
-            let there = std::fs::metadata(&path).map_err(Error::on_path("stat", &path))?;
+            let there = std::fs::metadata(&path).map_err(Error::on_path("stat directory", &path))?;
             if FileId::from(&there) != FileId::from(&opened) {
                 let message = format!("\"{}\" leads elsewhere than when the recovery began", path.display());
                 return Err(Error::new(Kind::InUse, message)
@@ -200,7 +202,7 @@ impl DataDirectory {
     pub(crate) fn identities(&self) -> Result<Vec<FileId>> {
         let there = self.roots.iter().filter(|root| !root.is_missing);
         let identity = |root: &Root| rustix::fs::fstat(&root.fd).map(|stat| FileId::from(&stat));
-        there.map(identity).collect::<Result<_, _>>().map_err(Error::on("stat the target directory"))
+        there.map(identity).collect::<Result<_, _>>().map_err(Error::on_path("stat directory", &self.path))
     }
 
     /// A directory on each file system that the target lies on.
@@ -210,7 +212,7 @@ impl DataDirectory {
         for root in &self.roots {
             if devices.insert(root.device) {
                 let open = rustix::io::fcntl_dupfd_cloexec(&root.fd, 3);
-                found.push(open.map_err(Error::on_path("stat", &self.path))?);
+                found.push(open.map_err(Error::on_path("open directory", &self.path))?);
             }
         }
         Ok(found)
@@ -425,7 +427,7 @@ impl DataDirectory {
             Ok(stat) => Ok(Some(Stat::of(&stat))),
             // what lies in a directory that cannot be entered is as good as missing
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => Ok(None),
-            Err(error) => Err(Error::at("stat", self.shown(path), &error.into())),
+            Err(error) => Err(Error::at("stat file", self.shown(path), &error.into())),
         }
     }
 

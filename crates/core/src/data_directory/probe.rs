@@ -94,7 +94,7 @@ impl DataDirectory {
     /// Whether something is mounted there.
     pub(crate) fn is_mount(&self, path: &RelPath) -> Result<bool> {
         let found = self.parent(path).and_then(|parent| remove::is_mount(&parent, path.file_name()));
-        found.map_err(Error::on_path("stat", self.shown(path)))
+        found.map_err(Error::on_path("stat file", self.shown(path)))
     }
 
     /// Opens a directory to ask about its file system.
@@ -104,7 +104,7 @@ impl DataDirectory {
 
     /// What keeps a directory from being entered and changed, and its device.
     pub(crate) fn entrance(&self, path: &RelPath) -> Result<(Option<Obstacle>, u64)> {
-        let failed = |error: Errno| Error::at("stat", self.shown(path), &error.into());
+        let failed = |error: Errno| Error::at("stat file", self.shown(path), &error.into());
         if let Some(root) = self.roots.iter().find(|root| root.prefix == path.as_str()) {
             return Ok((self.root_obstacle(root)?, root.device));
         }
@@ -125,7 +125,7 @@ impl DataDirectory {
     /// What keeps anything from being made in a directory that paths start from.
     fn root_obstacle(&self, root: &Root) -> Result<Option<Obstacle>> {
         let path = super::roots::opened(&root.fd)?;
-        let found = rustix::fs::fstat(&root.fd).map_err(Error::on("stat the target directory"))?;
+        let found = rustix::fs::fstat(&root.fd).map_err(Error::on_path("stat directory", &path))?;
         // one of another user's that may be written serves, too
         let is_open = self.may_change(&root.fd, found.st_uid, found.st_mode);
         Ok((!is_open).then(|| Obstacle::new(path.display().to_string(), Why::Foreign(found.st_uid))))
@@ -145,7 +145,7 @@ impl DataDirectory {
     /// What keeps a file from being written in place, by attributes that hold even for its owner.
     pub(crate) fn file_obstacle(&self, path: &RelPath) -> Result<Option<Obstacle>> {
         let found = self.parent(path).and_then(|parent| probe(&parent, path.file_name()));
-        let found = found.map_err(Error::on_path("stat", self.shown(path)))?;
+        let found = found.map_err(Error::on_path("stat file", self.shown(path)))?;
         let is_fixed = found.is_some_and(|found| found.is_fixed);
         Ok(is_fixed.then(|| Obstacle::new(self.shown(path), Why::Fixed)))
     }
@@ -166,7 +166,7 @@ impl DataDirectory {
             }
             self.removal(&parent, name, &above, freed)
         });
-        found.map_err(Error::on_path("stat the entries of", above))
+        found.map_err(Error::on_path("read directory", above))
     }
 
     fn removal(

@@ -127,7 +127,7 @@ impl DataDirectory {
                 }
             }
         }
-        let root = Root::new(prefix.as_str(), fd).map_err(Error::on_path("stat", &directory))?;
+        let root = Root::new(prefix.as_str(), fd).map_err(Error::on_path("stat directory", &directory))?;
         self.roots.push(root);
         Ok(())
     }
@@ -143,7 +143,8 @@ impl DataDirectory {
         let Some(root) = self.roots.iter().find(|root| root.prefix == "pg_wal") else {
             return Ok(None);
         };
-        let found = rustix::fs::fstat(&root.fd).map_err(Error::on("stat the target directory"))?;
+        let found = rustix::fs::fstat(&root.fd)
+            .map_err(Error::on_path("stat directory", self.path.join("pg_wal")))?;
         Ok(Some(OpenedWal {
             path: opened(&root.fd)?,
             identity: FileId::from(&found),
@@ -156,7 +157,8 @@ impl DataDirectory {
         let there = self.roots.iter().skip(1).filter(|root| !root.is_missing);
         there
             .map(|root| {
-                let found = rustix::fs::fstat(&root.fd).map_err(Error::on("stat the target directory"))?;
+                let found = rustix::fs::fstat(&root.fd)
+                    .map_err(Error::on_path("stat directory", self.path.join(&root.prefix)))?;
                 Ok(Other {
                     path: opened(&root.fd)?,
                     identity: FileId::from(&found),

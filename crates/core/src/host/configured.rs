@@ -62,7 +62,7 @@ pub(crate) fn demand_known(cluster: &Cluster) -> Result<()> {
     let has = |name: &str| match fs::symlink_metadata(directory.join(name)) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::at("stat", directory.join(name), &error)),
+        Err(error) => Err(Error::at("stat file", directory.join(name), &error)),
     };
     let is_known = cluster.start_command.is_none() || cluster.config_file.is_some();
     if is_known || !has("PG_VERSION")? || has(POSTGRESQL_CONF)? {

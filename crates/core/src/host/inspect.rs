@@ -259,7 +259,7 @@ pub(crate) fn content(look: &Path, shown: &Path, exists: bool) -> Result<Content
     }
     let failed = |name: &str| {
         let path = shown.join(name);
-        move |error| Error::at("stat", path, &error)
+        move |error| Error::at("stat file", path, &error)
     };
     let is_there = |name: &str| is_there(&look.join(name)).map_err(failed(name));
     let is_directory = |name: &str| match fs::metadata(look.join(name)) {

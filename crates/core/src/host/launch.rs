@@ -36,7 +36,7 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
         .symlink_metadata()
         .map(|_| true)
         .or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(false) } else { Err(error) })
-        .map_err(Error::on_path("stat", directory.join(MARKER)))?;
+        .map_err(Error::on_path("stat file", directory.join(MARKER)))?;
     if is_incomplete {
         return Err(Error::new(Kind::StartFailed, format!("\"{}\" is not complete", directory.display()))
             .detail("A recovery of this directory was interrupted.")

@@ -56,7 +56,7 @@ pub(crate) fn demand_outside_clusters(directory: &Path) -> Result<()> {
                     if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 Err(error) => {
                     let what = above.join(sign);
-                    return Err(Error::at("stat", &what, &error));
+                    return Err(Error::at("stat file", &what, &error));
                 }
             }
         }

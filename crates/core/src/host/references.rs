@@ -100,7 +100,7 @@ pub(crate) fn demand_kept_passfile(directory: &Path, passfile: &str, keep: &[Rel
     if passfile.is_empty() {
         return Ok(());
     }
-    let found = beneath(directory, Path::new(passfile)).map_err(Error::on_path("stat", passfile))?;
+    let found = beneath(directory, Path::new(passfile)).map_err(Error::on_path("stat file", passfile))?;
     let is_kept = |found: &RelPath| keep.iter().any(|kept| found.is_at_or_below(kept.as_str()));
     match found.into_iter().find(|found| !is_kept(found)) {
         Some(found) => {

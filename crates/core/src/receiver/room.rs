@@ -115,7 +115,9 @@ fn file_systems(target: &DataDirectory, found: &Found, kept: &Kept<'_>) -> Resul
         Ok(())
     };
     for (prefix, fd) in target.roots() {
-        let device = rustix::fs::fstat(&fd).map_err(Error::on("stat the target directory"))?.st_dev;
+        let device = rustix::fs::fstat(&fd)
+            .map_err(Error::on_path("stat directory", target.path().join(prefix)))?
+            .st_dev;
         let shown = if prefix.is_empty() { "the data directory" } else { prefix };
         add(device, shown, space(&fd))?;
     }

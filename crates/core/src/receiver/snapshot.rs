@@ -129,7 +129,7 @@ fn found(path: &Path) -> Result<Found> {
         Ok(stat) => Ok(Found::There(Stat::of(&stat).stamp)),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Found::Nothing),
         Err(Errno::ACCESS) => Ok(Found::Closed),
-        Err(error) => Err(Error::at("stat", path, &error.into())),
+        Err(error) => Err(Error::at("stat file", path, &error.into())),
     }
 }
 

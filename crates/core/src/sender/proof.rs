@@ -133,7 +133,7 @@ impl Source {
         let wal_directory = data_directory.join("pg_wal");
         let lineage = Wal::new(&wal_directory, &control).lineage(timeline)?;
         let encrypted = data_directory.join("pg_tde");
-        let is_encrypted = encrypted.try_exists().map_err(Error::on_path("stat", &encrypted))?;
+        let is_encrypted = encrypted.try_exists().map_err(Error::on_path("stat file", &encrypted))?;
         let facts = SourceFacts { control, lineage, resource_managers, is_encrypted };
         Ok(Self { wal_directory, facts, tablespaces })
     }

@@ -64,7 +64,7 @@ impl SharedSpace {
                 // a tablespace that was dropped meanwhile
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => {
-                    return Err(Error::at("stat", directory, &error));
+                    return Err(Error::at("stat directory", directory, &error));
                 }
             };
             if written.contains(&device) && known.insert(device) {

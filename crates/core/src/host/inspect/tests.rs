@@ -152,6 +152,15 @@ fn missing_programs_are_named() {
 }
 
 #[test]
+fn a_stat_that_fails_is_told_in_the_words_of_postgresql() {
+    let data = tempfile::tempdir().expect("temporary directory");
+    std::os::unix::fs::symlink("loop", data.path().join("loop")).expect("link");
+    let error =
+        content(&data.path().join("loop"), Path::new("/srv/data"), true).expect_err("it cannot be told");
+    assert!(error.message.starts_with("could not stat file \"/srv/data/PG_VERSION\": "), "{error}");
+}
+
+#[test]
 fn the_latest_timeline_counts() {
     let data = tempfile::tempdir().expect("temporary directory");
     let latest = || {
@@ -190,6 +199,12 @@ fn traces_of_a_backup_are_found_or_the_error_is_told() {
     put(data.path(), "standby.signal", b"");
     put(data.path(), "postmaster.opts", b"");
     assert!(found().has_standby_signal && found().has_postmaster_opts);
+    assert_eq!(found().version_changed, None);
+    put(data.path(), "PG_VERSION", b"14\n");
+    // a copy that preserves times sets that of the content only
+    let file = fs::File::options().write(true).open(data.path().join("PG_VERSION")).expect("open");
+    file.set_modified(std::time::UNIX_EPOCH).expect("set");
+    assert!(found().version_changed.is_some_and(|changed| changed > 1_000_000_000));
     std::os::unix::fs::symlink("loop", data.path().join("loop")).expect("link");
     traces(&data.path().join("loop")).expect_err("it cannot be told");
 }
@@ -199,12 +214,6 @@ fn a_servers_version_is_found_among_other_words() {
     assert_eq!(major_version("postgres (PostgreSQL) 15.18 (Debian 15.18-1)").as_deref(), Some("15"));
     assert_eq!(major_version("postgres (PostgreSQL) 18beta1").as_deref(), Some("18"));
     assert_eq!(major_version("some words\npostgres (PostgreSQL) 13.1").as_deref(), Some("13"));
-    assert_eq!(found().version_changed, None);
-    put(data.path(), "PG_VERSION", b"14\n");
-    // a copy that preserves times sets that of the content only
-    let file = fs::File::options().write(true).open(data.path().join("PG_VERSION")).expect("open");
-    file.set_modified(std::time::UNIX_EPOCH).expect("set");
-    assert!(found().version_changed.is_some_and(|changed| changed > 1_000_000_000));
     assert_eq!(major_version("libpq.so.5: no version information available"), None);
 }
 

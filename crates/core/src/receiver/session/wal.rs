@@ -86,7 +86,7 @@ fn target_facts(directory: &Directory, control: ControlFile) -> Result<TargetFac
     let path = &directory.cluster.data_directory;
     let is_there = |name: &str| {
         let path = path.join(name);
-        path.try_exists().map_err(Error::on_path("stat", &path))
+        path.try_exists().map_err(Error::on_path("stat file", &path))
     };
     let mut copies = Vec::new();
     for name in COPIES {
