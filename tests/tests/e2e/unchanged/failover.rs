@@ -4,8 +4,8 @@ use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, Transport, by_both_t
 
 use super::{durable, each, rebuild, rebuilt_by_hash};
 
-/// A primary with other settings, and its standby, which has replayed everything and receives nothing any more.
-pub(super) fn parted(scratch: &Scratch, settings: &[(&str, &str)]) -> (Cluster, Cluster) {
+/// A primary with other settings, and its standby, which has replayed everything.
+pub(super) fn together(scratch: &Scratch, settings: &[(&str, &str)]) -> (Cluster, Cluster) {
     let place = durable(Cluster::place(scratch, &Host::here(), "primary"));
     let old = settings.iter().fold(place, |place, (name, value)| place.with(name, value)).into_primary();
     workload::fill(&old, 40);
@@ -14,14 +14,25 @@ pub(super) fn parted(scratch: &Scratch, settings: &[(&str, &str)]) -> (Cluster, 
     old.execute("CHECKPOINT");
     old.execute("UPDATE bulk SET filler = 'before' WHERE id < 500");
     new.wait_for_replay(&old);
-    old.set_hba("local all all trust\nhost all all 0.0.0.0/0 trust\n");
-    old.reload();
-    old.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_replication");
+    (old, new)
+}
+
+/// Standbys receive nothing from it any more.
+pub(super) fn cut_off(primary: &Cluster) {
+    primary.set_hba("local all all trust\nhost all all 0.0.0.0/0 trust\n");
+    primary.reload();
+    primary.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_replication");
+}
+
+/// The same, but the standby receives nothing any more.
+pub(super) fn parted(scratch: &Scratch, settings: &[(&str, &str)]) -> (Cluster, Cluster) {
+    let (old, new) = together(scratch, settings);
+    cut_off(&old);
     (old, new)
 }
 
 /// What no standby has: rows, hints on pages that were written long before, dead index entries.
-fn change_alone(old: &Cluster) {
+pub(super) fn change_alone(old: &Cluster) {
     let mut client = old.connect();
     workload::change_every(&mut client, 500);
     each(

@@ -7,7 +7,7 @@ use pgpool_recovery_e2e::{Transport, by_both_transports, workload};
 use super::{durable, each, rebuild};
 
 /// A standby with WAL that tells whose it is: in that of two servers at rest there are no times.
-fn standby(builder: Builder, condition: Condition) -> Stage {
+pub(super) fn standby(builder: Builder, condition: Condition) -> Stage {
     let stage = builder.standby(Condition::Running).build();
     stage.primary.execute("INSERT INTO accounts (note) VALUES ('a transaction')");
     stage.target.wait_for_replay(&stage.primary);

@@ -1,8 +1,11 @@
 //! Recoveries that leave out what the WAL of both sides proves equal (`skip_unchanged`).
 
 mod failover;
+mod files;
+mod hints;
 mod histories;
 mod lagging;
+mod records;
 mod rejected;
 mod scenarios;
 

@@ -7,7 +7,7 @@ use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::stage::{Condition, Stage};
 use pgpool_recovery_e2e::{Cluster, Host, Scratch, process, server, workload};
 
-use super::failover::{parted, promote_and_change, recovery};
+use super::failover::{cut_off, parted, promote_and_change, recovery, together};
 use super::{durable, each, rebuild, rebuilt_by_hash};
 
 /// What both of two servers do that believe to lead: the same length of WAL, and other content.
@@ -136,7 +136,7 @@ fn a_database_that_was_made_again_with_the_same_number_is_another_one() {
     ];
     for on_primary in [true, false] {
         let scratch = Scratch::new();
-        let (old, new) = parted_with(&scratch, with_another_database);
+        let (old, new) = parted_with(&scratch, &[("wal_log_hints", "on")], with_another_database);
         let change = "UPDATE there SET i = i + 10000";
         if !on_primary {
             old.connect_to("second").batch_execute(change).expect(change);
@@ -159,21 +159,17 @@ fn a_database_that_was_made_again_with_the_same_number_is_another_one() {
 }
 
 /// As [`parted`], with something that both have.
-fn parted_with(scratch: &Scratch, prepare: fn(&Cluster)) -> (Cluster, Cluster) {
-    let (old, new) = parted(scratch, &[("wal_log_hints", "on")]);
-    // once more together
-    old.set_hba(
-        "local all all trust\nlocal replication all trust\nhost all all 0.0.0.0/0 trust\n\
-         host replication all 0.0.0.0/0 trust\n",
-    );
-    old.reload();
+pub(super) fn parted_with(
+    scratch: &Scratch,
+    settings: &[(&str, &str)],
+    prepare: fn(&Cluster),
+) -> (Cluster, Cluster) {
+    let (old, new) = together(scratch, settings);
     prepare(&old);
     old.execute("CHECKPOINT");
     old.execute("INSERT INTO accounts (note) VALUES ('the last one together')");
     new.wait_for_replay(&old);
-    old.set_hba("local all all trust\nhost all all 0.0.0.0/0 trust\n");
-    old.reload();
-    old.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_replication");
+    cut_off(&old);
     (old, new)
 }
 
@@ -207,7 +203,7 @@ fn a_file_that_has_the_same_name_on_both_sides_by_chance_is_another_one() {
 #[test]
 fn an_spgist_index_that_grew_on_the_target_can_be_written_afterwards() {
     let scratch = Scratch::new();
-    let (old, new) = parted_with(&scratch, |old| {
+    let (old, new) = parted_with(&scratch, &[("wal_log_hints", "on")], |old| {
         let sql =
             "CREATE TABLE places AS SELECT point(random(), random()) AS p FROM generate_series(1, 3000);
                    CREATE INDEX ON places USING spgist (p)";
