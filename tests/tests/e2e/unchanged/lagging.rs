@@ -2,7 +2,7 @@
 
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::stage::{Builder, Condition, Stage};
-use pgpool_recovery_e2e::{Transport, by_both_transports, workload};
+use pgpool_recovery_e2e::{Transport, by_both_transports, server, wait, workload};
 
 use super::{durable, each, rebuild};
 
@@ -54,4 +54,24 @@ fn a_standby_of_which_nothing_has_changed_is_read_only_where_wal_says_nothing() 
     // what the transaction changed, and what the sessions of the recovery prune in catalogs
     assert!(report.number("/skip/bytes/listed") < 200_000, "{}", report.0);
     assert!(report.number("/skip/looked_at") > 1000, "{}", report.0);
+}
+
+#[test]
+fn summaries_of_the_primary_are_read_beside_its_wal() {
+    if server::major() < 17 {
+        eprintln!("PostgreSQL {} does not summarize its WAL", server::major());
+        return;
+    }
+    let builder = Stage::builder().primary(durable).with("summarize_wal", "on").filled(20);
+    let stage = standby(builder, Condition::Killed);
+    let primary = &stage.primary;
+    workload::change_every(&mut primary.connect(), 300);
+    primary.execute("CHECKPOINT");
+    let redo: i64 = primary.get("SELECT (redo_lsn - '0/0')::bigint FROM pg_control_checkpoint()", &[]);
+    wait::until_true("a summary of what has changed", wait::PATIENCE, || {
+        let sql = "SELECT max(end_lsn - '0/0')::bigint FROM pg_available_wal_summaries()";
+        primary.get::<Option<i64>>(sql, &[]) >= Some(redo)
+    });
+    let report = rebuild(&stage.recovery(), &stage.target, primary, "H0");
+    assert!(report.number("/skip/source/summaries") > 0, "{}", report.0);
 }

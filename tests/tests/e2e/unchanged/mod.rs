@@ -1,5 +1,6 @@
 //! Recoveries that leave out what the WAL of both sides proves equal (`skip_unchanged`).
 
+mod crashes;
 mod failover;
 mod files;
 mod hints;
