@@ -92,7 +92,8 @@ through() {
     say "recoveries end to end"
     installed
     e2e_tests pgpool::recovery:: pgpool::setup:: pgpool::dropin:: agent::recovery:: \
-        runs::local_target:: runs::hosts:: runs::failover:: runs::layouts:: runs::versions::
+        runs::local_target:: runs::hosts:: runs::failover:: runs::layouts:: runs::versions:: \
+        files:: unchanged::lagging:: unchanged::failover::
 }
 
 breaks() {
