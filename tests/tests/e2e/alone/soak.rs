@@ -1,5 +1,6 @@
 //! Recoveries under full write load and a storm of DDL, round after round, with targets in every condition and the
-//! standby promoted right after: what PostgreSQL promises about its data holds, whatever the moment.
+//! standby promoted right after: what PostgreSQL promises about its data holds, whatever the moment. A third of the rounds leaves
+//! out what WAL proves equal, and a third tries that proof.
 //!
 //! PGPOOL_RECOVERY_SOAK_ROUNDS (default 10) and PGPOOL_RECOVERY_SOAK_SEED (default 1) repeat or lengthen it:
 //! `make soak ROUNDS=300 SEED=7`.
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::cluster::Stop;
+use pgpool_recovery_e2e::recovery::Report;
 use pgpool_recovery_e2e::rng::Rng;
 use pgpool_recovery_e2e::storm::{self, Storm};
 use pgpool_recovery_e2e::{Cluster, Recovery, Scratch, Stage, compare, dump};
@@ -25,6 +27,10 @@ struct Soak {
     stage: Stage,
     /// Whether the target has been promoted since it was rebuilt.
     is_promoted: Cell<bool>,
+    /// Whether this round's recoveries leave out what WAL proves equal.
+    skip_unchanged: Cell<&'static str>,
+    /// How many rounds did.
+    left_out: Cell<u64>,
 }
 
 impl Deref for Soak {
@@ -40,12 +46,21 @@ impl Soak {
         let stage = Stage::on(&Scratch::alone())
             .primary(storm::fit)
             .with("max_wal_size", "200MB")
+            // what WAL must be for blocks to be left out
+            .with("fsync", "on")
+            .with("wal_keep_size", "500MB")
+            .with("wal_log_hints", "on")
             .primary(|primary| primary.initdb_argument("--data-checksums"))
             .filled(10)
             .agent()
             .build();
         storm::prepare(&stage.primary);
-        Self { stage, is_promoted: Cell::new(false) }
+        Self {
+            stage,
+            is_promoted: Cell::new(false),
+            skip_unchanged: Cell::new("off"),
+            left_out: Cell::new(0),
+        }
     }
 
     fn recovery(&self, rng: &mut Rng) -> Recovery {
@@ -55,6 +70,7 @@ impl Soak {
             .option("compression", *rng.pick(&["off", "lz4", "zstd", "auto"]))
             .option("jobs", rng.below(5))
             .option("max_rate", if rng.percent(50) { 40_000 } else { 0 })
+            .option("skip_unchanged", self.skip_unchanged.get())
             // what was promoted has a history of its own, which nothing else may replace
             .option("overwrite", if self.is_promoted.get() { "any_cluster" } else { "same" })
     }
@@ -75,8 +91,8 @@ impl Soak {
         let _ = running.finish_within(Duration::from_secs(30));
     }
 
-    /// The target gets into some state, after which a recovery has to succeed.
-    fn maltreat(&self, rng: &mut Rng) {
+    /// The target gets into some state, after which a recovery has to succeed. Returns whether files were damaged.
+    fn maltreat(&self, rng: &mut Rng) -> bool {
         if self.target.postmaster().is_some() {
             if rng.percent(50) {
                 self.target.kill();
@@ -84,15 +100,36 @@ impl Soak {
                 self.target.stop(Stop::Immediate);
             }
         }
-        match rng.below(4) {
+        self.skip_unchanged.set(*rng.pick(&["off", "shadow", "on"]));
+        let is_damaged = match rng.below(4) {
             0 if self.target.directory().exists() => {
                 fs::remove_dir_all(self.target.directory()).expect("removed");
+                false
             }
-            1 => self.damage(rng),
-            _ => {}
-        }
+            1 => {
+                self.damage(rng);
+                // what came without WAL is only found where it is looked for
+                if self.skip_unchanged.get() == "on" {
+                    self.skip_unchanged.set("shadow");
+                }
+                true
+            }
+            _ => false,
+        };
         for _ in 0..rng.below(3) {
             self.break_one_off(rng);
+        }
+        is_damaged
+    }
+
+    /// No page contradicts the proof, unless it was damaged.
+    fn look_at(&self, report: &Report, is_damaged: bool) {
+        let skip = report.0.pointer("/skip").filter(|skip| !skip.is_null());
+        let Some(skip) = skip else { return };
+        eprintln!("{skip}");
+        assert!(is_damaged || skip["refuted"].as_u64().unwrap_or_default() == 0, "{}", report.0);
+        if skip["rule"] == "wal_map" && skip["mode"] == "on" {
+            self.left_out.set(self.left_out.get() + 1);
         }
     }
 
@@ -128,12 +165,12 @@ impl Soak {
     }
 
     fn round(&self, rng: &mut Rng) {
-        self.maltreat(rng);
+        let is_damaged = self.maltreat(rng);
         let storm = Storm::on(&self.primary, rng);
         let before = storm.done();
         let recovery = self.recovery(rng);
         eprintln!("{recovery:?}");
-        recovery.run_when_let_in(&self.primary);
+        self.look_at(&recovery.run_when_let_in(&self.primary), is_damaged);
         self.is_promoted.set(false);
         self.remote_start();
         assert!(storm.done() > before, "there was no storm");
@@ -172,6 +209,8 @@ fn rounds() {
         eprintln!("round {round} of {rounds}, seed {seed}");
         soak.round(&mut Rng::new(seed << 32 | round));
     }
+    eprintln!("blocks were left out in {} rounds", soak.left_out.get());
+    assert!(rounds < 100 || soak.left_out.get() > 0, "everything was compared");
     let sql =
         "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'";
     assert_eq!(soak.primary.get::<i64>(sql, &[]), 1, "a backend is left");
