@@ -6,7 +6,9 @@ use pgdata::wal::sample::Writer;
 use pgdata::wal::segment_name;
 use proptest::prelude::*;
 
+use super::super::coverage::Coverage;
 use super::super::facts::{Completed, ControlRecord, Ends};
+use super::super::follow::Follower;
 use super::super::lineage::{Common, Search};
 use super::*;
 
@@ -332,4 +334,103 @@ fn a_pg_control_that_says_anything_ends_nothing() {
             }
         }
     }
+}
+
+/// Records of different lengths, each of which names its own block. Returns where each begins.
+fn numbered(writer: &mut Writer, lengths: &[usize]) -> Vec<Lsn> {
+    let record = |(number, length): (u32, &usize)| {
+        writer.record(
+            HEAP,
+            0,
+            &[block(16384, number)],
+            &vec![u8::try_from(number % 251).expect("small"); *length],
+        )
+    };
+    (0..).zip(lengths).map(record).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// A changed bit of a target's WAL is noticed, or it is in the last page that was written: what the records before that
+    /// name is listed.
+    #[test]
+    fn a_changed_bit_hides_no_record_before_the_last_page(
+        lengths in prop::collection::vec(0_usize..4000, 100..300),
+        place: prop::sample::Index,
+        bit in 0_u8..8,
+    ) {
+        let (mut made, mut writer) = (Made::new(), writer());
+        made.control.recovery.checkpoint_at = checkpoint(&mut writer, BASE, 1, false);
+        let starts = numbered(&mut writer, &lengths);
+        let end = writer.position();
+        made.write(&writer, 1, BASE);
+        let at = place.index((end.0 - BASE.0) as usize);
+        let path = made.place(1, (BASE.0 + at as u64) / u64::from(SEGMENT));
+        let mut content = fs::read(&path).expect("a segment");
+        content[at % SEGMENT as usize] ^= 1 << bit;
+        fs::write(&path, content).expect("a segment");
+        let mut map = BlockMap::default();
+        let Ok(found) = made.wal().read_target(&made.control, Lsn(0), &mut map, &Cancel::new()) else { return Ok(()) };
+        let facts = &found.chains[0].facts;
+        let is_lost = !matches!(facts.control_record, ControlRecord::Found { .. } | ControlRecord::Reset | ControlRecord::Other);
+        if facts.beyond.is_some() || facts.malformed.is_some() || is_lost {
+            return Ok(());
+        }
+        let last_page = (end.0 - 1) / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        for (number, starts) in (0..).zip(starts.windows(2)) {
+            let is_before = starts[1].0 <= last_page;
+            prop_assert!(!is_before || map.lists(locator(16384), number), "block {}, changed at {}", number, at);
+        }
+    }
+
+    /// The server uses a segment again while it is read: what it writes over it is of another place.
+    #[test]
+    fn nothing_is_read_of_what_is_written_over_a_recycled_segment(
+        lengths in prop::collection::vec(0_usize..4000, 900..1000),
+        overwritten in 16..SEGMENT as usize,
+    ) {
+        let (made, mut writer) = (Made::new(), writer());
+        let starts = numbered(&mut writer, &lengths);
+        let end = writer.position();
+        made.write(&writer, 1, BASE);
+        let mut later = Writer::new(0xD110, SEGMENT, Lsn(9 << 20));
+        while later.position().0 < 10 << 20 {
+            later.record(HEAP, 0, &[block(16385, 7)], &[9; 3000]);
+        }
+        let path = made.place(1, 4);
+        let mut content = fs::read(&path).expect("a segment");
+        let overwritten = overwritten.min(content.len());
+        content[..overwritten].copy_from_slice(&later.finish().bytes[..overwritten]);
+        fs::write(&path, content).expect("a segment");
+        let mut map = BlockMap::default();
+        let scope = Scope { from: BASE, limit: end, digested: Lsn(0) };
+        let lineage = Lineage::new(1, &[]);
+        let Chain { facts, .. } = made.wal().read_source(&lineage, scope, &mut map, &Cancel::new()).expect("readable");
+        prop_assert!(facts.end <= Lsn(4 << 20), "{:?}", facts);
+        prop_assert!((0..2_000).all(|block| !map.lists(locator(16385), block)));
+        let last = starts.partition_point(|start| *start < facts.end);
+        prop_assert!((0_u32..).take(last).all(|block| map.lists(locator(16384), block)));
+        let mut coverage = Coverage::default();
+        coverage.add_wal(&facts);
+        prop_assert!(coverage.first_hole(starts[0], end).is_some_and(|hole| hole <= Lsn(4 << 20)));
+    }
+}
+
+#[test]
+fn a_segment_that_is_being_read_is_read_to_its_end_whatever_its_name_is_by_then() {
+    let (made, mut writer) = (Made::new(), writer());
+    let first = writer.record(HEAP, 0, &[block(16384, 1)], &[1; 3000]);
+    let read_to = writer.position();
+    made.write(&writer, 1, BASE);
+    let follower = Follower::start(&made.wal(), &Lineage::new(1, &[]), read_to).expect("started");
+    writer.record(HEAP, 0, &[block(16384, 2)], &[1; 30_000]);
+    let end = writer.position();
+    let (old, new) = (made.place(1, 3), made.place(1, 20));
+    let file = fs::OpenOptions::new().write(true).open(&old).expect("a segment");
+    file.write_all_at(&writer.finish().bytes, 0).expect("written");
+    fs::rename(&old, &new).expect("recycled");
+    let (facts, map) = follower.finish(end).expect("read");
+    assert_eq!((facts.from, facts.end), (Some(read_to), end), "after {first}");
+    assert!(map.lists(locator(16384), 2));
 }
