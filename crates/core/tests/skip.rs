@@ -52,6 +52,7 @@ fn skip(listed: &[u32], leaves_out: bool) -> Skip {
     }
     Skip {
         map,
+        last_changed: BlockMap::default(),
         layout: Layout { segment_blocks: 131_072, first_blocks: false },
         reach: Reach { from: Lsn(100), to: Lsn(200), target_end: Lsn(150) },
         leaves_out,

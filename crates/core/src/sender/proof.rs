@@ -100,6 +100,8 @@ pub struct Proof {
     known: Known,
     /// What the WAL of both sides names.
     map: BlockMap,
+    /// What the primary's names just before that.
+    last_changed: BlockMap,
     /// To where the primary's WAL was read.
     read_to: Lsn,
     /// Reads it on.
@@ -268,8 +270,10 @@ impl Session<Opened> {
         }
         map.merge(&summarized);
         map.merge(&theirs);
+        let last_changed = wal.named_before(lineage, wal.begin(decision.from)?, decision.from, cancel)?;
         let follower = Follower::start(&wal, lineage, read_to)?;
-        Ok(Step::Decided(Box::new(Proof { known, map, read_to, follower })))
+        let proof = Proof { known, map, last_changed, read_to, follower };
+        Ok(Step::Decided(Box::new(proof)))
     }
 }
 
@@ -319,6 +323,7 @@ impl Proof {
         };
         let skip = Skip {
             map: self.map,
+            last_changed: self.last_changed,
             layout: Layout {
                 segment_blocks: source.facts.control.relation_segment_blocks,
                 first_blocks: decision.first_blocks,

@@ -29,6 +29,8 @@ const LEAST: u64 = 10_000;
 pub struct Skip {
     /// What the WAL of both sides names.
     pub map: BlockMap,
+    /// What the primary's WAL names just before that: looked at first of all that is left out.
+    pub last_changed: BlockMap,
     /// The layout of the files.
     pub layout: Layout,
     /// From where to where the proof reaches.
@@ -93,6 +95,7 @@ pub(super) fn transfer(
         let rounds = if every == 1 { 1 } else { ROUNDS };
         for round in 0..rounds {
             let sample = Sample::new(&map, every * rounds, skip.seed.wrapping_add(round));
+            let sample = sample.with_marks(&skip.last_changed, round, rounds);
             let source = Cloned::new(cloned, &sample);
             links.transfer(conversation, &Job { source: &source, what: What::Sample, examination, ..all })?;
         }

@@ -131,6 +131,11 @@ impl BlockMap {
                 .any(|tablespace| self.entries.contains_key(&of_database(*tablespace, database)))
     }
 
+    /// How many blocks are listed, at least; those behind a limit are not counted.
+    pub fn count(&self) -> u64 {
+        self.entries.values().map(|entry| entry.blocks.len()).sum()
+    }
+
     /// Brings the map below its budget.
     pub(super) fn bound(&mut self) {
         self.unmeasured = 0;

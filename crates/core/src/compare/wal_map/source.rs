@@ -127,6 +127,30 @@ impl WalMap {
         })
     }
 
+    /// How many files there are.
+    pub fn files(&self) -> u64 {
+        self.files.len() as u64
+    }
+
+    /// The pages of a file, at `page` or later, that another map lists one by one.
+    pub(super) fn listed_by<'a>(
+        &self,
+        other: &'a BlockMap,
+        number: u32,
+        file: &File,
+        page: u64,
+    ) -> impl Iterator<Item = u64> + use<'a> {
+        let share = self.files.get(number as usize).filter(|share| share.entry != ALWAYS).copied();
+        let entry = share.and_then(|_| other.entries.get(&main_fork(file.path.as_str())?.0));
+        let (first, grain) = (share.map_or(0, |share| u64::from(share.first)), other.grain);
+        let mut bits = entry.map(|entry| entry.blocks.iter());
+        if let Some(bits) = &mut bits {
+            bits.advance_to(bit(u32::try_from(first + page).unwrap_or(u32::MAX), grain));
+        }
+        let blocks = bits.into_iter().flatten().map(move |bit| first_block(bit, grain));
+        blocks.filter_map(move |block| block.checked_sub(first)).filter(move |listed| *listed >= page)
+    }
+
     fn entry(&self, share: Share) -> Option<&Entry> {
         self.entries.get(share.entry as usize)
     }

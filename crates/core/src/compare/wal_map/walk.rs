@@ -26,6 +26,9 @@ use crate::sys::small_file;
 /// Records after which a cancel is noticed.
 const RECORDS: u32 = 4096;
 
+/// How much WAL before a range is looked at for what was changed last, bytes.
+const BEFORE: u64 = 8 << 20;
+
 /// Longest history file that is read, bytes.
 const MAX_HISTORY: usize = 1 << 20;
 
@@ -112,6 +115,18 @@ impl<'a> Wal<'a> {
         cancel: &Cancel,
     ) -> Result<Chain> {
         Ok(self.read(lineage, scope, None, map, cancel)?.chain)
+    }
+
+    /// What the WAL along a history names in the last [`BEFORE`] bytes before `to`, as far as they are there from `begin` on.
+    /// What cannot be read names nothing.
+    pub fn named_before(&self, lineage: &Lineage, begin: Lsn, to: Lsn, cancel: &Cancel) -> Result<BlockMap> {
+        let mut map = BlockMap::default();
+        let from = begin.max(Lsn(to.0.saturating_sub(BEFORE)));
+        let scope = Scope { from, limit: to, digested: Lsn(0) };
+        if from < to && self.read_source(lineage, scope, &mut map, cancel).is_err() {
+            cancel.check()?;
+        }
+        Ok(map)
     }
 
     /// Reads all WAL of a target from the page on that holds `from`, or from the oldest segment on if that is later, along every
