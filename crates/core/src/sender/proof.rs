@@ -224,7 +224,8 @@ impl Session<Opened> {
         let target_from = target_wal.iter().filter_map(|chain| chain.from).min().unwrap_or(flushed);
         let target_end = target_wal.iter().map(|chain| chain.end).max().unwrap_or_default();
         let from = wal.begin(flushed)?.max(target_from);
-        let scope = Scope { from, limit: flushed, digested: target_end };
+        // behind what both may have summaries stand for WAL, where there are any
+        let scope = Scope { from, limit: flushed.min(target_end), digested: target_end };
         let mut map = BlockMap::default();
         let Chain { facts: ours, groups: our_groups } = wal.read_source(lineage, scope, &mut map, cancel)?;
         let mut common = Vec::new();
@@ -237,15 +238,16 @@ impl Session<Opened> {
             }
             common.push(search.found());
         }
-        let parts = common.iter().flatten().map(|common| common.to).min().unwrap_or(flushed);
         let mut coverage = Coverage::default();
         coverage.add_wal(&ours);
-        let mut summarized = BlockMap::default();
-        let (directory, range) = (source.summaries_directory(), (parts, flushed));
-        let summaries = summaries::read(&directory, lineage, range, &mut summarized, &mut coverage, cancel)?;
-        let read_to = ours.end;
-        let known =
-            Known { target: facts, target_wal, is_all, common, source_wal: vec![ours], coverage, summaries };
+        let mut later = BlockMap::default();
+        let (directory, range) = (source.summaries_directory(), (ours.end, flushed));
+        let summaries = summaries::read(&directory, lineage, range, &mut later, &mut coverage, cancel)?;
+        let rest = wal.read_on(lineage, coverage.end_of(ours.end), flushed, &mut later, cancel)?;
+        coverage.add_wal(&rest);
+        let (ours_end, read_to) = (ours.end, rest.end);
+        let source_wal = vec![ours, rest];
+        let known = Known { target: facts, target_wal, is_all, common, source_wal, coverage, summaries };
         let decision = match skip::decide(&known.evidence(source, read_to)) {
             Outcome::Skip(decision) => decision,
             Outcome::Widen(wanted) => return Ok(Step::Widen(wanted)),
@@ -263,12 +265,12 @@ impl Session<Opened> {
                 let same = |facts: &ChainFacts| (facts.lineage.timeline(), facts.end);
                 chain.end <= decision.from || again.chains.iter().any(|other| same(other) == same(chain))
             };
-            if ours.facts.end < read_to || !known.target_wal.iter().all(is_there) {
+            if ours.facts.end < ours_end || !known.target_wal.iter().all(is_there) {
                 return Err(Error::new(Kind::WrongState, "WAL was removed while it was read"));
             }
             theirs = again.map;
         }
-        map.merge(&summarized);
+        map.merge(&later);
         map.merge(&theirs);
         let last_changed = wal.named_before(lineage, wal.begin(decision.from)?, decision.from, cancel)?;
         let follower = Follower::start(&wal, lineage, read_to)?;

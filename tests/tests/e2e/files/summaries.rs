@@ -73,7 +73,7 @@ fn a_summary_lists_what_the_wal_lists() {
     let of_summaries = directory.join(summaries::SUMMARIES);
     let found = summaries::read(&of_summaries, &lineage, range, &mut summarized, &mut coverage, &cancel);
     let found = found.expect("summaries");
-    assert!(found.read >= 3 && found.refused.is_empty(), "{found:?}");
+    assert!(found.read >= 3 && found.unusable.is_empty(), "{found:?}");
     let end = coverage.first_hole(begin, Lsn(u64::MAX)).expect("an end");
     assert!(end.0 >= redo.unsigned_abs(), "summaries are missing");
     let of_wal = |limit: Lsn| {

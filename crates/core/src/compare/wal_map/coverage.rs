@@ -30,18 +30,24 @@ impl Coverage {
 
     /// The first position between two that is missing.
     pub fn first_hole(&self, from: Lsn, to: Lsn) -> Option<Lsn> {
-        let (mut at, to) = (behind_header(from), behind_header(to));
+        let at = self.end_of(from);
+        (behind_header(at) < behind_header(to)).then_some(at)
+    }
+
+    /// To where nothing is missing from a position on.
+    pub fn end_of(&self, from: Lsn) -> Lsn {
+        let mut at = from;
         for (begin, end) in &self.parts {
-            if *begin <= at && at < *end {
+            if behind_header(*begin) <= behind_header(at) && at < *end {
                 at = *end;
             }
         }
-        (at < to).then_some(at)
+        at
     }
 
     fn add(&mut self, from: Lsn, to: Lsn) {
         if from < to {
-            self.parts.push((behind_header(from), behind_header(to)));
+            self.parts.push((from, to));
             self.parts.sort_unstable();
         }
     }
@@ -78,6 +84,8 @@ mod tests {
         assert_eq!(coverage.first_hole(Lsn(0x10_0048), Lsn(0x20_3000)), None, "a page begins");
         coverage.add(Lsn(0x20_3010), Lsn(0x20_4000));
         assert_eq!(coverage.first_hole(Lsn(0x20_0000), Lsn(0x20_4000)), Some(Lsn(0x20_3000)));
+        assert_eq!(coverage.end_of(Lsn(0x10_0048)), Lsn(0x20_3000));
+        assert_eq!(coverage.end_of(Lsn(0x20_3000)), Lsn(0x20_3000), "nothing is known of what follows");
     }
 
     #[test]

@@ -129,6 +129,27 @@ impl<'a> Wal<'a> {
         Ok(map)
     }
 
+    /// Reads a source's WAL on from where a record or a summary ends, as [`Self::read_source`] does.
+    pub fn read_on(
+        &self,
+        lineage: &Lineage,
+        from: Lsn,
+        limit: Lsn,
+        map: &mut BlockMap,
+        cancel: &Cancel,
+    ) -> Result<ChainFacts> {
+        let mut facts = ChainFacts::new(lineage.clone(), from);
+        let mut reader = self.reader(lineage, from, limit);
+        let mut checked = Checked::new(cancel);
+        facts.malformed = each(&mut reader, |record| {
+            facts.add(record, None);
+            map.add_record(record);
+            checked.next()
+        })?;
+        facts.why = reader.end().map(|end| end.why.to_string()).unwrap_or_default();
+        Ok(facts)
+    }
+
     /// Reads all WAL of a target from the page on that holds `from`, or from the oldest segment on if that is later, along every
     /// timeline, and adds what it changes to the map.
     pub fn read_target(

@@ -225,6 +225,33 @@ fn a_part_of_the_wal_is_read_from_the_page_on() {
 }
 
 /// Finds what both have, as two hosts do.
+#[test]
+fn wal_is_read_on_from_where_a_summary_ends() {
+    let (mut writer, made) = (writer(), Made::new());
+    let starts: Vec<Lsn> =
+        (0..2000).map(|number| writer.record(HEAP, 0, &[block(16384, number)], &[7; 100])).collect();
+    made.write(&writer, 1, BASE);
+    let lineage = Lineage::new(1, &[]);
+    let mut coverage = Coverage::default();
+    let mut read = |from, limit| {
+        let mut map = BlockMap::default();
+        let facts = made.wal().read_on(&lineage, from, limit, &mut map, &Cancel::new()).expect("reads");
+        coverage.add_wal(&facts);
+        let listed = (0..2000).filter(|number| map.lists(locator(16384), *number)).collect::<Vec<u32>>();
+        (facts.end, listed.first().copied(), listed.len())
+    };
+    let (end, ..) = read(starts[0], Lsn(u64::MAX));
+    // a record's begin, in the middle of a page or behind a page's header, is the end of what came before
+    let on_page =
+        starts.iter().position(|start| start.0 % PAGE_SIZE as u64 == 24).expect("a record begins a page");
+    for first in [1, on_page] {
+        assert_eq!(read(starts[first], end), (end, u32::try_from(first).ok(), 2000 - first));
+    }
+    assert_eq!(read(starts[5], starts[7]), (starts[7], Some(5), 2), "no more than is wanted");
+    assert_eq!(read(end, end), (end, None, 0), "there is no more");
+    assert_eq!(coverage.first_hole(starts[1], end), None);
+}
+
 fn search(source: &Made, target: &Made, from: Lsn) -> Option<Common> {
     let lineage = Lineage::new(1, &[]);
     let cancel = Cancel::new();
