@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use compact_str::{CompactString, format_compact};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
@@ -14,10 +15,11 @@ use crate::error::{Error, Kind, Result};
 pub const MAX_PATH: usize = 1023;
 
 /// A normalised, non-empty path relative to a data directory: components joined by single slashes,
-/// none of them empty, `.` or `..`, no NUL byte.
+/// none of them empty, `.` or `..`, no NUL byte. Paths of relations in `base` are so short that none of them is allocated for,
+/// so one can be made whenever it is needed.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct RelPath(String);
+pub struct RelPath(CompactString);
 
 impl RelPath {
     /// Parses a path that arrived from outside.
@@ -33,7 +35,7 @@ impl RelPath {
         } else if text.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
             "it has an empty, \".\" or \"..\" component"
         } else {
-            return Ok(Self(text.to_owned()));
+            return Ok(Self(text.into()));
         };
         let shown: String = text.chars().take(100).collect();
         Err(Error::new(Kind::ProtocolViolation, format!("invalid relative path {shown:?}"))
@@ -42,7 +44,7 @@ impl RelPath {
 
     /// Appends one component or a relative path.
     pub fn join(&self, tail: &str) -> Result<Self> {
-        Self::parse(&format!("{}/{tail}", self.0))
+        Self::parse(&format_compact!("{}/{tail}", self.0))
     }
 
     /// The path as text.
@@ -81,19 +83,19 @@ impl TryFrom<String> for RelPath {
 
 impl From<RelPath> for String {
     fn from(path: RelPath) -> Self {
-        path.0
+        path.0.into_string()
     }
 }
 
 impl AsRef<Path> for RelPath {
     fn as_ref(&self) -> &Path {
-        Path::new(&self.0)
+        Path::new(self.0.as_str())
     }
 }
 
 impl fmt::Debug for RelPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
+        fmt::Debug::fmt(self.0.as_str(), f)
     }
 }
 
@@ -168,6 +170,16 @@ mod tests {
         assert_eq!(normalize_directory("/a//b/./c/").expect("valid"), PathBuf::from("/a/b/c"));
         for bad in ["", "a", "/", "//", "/a/../b", "/a\nb"] {
             assert!(normalize_directory(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_path_of_a_relation_needs_no_allocation() {
+        assert_eq!(size_of::<RelPath>(), 24);
+        for (path, is_allocated) in
+            [("base/16384/123456_fsm.1", false), ("pg_tblspc/16390/PG_15_202209061/5/1", true)]
+        {
+            assert_eq!(RelPath::parse(path).expect("valid").0.is_heap_allocated(), is_allocated, "{path}");
         }
     }
 
