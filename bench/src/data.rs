@@ -1,10 +1,11 @@
 //! What lies in the primary.
 
 use std::fmt::Write as _;
+use std::fs::File;
 
-use pgpool_recovery_e2e::{Cluster, Scratch};
+use pgpool_recovery_e2e::{Cluster, Scratch, account};
 
-use crate::interrupt::{Outcome, check};
+use crate::interrupt::{Outcome, Stop, check};
 use crate::stage::{Place, Stage};
 use crate::tool;
 
@@ -78,5 +79,23 @@ pub(crate) fn one_page_tables(primary: &Cluster, from: u32, to: u32) -> Outcome<
     let catalogs: String = client.query_one(sql, &[]).expect(sql).get(0);
     client.batch_execute(&format!("VACUUM FREEZE {catalogs}")).expect("VACUUM");
     client.batch_execute("CHECKPOINT").expect("CHECKPOINT");
+    Ok(())
+}
+
+/// Adds files that look like those of tables of one page. The server knows nothing of them, and a recovery copies them: to make
+/// as many tables would take hours.
+pub(crate) fn files_like_tables(primary: &Cluster, count: u32) -> Outcome<()> {
+    const FIRST: u32 = 1_000_000_000;
+    let sql = "SELECT oid::text FROM pg_database WHERE datname = 'postgres'";
+    let database: String = primary.connect().query_one(sql, &[]).expect(sql).get(0);
+    let directory = primary.directory().join("base").join(database);
+    for number in FIRST..FIRST + count {
+        check()?;
+        let path = directory.join(number.to_string());
+        File::create(&path)
+            .and_then(|file| file.set_len(8192))
+            .map_err(|error| Stop::Failed(format!("{}: {error}", path.display())))?;
+        account::give(&path);
+    }
     Ok(())
 }

@@ -12,6 +12,8 @@ use crate::stage::{Place, Stage};
 
 const MEGABYTES: [u32; 4] = [100, 1000, 3000, 10_000];
 const FILES: [u32; 3] = [1000, 10_000, 100_000];
+/// So many files are no tables.
+const MANY_FILES: u32 = 1_000_000;
 
 pub(crate) fn sizes_and_files(lab: &mut Lab) -> Outcome<()> {
     let plan = lab.plan;
@@ -29,6 +31,12 @@ pub(crate) fn sizes_and_files(lab: &mut Lab) -> Outcome<()> {
         made = files;
         stage.expected.borrow_mut().clear();
         point(plan, &stage, &mut table, &format!("{files} tables"), &|stage, _| stage.fresh_target())?;
+    }
+    if plan.files >= MANY_FILES {
+        say(&format!("making {MANY_FILES} files"));
+        data::files_like_tables(&stage.primary, MANY_FILES)?;
+        stage.expected.borrow_mut().clear();
+        point(plan, &stage, &mut table, &format!("{MANY_FILES} files"), &|stage, _| stage.fresh_target())?;
     }
     lab.done(table);
     Ok(())

@@ -2,8 +2,6 @@
 
 use std::fmt::Debug;
 
-use crate::manifest::plan::File;
-
 /// What proves that the target has some bytes already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
@@ -46,8 +44,8 @@ impl Stretch {
 /// there may be millions: an answer is a look-up and makes nothing. A file that is no relation's may be replaced on the primary
 /// at any time, so it has one treatment from its start to its end.
 pub trait ChangeSource: Debug + Send + Sync {
-    /// The stretch of a file, which has this number in the plan, that begins at `offset`.
-    fn stretch(&self, number: u32, file: &File, offset: u64) -> Stretch;
+    /// The stretch of a file, which has this number and `size` in the plan, that begins at `offset`.
+    fn stretch(&self, number: u32, size: u64, offset: u64) -> Stretch;
 }
 
 /// Trusts nothing: everything is compared.
@@ -55,7 +53,7 @@ pub trait ChangeSource: Debug + Send + Sync {
 pub struct Hash;
 
 impl ChangeSource for Hash {
-    fn stretch(&self, _: u32, _: &File, _: u64) -> Stretch {
+    fn stretch(&self, _: u32, _: u64, _: u64) -> Stretch {
         Stretch::rest(Treatment::Compare)
     }
 }
@@ -65,7 +63,7 @@ impl ChangeSource for Hash {
 pub struct Absent;
 
 impl ChangeSource for Absent {
-    fn stretch(&self, _: u32, _: &File, _: u64) -> Stretch {
+    fn stretch(&self, _: u32, _: u64, _: u64) -> Stretch {
         Stretch::rest(Treatment::Send)
     }
 }
@@ -86,11 +84,11 @@ impl<'a> Cloned<'a> {
 }
 
 impl ChangeSource for Cloned<'_> {
-    fn stretch(&self, number: u32, file: &File, offset: u64) -> Stretch {
+    fn stretch(&self, number: u32, size: u64, offset: u64) -> Stretch {
         let row = self.rows.partition_point(|&(_, last)| last < number);
         if self.rows.get(row).is_some_and(|&(first, _)| first <= number) {
             return Stretch::rest(Treatment::Skip(Proof::Cloned));
         }
-        self.others.stretch(number, file, offset)
+        self.others.stretch(number, size, offset)
     }
 }

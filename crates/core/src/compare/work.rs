@@ -2,7 +2,8 @@
 
 use crate::compare::source::{ChangeSource, Proof, Treatment};
 use crate::manifest::exclude::relation_segment;
-use crate::manifest::plan::{BATCH_RANGES, File, RANGE, Range};
+use crate::manifest::list::FileList;
+use crate::manifest::plan::{BATCH_RANGES, RANGE, Range};
 
 /// Deals files out to streams as batches of ranges of one treatment: one long range of a large file, or many short ones and
 /// whole small files. No batch holds more than [`RANGE`] bytes or [`BATCH_RANGES`] ranges.
@@ -12,7 +13,7 @@ use crate::manifest::plan::{BATCH_RANGES, File, RANGE, Range};
 /// out, a stream without work takes the second half of the longest rest of a relation: none is left working alone.
 #[derive(Debug)]
 pub struct Work<'a> {
-    files: &'a [File],
+    files: &'a FileList,
     source: &'a dyn ChangeSource,
     /// Whether what was cloned is dealt all the same, to be verified.
     verifies: bool,
@@ -69,7 +70,7 @@ enum Dealt {
 
 impl<'a> Work<'a> {
     /// The files, for `streams` streams. If it `verifies`, ranges that were cloned are dealt, too.
-    pub fn new(files: &'a [File], source: &'a dyn ChangeSource, streams: usize, verifies: bool) -> Self {
+    pub fn new(files: &'a FileList, source: &'a dyn ChangeSource, streams: usize, verifies: bool) -> Self {
         Self { files, source, verifies, next_file: 0, rests: vec![None; streams] }
     }
 
@@ -98,7 +99,7 @@ impl<'a> Work<'a> {
                 self.rests[stream] = self.claim(batch.treatment.is_none());
             }
             let Some(rest) = self.rests[stream].as_mut() else { break };
-            let stretch = self.source.stretch(number(rest.file), &self.files[rest.file], rest.offset);
+            let stretch = self.source.stretch(number(rest.file), self.files.size(rest.file), rest.offset);
             // a stretch that does not advance would never end
             let end = stretch.end.min(rest.end).max(rest.offset + 1);
             let mut length = end - rest.offset;
@@ -121,16 +122,17 @@ impl<'a> Work<'a> {
 
     /// Whole small files, as many as come next and fit.
     fn deal(&mut self, batch: &mut Batch<'_>, passed: &mut impl FnMut(Proof, u64)) -> Dealt {
-        while let Some(file) = self.files.get(self.next_file) {
-            let stretch = self.source.stretch(number(self.next_file), file, 0);
-            if stretch.end < file.size {
+        while self.next_file < self.files.len() {
+            let size = self.files.size(self.next_file);
+            let stretch = self.source.stretch(number(self.next_file), size, 0);
+            if stretch.end < size {
                 break;
             }
             if let Some(proof) = skipped(stretch.treatment, self.verifies) {
-                passed(proof, file.size);
-            } else if file.size > RANGE {
+                passed(proof, size);
+            } else if size > RANGE {
                 break;
-            } else if !batch.take(range(self.next_file, 0, file.size), stretch.treatment) {
+            } else if !batch.take(range(self.next_file, 0, size), stretch.treatment) {
                 return Dealt::Full;
             }
             self.next_file += 1;
@@ -143,14 +145,15 @@ impl<'a> Work<'a> {
     /// through one open file, by one stream from start to end, is then one of the two and no mixture.
     fn claim(&mut self, is_idle: bool) -> Option<Rest> {
         let files = self.files;
-        if let Some(file) = files.get(self.next_file) {
+        if self.next_file < files.len() {
             self.next_file += 1;
-            return Some(Rest { file: self.next_file - 1, offset: 0, end: file.size });
+            let file = self.next_file - 1;
+            return Some(Rest { file, offset: 0, end: files.size(file) });
         }
         if !is_idle {
             return None;
         }
-        let shared = |rest: &&mut Rest| relation_segment(&files[rest.file].path).is_some();
+        let shared = |rest: &&mut Rest| relation_segment(&files.path(rest.file)).is_some();
         let longest = self.rests.iter_mut().flatten().filter(shared).max_by_key(|rest| rest.bytes())?;
         let kept = (longest.bytes() / 2).next_multiple_of(RANGE);
         if kept >= longest.bytes() {
@@ -187,13 +190,14 @@ mod tests {
     use super::*;
     use crate::compare::source::{Cloned, Hash, Stretch};
     use crate::manifest::path::RelPath;
+    use crate::manifest::plan::File;
 
     /// Pages are skipped and compared in turn, and every third file is skipped as a whole.
     #[derive(Debug)]
     struct Striped;
 
     impl ChangeSource for Striped {
-        fn stretch(&self, number: u32, _: &File, offset: u64) -> Stretch {
+        fn stretch(&self, number: u32, _: u64, offset: u64) -> Stretch {
             let stripe = offset / 8192;
             match stripe % 2 {
                 _ if number.is_multiple_of(3) => Stretch::rest(Treatment::Skip(Proof::Cloned)),
@@ -210,7 +214,7 @@ mod tests {
             order in prop::collection::vec(0_usize..4, 1..50),
             is_striped: bool,
         ) {
-            let files: Vec<File> = sizes
+            let files: FileList = sizes
                 .iter()
                 .enumerate()
                 .map(|(i, &size)| File { path: RelPath::parse(&format!("f{i}")).expect("valid"), size, mode: 0o600 })
@@ -260,7 +264,7 @@ mod tests {
     #[test]
     fn short_ranges_of_any_files_share_a_batch() {
         let names = (0..10).map(|number| format!("base/5/{}", 16384 + number));
-        let files: Vec<File> = names
+        let files: FileList = names
             .map(|name| File { path: RelPath::parse(&name).expect("valid"), size: 16 * 8192, mode: 0o600 })
             .collect();
         let mut work = Work::new(&files, &Striped, 1, false);
@@ -274,7 +278,7 @@ mod tests {
 
     #[test]
     fn skipped_files_are_not_dealt() {
-        let files: Vec<File> = (0..10)
+        let files: FileList = (0..10)
             .map(|number| File {
                 path: RelPath::parse(&format!("f{number}")).expect("valid"),
                 size: if number % 2 == 0 { 10 } else { RANGE + 1 },
@@ -303,7 +307,9 @@ mod tests {
     fn a_stream_keeps_its_file_and_the_last_one_is_shared() {
         let file =
             |name: &str| File { path: RelPath::parse(name).expect("valid"), size: 8 * RANGE, mode: 0o600 };
-        let files = [file("base/5/16384"), file("pg_tblspc/16390/PG_15_202209061/5/16385_fsm.1")];
+        let files: FileList = [file("base/5/16384"), file("pg_tblspc/16390/PG_15_202209061/5/16385_fsm.1")]
+            .into_iter()
+            .collect();
         let mut work = Work::new(&files, &Hash, 2, false);
         let mut batch = Vec::new();
         let mut next = |stream| {
@@ -324,7 +330,8 @@ mod tests {
     #[test]
     fn a_file_that_may_be_replaced_stays_with_one_stream() {
         for name in ["base/5/extension.dat", "pg_stat/16384", "16384", "base/5/pg_internal.16384"] {
-            let files = [File { path: RelPath::parse(name).expect("valid"), size: 8 * RANGE, mode: 0o600 }];
+            let file = File { path: RelPath::parse(name).expect("valid"), size: 8 * RANGE, mode: 0o600 };
+            let files: FileList = [file].into_iter().collect();
             let mut work = Work::new(&files, &Hash, 2, false);
             let mut batch = Vec::new();
             assert!(work.next(0, &mut batch, |_, _| ()).is_some(), "{name}");

@@ -388,7 +388,7 @@ impl DataDirectory {
     /// Removes whatever has this name, a directory with all it holds; links are removed, not followed.
     /// True if there was something.
     pub(crate) fn remove(&self, path: &RelPath) -> Result<bool> {
-        self.forget_last();
+        self.forget_below(path);
         match self.change(path, |parent| remove::entry(parent, path.file_name())) {
             Ok(true) => {
                 self.touch_parent(path);

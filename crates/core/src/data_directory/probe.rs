@@ -205,8 +205,8 @@ impl DataDirectory {
         if !is_empty && !self.may_change(&directory, found.user, found.mode) {
             return Ok(foreign());
         }
-        for (child, _) in named {
-            if let Some(obstacle) = self.removal(&directory, child.as_str(), &path, freed)? {
+        for (child, _) in named.iter() {
+            if let Some(obstacle) = self.removal(&directory, child, &path, freed)? {
                 return Ok(Some(obstacle));
             }
         }

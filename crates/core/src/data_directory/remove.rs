@@ -32,8 +32,8 @@ pub(super) fn entry(parent: impl AsFd, name: impl Arg + Copy) -> Result<bool, Er
     // one that may be read, but not changed; whether it helped is seen below
     let _ = rustix::fs::fchmod(&directory, Mode::RWXU);
     let Entries { named, unnamed } = entries(&directory)?;
-    for (child, _) in named {
-        entry(&directory, child.as_str())?;
+    for (child, _) in named.iter() {
+        entry(&directory, child)?;
     }
     for child in unnamed {
         entry(&directory, child.as_c_str())?;
@@ -77,9 +77,33 @@ pub(super) fn open_directory(parent: impl AsFd, name: impl Arg) -> Result<OwnedF
 #[derive(Debug, Default)]
 pub(crate) struct Entries {
     /// Names and types.
-    pub named: Vec<(String, FileType)>,
+    pub named: Names,
     /// Names that are not UTF-8: PostgreSQL makes none, and no plan can have them.
     pub unnamed: Vec<CString>,
+}
+
+/// Names and types of entries in little memory: a directory may have millions.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    /// Each name with a slash behind it, which none has in it.
+    text: String,
+    kinds: Vec<FileType>,
+}
+
+impl Names {
+    fn push(&mut self, name: &str, kind: FileType) {
+        self.text.push_str(name);
+        self.text.push('/');
+        self.kinds.push(kind);
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.kinds.is_empty()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, FileType)> {
+        self.text.split_terminator('/').zip(self.kinds.iter().copied())
+    }
 }
 
 pub(super) fn entries(directory: impl AsFd) -> Result<Entries, Errno> {
@@ -100,7 +124,7 @@ pub(super) fn entries(directory: impl AsFd) -> Result<Entries, Errno> {
             }
             known => known,
         };
-        found.named.push((name.to_owned(), kind));
+        found.named.push(name, kind);
     }
     Ok(found)
 }

@@ -24,8 +24,8 @@ pub(crate) struct Stat {
 
 /// What tells whether a name still stands for the same file, and whether that was changed since.
 ///
-/// Every planned file of a run keeps one in memory: 16 bytes, 24 in its slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Every planned file of a run keeps one in memory: 16 bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Stamp {
     /// Inode and device in one number. Inode numbers seldom need its upper bits, where the device's are.
     file: u64,

@@ -61,6 +61,17 @@ impl DataDirectory {
         *lock(&self.last) = None;
     }
 
+    /// The same, where what goes is at this path.
+    pub(super) fn forget_below(&self, path: &RelPath) {
+        let mut last = lock(&self.last);
+        let is_below = |last: &str| {
+            last.strip_prefix(path.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        if last.as_ref().is_some_and(|(last, _)| is_below(last)) {
+            *last = None;
+        }
+    }
+
     pub(super) fn directory(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
         self.walk(path.as_str())
     }

@@ -1,6 +1,8 @@
 //! What exists on the primary, and what of it travels.
 
 pub mod exclude;
+pub mod list;
+mod order;
 pub mod path;
 pub mod plan;
 pub mod scan;

@@ -42,6 +42,18 @@ impl RelPath {
             .detail(format!("The path is refused because {reason}.")))
     }
 
+    /// Puts together what was taken apart: a parent, empty for the directory itself, and a name.
+    pub(super) fn of_parts(parent: &str, name: &str) -> Self {
+        if parent.is_empty() {
+            return Self(name.into());
+        }
+        let mut path = CompactString::with_capacity(parent.len() + 1 + name.len());
+        path.push_str(parent);
+        path.push('/');
+        path.push_str(name);
+        Self(path)
+    }
+
     /// Appends one component or a relative path.
     pub fn join(&self, tail: &str) -> Result<Self> {
         Self::parse(&format_compact!("{}/{tail}", self.0))

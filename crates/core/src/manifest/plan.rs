@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::manifest::list::FileList;
 use crate::manifest::path::RelPath;
 
 /// A directory of the plan.
@@ -46,7 +47,7 @@ pub struct Plan {
     /// Directories, parents before children.
     pub directories: Vec<Directory>,
     /// Files; the position is the file's number on the wire.
-    pub files: Vec<File>,
+    pub files: FileList,
     /// Tablespaces outside the data directory.
     pub tablespaces: Vec<Tablespace>,
     /// What the scan left out unexpectedly.
@@ -56,7 +57,7 @@ pub struct Plan {
 impl Plan {
     /// The bytes of all files.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.size).sum()
+        self.files.bytes()
     }
 }
 

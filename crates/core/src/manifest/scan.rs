@@ -3,21 +3,39 @@
 //! The only place that names `walkdir`. Files come and go during the walk: what vanishes between
 //! being listed and being looked at is left out (its removal is in the WAL that the standby replays),
 //! what appears later is created by replay.
+//!
+//! One thread walks, which reads directories, and others look at what it finds, which may wait for a disk for every file.
 
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::ScopedJoinHandle;
 
 use walkdir::{DirEntry, WalkDir};
 
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Side;
-use crate::manifest::exclude::{RelationFile, Rules, Verdict, holds_relations};
+use crate::manifest::exclude::{Rules, Verdict};
+use crate::manifest::list::FileList;
+use crate::manifest::order;
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::{Directory, File, Plan, Tablespace};
 use crate::sys::cancel::Cancel;
+use crate::sys::lock::lock;
+
+/// Threads that look at files.
+const THREADS: usize = 4;
+
+/// Entries that are handed to one of them at once.
+const BATCH: usize = 256;
+
+/// Batches that wait for them.
+const BATCHES: usize = 8;
 
 /// What to list.
 pub struct Source<'a> {
@@ -31,7 +49,8 @@ pub struct Source<'a> {
     pub rules: &'a Rules,
 }
 
-/// Lists everything that goes to the standby. Call it after `pg_backup_start` returned (S4).
+/// Lists everything that goes to the standby. Call it after `pg_backup_start` returned (S4). The files of a directory stand
+/// together, by their names; those of tablespaces come last.
 pub fn scan(source: &Source<'_>, cancel: &Cancel) -> Result<Plan> {
     let mut plan = Plan { tablespaces: source.tablespaces.to_vec(), ..Plan::default() };
     walk(source, source.data_directory, None, cancel, &mut plan)?;
@@ -41,7 +60,6 @@ pub fn scan(source: &Source<'_>, cancel: &Cancel) -> Result<Plan> {
         let root = Path::new(&tablespace.source).join(source.tablespace_version_directory);
         walk(source, &root, Some(&prefix), cancel, &mut plan)?;
     }
-    leave_out_unlogged(&mut plan);
     Ok(plan)
 }
 
@@ -67,6 +85,18 @@ pub fn tablespace_links(data_directory: &Path, side: Side) -> Result<Vec<(u32, S
     Ok(links)
 }
 
+/// An entry that the walk came across, and what it is called on the wire.
+type Entry = (DirEntry, RelPath);
+
+/// What was found below one root, in the order in which it was looked at.
+#[derive(Default)]
+struct Found {
+    files: FileList,
+    directories: Vec<Directory>,
+    /// Each with the path that it is about.
+    warnings: Vec<(String, String)>,
+}
+
 fn walk(
     source: &Source<'_>,
     root: &Path,
@@ -74,48 +104,160 @@ fn walk(
     cancel: &Cancel,
     plan: &mut Plan,
 ) -> Result<()> {
-    let inside: HashSet<RelPath> =
-        source.tablespaces.iter().filter_map(|space| inside(source, space)).collect();
-    let mut entries = WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter();
-    let mut seen = 0_u32;
-    while let Some(entry) = entries.next() {
-        seen += 1;
-        if seen.is_multiple_of(1024) {
-            cancel.check()?;
-        }
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error) => {
-                tolerate(source, root, prefix, &error, plan)?;
+    let found = Mutex::new(Found::default());
+    let (hand_over, batches) = sync_channel(BATCHES);
+    let batches = Mutex::new(batches);
+    let has_failed = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let start = |_| {
+            let thread = std::thread::Builder::new().name("scan".to_owned());
+            let look = || look_at_all(&batches, &found, &has_failed);
+            thread.spawn_scoped(scope, look).map_err(Error::on("start a thread"))
+        };
+        let lookers: Vec<_> = (0..THREADS).map(start).collect();
+        let walk = Walk { source, root, prefix, cancel, found: &found, has_failed: &has_failed };
+        let walked = if lookers.iter().any(Result::is_ok) { walk.list(&hand_over) } else { Ok(()) };
+        drop(hand_over);
+        let panicked =
+            |_| Err(Error::new(Kind::Internal, "a thread that lists the primary's files panicked"));
+        let join = |looker: Result<ScopedJoinHandle<'_, _>>| looker?.join().unwrap_or_else(panicked);
+        // all are waited for, whatever the first one says
+        lookers.into_iter().map(join).fold(walked, Result::and)
+    })?;
+    let found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    found.add_to(plan);
+    Ok(())
+}
+
+/// The walk through one root.
+struct Walk<'a> {
+    source: &'a Source<'a>,
+    root: &'a Path,
+    prefix: Option<&'a RelPath>,
+    cancel: &'a Cancel,
+    found: &'a Mutex<Found>,
+    has_failed: &'a AtomicBool,
+}
+
+impl Walk<'_> {
+    /// Hands over what is to be looked at.
+    fn list(&self, hand_over: &SyncSender<Vec<Entry>>) -> Result<()> {
+        let Walk { source, root, prefix, .. } = *self;
+        let inside: HashSet<RelPath> =
+            source.tablespaces.iter().filter_map(|space| inside(source, space)).collect();
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut entries = WalkDir::new(root).follow_links(true).into_iter();
+        let mut seen = 0_u32;
+        while let Some(entry) = entries.next() {
+            seen = seen.wrapping_add(1);
+            if seen.is_multiple_of(1024) {
+                self.cancel.check()?;
+            }
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    self.tolerate(&error)?;
+                    continue;
+                }
+            };
+            let Some(path) = relative(root, prefix, entry.path())? else {
+                continue;
+            };
+            // a tablespace within the data directory is walked as a tablespace
+            let verdict = if prefix.is_none() && inside.contains(&path) {
+                Verdict::Skip
+            } else {
+                source.rules.judge(&path)
+            };
+            // tablespaces are walked on their own; one made since they were listed is made by replay
+            let is_tablespace = path.parent() == Some("pg_tblspc") && entry.path_is_symlink();
+            if verdict == Verdict::Skip || is_tablespace {
+                if entry.file_type().is_dir() {
+                    entries.skip_current_dir();
+                }
                 continue;
             }
-        };
-        let Some(path) = relative(root, prefix, entry.path())? else {
-            continue;
-        };
-        // a tablespace within the data directory is walked as a tablespace
-        let verdict = if prefix.is_none() && inside.contains(&path) {
-            Verdict::Skip
-        } else {
-            source.rules.judge(&path)
-        };
-        // tablespaces are walked on their own; one made since they were listed is made by replay
-        let is_tablespace = path.parent() == Some("pg_tblspc") && entry.path_is_symlink();
-        if verdict == Verdict::Skip || is_tablespace {
-            if entry.file_type().is_dir() {
+            if entry.path_is_symlink() && path.as_str() != "pg_wal" {
+                self.warn(&path, format!("symbolic link \"{path}\" is copied as what it points to"));
+            }
+            if verdict == Verdict::Empty && entry.file_type().is_dir() {
                 entries.skip_current_dir();
             }
-            continue;
+            batch.push((entry, path));
+            if batch.len() == BATCH {
+                if self.has_failed.load(Ordering::Relaxed) {
+                    // the thread that failed says why
+                    return Ok(());
+                }
+                // they take what comes until this end is closed
+                let _ = hand_over.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)));
+            }
         }
-        if entry.path_is_symlink() && path.as_str() != "pg_wal" {
-            plan.warnings.push(format!("symbolic link \"{path}\" is copied as what it points to"));
+        let _ = hand_over.send(batch);
+        Ok(())
+    }
+
+    fn warn(&self, path: &RelPath, warning: String) {
+        lock(self.found).warnings.push((path.to_string(), warning));
+    }
+}
+
+/// Looks at what the walk hands over, until it ends.
+fn look_at_all(
+    batches: &Mutex<Receiver<Vec<Entry>>>,
+    found: &Mutex<Found>,
+    has_failed: &AtomicBool,
+) -> Result<()> {
+    let mut outcome = Ok(());
+    loop {
+        let batch = lock(batches).recv();
+        let Ok(batch) = batch else { return outcome };
+        // the walk must not wait for ever
+        if outcome.is_ok() {
+            outcome = look(batch, found).inspect_err(|_| has_failed.store(true, Ordering::Relaxed));
         }
-        add(&entry, path, plan)?;
-        if verdict == Verdict::Empty && entry.file_type().is_dir() {
-            entries.skip_current_dir();
+    }
+}
+
+fn look(batch: Vec<Entry>, found: &Mutex<Found>) -> Result<()> {
+    let mut seen = Vec::with_capacity(batch.len());
+    for (entry, path) in batch {
+        match entry.metadata() {
+            Ok(metadata) => {
+                if metadata.file_type().is_file() {
+                    demand_readable(entry.path(), &metadata)?;
+                }
+                seen.push((path, metadata));
+            }
+            Err(error) if is_missing(&error) => {}
+            Err(error) => return Err(unreadable(entry.path(), Side::Primary, &error.into())),
+        }
+    }
+    let mut found = lock(found);
+    for (path, metadata) in seen {
+        let mode = metadata.permissions().mode() & 0o7777;
+        let kind = metadata.file_type();
+        if kind.is_dir() {
+            found.directories.push(Directory { path, mode });
+        } else if kind.is_file() {
+            found.files.push(&File { path, size: metadata.len(), mode });
+        } else if kind.is_socket() || kind.is_fifo() || kind.is_block_device() || kind.is_char_device() {
+            let warning = format!("special file \"{path}\" is not copied");
+            found.warnings.push((path.to_string(), warning));
         }
     }
     Ok(())
+}
+
+impl Found {
+    /// Adds everything in an order that does not depend on which thread was first.
+    fn add_to(mut self, plan: &mut Plan) {
+        self.directories.sort_unstable_by(|one, other| one.path.cmp(&other.path));
+        plan.directories.append(&mut self.directories);
+        self.warnings.sort_unstable();
+        plan.warnings.extend(self.warnings.into_iter().map(|(_, warning)| warning));
+        order::add_in_order(&self.files, &mut plan.files);
+    }
 }
 
 /// Where a tablespace lies within the data directory, if it does.
@@ -125,25 +267,6 @@ fn inside(source: &Source<'_>, tablespace: &Tablespace) -> Option<RelPath> {
     let resolved = location.canonicalize().unwrap_or_else(|_| location.to_owned());
     let directory = source.data_directory.canonicalize().unwrap_or_else(|_| source.data_directory.to_owned());
     RelPath::parse(resolved.strip_prefix(directory).ok()?.to_str()?).ok()
-}
-
-fn add(entry: &DirEntry, path: RelPath, plan: &mut Plan) -> Result<()> {
-    let metadata = match entry.metadata() {
-        Ok(metadata) => metadata,
-        Err(error) if is_missing(&error) => return Ok(()),
-        Err(error) => return Err(unreadable(entry.path(), Side::Primary, &error.into())),
-    };
-    let mode = metadata.permissions().mode() & 0o7777;
-    let kind = metadata.file_type();
-    if kind.is_dir() {
-        plan.directories.push(Directory { path, mode });
-    } else if kind.is_file() {
-        demand_readable(entry.path(), &metadata)?;
-        plan.files.push(File { path, size: metadata.len(), mode });
-    } else if kind.is_socket() || kind.is_fifo() || kind.is_block_device() || kind.is_char_device() {
-        plan.warnings.push(format!("special file \"{path}\" is not copied"));
-    }
-    Ok(())
 }
 
 /// Fails for a file that could not be read when its turn comes, in the middle of a run.
@@ -160,31 +283,26 @@ fn demand_readable(place: &Path, metadata: &fs::Metadata) -> Result<()> {
     }
 }
 
-/// An entry the walk could not look at: gone meanwhile, or a link that leads nowhere.
-fn tolerate(
-    source: &Source<'_>,
-    root: &Path,
-    prefix: Option<&RelPath>,
-    error: &walkdir::Error,
-    plan: &mut Plan,
-) -> Result<()> {
-    let place = error.path().unwrap_or(root);
-    let path = relative(root, prefix, place)?;
-    if path
-        .as_ref()
-        .is_some_and(|path| source.rules.judge(path) == Verdict::Skip || path.parent() == Some("pg_tblspc"))
-    {
-        return Ok(());
-    }
-    if path.is_some() && is_missing(error) {
-        if fs::symlink_metadata(place).is_ok_and(|metadata| metadata.is_symlink()) {
-            plan.warnings.push(format!("broken symbolic link \"{}\" is not copied", place.display()));
+impl Walk<'_> {
+    /// An entry the walk could not look at: gone meanwhile, or a link that leads nowhere.
+    fn tolerate(&self, error: &walkdir::Error) -> Result<()> {
+        let place = error.path().unwrap_or(self.root);
+        let path = relative(self.root, self.prefix, place)?;
+        if path.as_ref().is_some_and(|path| {
+            self.source.rules.judge(path) == Verdict::Skip || path.parent() == Some("pg_tblspc")
+        }) {
+            return Ok(());
         }
-        return Ok(());
+        if let Some(path) = path.filter(|_| is_missing(error)) {
+            if fs::symlink_metadata(place).is_ok_and(|metadata| metadata.is_symlink()) {
+                self.warn(&path, format!("broken symbolic link \"{}\" is not copied", place.display()));
+            }
+            return Ok(());
+        }
+        let number = error.io_error().and_then(io::Error::raw_os_error);
+        let cause = number.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error);
+        Err(unreadable(place, Side::Primary, &cause))
     }
-    let number = error.io_error().and_then(io::Error::raw_os_error);
-    let cause = number.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error);
-    Err(unreadable(place, Side::Primary, &cause))
 }
 
 fn unreadable(place: &Path, side: Side, error: &io::Error) -> Error {
@@ -212,35 +330,12 @@ fn relative(root: &Path, prefix: Option<&RelPath>, place: &Path) -> Result<Optio
     }
 }
 
-/// Unlogged relations start empty on a standby: of their forks only the init fork travels.
-fn leave_out_unlogged(plan: &mut Plan) {
-    let relation = |file: &File| {
-        let directory = file.path.parent()?;
-        let relation = RelationFile::parse(file.path.file_name())?;
-        holds_relations(directory).then_some((directory.to_owned(), relation))
-    };
-    let unlogged: HashSet<(String, u32)> = plan
-        .files
-        .iter()
-        .filter_map(relation)
-        .filter(|(_, relation)| relation.is_init)
-        .map(|(directory, relation)| (directory, relation.number))
-        .collect();
-    if unlogged.is_empty() {
-        return;
-    }
-    plan.files.retain(|file| {
-        relation(file).is_none_or(|(directory, relation)| {
-            relation.is_init || !unlogged.contains(&(directory, relation.number))
-        })
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::manifest::list::FileIndex;
 
     fn build(files: &[&str]) -> tempfile::TempDir {
         let directory = tempfile::tempdir().expect("temporary directory");
@@ -263,8 +358,8 @@ mod tests {
         scan(&source, &Cancel::new()).expect("scan")
     }
 
-    fn names(plan: &Plan) -> Vec<&str> {
-        plan.files.iter().map(|file| file.path.as_str()).collect()
+    fn names(plan: &Plan) -> Vec<String> {
+        plan.files.iter().map(|file| file.path.to_string()).collect()
     }
 
     #[test]
@@ -281,6 +376,47 @@ mod tests {
         let data =
             build(&["base/5/7", "base/5/7.1", "base/5/7_fsm", "base/5/7_init", "base/5/8", "base/6/7"]);
         assert_eq!(names(&scan_plain(data.path(), &[])), ["base/5/7_init", "base/5/8", "base/6/7"]);
+    }
+
+    #[test]
+    fn the_order_does_not_depend_on_which_thread_is_first() {
+        let numbers: Vec<String> = (0..3000).map(|number| format!("base/{}/{number}", number % 3)).collect();
+        let data = build(&numbers.iter().map(String::as_str).collect::<Vec<_>>());
+        let plan = scan_plain(data.path(), &[]);
+        let mut sorted = numbers;
+        sorted.sort_unstable();
+        assert_eq!(names(&plan), sorted);
+        FileIndex::new(&plan.files).expect("in order");
+        let directories: Vec<_> = plan.directories.iter().map(|directory| directory.path.as_str()).collect();
+        assert_eq!(directories, ["base", "base/0", "base/1", "base/2"]);
+    }
+
+    #[test]
+    fn one_file_that_cannot_be_looked_at_ends_the_scan_whatever_is_left() {
+        let numbers: Vec<String> = (0..5000).map(|number| format!("f{number}")).collect();
+        let data = build(&numbers.iter().map(String::as_str).collect::<Vec<_>>());
+        let found = Mutex::new(Found::default());
+        let (hand_over, batches) = sync_channel(BATCHES);
+        let (batches, has_failed) = (Mutex::new(batches), AtomicBool::new(false));
+        let rules = Rules::default();
+        let source = Source {
+            data_directory: data.path(),
+            tablespace_version_directory: "PG_15_202209061",
+            tablespaces: &[],
+            rules: &rules,
+        };
+        let cancel = Cancel::new();
+        has_failed.store(true, Ordering::Relaxed);
+        let walk = Walk {
+            source: &source,
+            root: data.path(),
+            prefix: None,
+            cancel: &cancel,
+            found: &found,
+            has_failed: &has_failed,
+        };
+        walk.list(&hand_over).expect("it ends");
+        assert!(lock(&batches).try_recv().is_err(), "nothing more is handed over");
     }
 
     #[test]
@@ -334,7 +470,7 @@ mod tests {
         symlink(outside.path().join("x"), data.path().join("linked.conf")).expect("link");
         symlink("nowhere", data.path().join("broken")).expect("link");
         let plan = scan_plain(data.path(), &[]);
-        assert_eq!(names(&plan), ["base/5/1", "linked.conf"]);
+        assert_eq!(names(&plan), ["linked.conf", "base/5/1"]);
         assert_eq!(plan.warnings.len(), 2, "{:?}", plan.warnings);
     }
 

@@ -9,7 +9,8 @@ use rustix::fs::{fstat, ioctl_ficlone};
 use rustix::io::Errno;
 
 use super::parallel::for_each;
-use super::run::{PlannedFile, Run};
+use super::planned::PlannedFile;
+use super::run::Run;
 use crate::error::{Error, Result};
 
 /// Clones every file of the plan that can be cloned from `origin`, the primary's data directory. Returns
@@ -17,11 +18,11 @@ use crate::error::{Error, Result};
 /// file is tried.
 pub(super) fn clone(run: &Run, origin: &Path) -> Result<Vec<bool>> {
     let planned_files = run.planned_files();
-    let cloned: Vec<AtomicBool> = planned_files.iter().map(|_| AtomicBool::new(false)).collect();
+    let cloned: Vec<AtomicBool> = (0..planned_files.len()).map(|_| AtomicBool::new(false)).collect();
     let cannot = run.target.roots().map(|_| AtomicBool::new(false)).collect();
     let cloner = Cloner { run, origin, cannot };
-    for_each(run, &planned_files, |number, planned| {
-        cloned[number].store(cloner.clone(planned)?, Ordering::Relaxed);
+    for_each(run, 0..planned_files.len(), |number| {
+        cloned[number].store(cloner.clone(&planned_files.file(number))?, Ordering::Relaxed);
         Ok(())
     })?;
     Ok(cloned.into_iter().map(AtomicBool::into_inner).collect())
@@ -35,7 +36,7 @@ struct Cloner<'a> {
 }
 
 impl Cloner<'_> {
-    fn clone(&self, planned: &PlannedFile) -> Result<bool> {
+    fn clone(&self, planned: &PlannedFile<'_>) -> Result<bool> {
         let cannot = &self.cannot[self.run.target.root_of(&planned.path)];
         if cannot.load(Ordering::Relaxed) {
             return Ok(false);
@@ -71,7 +72,7 @@ impl Cloner<'_> {
         Ok(true)
     }
 
-    fn changed(&self, planned: &PlannedFile, file: &File) -> Result<()> {
+    fn changed(&self, planned: &PlannedFile<'_>, file: &File) -> Result<()> {
         planned.set_changed();
         self.run.note(planned, file)
     }

@@ -1,7 +1,7 @@
 //! Digesting what the target has, for one data link.
 
 use super::read::read_full;
-use super::run::{Run, planned_file};
+use super::run::Run;
 use crate::compare::digest::Pieces;
 use crate::error::Result;
 use crate::manifest::plan::Range;
@@ -63,7 +63,7 @@ impl<'a> Digester<'a> {
     /// Reads a range to a place in the buffer; returns how much is there, or `None` if the disk cannot read it.
     fn read(&mut self, range: &Range, start: usize) -> Result<Option<usize>> {
         let planned_files = self.run.planned_files();
-        let planned = planned_file(&planned_files, range.file)?;
+        let planned = &planned_files.planned_file(range.file)?;
         if !matches!(&self.open, Some((number, _)) if *number == range.file) {
             self.open = self.run.open_present(planned)?.map(|file| (range.file, file));
         }

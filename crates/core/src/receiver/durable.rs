@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use std::thread::JoinHandle;
 
 use super::parallel::for_each;
-use super::run::{PlannedFile, Run};
+use super::planned::PlannedFile;
+use super::run::Run;
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::sys::lock::lock;
@@ -75,20 +76,21 @@ impl Drop for Before {
 pub(super) fn sync_files(run: &Run) -> Result<()> {
     let before = run.is_synced()?;
     let planned_files = run.planned_files();
-    let files = || planned_files.iter().filter(|planned| !planned.is_gone());
-    let mut wanted: Vec<&PlannedFile> = files().filter(|planned| planned.is_changed() || !before).collect();
+    let files = || (0..planned_files.len()).filter(|number| !planned_files.is_gone(*number));
+    let mut wanted: Vec<usize> =
+        files().filter(|number| planned_files.is_changed(*number) || !before).collect();
     if before {
         if wanted.len() >= MANY {
             run.target.file_systems()?.iter().try_for_each(sync_file_system)?;
-            wanted.retain(|planned| needs_own_sync(planned));
+            wanted.retain(|number| needs_own_sync(&planned_files.file(*number)));
         }
         // XFS leaves the disk's own cache as it is in a syncfs that finds its journal written, but not in a sync
         // of a file: one on each disk.
-        let device = |planned: &PlannedFile| run.target.device_of(&planned.path);
-        let mut disks: BTreeSet<u64> = wanted.iter().map(|planned| device(planned)).collect();
-        wanted.extend(files().filter(|planned| disks.insert(device(planned))));
+        let device = |number: usize| run.target.device_of(&planned_files.list().path(number));
+        let mut disks: BTreeSet<u64> = wanted.iter().map(|number| device(*number)).collect();
+        wanted.extend(files().filter(|number| disks.insert(device(*number))));
     }
-    for_each(run, &wanted, |_, planned| run.target.sync_file(&planned.path))
+    for_each(run, 0..wanted.len(), |place| run.target.sync_file(&planned_files.list().path(wanted[place])))
 }
 
 /// Whether the sync of its file system does not tell of everything that went wrong with a file.
@@ -97,7 +99,7 @@ pub(super) fn sync_files(run: &Run) -> Result<()> {
 /// to drop that page, and what was written is lost behind it. It notes that (dio_warn_stale_pagecache in mm/filemap.c) as
 /// an error of the file alone: fsync tells, syncfs asks the file system. Only long writes go past the page cache, so the
 /// many small files of a cluster need none of this.
-fn needs_own_sync(planned: &PlannedFile) -> bool {
+fn needs_own_sync(planned: &PlannedFile<'_>) -> bool {
     planned.is_direct()
 }
 
@@ -120,6 +122,7 @@ fn is_at_least_5_17(release: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::planned::PlannedFiles;
     use super::*;
     use crate::manifest::path::RelPath;
     use crate::manifest::plan::File;
@@ -127,7 +130,8 @@ mod tests {
     #[test]
     fn what_went_past_the_page_cache_is_synced_by_itself() {
         let file = File { path: RelPath::parse("base/5/1").expect("valid"), size: 8192, mode: 0o600 };
-        let planned = PlannedFile::new(file);
+        let planned_files = PlannedFiles::new([file].into_iter().collect());
+        let planned = planned_files.file(0);
         planned.set_changed();
         assert!(!needs_own_sync(&planned));
         planned.set_direct();

@@ -165,6 +165,7 @@ mod tests {
     use super::*;
     use crate::compare::digest::DigestKey;
     use crate::data_directory::DataDirectory;
+    use crate::manifest::list::FileList;
     use crate::receiver::ledger::Ledger;
     use crate::sys::cancel::Cancel;
 
@@ -173,8 +174,9 @@ mod tests {
     }
 
     fn begun(directory: &Path) -> Result<Run> {
-        let (key, record) = (DigestKey::random()?, std::sync::Arc::new(Ledger::new()).unlisted(&[]));
-        Run::new(DataDirectory::open(directory)?, key, Cancel::new(), Vec::new(), false, record)
+        let (key, record) =
+            (DigestKey::random()?, std::sync::Arc::new(Ledger::new()).unlisted(&FileList::default()));
+        Run::new(DataDirectory::open(directory)?, key, Cancel::new(), FileList::default(), false, record)
     }
 
     fn invalidated(directory: &Path) -> Result<()> {

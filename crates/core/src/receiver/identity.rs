@@ -7,6 +7,7 @@
 use pgdata::control_file::PG_CONTROL;
 use serde::Serialize;
 
+use super::parallel::for_each;
 use super::run::Run;
 use crate::compare::digest::random_bytes;
 use crate::data_directory::Stamp;
@@ -86,15 +87,14 @@ pub(super) fn demand_incomplete(run: &Run) -> Result<()> {
 pub(super) fn demand_files_unchanged(run: &Run) -> Result<()> {
     // the directory of the last file may have been replaced with all its files
     run.target.forget_last();
-    for (number, planned) in run.planned_files().iter().enumerate() {
-        if number.is_multiple_of(1024) {
-            run.cancel.check()?;
+    let planned_files = run.planned_files();
+    for_each(run, 0..planned_files.len(), |number| {
+        let planned = planned_files.file(number);
+        if planned.is_gone() {
+            return Ok(());
         }
-        if !planned.is_gone() {
-            run.demand_unchanged(planned, run.target.stat(&planned.path)?.as_ref())?;
-        }
-    }
-    Ok(())
+        run.demand_unchanged(&planned, run.target.stat(&planned.path)?.as_ref())
+    })
 }
 
 /// Fails if a file is not the one that is known, or was changed since.
@@ -132,7 +132,7 @@ mod tests {
     const FILE: &str = "16384";
 
     fn open(run: &Run) -> Result<std::fs::File> {
-        run.open_to_write(&run.planned_files()[0])
+        run.open_to_write(&run.planned_files().file(0))
     }
 
     fn verify(run: &Run) -> Result<()> {
@@ -148,7 +148,8 @@ mod tests {
                 let _ = (fs::remove_file(&path), fs::remove_file(&other));
                 fs::write(&path, vec![1; 8192]).expect("write");
                 let run = of_one_page(data.path(), FILE);
-                let planned = &run.planned_files()[0];
+                let planned_files = run.planned_files();
+                let planned = &planned_files.file(0);
                 assert!(run.open_present(planned).expect("opens").is_some());
                 if is_written {
                     let file = run.open_to_write(planned).expect("the same");
@@ -192,7 +193,8 @@ mod tests {
         let data = tempfile::tempdir().expect("temporary directory");
         fs::write(data.path().join(FILE), vec![1; 8192]).expect("write");
         let run = of_one_page(data.path(), FILE);
-        let planned = &run.planned_files()[0];
+        let planned_files = run.planned_files();
+        let planned = &planned_files.file(0);
         assert!(run.open_present(planned).expect("opens").is_some());
         let (one, two) = (open(&run).expect("the same"), open(&run).expect("the same"));
         one.set_len(4096).expect("writes");

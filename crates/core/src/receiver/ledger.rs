@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind};
-use crate::manifest::plan::File;
+use crate::manifest::list::FileList;
 use crate::sys::clock;
 use crate::sys::lock::lock;
 use crate::wire::protocol::status::{Account, Moved, Run, State};
@@ -62,7 +62,7 @@ impl Ledger {
         self: &Arc<Self>,
         directory: &Path,
         primary: Option<IpAddr>,
-        files: &[File],
+        files: &FileList,
     ) -> Record {
         let entry = Arc::new(Entry::new(primary, files));
         lock(&self.accounts).entry(directory.to_owned()).or_default().running = Some(Arc::clone(&entry));
@@ -75,7 +75,7 @@ impl Ledger {
     }
 
     /// The record of a dry run, which is not shown: a dry run changes nothing.
-    pub(super) fn unlisted(self: &Arc<Self>, files: &[File]) -> Record {
+    pub(super) fn unlisted(self: &Arc<Self>, files: &FileList) -> Record {
         Record {
             ledger: Arc::clone(self),
             directory: PathBuf::new(),
@@ -119,13 +119,13 @@ impl Ledger {
 }
 
 impl Entry {
-    fn new(primary: Option<IpAddr>, files: &[File]) -> Self {
+    fn new(primary: Option<IpAddr>, files: &FileList) -> Self {
         Self {
             primary,
             started: now(),
             since: Instant::now(),
             files: files.len() as u64,
-            bytes: files.iter().fold(0, |sum, file| sum.saturating_add(file.size)),
+            bytes: files.bytes(),
             known: AtomicU64::new(0),
             step: AtomicU8::new(State::Data as u8),
             compared: AtomicU64::new(0),
@@ -253,6 +253,7 @@ fn now() -> u64 {
 mod tests {
     use super::*;
     use crate::manifest::path::RelPath;
+    use crate::manifest::plan::File;
 
     const DIRECTORY: &str = "/srv/pg/node1";
 
@@ -262,7 +263,11 @@ mod tests {
 
     fn begin(ledger: &Arc<Ledger>) -> Record {
         let file = |path: &str, size| File { path: RelPath::parse(path).expect("valid"), size, mode: 0o600 };
-        ledger.begin(Path::new(DIRECTORY), Some([10, 0, 0, 1].into()), &[file("a", 100), file("b", 28)])
+        ledger.begin(
+            Path::new(DIRECTORY),
+            Some([10, 0, 0, 1].into()),
+            &[file("a", 100), file("b", 28)].into_iter().collect(),
+        )
     }
 
     fn account(ledger: &Ledger) -> Account {

@@ -26,6 +26,7 @@ mod incoming;
 mod ledger;
 mod obstacles;
 mod parallel;
+mod planned;
 mod prune;
 mod read;
 mod reconcile;

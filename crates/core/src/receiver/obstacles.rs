@@ -9,8 +9,9 @@ use super::prune::{Fate, Pruning};
 use crate::data_directory::{DataDirectory, Entries};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::holds_relations;
+use crate::manifest::list::{FileIndex, FileList};
 use crate::manifest::path::RelPath;
-use crate::manifest::plan::{Directory, File};
+use crate::manifest::plan::Directory;
 use crate::wire::protocol::message::PlanHeader;
 
 /// What was found.
@@ -28,12 +29,13 @@ pub(super) struct Found {
 pub(super) fn search(
     target: &DataDirectory,
     directories: &[Directory],
-    files: &[File],
+    files: &FileList,
+    index: &FileIndex,
     keep: &[RelPath],
     header: &PlanHeader,
 ) -> Result<Found> {
-    let files = files.iter().map(|file| file.path.as_str());
-    let pruning = Pruning::new(target, directories, files, keep, header, true);
+    let has_file = |path: &RelPath| index.find(files, path).is_some();
+    let pruning = Pruning::new(target, directories, &has_file, keep, header, true);
     let mut search = Search { target, pruning: &pruning, found: Found::default() };
     search.global()?;
     search.directory(None)?;
@@ -85,10 +87,10 @@ impl Search<'_> {
             let obstacle = self.target.removal_obstacle(directory, name.as_c_str(), &mut self.found.freed)?;
             self.meet(obstacle.map(|obstacle| obstacle.refusal()));
         }
-        for (name, kind) in named {
+        for (name, kind) in named.iter() {
             let path = match directory {
-                Some(directory) => directory.join(&name)?,
-                None => RelPath::parse(&name)?,
+                Some(directory) => directory.join(name)?,
+                None => RelPath::parse(name)?,
             };
             match self.pruning.judge(&path, kind)? {
                 Fate::Entered => {
@@ -103,8 +105,7 @@ impl Search<'_> {
                     self.directory(Some(&path))?;
                 }
                 Fate::Goes => {
-                    let obstacle =
-                        self.target.removal_obstacle(directory, name.as_str(), &mut self.found.freed)?;
+                    let obstacle = self.target.removal_obstacle(directory, name, &mut self.found.freed)?;
                     self.meet(obstacle.map(|obstacle| obstacle.refusal()));
                 }
                 Fate::Stays if is_few && self.pruning.is_file(&path) => {
@@ -125,9 +126,10 @@ mod tests {
 
     use super::*;
 
-    fn plan(directories: &[&str]) -> Vec<Directory> {
+    fn look(target: &DataDirectory, directories: &[&str]) -> Result<Found> {
         let directory = |path: &&str| Directory { path: RelPath::parse(path).expect("valid"), mode: 0o700 };
-        directories.iter().map(directory).collect()
+        let directories: Vec<Directory> = directories.iter().map(directory).collect();
+        search(target, &directories, &FileList::default(), &FileIndex::default(), &[], &header())
     }
 
     fn header() -> PlanHeader {
@@ -150,7 +152,7 @@ mod tests {
             DataDirectory::open_read_only(data.path()).expect("look"),
             DataDirectory::open(data.path()).expect("open"),
         ] {
-            let found = search(&target, &plan(&["base", "base/5"]), &[], &[], &header()).expect("looks");
+            let found = look(&target, &["base", "base/5"]).expect("looks");
             assert!(found.obstacle.is_none() && found.mounts.is_empty(), "{found:?}");
             let freed: u64 = found.freed.values().sum();
             assert!((100_000..1_000_000).contains(&freed), "{freed}");
@@ -163,10 +165,10 @@ mod tests {
         let data = tempfile::tempdir().expect("temporary directory");
         symlink("/elsewhere", data.path().join("global")).expect("link");
         let target = DataDirectory::open_read_only(data.path()).expect("look");
-        let found = search(&target, &plan(&["global"]), &[], &[], &header()).expect("looks");
+        let found = look(&target, &["global"]).expect("looks");
         let refusal = found.obstacle.expect("a link");
         assert!(refusal.kind == Kind::TargetRefused && refusal.hint.is_some(), "{refusal}");
         let missing = DataDirectory::open_read_only(&data.path().join("none")).expect("look");
-        assert!(search(&missing, &plan(&["global"]), &[], &[], &header()).expect("looks").obstacle.is_none());
+        assert!(look(&missing, &["global"]).expect("looks").obstacle.is_none());
     }
 }

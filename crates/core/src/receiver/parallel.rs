@@ -1,5 +1,6 @@
 //! Several threads that work through a list: what they wait for is a disk, not a processor.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::ScopedJoinHandle;
 
@@ -9,24 +10,24 @@ use crate::error::{Error, Kind, Result};
 /// Threads: enough to keep a disk's queue filled.
 const THREADS: usize = 8;
 
-/// Does `work` with each item and its number; ends early with the first error, or if the run is canceled.
-pub(super) fn for_each<T: Sync>(
+/// Does `work` with each number; ends early with the first error, or if the run is canceled.
+pub(super) fn for_each(
     run: &Run,
-    items: &[T],
-    work: impl Fn(usize, &T) -> Result<()> + Sync,
+    numbers: Range<usize>,
+    work: impl Fn(usize) -> Result<()> + Sync,
 ) -> Result<()> {
-    let next = AtomicUsize::new(0);
+    let next = AtomicUsize::new(numbers.start);
     let worker = || {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(number) else {
+            if number >= numbers.end {
                 return Ok(());
-            };
+            }
             run.cancel.check()?;
-            let done = work(number, item);
+            let done = work(number);
             if done.is_err() {
                 // nothing more for the others
-                next.store(items.len(), Ordering::Relaxed);
+                next.store(numbers.end, Ordering::Relaxed);
             }
             done?;
         }
@@ -36,7 +37,7 @@ pub(super) fn for_each<T: Sync>(
             let thread = std::thread::Builder::new().name("target-files".to_owned());
             thread.spawn_scoped(scope, worker).map_err(Error::on("start a thread"))
         };
-        let workers: Vec<_> = (0..THREADS.min(items.len())).map(start).collect();
+        let workers: Vec<_> = (0..THREADS.min(numbers.len())).map(start).collect();
         let panicked = |_| Err(Error::new(Kind::Internal, "a thread that works on the target panicked"));
         let join = |worker: Result<ScopedJoinHandle<'_, _>>| worker?.join().unwrap_or_else(panicked);
         // all are waited for, whatever the first one says

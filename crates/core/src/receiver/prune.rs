@@ -1,7 +1,7 @@
 //! What becomes of the entries of a target that are there: the same answers before a run, where they tell what stands in
 //! its way, and at its end, where they are carried out.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use pgdata::control_file::PG_CONTROL;
 use rustix::fs::FileType;
@@ -27,8 +27,9 @@ pub(super) enum Fate {
 /// The rules for one target and one plan.
 pub(super) struct Pruning<'a> {
     target: &'a DataDirectory,
-    /// Planned paths; true for directories.
-    planned: HashMap<&'a str, bool>,
+    directories: HashSet<&'a str>,
+    /// Whether the plan has a file of this name.
+    has_file: &'a dyn Fn(&RelPath) -> bool,
     /// The cluster's directory in each tablespace.
     tablespaces: Vec<String>,
     /// The links to the tablespaces.
@@ -43,12 +44,11 @@ impl<'a> Pruning<'a> {
     pub(super) fn new(
         target: &'a DataDirectory,
         directories: &'a [Directory],
-        files: impl Iterator<Item = &'a str>,
+        has_file: &'a dyn Fn(&RelPath) -> bool,
         keep: &'a [RelPath],
         header: &PlanHeader,
         has_control: bool,
     ) -> Self {
-        let directories = directories.iter().map(|directory| (directory.path.as_str(), true));
         let (tablespaces, links) = header
             .tablespaces
             .iter()
@@ -59,7 +59,8 @@ impl<'a> Pruning<'a> {
             .unzip();
         Self {
             target,
-            planned: directories.chain(files.map(|file| (file, false))).collect(),
+            directories: directories.iter().map(|directory| directory.path.as_str()).collect(),
+            has_file,
             tablespaces,
             links,
             keep,
@@ -75,12 +76,12 @@ impl<'a> Pruning<'a> {
 
     /// Whether the plan has a directory of this name.
     pub(super) fn is_directory(&self, path: &RelPath) -> bool {
-        self.planned.get(path.as_str()) == Some(&true)
+        self.directories.contains(path.as_str()) && !self.is_file(path)
     }
 
     /// Whether the plan has a file of this name.
     pub(super) fn is_file(&self, path: &RelPath) -> bool {
-        self.planned.get(path.as_str()) == Some(&false)
+        (self.has_file)(path)
     }
 
     pub(super) fn judge(&self, path: &RelPath, kind: FileType) -> Result<Fate> {
@@ -88,9 +89,9 @@ impl<'a> Pruning<'a> {
             return Ok(Fate::Stays);
         }
         let is_root = || self.target.roots().any(|(prefix, _)| prefix == path.as_str());
-        Ok(match self.planned.get(path.as_str()) {
-            Some(true) if kind == FileType::Directory || is_root() => Fate::Entered,
-            Some(false) if kind == FileType::RegularFile => Fate::Stays,
+        Ok(match kind {
+            FileType::RegularFile if self.is_file(path) => Fate::Stays,
+            _ if self.is_directory(path) && (kind == FileType::Directory || is_root()) => Fate::Entered,
             _ if kind == FileType::Directory && self.holds_kept(path) => Fate::Entered,
             _ => Fate::Goes,
         })

@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use super::run::PlannedFile;
+use super::planned::PlannedFile;
 use crate::error::{Error, Result};
 use crate::sys::direct::DirectFile;
 
@@ -11,7 +11,7 @@ pub(super) fn read_full(
     file: &mut DirectFile,
     buffer: &mut [u8],
     offset: u64,
-    planned: &PlannedFile,
+    planned: &PlannedFile<'_>,
 ) -> Result<Option<usize>> {
     match file.read_full(buffer, offset) {
         Ok(filled) => Ok(Some(filled)),

@@ -1,13 +1,18 @@
 //! After the last page: every file gets its size and mode, and what the primary does not have goes.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
+use super::parallel::for_each;
+use super::planned::PlannedFile;
 use super::prune::{Fate, Pruning};
-use super::run::{PlannedFile, Run};
+use super::run::Run;
 use super::segments::end_forks;
 use crate::data_directory::Entries;
 use crate::error::{Error, Kind, Result};
+use crate::manifest::list::FileIndex;
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::Directory;
 use crate::wire::protocol::message::PlanHeader;
@@ -24,27 +29,35 @@ pub(super) struct Reconciliation {
 pub(super) fn reconcile(
     run: &Run,
     directories: &[Directory],
+    index: &FileIndex,
     keep: &[RelPath],
     header: &PlanHeader,
 ) -> Result<Reconciliation> {
     run.sink.demand_incomplete(run)?;
     let planned_files = run.planned_files();
     end_forks(&planned_files);
-    let mut reconciliation = Reconciliation::default();
-    for (number, planned) in planned_files.iter().enumerate() {
-        if number.is_multiple_of(1024) {
-            run.cancel.check()?;
-        }
-        if planned.is_gone() {
-            reconciliation.removed += u64::from(run.sink.remove(&run.target, &planned.path)?);
+    let (removed, changed) = (AtomicU64::new(0), AtomicU64::new(0));
+    for_each(run, 0..planned_files.len(), |number| {
+        let planned = &planned_files.file(number);
+        let (counter, is_counted) = if planned.is_gone() {
+            (&removed, run.sink.remove(&run.target, &planned.path)?)
         } else {
-            reconciliation.changed += u64::from(run.sink.fit(run, planned)?);
-        }
-    }
+            (&changed, run.sink.fit(run, planned)?)
+        };
+        counter.fetch_add(is_counted.into(), Ordering::Relaxed);
+        Ok(())
+    })?;
+    let reconciliation = Reconciliation {
+        removed: removed.into_inner(),
+        changed: changed.into_inner(),
+        ..Reconciliation::default()
+    };
     run.set_reconciled(planned_files.len());
-    let files =
-        planned_files.iter().filter(|planned| !planned.is_gone()).map(|planned| planned.path.as_str());
-    let pruning = Pruning::new(&run.target, directories, files, keep, header, !run.sink.writes());
+    let has_file = |path: &RelPath| {
+        let number = index.find(planned_files.list(), path);
+        number.is_some_and(|number| !planned_files.is_gone(number))
+    };
+    let pruning = Pruning::new(&run.target, directories, &has_file, keep, header, !run.sink.writes());
     let mut pruner = Pruner { run, pruning: &pruning, reconciliation };
     pruner.prune(None)?;
     for location in pruning.tablespaces() {
@@ -56,7 +69,9 @@ pub(super) fn reconcile(
 /// Gives the files that came after reconciling, WAL, their size. Their blocks are allocated: the server
 /// recycles these files and relies on their space.
 pub(super) fn reconcile_wal(run: &Run) -> Result<()> {
-    for planned in &run.planned_files()[run.reconciled()..] {
+    let planned_files = run.planned_files();
+    for number in run.reconciled()..planned_files.len() {
+        let planned = &planned_files.file(number);
         if planned.is_gone() {
             return Err(Error::new(
                 Kind::SlotLost,
@@ -86,7 +101,7 @@ pub(super) fn reconcile_wal(run: &Run) -> Result<()> {
 
 /// Whether a file has the size and mode it must have, and its content is known. One that this run had to do with must
 /// be as the run left it.
-pub(super) fn is_fit(run: &Run, planned: &PlannedFile) -> Result<bool> {
+pub(super) fn is_fit(run: &Run, planned: &PlannedFile<'_>) -> Result<bool> {
     if planned.fits() {
         return Ok(true);
     }
@@ -109,7 +124,7 @@ pub(super) fn is_fit(run: &Run, planned: &PlannedFile) -> Result<bool> {
 }
 
 /// Creates an empty file, cuts a longer one, sets the mode.
-pub(super) fn fit(run: &Run, planned: &PlannedFile) -> Result<()> {
+pub(super) fn fit(run: &Run, planned: &PlannedFile<'_>) -> Result<()> {
     if is_fit(run, planned)? {
         return Ok(());
     }
@@ -136,10 +151,10 @@ impl Pruner<'_> {
             self.run.sink.remove_unnamed(&self.run.target, directory, &name)?;
             self.reconciliation.removed += 1;
         }
-        for (name, kind) in named {
+        for (name, kind) in named.iter() {
             let path = match directory {
-                Some(directory) => directory.join(&name)?,
-                None => RelPath::parse(&name)?,
+                Some(directory) => directory.join(name)?,
+                None => RelPath::parse(name)?,
             };
             match self.pruning.judge(&path, kind)? {
                 Fate::Stays => {}

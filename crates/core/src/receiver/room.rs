@@ -6,8 +6,8 @@ use std::os::fd::AsFd;
 use super::obstacles::Found;
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
+use crate::manifest::list::FileList;
 use crate::manifest::path::RelPath;
-use crate::manifest::plan::File;
 use crate::sys::machine;
 use crate::sys::space::{Space, reserve};
 use crate::wire::protocol::message::{PlanHeader, PrimarySpace};
@@ -29,12 +29,12 @@ struct FileSystem {
 /// little for a primary on the same file system. WAL comes when the surplus that was `found` is gone, data before.
 pub(super) fn check(
     target: &DataDirectory,
-    files: &[File],
+    files: &FileList,
     header: &PlanHeader,
     found: &Found,
 ) -> Result<()> {
     // sizes are the peer's
-    let whole = files.iter().fold(header.reserve, |sum, file| sum.saturating_add(file.size));
+    let whole = header.reserve.saturating_add(files.bytes());
     let kept = Kept::on_this_host(header.primary_space.as_ref(), machine::boot_id().as_deref());
     let file_systems = file_systems(target, found, &kept)?;
     if file_systems.iter().all(|one| one.free >= whole.saturating_add(one.kept)) {
@@ -139,9 +139,9 @@ fn device_of(target: &DataDirectory, path: &RelPath, found: &Found) -> u64 {
 }
 
 /// By how many bytes the files will grow, by device.
-fn growth(target: &DataDirectory, files: &[File], found: &Found) -> Result<HashMap<u64, u64>> {
+fn growth(target: &DataDirectory, files: &FileList, found: &Found) -> Result<HashMap<u64, u64>> {
     let mut needed: HashMap<u64, u64> = HashMap::new();
-    for file in files {
+    for file in files.iter() {
         let there = target.stat(&file.path)?.map_or(0, |stat| stat.size.min(file.size));
         let needed = needed.entry(device_of(target, &file.path, found)).or_default();
         *needed = needed.saturating_add(file.size - there);
@@ -152,6 +152,7 @@ fn growth(target: &DataDirectory, files: &[File], found: &Found) -> Result<HashM
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::plan::File;
 
     #[test]
     fn a_primary_on_the_same_file_system_keeps_its_reserve() {
@@ -175,13 +176,14 @@ mod tests {
         let free = space(target.root()).expect("asked").free;
         let found = |freed| Found { freed: HashMap::from([(device, freed)]), ..Found::default() };
         let file = File { path: RelPath::parse("base/5/1").expect("valid"), size: free + MUCH, mode: 0o600 };
-        let refused = |files: &[File], wal, freed| {
+        let refused = |files: &FileList, wal, freed| {
             let header = PlanHeader { reserve: wal, ..PlanHeader::default() };
             check(&target, files, &header, &found(freed)).map_err(|error| error.kind) == Err(Kind::DiskFull)
         };
-        assert!(refused(&[], free + MUCH, 0));
-        assert!(!refused(&[], free + MUCH, 2 * MUCH));
-        assert!(refused(&[file], 0, 2 * MUCH), "data comes first");
+        let none = FileList::default();
+        assert!(refused(&none, free + MUCH, 0));
+        assert!(!refused(&none, free + MUCH, 2 * MUCH));
+        assert!(refused(&[file].into_iter().collect(), 0, 2 * MUCH), "data comes first");
     }
 
     #[test]

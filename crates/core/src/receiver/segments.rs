@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::run::PlannedFile;
+use super::planned::PlannedFiles;
 use crate::manifest::exclude::relation_segment;
 
 /// Where a fork turned out to end.
@@ -20,11 +20,12 @@ struct End {
 /// come to life again once the segment below is full. And it drops a relation segment by segment, ending where one is
 /// missing (mdunlinkfork): what lies above would be left for ever. Both happened after the backup started, so replay
 /// restores whatever came back.
-pub(super) fn end_forks(planned_files: &[PlannedFile]) {
-    let mut ends: HashMap<&str, End> = HashMap::new();
-    for planned in planned_files.iter().filter(|planned| planned.is_gone() || planned.is_short()) {
+pub(super) fn end_forks(planned_files: &PlannedFiles) {
+    let mut ends: HashMap<String, End> = HashMap::new();
+    let changed = |number: &usize| planned_files.is_gone(*number) || planned_files.is_short(*number);
+    for planned in (0..planned_files.len()).filter(changed).map(|number| planned_files.file(number)) {
         if let Some((fork, segment)) = relation_segment(&planned.path) {
-            let end = ends.entry(fork).or_insert(End { short: u32::MAX, gone: u32::MAX });
+            let end = ends.entry(fork.to_owned()).or_insert(End { short: u32::MAX, gone: u32::MAX });
             let first = if planned.is_gone() { &mut end.gone } else { &mut end.short };
             *first = segment.min(*first);
         }
@@ -32,7 +33,7 @@ pub(super) fn end_forks(planned_files: &[PlannedFile]) {
     if ends.is_empty() {
         return;
     }
-    for planned in planned_files {
+    for planned in planned_files.iter() {
         let Some((fork, segment)) = relation_segment(&planned.path) else { continue };
         match ends.get(fork) {
             Some(end) if segment > end.gone => planned.set_gone(),
@@ -44,6 +45,7 @@ pub(super) fn end_forks(planned_files: &[PlannedFile]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::planned::PlannedFile;
     use super::*;
     use crate::manifest::path::RelPath;
     use crate::manifest::plan::File;
@@ -53,21 +55,16 @@ mod tests {
     /// What becomes of files, of which some ended early or are gone (`None`); each with its size then.
     fn ended(changes: &[(&str, Option<u64>)], others: &[&str]) -> Vec<(String, Option<u64>)> {
         let names = changes.iter().map(|(name, _)| name).chain(others);
-        let planned_files: Vec<PlannedFile> = names
-            .map(|name| {
-                PlannedFile::new(File {
-                    path: RelPath::parse(name).expect("valid"),
-                    size: PLANNED,
-                    mode: 0o600,
-                })
-            })
-            .collect();
-        for ((_, size), planned) in changes.iter().zip(&planned_files) {
+        let file =
+            |name: &&str| File { path: RelPath::parse(name).expect("valid"), size: PLANNED, mode: 0o600 };
+        let planned_files = PlannedFiles::new(names.map(file).collect());
+        for ((_, size), planned) in changes.iter().zip(planned_files.iter()) {
             size.map_or_else(|| planned.set_gone(), |size| planned.ends_at(size));
         }
         end_forks(&planned_files);
-        let outcome =
-            |planned: &PlannedFile| (planned.path.to_string(), (!planned.is_gone()).then(|| planned.size()));
+        let outcome = |planned: PlannedFile<'_>| {
+            (planned.path.to_string(), (!planned.is_gone()).then(|| planned.size()))
+        };
         planned_files.iter().map(outcome).collect()
     }
 

@@ -4,8 +4,9 @@ use std::ffi::CStr;
 
 use super::durable::Before;
 use super::identity;
+use super::planned::PlannedFile;
 use super::reconcile::{fit, is_fit};
-use super::run::{PlannedFile, Run};
+use super::run::Run;
 use crate::data_directory::DataDirectory;
 use crate::error::Result;
 use crate::manifest::path::RelPath;
@@ -57,7 +58,7 @@ impl Sink {
     }
 
     /// Gives a file its size and mode; returns whether the run changes it.
-    pub(super) fn fit(&self, run: &Run, planned: &PlannedFile) -> Result<bool> {
+    pub(super) fn fit(&self, run: &Run, planned: &PlannedFile<'_>) -> Result<bool> {
         match self {
             Self::Write(_) => fit(run, planned).map(|()| planned.is_changed()),
             Self::Count => Ok(planned.is_changed() || !is_fit(run, planned)?),

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::ScopedJoinHandle;
 
 use super::digest::Digester;
-use super::run::{Run, planned_file, writable_file};
+use super::run::Run;
 use super::write::PageWriter;
 use super::{connection_closed, reply, unexpected};
 use crate::error::{Error, Kind, Result};
@@ -140,7 +140,7 @@ fn read(
                 writers.iter().try_for_each(|writer| leave(writer, Step::Barrier(Arc::clone(&left))))?;
             }
             kind if !run.sink.takes(kind) => return Err(unexpected(kind)),
-            DIFFERS => planned_file(&run.planned_files(), decode_file(&body)?)?.set_changed(),
+            DIFFERS => run.planned_files().planned_file(decode_file(&body)?)?.set_changed(),
             PAGES => {
                 let (tail, packed) = PagesTail::decode(&body)?;
                 body.resize(packed);
@@ -157,9 +157,9 @@ fn read(
             }
             END_OF_FILE => {
                 let (file, size) = decode_end_of_file(&body)?;
-                writable_file(run, &run.planned_files(), file)?.ends_at(size);
+                run.planned_files().writable_file(run, file)?.ends_at(size);
             }
-            GONE => writable_file(run, &run.planned_files(), decode_file(&body)?)?.set_gone(),
+            GONE => run.planned_files().writable_file(run, decode_file(&body)?)?.set_gone(),
             other => return Err(unexpected(other)),
         }
     }

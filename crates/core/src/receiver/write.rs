@@ -3,8 +3,9 @@
 use std::sync::mpsc::SyncSender;
 
 use super::connection_closed;
+use super::planned::PlannedFiles;
 use super::read::read_full;
-use super::run::{PlannedFile, Run, writable_file};
+use super::run::Run;
 use super::stream::Early;
 use crate::compare::delta::{self, Extent};
 use crate::compare::digest::PAGE;
@@ -48,9 +49,9 @@ impl<'a> PageWriter<'a> {
         self.leave(&self.run.planned_files())
     }
 
-    fn leave(&mut self, planned_files: &[PlannedFile]) -> Result<()> {
+    fn leave(&mut self, planned_files: &PlannedFiles) -> Result<()> {
         if let Some(Open { number, writer: Some(writer), .. }) = self.open.take() {
-            let planned = writable_file(self.run, planned_files, number)?;
+            let planned = &planned_files.writable_file(self.run, number)?;
             if writer.is_direct() {
                 planned.set_direct();
             }
@@ -60,7 +61,7 @@ impl<'a> PageWriter<'a> {
     }
 
     /// Turns to the file of this number; another one is closed.
-    fn turn_to(&mut self, planned_files: &[PlannedFile], number: u32) -> Result<()> {
+    fn turn_to(&mut self, planned_files: &PlannedFiles, number: u32) -> Result<()> {
         if self.open.as_ref().is_none_or(|open| open.number != number) {
             self.leave(planned_files)?;
         }
@@ -70,7 +71,7 @@ impl<'a> PageWriter<'a> {
     /// Writes the runs of a frame.
     pub(super) fn pages(&mut self, tail: &PagesTail, content: &[u8]) -> Result<()> {
         let planned_files = self.run.planned_files();
-        writable_file(self.run, &planned_files, tail.file)?;
+        planned_files.writable_file(self.run, tail.file)?;
         let mut rest = content;
         for run in &tail.runs {
             let (bytes, after) = rest.split_at_checked(run.length as usize).ok_or_else(connection_closed)?;
@@ -94,8 +95,8 @@ impl<'a> PageWriter<'a> {
         Ok(written)
     }
 
-    fn range(&mut self, range: &Range, planned_files: &[PlannedFile], content: &[u8]) -> Result<u32> {
-        writable_file(self.run, planned_files, range.file)?.check_end(range.offset + content.len() as u64)?;
+    fn range(&mut self, range: &Range, planned_files: &PlannedFiles, content: &[u8]) -> Result<u32> {
+        planned_files.writable_file(self.run, range.file)?.check_end(range.offset + content.len() as u64)?;
         let read = self.read_present(range, planned_files)?;
         // what the disk cannot read is there but equal to nothing: it is written again
         let there = read.unwrap_or(content.len());
@@ -117,9 +118,9 @@ impl<'a> PageWriter<'a> {
 
     /// Reads what the target has of a range into `present`; returns how much that is, or `None` if the disk
     /// cannot read it.
-    fn read_present(&mut self, range: &Range, planned_files: &[PlannedFile]) -> Result<Option<usize>> {
+    fn read_present(&mut self, range: &Range, planned_files: &PlannedFiles) -> Result<Option<usize>> {
         let run = self.run;
-        let planned = writable_file(run, planned_files, range.file)?;
+        let planned = &planned_files.writable_file(run, range.file)?;
         self.turn_to(planned_files, range.file)?;
         let open = self.open.get_or_insert(Open::new(range.file));
         let present = match &mut open.present {
@@ -133,9 +134,9 @@ impl<'a> PageWriter<'a> {
         read_full(file, &mut self.present, range.offset, planned)
     }
 
-    fn write(&mut self, number: u32, planned_files: &[PlannedFile], bytes: &[u8], offset: u64) -> Result<()> {
+    fn write(&mut self, number: u32, planned_files: &PlannedFiles, bytes: &[u8], offset: u64) -> Result<()> {
         let run = self.run;
-        let planned = writable_file(run, planned_files, number)?;
+        let planned = &planned_files.writable_file(run, number)?;
         planned.check_end(offset + bytes.len() as u64)?;
         self.turn_to(planned_files, number)?;
         let open = self.open.get_or_insert(Open::new(number));

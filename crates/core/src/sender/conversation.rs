@@ -5,17 +5,16 @@ use std::time::Duration;
 
 use crate::compare::digest::DigestKey;
 use crate::error::{Error, Kind, Result};
-use crate::manifest::plan::{Directory, File};
+use crate::manifest::list::FileList;
+use crate::manifest::plan::Directory;
 use crate::progress::Progress;
 use crate::sys::buffer::Buffer;
 use crate::sys::cancel::Cancel;
 use crate::wire::link::control::Control;
 use crate::wire::link::{Connector, Link};
 use crate::wire::protocol::message::{self, Reply, Request, TargetInfo};
+use crate::wire::protocol::plan::{PLAN, encode_plan};
 use crate::wire::protocol::{BLOB, REPLY, REQUEST};
-
-/// Entries of the plan in one message.
-const PLAN_PART: usize = 1000;
 
 /// How long a session that ends before anything has begun waits for the receiver to release the target.
 const LEAVING: Duration = Duration::from_secs(5);
@@ -61,16 +60,8 @@ impl Conversation {
         }
     }
 
-    pub(super) fn send_plan(&self, directories: &[Directory], files: &[File]) -> Result<()> {
-        let parts = directories.len().max(files.len()).div_ceil(PLAN_PART);
-        for part in 0..parts {
-            let slice = |length: usize| (part * PLAN_PART).min(length)..((part + 1) * PLAN_PART).min(length);
-            self.send(&Request::Plan {
-                directories: directories[slice(directories.len())].to_vec(),
-                files: files[slice(files.len())].to_vec(),
-            })?;
-        }
-        Ok(())
+    pub(super) fn send_plan(&self, directories: &[Directory], files: &FileList) -> Result<()> {
+        encode_plan(directories, files, |body| self.control.send(PLAN, &[body]))
     }
 
     fn send(&self, message: &Request) -> Result<()> {

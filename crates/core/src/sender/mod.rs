@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::compare::digest::DigestKey;
 use crate::compare::source::Absent;
 use crate::error::{Error, Result};
+use crate::manifest::list::FileList;
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::{Directory, File, Plan};
 use crate::progress::Progress;
@@ -231,7 +232,7 @@ impl Session<state::Planned> {
         let conversation = &self.conversation;
         conversation.done(&Request::DryRun { digest_key: self.digest_key() })?;
         let mut links = Links::attach(conversation, options, Rate::new(0))?;
-        let files = (data_directory, self.state.files.as_slice());
+        let files = (data_directory, &self.state.files);
         let skipped = skip::transfer(&mut links, conversation, files, &[], skip, What::DryRun)?;
         let reconciliation = self.request_reconcile()?;
         Ok((Session { conversation: self.conversation, state: Finished(()) }, reconciliation, skipped))
@@ -260,7 +261,7 @@ impl Session<Begun> {
         let Self { conversation, state: Begun { files } } = self;
         let rate = Rate::new(options.max_rate);
         let mut links = Links::attach(&conversation, options, rate)?;
-        let plan = (data_directory, files.as_slice());
+        let plan = (data_directory, &files);
         let skipped = skip::transfer(&mut links, &conversation, plan, &cloned, skip, What::Data)?;
         Ok((Session { conversation, state: Sent { files, links } }, skipped))
     }
@@ -292,10 +293,11 @@ impl Session<Reconciled> {
         wal: Vec<File>,
     ) -> Result<Session<Complete>> {
         let Self { conversation, state: Reconciled { mut files, mut links } } = self;
+        let wal: FileList = wal.into_iter().collect();
         conversation.send_plan(directories, &wal)?;
         conversation.done(&Request::WalEnd)?;
         let first = files.len();
-        files.extend(wal);
+        files.extend(wal.iter());
         let job = Job { first, ..Job::new(data_directory, &files, &Absent, What::Wal) };
         links.transfer(&conversation, &job)?;
         Ok(Session { conversation, state: Complete(()) })

@@ -9,8 +9,9 @@ use pgdata::wal::Lsn;
 
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::{RelationFile, holds_relations};
+use crate::manifest::list::FileList;
 use crate::manifest::path::RelPath;
-use crate::manifest::plan::{self, Range};
+use crate::manifest::plan::Range;
 use crate::sys::direct::DirectFile;
 
 /// How often a page whose checksum is wrong is read again: the server may be writing it.
@@ -33,7 +34,7 @@ pub struct Checksums {
 /// The files of a plan; keeps the last one open.
 pub(super) struct Reader<'a> {
     data_directory: &'a Path,
-    files: &'a [plan::File],
+    files: &'a FileList,
     checksums: Option<Checksums>,
     open: Option<(u32, Option<DirectFile>)>,
 }
@@ -41,7 +42,7 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     pub(super) const fn new(
         data_directory: &'a Path,
-        files: &'a [plan::File],
+        files: &'a FileList,
         checksums: Option<Checksums>,
     ) -> Self {
         Self { data_directory, files, checksums, open: None }
@@ -50,7 +51,7 @@ impl<'a> Reader<'a> {
     /// Reads a range into `buffer`, which is as long, and checks its pages. Returns how much there is, or
     /// `None` if the file is gone.
     pub(super) fn read(&mut self, range: &Range, buffer: &mut [u8]) -> Result<Option<usize>> {
-        let path = &self.files[range.file as usize].path;
+        let path = &self.files.path(range.file as usize);
         if !matches!(&self.open, Some((number, _)) if *number == range.file) {
             let file = match File::open(self.data_directory.join(path)) {
                 Ok(file) => Some(DirectFile::new(file)),

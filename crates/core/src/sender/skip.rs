@@ -12,7 +12,7 @@ use crate::compare::wal_map::{
     BlockMap, Breakdown, Found, Layout, Reach, Refutation, Sample, WalMap, Witness,
 };
 use crate::error::{Error, Kind, Result};
-use crate::manifest::plan::File;
+use crate::manifest::list::FileList;
 use crate::wire::protocol::message::{Reply, Request};
 
 /// How long a sample may take.
@@ -67,7 +67,7 @@ pub struct Skipped {
 pub(super) fn transfer(
     links: &mut Links,
     conversation: &Conversation,
-    (data_directory, files): (&Path, &[File]),
+    (data_directory, files): (&Path, &FileList),
     cloned: &[(u32, u32)],
     skip: Option<Skip>,
     what: What,
@@ -77,7 +77,7 @@ pub(super) fn transfer(
     let Some(skip) = skip else {
         return links.transfer(conversation, &all).map(|()| None);
     };
-    let map = WalMap::new(skip.map, files, &conversation.present(files.len())?, skip.layout);
+    let map = WalMap::new(skip.map, files, found(&conversation.present(files.len())?), skip.layout);
     let breakdown = map.breakdown();
     let witness = Witness::new(&map, skip.reach);
     // a proof that is only tried is tried to the end, so that all contradictions are counted
@@ -95,7 +95,7 @@ pub(super) fn transfer(
         let rounds = if every == 1 { 1 } else { ROUNDS };
         for round in 0..rounds {
             let sample = Sample::new(&map, every * rounds, skip.seed.wrapping_add(round));
-            let sample = sample.with_marks(&skip.last_changed, round, rounds);
+            let sample = sample.with_marks(files, &skip.last_changed, round, rounds);
             let source = Cloned::new(cloned, &sample);
             links.transfer(conversation, &Job { source: &source, what: What::Sample, examination, ..all })?;
         }
@@ -127,19 +127,23 @@ pub(super) fn transfer(
 }
 
 impl Conversation {
-    /// What the target has at the place of each file of the plan.
-    fn present(&self, files: usize) -> Result<Vec<Found>> {
+    /// What the target has at the place of each file of the plan, 8 bytes for each: see [`found`].
+    fn present(&self, files: usize) -> Result<Vec<u8>> {
         let most = files.saturating_mul(size_of::<u64>());
         let (reply, sizes) = self.request_blob(&Request::Present, most)?;
         match reply {
-            Reply::Ok if sizes.len() == most => {}
+            Reply::Ok if sizes.len() == most => Ok(sizes),
             Reply::Ok => {
                 let message = format!("sizes of {} files where {files} were asked for", sizes.len() / 8);
-                return Err(Error::new(Kind::ProtocolViolation, message));
+                Err(Error::new(Kind::ProtocolViolation, message))
             }
-            other => return Err(unexpected(&other)),
+            other => Err(unexpected(&other)),
         }
-        let sizes = sizes.as_chunks().0.iter().map(|size| u64::from_le_bytes(*size));
-        Ok(sizes.map(|size| if size == u64::MAX { Found::Unfit } else { Found::Bytes(size) }).collect())
     }
+}
+
+/// What an answer says of each file.
+fn found(sizes: &[u8]) -> impl Iterator<Item = Found> {
+    let sizes = sizes.as_chunks().0.iter().map(|size| u64::from_le_bytes(*size));
+    sizes.map(|size| if size == u64::MAX { Found::Unfit } else { Found::Bytes(size) })
 }

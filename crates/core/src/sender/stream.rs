@@ -17,7 +17,8 @@ use crate::compare::source::{Proof, Treatment};
 use crate::compare::wal_map::Witness;
 use crate::compare::work::Work;
 use crate::error::{Error, Kind, Result};
-use crate::manifest::plan::{self, Range};
+use crate::manifest::list::FileList;
+use crate::manifest::plan::Range;
 use crate::progress::Progress;
 use crate::sys::buffer::Buffer;
 use crate::sys::cancel::Cancel;
@@ -37,7 +38,7 @@ const AHEAD: usize = 8;
 /// What all streams of a run share.
 pub(super) struct Transfer<'a, 'w> {
     pub(super) data_directory: &'a Path,
-    pub(super) files: &'a [plan::File],
+    pub(super) files: &'a FileList,
     pub(super) work: Mutex<Work<'w>>,
     pub(super) what: What,
     pub(super) digest_key: &'a DigestKey,
@@ -218,7 +219,7 @@ impl<'a, 'w> Stream<'a, 'w> {
     /// Looks at what the pages of a range say of the proof by which others are left out.
     fn examine(&self, range: &Range, piece: &Piece, examined: &Examined<'_>) {
         let Some(Examination { witness, .. }) = self.transfer.examination else { return };
-        let file = (range.file, &self.transfer.files[range.file as usize].path);
+        let file = (range.file, &self.transfer.files.path(range.file as usize));
         let ours = self.digests.get(piece.digests.clone()).unwrap_or_default().chunks_exact(DIGEST);
         let theirs = examined.present.digests.chunks_exact(DIGEST);
         let first = range.offset / PAGE as u64;

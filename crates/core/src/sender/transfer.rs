@@ -12,7 +12,7 @@ use super::stream::{Examination, Stream, Transfer, What};
 use crate::compare::source::ChangeSource;
 use crate::compare::work::Work;
 use crate::error::{Error, Kind, Result};
-use crate::manifest::plan::File;
+use crate::manifest::list::FileList;
 use crate::wire::link::Link;
 use crate::wire::protocol::MAX_STREAMS;
 use crate::wire::protocol::message::Request;
@@ -27,7 +27,7 @@ pub(crate) struct Links {
 /// What is moved.
 pub(super) struct Job<'a> {
     pub(super) data_directory: &'a Path,
-    pub(super) files: &'a [File],
+    pub(super) files: &'a FileList,
     /// The number of the first file that is moved.
     pub(super) first: usize,
     /// Says how.
@@ -40,7 +40,7 @@ impl<'a> Job<'a> {
     /// All files from the first one on, and nothing is examined.
     pub(super) fn new(
         data_directory: &'a Path,
-        files: &'a [File],
+        files: &'a FileList,
         source: &'a dyn ChangeSource,
         what: What,
     ) -> Self {

@@ -4,7 +4,7 @@ use super::block_map::BlockMap;
 use super::source::WalMap;
 use crate::compare::digest::PAGE;
 use crate::compare::source::{ChangeSource, Proof, Stretch, Treatment};
-use crate::manifest::plan::File;
+use crate::manifest::list::FileList;
 
 /// Every so many pages of what another source leaves out, from a place on that is another one in each file; and, if asked for,
 /// some pages that a wrong proof is more likely to show on. Those beside pages that WAL names are compared in any case.
@@ -21,6 +21,8 @@ pub struct Sample<'a> {
 /// common history ends earlier or the target has lost writes, and the last page of each file.
 #[derive(Debug)]
 struct Marks<'a> {
+    /// The plan's files.
+    files: &'a FileList,
     /// What WAL names just before the range.
     last_changed: &'a BlockMap,
     /// One of so many of these, and one of so many last pages.
@@ -42,26 +44,33 @@ impl<'a> Sample<'a> {
 
     /// The same, and in one of `rounds` rounds the pages that WAL named last before the range, and the last pages of files.
     #[must_use]
-    pub fn with_marks(self, last_changed: &'a BlockMap, round: u64, rounds: u64) -> Self {
+    pub fn with_marks(
+        self,
+        files: &'a FileList,
+        last_changed: &'a BlockMap,
+        round: u64,
+        rounds: u64,
+    ) -> Self {
         let share = |count: u64, most: u64| count.div_ceil(most).max(1) * rounds.max(1);
         let every = (share(last_changed.count(), MOST_MARKS.0), share(self.map.files(), MOST_MARKS.1));
-        Self { marks: Some(Marks { last_changed, every, round }), ..self }
+        Self { marks: Some(Marks { files, last_changed, every, round }), ..self }
     }
 
     /// The first sampled page of a file at `page` or later.
-    fn next(&self, number: u32, file: &File, page: u64) -> u64 {
+    fn next(&self, number: u32, size: u64, page: u64) -> u64 {
         let phase = mixed(number, self.seed) % self.every;
         let next = page + (phase + self.every - page % self.every) % self.every;
-        let mark = self.marks.as_ref().and_then(|marks| self.next_mark(marks, number, file, page, next));
+        let mark = self.marks.as_ref().and_then(|marks| self.next_mark(marks, number, size, page, next));
         mark.unwrap_or(next)
     }
 
     /// The first marked page of a file at `page` or later, and before `end`.
-    fn next_mark(&self, marks: &Marks<'_>, number: u32, file: &File, page: u64, end: u64) -> Option<u64> {
+    fn next_mark(&self, marks: &Marks<'_>, number: u32, size: u64, page: u64, end: u64) -> Option<u64> {
         let is_of_round = |key: u64, every: u64| mixed(number, key) % every == marks.round % every;
-        let changed = self.map.listed_by(marks.last_changed, number, file, page);
+        let path = marks.files.path(number as usize);
+        let changed = self.map.listed_by(marks.last_changed, number, path.as_str(), page);
         let changed = changed.take_while(|page| *page < end).find(|page| is_of_round(*page, marks.every.0));
-        let last = file.size.div_ceil(PAGE_BYTES).saturating_sub(1);
+        let last = size.div_ceil(PAGE_BYTES).saturating_sub(1);
         let is_marked = (page..end).contains(&last) && is_of_round(u64::MAX, marks.every.1);
         changed.into_iter().chain(is_marked.then_some(last)).min()
     }
@@ -73,14 +82,14 @@ fn mixed(number: u32, key: u64) -> u64 {
 }
 
 impl ChangeSource for Sample<'_> {
-    fn stretch(&self, number: u32, file: &File, offset: u64) -> Stretch {
-        let known = self.map.stretch(number, file, offset);
+    fn stretch(&self, number: u32, size: u64, offset: u64) -> Stretch {
+        let known = self.map.stretch(number, size, offset);
         let skip = |end| Stretch { end, treatment: Treatment::Skip(Proof::WalMap) };
         if known.treatment == Treatment::Compare {
             return skip(known.end);
         }
         let page = offset / PAGE_BYTES;
-        let next = self.next(number, file, page);
+        let next = self.next(number, size, page);
         if next == page {
             return Stretch { end: offset + PAGE_BYTES, treatment: Treatment::Compare };
         }
@@ -98,6 +107,7 @@ mod tests {
     use super::*;
     use crate::compare::work::Work;
     use crate::manifest::path::RelPath;
+    use crate::manifest::plan::File;
 
     fn locator(file: u32) -> RelationFileLocator {
         RelationFileLocator { tablespace: 1663, database: 5, relation: 16_384 + file }
@@ -106,7 +116,7 @@ mod tests {
     #[test]
     fn marks_are_few_and_each_round_has_others() {
         const ROUNDS: u64 = 8;
-        let files: Vec<File> = (0..5000_u32)
+        let files: FileList = (0..5000_u32)
             .map(|number| {
                 let path = RelPath::parse(&format!("base/5/{}", 16_384 + number)).expect("valid");
                 File { path, size: 40 * PAGE_BYTES, mode: 0o600 }
@@ -114,12 +124,12 @@ mod tests {
             .collect();
         let found = vec![Found::Bytes(40 * PAGE_BYTES); files.len()];
         let layout = Layout { segment_blocks: 131_072, first_blocks: false };
-        let map = WalMap::new(BlockMap::default(), &files, &found, layout);
+        let map = WalMap::new(BlockMap::default(), &files, found, layout);
         let mut last_changed = BlockMap::default();
         (0..5000).for_each(|file| last_changed.add(locator(file), 7));
         let mut seen = std::collections::BTreeSet::new();
         for round in 0..ROUNDS {
-            let sample = Sample::new(&map, 1 << 40, 1).with_marks(&last_changed, round, ROUNDS);
+            let sample = Sample::new(&map, 1 << 40, 1).with_marks(&files, &last_changed, round, ROUNDS);
             let mut work = Work::new(&files, &sample, 1, false);
             let mut batch = Vec::new();
             while work.next(0, &mut batch, |_, _| ()).is_some() {
@@ -144,7 +154,7 @@ mod tests {
             every in 1_u64..50,
             seed: u64,
         ) {
-            let files: Vec<File> = (16384_u64..).zip(&sizes).map(|(number, pages)| File {
+            let files: FileList = (16384_u64..).zip(&sizes).map(|(number, pages)| File {
                 path: RelPath::parse(&format!("base/5/{number}")).expect("valid"),
                 size: pages * PAGE_BYTES,
                 mode: 0o600,
@@ -153,10 +163,10 @@ mod tests {
             let mut map = BlockMap::default();
             listed.into_iter().for_each(|(file, block)| map.add(locator(file), block));
             let layout = Layout { segment_blocks: 131_072, first_blocks: false };
-            let map = WalMap::new(map, &files, &found, layout);
+            let map = WalMap::new(map, &files, found, layout);
             let mut last_changed = BlockMap::default();
             changed.iter().for_each(|(file, block)| last_changed.add(locator(*file), *block));
-            let sample = Sample::new(&map, every, seed).with_marks(&last_changed, 0, 1);
+            let sample = Sample::new(&map, every, seed).with_marks(&files, &last_changed, 0, 1);
             let mut seen = std::collections::BTreeSet::new();
             let mut work = Work::new(&files, &sample, 1, false);
             let (mut batch, mut sampled) = (Vec::new(), 0);
@@ -171,9 +181,9 @@ mod tests {
                 }
             }
             let is_left_out = |number: u32, page: u64| {
-                let file = &files[number as usize];
-                page < file.size / PAGE_BYTES
-                    && map.stretch(number, file, page * PAGE_BYTES).treatment != Treatment::Compare
+                let size = files.size(number as usize);
+                page < size / PAGE_BYTES
+                    && map.stretch(number, size, page * PAGE_BYTES).treatment != Treatment::Compare
             };
             let last_pages = (0..).zip(&sizes).filter(|(_, pages)| **pages > 0).map(|(number, pages)| (number, pages - 1));
             let in_plan = changed.iter().filter(|(file, _)| (*file as usize) < files.len());
@@ -188,7 +198,7 @@ mod tests {
                 // what lies in a gap between two listed pages is compared in any case
                 let read: u64 = files.iter().zip(0..).map(|(file, number)| {
                     (0..file.size / PAGE_BYTES).filter(|page| {
-                        map.stretch(number, file, page * PAGE_BYTES).treatment == Treatment::Compare
+                        map.stretch(number, file.size, page * PAGE_BYTES).treatment == Treatment::Compare
                     }).count() as u64
                 }).sum();
                 prop_assert_eq!(sampled + read, files.iter().map(|file| file.size / PAGE_BYTES).sum::<u64>());

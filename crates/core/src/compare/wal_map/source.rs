@@ -5,6 +5,7 @@ use pgdata::wal::record::RelationFileLocator;
 use super::block_map::{BlockMap, Entry, bit, first_block};
 use crate::compare::digest::PAGE;
 use crate::compare::source::{ChangeSource, Proof, Stretch, Treatment};
+use crate::manifest::list::FileList;
 use crate::manifest::plan::{File, RANGE};
 
 /// Files of relations with a lower number are those of catalogs (FirstNormalObjectId in
@@ -84,7 +85,12 @@ const UNLISTED: u32 = u32::MAX - 1;
 
 impl WalMap {
     /// Applies the union of both sides' maps to the plan's files; `found` says of each what the target has.
-    pub fn new(map: BlockMap, files: &[File], found: &[Found], layout: Layout) -> Self {
+    pub fn new(
+        map: BlockMap,
+        files: &FileList,
+        found: impl IntoIterator<Item = Found>,
+        layout: Layout,
+    ) -> Self {
         let mut numbers = std::collections::BTreeMap::new();
         let mut made = Self {
             entries: Vec::with_capacity(map.entries.len()),
@@ -102,12 +108,13 @@ impl WalMap {
         let is_listed = |locator: RelationFileLocator, tablespace: u32| {
             number(RelationFileLocator { tablespace, relation: 0, ..locator }).is_some()
         };
-        for (index, file) in files.iter().enumerate() {
-            let found = found.get(index).copied().unwrap_or(Found::Unfit);
-            let share = share(file, found, layout).filter(|_| !is_everything).and_then(|(locator, share)| {
-                let is_new = is_listed(locator, locator.tablespace) || is_listed(locator, 0);
-                (!is_new).then(|| Share { entry: number(locator).unwrap_or(UNLISTED), ..share })
-            });
+        let found = found.into_iter().chain(std::iter::repeat(Found::Unfit));
+        for (file, found) in files.iter().zip(found) {
+            let share =
+                share(&file, found, layout).filter(|_| !is_everything).and_then(|(locator, share)| {
+                    let is_new = is_listed(locator, locator.tablespace) || is_listed(locator, 0);
+                    (!is_new).then(|| Share { entry: number(locator).unwrap_or(UNLISTED), ..share })
+                });
             let share = share.unwrap_or(Share { entry: ALWAYS, first: 0, common: 0 });
             made.files.push(share);
             made.count(share, file.size);
@@ -137,11 +144,11 @@ impl WalMap {
         &self,
         other: &'a BlockMap,
         number: u32,
-        file: &File,
+        path: &str,
         page: u64,
     ) -> impl Iterator<Item = u64> + use<'a> {
         let share = self.files.get(number as usize).filter(|share| share.entry != ALWAYS).copied();
-        let entry = share.and_then(|_| other.entries.get(&main_fork(file.path.as_str())?.0));
+        let entry = share.and_then(|_| other.entries.get(&main_fork(path)?.0));
         let (first, grain) = (share.map_or(0, |share| u64::from(share.first)), other.grain);
         let mut bits = entry.map(|entry| entry.blocks.iter());
         if let Some(bits) = &mut bits {
@@ -218,7 +225,7 @@ impl WalMap {
 }
 
 impl ChangeSource for WalMap {
-    fn stretch(&self, number: u32, file: &File, offset: u64) -> Stretch {
+    fn stretch(&self, number: u32, size: u64, offset: u64) -> Stretch {
         const PAGE_BYTES: u64 = PAGE as u64;
         let Some(share) = self.files.get(number as usize).copied() else {
             return Stretch::rest(Treatment::Compare);
@@ -227,7 +234,7 @@ impl ChangeSource for WalMap {
             return Stretch::rest(Treatment::Compare);
         }
         let page = offset / PAGE_BYTES;
-        let pages = file.size.div_ceil(PAGE_BYTES);
+        let pages = size.div_ceil(PAGE_BYTES);
         let Some((begin, mut end)) = self.next_dirty(share, page).filter(|(begin, _)| *begin < pages) else {
             return Stretch::rest(Treatment::Skip(Proof::WalMap));
         };

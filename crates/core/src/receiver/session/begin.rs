@@ -28,7 +28,7 @@ impl Planned {
         marker: &Marker,
         digest_key: &str,
     ) -> Result<Begun> {
-        let Self { target, listed: Listed { directories, files }, header } = self;
+        let Self { target, listed: Listed { directories, files }, index, header } = self;
         let data_directory = &directory.cluster.data_directory;
         // the sender was told when it opened; whatever it made of that, a running server is safe
         if let Some(process) = running::server(data_directory)? {
@@ -44,17 +44,17 @@ impl Planned {
             files = run.planned_files().len(), "recovery begins: the directory cannot be started until it ends");
         invalidate(&run, marker, &directories, &header).inspect_err(|error| run.record.fail(error))?;
         receiver.remember(token, &run);
-        Ok(Begun { run, directories, header })
+        Ok(Begun { run, directories, index, header })
     }
 
     /// Gets ready to tell what would differ.
     pub(super) fn dry_run(self, conversation: &Conversation<'_>, digest_key: &str) -> Result<Begun> {
-        let Self { target, listed: Listed { directories, files }, header } = self;
+        let Self { target, listed: Listed { directories, files }, index, header } = self;
         let Conversation { receiver, token, cancel, .. } = conversation;
         let record = receiver.ledger.unlisted(&files);
         let run = Arc::new(Run::dry_run(*target, key(digest_key)?, cancel.clone(), files, record));
         receiver.remember(token, &run);
-        Ok(Begun { run, directories, header })
+        Ok(Begun { run, directories, index, header })
     }
 }
 

@@ -16,7 +16,8 @@ use crate::sys::cancel::Cancel;
 use crate::sys::hexadecimal;
 use crate::wire::link::Link;
 use crate::wire::link::control::Control;
-use crate::wire::protocol::message::{self, Purpose, Reply, Request};
+use crate::wire::protocol::message::{self, Purpose, Reply};
+use crate::wire::protocol::plan::PLAN;
 use crate::wire::protocol::{BLOB, PUT, REPLY, REQUEST};
 
 mod begin;
@@ -75,9 +76,10 @@ impl Conversation<'_> {
             stage = match kind {
                 REQUEST => {
                     let (next, reply) = stage.step(self, &directory, message::decode(&body)?)?;
-                    reply.map_or(Ok(()), |reply| self.answer(&reply))?;
+                    self.answer(&reply)?;
                     next
                 }
+                PLAN => stage.list(&directory, &body)?,
                 PUT => stage.put(&directory, &body)?,
                 other => return Err(unexpected(other)),
             }
@@ -114,11 +116,9 @@ impl Conversation<'_> {
         // the link may be what failed
         if self.answer(&Reply::Error(error.clone())).is_ok() {
             // the answer must reach the sender before the link closes; it closes its end then
-            while let Ok(Some((kind, body))) = self.control.receive() {
+            while let Ok(Some((kind, _))) = self.control.receive() {
                 // a sender that asks on is told the same, or it would wait for ever
-                let is_question =
-                    kind == REQUEST && !matches!(message::decode(&body), Ok(Request::Plan { .. }));
-                if is_question && self.answer(&Reply::Error(error.clone())).is_err() {
+                if kind == REQUEST && self.answer(&Reply::Error(error.clone())).is_err() {
                     break;
                 }
             }

@@ -10,7 +10,8 @@ use crate::error::{Error, Kind, Result};
 use crate::host::neighbours::{Neighbours, Wanted};
 use crate::host::places;
 use crate::host::policy::{Cluster, Policy, resolve};
-use crate::manifest::path::overlap;
+use crate::manifest::list::FileIndex;
+use crate::manifest::path::{RelPath, overlap};
 use crate::receiver::{incoming, obstacles, room};
 use crate::sys::FileId;
 use crate::wire::protocol::message::{PlanHeader, Reply};
@@ -19,6 +20,7 @@ use crate::wire::protocol::message::{PlanHeader, Reply};
 pub(super) struct Planned {
     pub(super) target: Box<DataDirectory>,
     pub(super) listed: Listed,
+    pub(super) index: FileIndex,
     pub(super) header: PlanHeader,
 }
 
@@ -58,17 +60,18 @@ impl Planned {
         let policy = conversation.receiver.policy();
         add_tablespaces(&policy, cluster, &mut target, &header)?;
         let oids: Vec<u32> = header.tablespaces.iter().map(|tablespace| tablespace.oid).collect();
-        let directories = listed.directories.iter().map(|directory| &directory.path);
-        for path in directories.chain(listed.files.iter().map(|file| &file.path)) {
-            incoming::check_tablespace(path, &oids, &header.tablespace_version_directory)?;
-        }
+        let check =
+            |path: &RelPath| incoming::check_tablespace(path, &oids, &header.tablespace_version_directory);
+        listed.directories.iter().try_for_each(|directory| check(&directory.path))?;
+        listed.files.iter().try_for_each(|file| check(&file.path))?;
+        let index = FileIndex::new(&listed.files)?;
         demand_own(&policy, cluster, &target, &header)?;
         let Listed { directories, files } = &listed;
-        let found = obstacles::search(&target, directories, files, &directory.keep, &header)?;
+        let found = obstacles::search(&target, directories, files, &index, &directory.keep, &header)?;
         let space = room::check(&target, files, &header, &found).err();
         let locations = target.identities()?;
         let answer = Answer { locations, space, obstacle: found.obstacle };
-        Ok((Self { target, listed, header }, answer))
+        Ok((Self { target, listed, index, header }, answer))
     }
 }
 

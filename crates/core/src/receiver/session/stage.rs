@@ -12,6 +12,7 @@ use super::{present, wal};
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::host::{launch, login, readiness, references, running, server_log, walreceiver};
+use crate::manifest::list::{FileIndex, FileList};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan;
 use crate::receiver::incoming::{self, PERMISSIONS, Puts};
@@ -19,6 +20,7 @@ use crate::receiver::reconcile::{Reconciliation, reconcile};
 use crate::receiver::run::Run;
 use crate::receiver::{clone, finish};
 use crate::wire::protocol::message::{PlanHeader, Reply, Request};
+use crate::wire::protocol::plan::{Entry, decode_plan};
 use crate::wire::protocol::status::State;
 
 /// Most files and directories of a plan: a bound on memory, far beyond any real cluster.
@@ -48,34 +50,44 @@ pub(super) enum Stage {
 #[derive(Default)]
 pub(super) struct Listed {
     pub(super) directories: Vec<plan::Directory>,
-    pub(super) files: Vec<plan::File>,
+    pub(super) files: FileList,
 }
 
 impl Listed {
     /// Takes a part of the plan.
-    fn add(mut self, mut part: Self, kept: &[RelPath]) -> Result<Self> {
-        let paths = part.directories.iter().map(|directory| (&directory.path, true));
-        for (path, is_directory) in paths.chain(part.files.iter().map(|file| (&file.path, false))) {
-            incoming::check_planned(path, is_directory, kept)?;
-        }
-        let modes = part.directories.iter_mut().map(|directory| &mut directory.mode);
-        modes.chain(part.files.iter_mut().map(|file| &mut file.mode)).for_each(|mode| *mode &= PERMISSIONS);
-        self.directories.append(&mut part.directories);
-        self.files.append(&mut part.files);
-        if self.directories.len() + self.files.len() > MAX_PLAN {
-            return Err(Error::new(Kind::ProtocolViolation, format!("plan of more than {MAX_PLAN} files")));
-        }
+    fn add(mut self, part: &[u8], kept: &[RelPath]) -> Result<Self> {
+        decode_plan(part, |entry| self.take(entry, kept))?;
         Ok(self)
     }
 
     /// Takes a part of the WAL.
-    fn add_wal(self, part: Self, kept: &[RelPath]) -> Result<Self> {
-        let directories = part.directories.iter().map(|directory| &directory.path);
-        let mut paths = directories.chain(part.files.iter().map(|file| &file.path));
-        if paths.any(|path| !path.as_str().starts_with("pg_wal/")) {
-            return Err(out_of_order("WAL"));
+    fn add_wal(mut self, part: &[u8], kept: &[RelPath]) -> Result<Self> {
+        decode_plan(part, |entry| {
+            let (Entry::Directory(plan::Directory { path, .. }) | Entry::File(plan::File { path, .. })) =
+                &entry;
+            if !path.as_str().starts_with("pg_wal/") {
+                return Err(out_of_order("WAL"));
+            }
+            self.take(entry, kept)
+        })?;
+        Ok(self)
+    }
+
+    fn take(&mut self, entry: Entry, kept: &[RelPath]) -> Result<()> {
+        if self.directories.len() + self.files.len() == MAX_PLAN {
+            return Err(Error::new(Kind::ProtocolViolation, format!("plan of more than {MAX_PLAN} files")));
         }
-        self.add(part, kept)
+        match entry {
+            Entry::Directory(plan::Directory { path, mode }) => {
+                incoming::check_planned(&path, true, kept)?;
+                self.directories.push(plan::Directory { path, mode: mode & PERMISSIONS });
+            }
+            Entry::File(plan::File { path, size, mode }) => {
+                incoming::check_planned(&path, false, kept)?;
+                self.files.push(&plan::File { path, size, mode: mode & PERMISSIONS });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -83,6 +95,7 @@ impl Listed {
 pub(super) struct Begun {
     pub(super) run: Arc<Run>,
     pub(super) directories: Vec<plan::Directory>,
+    pub(super) index: FileIndex,
     pub(super) header: PlanHeader,
 }
 
@@ -96,7 +109,7 @@ impl Begun {
     /// Gives every file its size and removes what is surplus, or counts that.
     fn reconcile(&self, directory: &Directory) -> Result<Reconciliation> {
         self.run.record.enter(State::Wal);
-        reconcile(&self.run, &self.directories, &directory.keep, &self.header)
+        reconcile(&self.run, &self.directories, &self.index, &directory.keep, &self.header)
     }
 }
 
@@ -142,30 +155,29 @@ impl Stage {
         matches!(self, Self::Looked(_) | Self::Released)
     }
 
-    /// Does what is asked for; a part of a plan has no reply.
+    /// Takes a part of a plan, which has no reply.
+    pub(super) fn list(self, directory: &Directory, part: &[u8]) -> Result<Self> {
+        let kept = directory.snapshot.kept();
+        Ok(match self {
+            Self::Looked(listed) => Self::Looked(listed.add(part, kept)?),
+            Self::Held(target, listed) => Self::Held(target, listed.add(part, kept)?),
+            Self::Reconciled(reconciled) => {
+                let wal = reconciled.wal.add_wal(part, kept)?;
+                Self::Reconciled(Reconciled { wal, ..reconciled })
+            }
+            _ => return Err(out_of_order("reconciled data, or a directory where nothing has begun")),
+        })
+    }
+
+    /// Does what is asked for.
     pub(super) fn step(
         self,
         conversation: &Conversation<'_>,
         directory: &Directory,
         request: Request,
-    ) -> Result<(Self, Option<Reply>)> {
-        let kept = directory.snapshot.kept();
+    ) -> Result<(Self, Reply)> {
         let cluster = &directory.cluster;
-        let (stage, reply) = match (self, request) {
-            (Self::Looked(listed), Request::Plan { directories, files }) => {
-                return Ok((Self::Looked(listed.add(Listed { directories, files }, kept)?), None));
-            }
-            (Self::Held(target, listed), Request::Plan { directories, files }) => {
-                return Ok((Self::Held(target, listed.add(Listed { directories, files }, kept)?), None));
-            }
-            (Self::Reconciled(reconciled), Request::Plan { directories, files }) => {
-                let wal = reconciled.wal.add_wal(Listed { directories, files }, kept)?;
-                return Ok((Self::Reconciled(Reconciled { wal, ..reconciled }), None));
-            }
-            (_, Request::Plan { .. }) => {
-                return Err(out_of_order("reconciled data, or a directory where nothing has begun"));
-            }
-
+        Ok(match (self, request) {
             (Self::Looked(listed), Request::PlanEnd(header)) => {
                 let target =
                     Box::new(open::open_target(conversation, cluster, DataDirectory::open_read_only)?);
@@ -260,8 +272,7 @@ impl Stage {
                 let reply = stage.answer(conversation, directory, question)?;
                 (stage, reply)
             }
-        };
-        Ok((stage, Some(reply)))
+        })
     }
 
     /// What may be asked in every stage.

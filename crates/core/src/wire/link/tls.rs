@@ -32,7 +32,7 @@ use crate::sys::lock::lock;
 use crate::wire::secret::Secret;
 
 /// The protocol and its version, as ALPN carries it.
-pub const ALPN: &[u8] = b"pgpool-recovery/2";
+pub const ALPN: &[u8] = b"pgpool-recovery/3";
 
 /// How long a peer may take over the whole handshake.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);

@@ -291,7 +291,7 @@ impl Put {
     }
 }
 
-fn violation(what: impl Into<String>) -> Error {
+pub(super) fn violation(what: impl Into<String>) -> Error {
     Error::new(Kind::ProtocolViolation, format!("invalid frame: {}", what.into()))
 }
 
@@ -311,19 +311,19 @@ impl<'a> Reader<'a> {
         Ok(*taken)
     }
 
-    fn u8(&mut self) -> Result<u8> {
+    pub(super) fn u8(&mut self) -> Result<u8> {
         self.array().map(u8::from_le_bytes)
     }
 
-    fn u16(&mut self) -> Result<u16> {
+    pub(super) fn u16(&mut self) -> Result<u16> {
         self.array().map(u16::from_le_bytes)
     }
 
-    fn u32(&mut self) -> Result<u32> {
+    pub(super) fn u32(&mut self) -> Result<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64> {
+    pub(super) fn u64(&mut self) -> Result<u64> {
         self.array().map(u64::from_le_bytes)
     }
 

@@ -12,7 +12,7 @@ use crate::compare::wal_map::skip::TargetFacts;
 use crate::compare::wal_map::{ChainFacts, Lineage, Next};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
-use crate::manifest::plan::{Directory, File, Tablespace};
+use crate::manifest::plan::Tablespace;
 use crate::replication::hot_standby::HotStandby;
 use crate::replication::recovery_settings::RecoverySettings;
 use crate::replication::standby::{Listening, ReplicationConfig, Standby};
@@ -55,14 +55,7 @@ pub enum Request {
         /// `listen_addresses`
         addresses: String,
     },
-    /// A part of the plan; no answer.
-    Plan {
-        /// Directories, parents first.
-        directories: Vec<Directory>,
-        /// Files; their numbers go on from the parts before.
-        files: Vec<File>,
-    },
-    /// The plan is complete: is there room for it? Nothing changes yet. Answer: [`Reply::Planned`].
+    /// The plan, which came in [`PLAN`](crate::wire::protocol::plan::PLAN) frames, is complete: is there room for it? Nothing changes yet. Answer: [`Reply::Planned`].
     PlanEnd(PlanHeader),
     /// Make the target unstartable and get ready for data. Answer: [`Reply::Ok`].
     Begin {

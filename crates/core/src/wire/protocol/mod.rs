@@ -1,4 +1,4 @@
-//! The protocol, version 2.
+//! The protocol, version 3.
 //!
 //! # Participants
 //!
@@ -53,6 +53,7 @@ use std::time::Duration;
 pub mod data;
 pub mod examine;
 pub mod message;
+pub mod plan;
 pub mod status;
 
 /// Keeps an idle control link alive; no body.

@@ -2,200 +2,23 @@
 //! changes nothing outside of the directory it serves, and serves the next one.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use pgpool_recovery_core::compare::delta::Extent;
-use pgpool_recovery_core::error::{Error, Kind};
-use pgpool_recovery_core::host::policy::{Cluster, Policy};
-use pgpool_recovery_core::internal::Buffer;
+use pgpool_recovery_core::error::Kind;
 use pgpool_recovery_core::manifest::plan::Range;
-use pgpool_recovery_core::receiver::Receiver;
-use pgpool_recovery_core::sys::cancel::Cancel;
-use pgpool_recovery_core::wire::link::{Link, pipe};
 use pgpool_recovery_core::wire::protocol::data::{
     ASK, BARRIER, CONTENT, Codec, ContentTail, END_OF_FILE, GONE, MAX_RUNS, PAGES, PagesTail,
 };
-use pgpool_recovery_core::wire::protocol::message::{self, Reply, TargetInfo};
+use pgpool_recovery_core::wire::protocol::message::Reply;
+use pgpool_recovery_core::wire::protocol::plan::PLAN;
 use pgpool_recovery_core::wire::protocol::{PUT, REPLY, REQUEST};
-use serde_json::{Value, json};
+use serde_json::json;
 
-struct Host {
-    top: tempfile::TempDir,
-    receiver: Arc<Receiver>,
-}
+use peer::{Host, begin, header, plan, put};
 
-impl Host {
-    fn new() -> Self {
-        let top = tempfile::tempdir().expect("temporary directory");
-        let path = |name: &str| top.path().join(name);
-        for name in ["standby/global", "standby/base/5", "outside", "spaces", "bin"] {
-            fs::create_dir_all(path(name)).expect("make");
-        }
-        for name in ["outside/precious", "standby/base/5/1", "standby/PG_VERSION"] {
-            fs::write(path(name), "precious").expect("write");
-        }
-        fs::write(path("bin/postgres"), "#!/bin/sh\necho 'postgres (PostgreSQL) 15.18'\n").expect("write");
-        fs::set_permissions(path("bin/postgres"), fs::Permissions::from_mode(0o755)).expect("chmod");
-        let receiver = Receiver::new(Policy::Listed(vec![Cluster {
-            tablespace_roots: vec![path("spaces")],
-            ..Cluster::new(path("standby"), path("bin"))
-        }]));
-        Self { top, receiver: Arc::new(receiver) }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.top.path().join(name)
-    }
-
-    fn dial(&self) -> Peer {
-        let cancel = Cancel::new();
-        let (near, far) = pipe::pair(&cancel);
-        let receiver = Arc::clone(&self.receiver);
-        let thread = std::thread::spawn(move || receiver.serve(far, &cancel));
-        Peer { link: near, thread }
-    }
-
-    /// A session on the directory, and what the receiver found.
-    fn open(&self) -> (Peer, TargetInfo) {
-        let mut peer = self.dial();
-        peer.request(&json!({ "request": "open", "directory": self.path("standby"), "purpose": "recover", "keep": [] }));
-        match peer.answer().expect("a reply") {
-            Reply::Target(target) => (peer, *target),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// A session that only counts what differs, with a file of 3 pages.
-    fn dry_run(&self) -> (Peer, TargetInfo) {
-        let mut peer = self.dial();
-        peer.request(
-            &json!({ "request": "open", "directory": self.path("standby"), "purpose": "look", "keep": [] }),
-        );
-        let Ok(Reply::Target(target)) = peer.answer() else { panic!("no target") };
-        peer.plan(&["base", "base/5"], &[("base/5/1", 3 * 8192)]);
-        peer.request(&header(&[]));
-        assert!(matches!(peer.answer(), Ok(Reply::Planned { .. })));
-        peer.request(&json!({ "request": "dry_run", "digest_key": "00".repeat(32) }));
-        assert!(matches!(peer.answer(), Ok(Reply::Ok)));
-        (peer, *target)
-    }
-
-    /// A session that has begun to rewrite the directory, with a file of 3 pages.
-    fn begin(&self) -> (Peer, TargetInfo) {
-        let (mut peer, target) = self.open();
-        peer.plan(&["base", "base/5"], &[("base/5/1", 3 * 8192)]);
-        peer.request(&header(&[]));
-        assert!(matches!(peer.answer(), Ok(Reply::Planned { .. })));
-        peer.request(&begin());
-        assert!(matches!(peer.answer(), Ok(Reply::Ok)));
-        (peer, target)
-    }
-
-    /// A session whose data is reconciled: WAL and the small files are awaited.
-    fn reconciled(&self) -> Peer {
-        let (mut peer, _) = self.begin();
-        peer.request(&json!({ "request": "reconcile" }));
-        assert!(matches!(peer.answer(), Ok(Reply::Reconciled { .. })));
-        peer
-    }
-
-    fn attach(&self, target: &TargetInfo) -> Peer {
-        let mut stream = self.dial();
-        stream.request(&json!({ "request": "attach", "session": target.session }));
-        assert!(matches!(stream.answer(), Ok(Reply::Ok)));
-        stream
-    }
-
-    /// Nothing outside was touched, and the next one is served.
-    #[track_caller]
-    fn assert_unharmed(&self) {
-        assert_eq!(fs::read(self.path("outside/precious")).expect("still there"), b"precious");
-        assert_eq!(fs::read_dir(self.path("outside")).expect("still there").count(), 1);
-        let names: Vec<_> =
-            fs::read_dir(self.top.path()).expect("it").map(|entry| entry.expect("it").file_name()).collect();
-        assert_eq!(names.len(), 4, "{names:?}");
-        assert_eq!(fs::read_dir(self.path("spaces")).expect("still there").count(), 0);
-        let _ = self.open();
-    }
-}
-
-struct Peer {
-    link: Link,
-    thread: JoinHandle<Result<(), Error>>,
-}
-
-impl Peer {
-    fn send(&mut self, kind: u8, body: &[u8]) {
-        // the receiver may have closed already
-        let _ = self.link.sink.send(kind, &[body]).and_then(|()| self.link.sink.flush());
-    }
-
-    fn request(&mut self, message: &Value) {
-        self.send(REQUEST, message.to_string().as_bytes());
-    }
-
-    fn plan(&mut self, directories: &[&str], files: &[(&str, u64)]) {
-        let directories: Vec<_> = directories.iter().map(|path| json!({ "p": path, "m": 0o700 })).collect();
-        let files: Vec<_> =
-            files.iter().map(|(path, size)| json!({ "p": path, "s": size, "m": 0o600 })).collect();
-        self.request(&json!({ "request": "plan", "directories": directories, "files": files }));
-    }
-
-    /// The next reply.
-    fn answer(&mut self) -> Result<Reply, Error> {
-        let mut body = Buffer::new();
-        loop {
-            match self.link.source.receive(&mut body)? {
-                Some(REPLY) => {
-                    return match message::decode(&body)? {
-                        Reply::Error(error) => Err(error),
-                        reply => Ok(reply),
-                    };
-                }
-                Some(_) => {}
-                None => return Err(Error::new(Kind::ConnectionLost, "closed")),
-            }
-        }
-    }
-
-    /// What the receiver made of it.
-    fn end(self) -> Result<(), Error> {
-        drop(self.link);
-        self.thread.join().expect("no panic")
-    }
-
-    #[track_caller]
-    fn assert_refused(self, what: &str) {
-        let error = self.end().expect_err(what);
-        assert!(
-            matches!(error.kind, Kind::ProtocolViolation | Kind::TargetRefused | Kind::InvalidArgument),
-            "{what}: {error:?}"
-        );
-    }
-}
-
-/// A small file of so many bytes.
-fn put(path: &str, size: usize) -> Vec<u8> {
-    let length = u16::try_from(path.len()).expect("short enough").to_le_bytes();
-    [&[0x80, 1, 0, 0][..], &length, path.as_bytes(), &vec![0; size]].concat()
-}
-
-fn header(tablespaces: &[Value]) -> Value {
-    json!({
-        "request": "plan_end", "tablespaces": tablespaces, "tablespace_version_directory": "PG_15_1",
-        "host_directories": [], "reserve": 0, "mode": 0o700
-    })
-}
-
-fn begin() -> Value {
-    json!({
-        "request": "begin", "digest_key": "00".repeat(32),
-        "marker": { "note": "", "system_identifier": 1, "timeline": 1, "started": 0 }
-    })
-}
+mod peer;
 
 #[test]
 fn paths_that_lead_elsewhere() {
@@ -419,6 +242,32 @@ fn a_plan_of_astronomic_size() {
     assert_eq!(error.kind, Kind::DiskFull);
     let _ = peer.end();
     assert!(Path::new(&host.path("standby/PG_VERSION")).exists());
+    host.assert_unharmed();
+}
+
+/// What the receiver looks up in a plan rests on its order.
+#[test]
+fn plans_that_are_not_in_order_or_malformed() {
+    let host = Host::new();
+    for files in [
+        &[("base/5/1", 1), ("base/5/1", 1)][..],
+        &[("base/5/2", 1), ("base/5/1", 1)],
+        &[("base/5/1", 1), ("base/6/1", 1), ("base/5/2", 1)],
+    ] {
+        let (mut peer, _) = host.open();
+        peer.plan(&["base", "base/5", "base/6"], files);
+        peer.request(&header(&[]));
+        peer.answer().expect_err("not in order");
+        peer.assert_refused("not in order");
+    }
+    let valid = plan(&["base"], &[("base/5", 1)]);
+    let slash = [&[2, 0x80, 1, 0, 0, 1, 0][..], &[0; 8], &[3], b"a/b"].concat();
+    for body in [valid[..valid.len() - 1].to_vec(), [&valid[..], &[9]].concat(), slash] {
+        let (mut peer, _) = host.open();
+        peer.send(PLAN, &body);
+        peer.answer().expect_err("malformed");
+        peer.assert_refused("malformed");
+    }
     host.assert_unharmed();
 }
 
