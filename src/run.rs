@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::progress::{Phase, Progress};
 use pgpool_recovery_core::sys::cancel::Cancel;
-use pgpool_recovery_core::sys::space::SharedSpace;
+use pgpool_recovery_core::sys::space::WatchedSpace;
 
 use crate::history::Recording;
 use crate::pg::slot::Slot;
@@ -82,8 +82,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// From now on a run that leaves the primary too little room fails.
-    pub(crate) fn guard(&mut self, space: SharedSpace) {
+    /// From now on a run that leaves the primary too little room there fails.
+    pub(crate) fn guard(&mut self, space: WatchedSpace) {
         if let Some(watch) = &mut self.watch {
             watch.guard(space);
         }

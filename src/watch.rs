@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::progress::{Phase, Progress};
 use pgpool_recovery_core::sys::size::pretty;
-use pgpool_recovery_core::sys::space::SharedSpace;
+use pgpool_recovery_core::sys::space::WatchedSpace;
 
 use crate::history::Recording;
 use crate::pg::log;
@@ -20,7 +20,7 @@ const NOTICE: Duration = Duration::from_secs(5);
 /// How often the slot is looked at: the checkpointer, which would terminate us, must not be faster.
 const SLOT: Duration = Duration::from_millis(100);
 
-/// How often the file systems are asked that the primary and the target share.
+/// How often the primary's file systems are asked.
 const SPACE: Duration = Duration::from_millis(100);
 
 /// The watch over one run; its `tick` is called many times a second.
@@ -31,7 +31,7 @@ pub(crate) struct Watch<'a> {
     report: ProgressReport,
     last_notice: Instant,
     last_slot: Instant,
-    space: SharedSpace,
+    space: WatchedSpace,
     last_space: Instant,
 }
 
@@ -44,14 +44,14 @@ impl<'a> Watch<'a> {
             report: ProgressReport::start(),
             last_notice: now,
             last_slot: now,
-            space: SharedSpace::default(),
+            space: WatchedSpace::default(),
             last_space: now,
         }
     }
 
-    /// From now on a run that leaves the primary too little room fails.
-    pub(crate) fn guard(&mut self, space: SharedSpace) {
-        self.space = space;
+    /// From now on a run that leaves the primary too little room there fails.
+    pub(crate) fn guard(&mut self, space: WatchedSpace) {
+        self.space.add(space);
     }
 
     /// Enters a phase and shows it at once.
@@ -89,7 +89,13 @@ impl<'a> Watch<'a> {
         }
         if self.last_space.elapsed() >= SPACE {
             self.last_space = Instant::now();
-            self.space.check()?;
+            if let Err(error) = self.space.check() {
+                // not when the threads have ended, which may wait for the target's disk
+                if let Some(slot) = slot {
+                    slot.give_up();
+                }
+                return Err(error);
+            }
         }
         Ok(())
     }

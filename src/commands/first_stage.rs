@@ -123,6 +123,8 @@ fn rebuild(
     // what is created from here on is in the WAL that the standby replays
     let tablespaces = Tablespaces::now(&facts, &target)?;
 
+    // a slot keeps WAL from here on
+    run.guard(one_host::wal_space(&facts)?);
     run.enter(Phase::WaitCheckpoint);
     let (slot, backup) = start_backup(&facts)?;
     let start_lsn = backup.start_lsn;

@@ -12,6 +12,7 @@
 //! | where | what | why no ERROR can jump over a frame of ours |
 //! |---|---|---|
 //! | [`log`] | `errstart`, `errmsg_internal`, `errdetail_internal`, `errhint`, `errhidestmt`, `errfinish` | called inside `pg_guard_ffi_boundary`, which is what the wrappers use, by a closure that owns nothing |
+//! | [`checkpoint`] | `RequestCheckpoint`, for which pgrx has no wrapper | called inside `pg_guard_ffi_boundary`, by a closure that owns nothing |
 //! | [`threads`] | `sigfillset`, `pthread_sigmask` | libc's; they raise nothing |
 //! | [`log`] | `error_context_stack` | a variable of this process, read and set |
 //! | [`interrupts`] | `ProcDiePending`, `ProcSignalBarrierPending`, `InterruptHoldoffCount`, `CritSectionCount`, and `InterruptPending` in `check_for_interrupts!` | variables of this process, read |
@@ -22,6 +23,7 @@
 
 pub(crate) mod backup;
 pub(crate) mod catalog;
+mod checkpoint;
 pub(crate) mod cleanup;
 pub(crate) mod compat;
 pub(crate) mod interrupts;

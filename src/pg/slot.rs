@@ -10,7 +10,7 @@ use pgdata::wal::Lsn;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgrx::pg_sys;
 
-use super::{catalog, cleanup, compat};
+use super::{catalog, checkpoint, cleanup, compat};
 
 /// Longest slot name in bytes: NAMEDATALEN with its NUL.
 const MAX_NAME: usize = 63;
@@ -138,6 +138,12 @@ impl Slot {
         matches!(availability, Availability::WALAVAIL_RESERVED | Availability::WALAVAIL_EXTENDED)
     }
 
+    /// Releases the slot now, and has the WAL removed that is kept for no other. Only the end of the run may follow.
+    pub(crate) fn give_up(&self) {
+        release();
+        checkpoint::request();
+    }
+
     /// Makes the slot outlive this run and releases it, for the standby to use.
     pub(crate) fn keep(self) -> Result<()> {
         self.check_wal_reserved()?;
@@ -152,16 +158,21 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        // SAFETY: reads a pointer of this process.
-        if unsafe { pg_sys::MyReplicationSlot.is_null() } {
-            return;
-        }
-        cleanup::quietly("release the replication slot", || {
-            // SAFETY: this session holds a slot, and it is this one: reserve() found none before. Releasing
-            // an ephemeral slot drops it.
-            unsafe { pg_sys::ReplicationSlotRelease() }
-        });
+        release();
     }
+}
+
+/// Releases the slot of this session, if there is one.
+fn release() {
+    // SAFETY: reads a pointer of this process.
+    if unsafe { pg_sys::MyReplicationSlot.is_null() } {
+        return;
+    }
+    cleanup::quietly("release the replication slot", || {
+        // SAFETY: this session holds a slot, and it is the one of the caller: reserve() found none before. Releasing
+        // an ephemeral slot drops it.
+        unsafe { pg_sys::ReplicationSlotRelease() }
+    });
 }
 
 /// The refusal of a slot that no standby can use.

@@ -15,7 +15,7 @@ use pgpool_recovery_core::manifest::Side;
 use pgpool_recovery_core::manifest::scan::tablespace_links;
 use pgpool_recovery_core::sys::FileId;
 use pgpool_recovery_core::sys::machine;
-use pgpool_recovery_core::sys::space::SharedSpace;
+use pgpool_recovery_core::sys::space::WatchedSpace;
 use pgpool_recovery_core::wire::protocol::message::{PrimarySpace, TargetInfo};
 
 use crate::pg::log;
@@ -45,19 +45,24 @@ pub(crate) fn primary_space(facts: &PrimaryFacts) -> Result<PrimarySpace> {
     })
 }
 
+/// The file system of this primary's WAL: a slot keeps WAL there wherever the target is.
+pub(crate) fn wal_space(facts: &PrimaryFacts) -> Result<WatchedSpace> {
+    WatchedSpace::of_wal(&facts.data_directory.join("pg_wal"), facts.primary.max_wal_size)
+}
+
 /// The file systems of this primary that the target is written to; `locations`: device and inode of each of its
 /// directories.
 pub(crate) fn shared_space(
     facts: &PrimaryFacts,
     target: &TargetInfo,
     locations: &[FileId],
-) -> Result<SharedSpace> {
+) -> Result<WatchedSpace> {
     if !may_be_here(facts.identity().boot_id.as_deref(), target) {
-        return Ok(SharedSpace::default());
+        return Ok(WatchedSpace::default());
     }
     let written: HashSet<u64> = locations.iter().map(|location| location.device).collect();
     let own = facts.identity().own.iter().map(PathBuf::as_path);
-    SharedSpace::new(own, &written, facts.primary.max_wal_size)
+    WatchedSpace::shared(own, &written, facts.primary.max_wal_size)
 }
 
 /// The primary's tablespaces at one moment, where the target may be on its host.

@@ -1,7 +1,8 @@
-//! How much room a copy leaves a primary on whose own file system it lies.
+//! How much room a run leaves the primary on the primary's own file systems.
 //!
-//! A primary that cannot write WAL stops with a PANIC, and a copy takes space as fast as the disk allows. So a copy is
-//! refused where it would leave less than a reserve, and given up when less is left, whatever took it.
+//! A primary that cannot write WAL stops with a PANIC. The slot of a run keeps WAL for as long as the run takes, and a copy
+//! on the primary's own file system takes space as fast as the disk allows. So a copy is refused where it would leave less
+//! than a reserve, and any run is given up when less is left, whatever took it.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
@@ -43,62 +44,105 @@ impl From<rustix::fs::StatVfs> for Space {
     }
 }
 
-/// The file systems that a primary and a copy of it share.
+/// The primary's file systems that a run may fill: that of its WAL, and those that it shares with the copy.
 #[derive(Debug, Default)]
-pub struct SharedSpace {
-    /// A directory of the primary on each, and the bytes below which a run is given up.
-    places: Vec<(PathBuf, u64)>,
+pub struct WatchedSpace {
+    places: Vec<Place>,
 }
 
-impl SharedSpace {
+/// One of them.
+#[derive(Debug)]
+struct Place {
+    /// A directory of the primary there.
+    directory: PathBuf,
+    device: u64,
+    /// Bytes below which a run is given up.
+    least: u64,
+    /// Whether the copy is there, too.
+    has_copy: bool,
+}
+
+impl Place {
+    /// `None` if the directory is a tablespace that was dropped meanwhile.
+    fn of(directory: &Path, max_wal_size: u64, has_copy: bool) -> Result<Option<Self>> {
+        let device = match directory.metadata() {
+            Ok(metadata) => metadata.dev(),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::at("stat directory", directory, &error)),
+        };
+        let Space { size, free } = space(directory)?;
+        // What the primary itself writes meanwhile is what the reserve is for.
+        let least = reserve(size, max_wal_size).min(free) / 2;
+        Ok(Some(Self { directory: directory.to_owned(), device, least, has_copy }))
+    }
+
+    fn check(&self) -> Result<()> {
+        // a tablespace may be dropped meanwhile
+        let free = match space(&self.directory) {
+            Err(error) if error.kind == Kind::MissingFile => return Ok(()),
+            space => space?.free,
+        };
+        if free >= self.least {
+            return Ok(());
+        }
+        let shown = self.directory.display();
+        let (free, least) = (pretty(free), pretty(self.least));
+        Err(if self.has_copy {
+            Error::new(Kind::DiskFull, "the primary's own file system is running full")
+                .detail(format!(
+                    "The copy is on the file system of \"{shown}\", where {free} are left; {least} are kept for the primary."
+                ))
+                .hint(
+                    "Free space there, or put the standby on another file system, then run the recovery again. Until then the \
+                     incomplete copy keeps its space; it may be removed.",
+                )
+        } else {
+            Error::new(Kind::DiskFull, "the file system of the primary's WAL is running full")
+                .detail(format!("In \"{shown}\" {free} are left; {least} are kept for the primary."))
+                .hint(
+                    "Free space there, or run the recovery when the primary writes less WAL or without max_rate: it sends only \
+                     what still differs. A replication slot that the run made is dropped and keeps no WAL any more; one that \
+                     was there before does, until it is dropped or its standby follows.",
+                )
+        })
+    }
+}
+
+impl WatchedSpace {
+    /// The file system that the primary's WAL is written to.
+    pub fn of_wal(directory: &Path, max_wal_size: u64) -> Result<Self> {
+        Ok(Self { places: Place::of(directory, max_wal_size, false)?.into_iter().collect() })
+    }
+
     /// Of the primary's directories those on a device that the copy is written to.
-    pub fn new<'a>(
+    pub fn shared<'a>(
         directories: impl IntoIterator<Item = &'a Path>,
         written: &HashSet<u64>,
         max_wal_size: u64,
     ) -> Result<Self> {
-        let (mut places, mut known) = (Vec::new(), HashSet::new());
+        let mut places: Vec<Place> = Vec::new();
         for directory in directories {
-            let device = match directory.metadata() {
-                Ok(metadata) => metadata.dev(),
-                // a tablespace that was dropped meanwhile
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => {
-                    return Err(Error::at("stat directory", directory, &error));
-                }
-            };
-            if written.contains(&device) && known.insert(device) {
-                let Space { size, free } = space(directory)?;
-                // What the primary itself writes meanwhile is what the reserve is for.
-                places.push((directory.to_owned(), reserve(size, max_wal_size).min(free) / 2));
+            let Some(place) = Place::of(directory, max_wal_size, true)? else { continue };
+            if written.contains(&place.device) && places.iter().all(|known| known.device != place.device) {
+                places.push(place);
             }
         }
         Ok(Self { places })
     }
 
-    /// Fails where less than half of the reserve is left, or, where there was less to begin with, half of that.
-    pub fn check(&self) -> Result<()> {
-        for (directory, reserve) in &self.places {
-            // a tablespace may be dropped meanwhile
-            let free = match space(directory) {
-                Err(error) if error.kind == Kind::MissingFile => continue,
-                space => space?.free,
-            };
-            if free < *reserve {
-                return Err(Error::new(Kind::DiskFull, "the primary's own file system is running full")
-                    .detail(format!(
-                        "The copy is on the file system of \"{}\", where {} are left; {} are kept for the primary.",
-                        directory.display(),
-                        pretty(free),
-                        pretty(*reserve),
-                    ))
-                    .hint(
-                        "Free space there, or put the standby on another file system, then run the recovery again. Until \
-                         then the incomplete copy keeps its space; it may be removed.",
-                    ));
+    /// Watches these, too. One that is watched already keeps its limit: that is from before the run took anything.
+    pub fn add(&mut self, other: Self) {
+        for place in other.places {
+            match self.places.iter_mut().find(|known| known.device == place.device) {
+                Some(known) => known.has_copy |= place.has_copy,
+                None => self.places.push(place),
             }
         }
-        Ok(())
+    }
+
+    /// Fails where less than half of the reserve is left, or, where there was less to begin with, half of that.
+    pub fn check(&self) -> Result<()> {
+        self.places.iter().try_for_each(Place::check)
     }
 }
 
@@ -123,23 +167,48 @@ mod tests {
         assert_eq!(reserve(0, GB), 0);
     }
 
+    fn device_of(directory: &Path) -> u64 {
+        directory.metadata().expect("there").dev()
+    }
+
     #[test]
-    fn only_shared_file_systems_are_watched() {
+    fn only_shared_file_systems_are_watched_for_the_copy() {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let device = directory.path().metadata().expect("there").dev();
+        let device = device_of(directory.path());
         let shared = |device, max_wal_size| {
-            SharedSpace::new([directory.path(), directory.path()], &HashSet::from([device]), max_wal_size)
-                .expect("there")
+            let directories = [directory.path(), directory.path(), Path::new("/no such tablespace")];
+            WatchedSpace::shared(directories, &HashSet::from([device]), max_wal_size).expect("there")
         };
         assert_eq!(shared(device, GB).places.len(), 1, "each once");
         assert!(shared(device + 1, GB).places.is_empty());
         assert_eq!(shared(device + 1, GB).check(), Ok(()));
         let mut full = shared(device, GB);
-        full.places[0].1 = u64::MAX;
+        full.places[0].least = u64::MAX;
         let error = full.check().expect_err("less is left than the reserve");
         assert_eq!(error.kind, Kind::DiskFull);
-        assert!(error.detail.is_some() && error.hint.is_some(), "{error:?}");
-        full.places[0].1 = 0;
+        assert!(error.detail.is_some_and(|detail| detail.starts_with("The copy")) && error.hint.is_some());
+        full.places[0].least = 0;
         assert_eq!(full.check(), Ok(()));
+    }
+
+    #[test]
+    fn the_file_system_of_the_wal_is_watched_wherever_the_copy_is() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let space = space(directory.path()).expect("asked");
+        let mut watched = WatchedSpace::of_wal(directory.path(), GB).expect("there");
+        assert!(watched.places[0].least <= reserve(space.size, GB) / 2 && watched.places[0].least > 0);
+        assert_eq!(watched.check(), Ok(()));
+        watched.places[0].least = u64::MAX;
+        let message = |watched: &WatchedSpace| watched.check().expect_err("full").message;
+        assert!(message(&watched).contains("of the primary's WAL"));
+
+        // the limit stays, whatever the copy has taken by then
+        let written = HashSet::from([device_of(directory.path())]);
+        watched.add(WatchedSpace::shared([directory.path()], &written, GB).expect("there"));
+        assert_eq!((watched.places.len(), watched.places[0].least), (1, u64::MAX));
+        assert!(!message(&watched).contains("WAL"), "the copy's message");
+        let elsewhere = Place { directory: directory.path().to_owned(), device: 0, least: 0, has_copy: true };
+        watched.add(WatchedSpace { places: vec![elsewhere] });
+        assert_eq!(watched.places.len(), 2);
     }
 }

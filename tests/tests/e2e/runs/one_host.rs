@@ -1,4 +1,5 @@
-//! A standby beside its primary: the two share a file system and the names of directories.
+//! What a recovery must not do to the primary's host: a standby beside its primary shares a file system and the names of
+//! directories with it, and the slot of any run keeps WAL there.
 
 use std::fs;
 use std::path::Path;
@@ -6,9 +7,11 @@ use std::time::Duration;
 
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::by_both_transports;
-use pgpool_recovery_e2e::probe;
+use pgpool_recovery_e2e::mount::Tmpfs;
+use pgpool_recovery_e2e::probe::{self, Witness};
 use pgpool_recovery_e2e::process;
 use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
+use pgpool_recovery_e2e::wait;
 use pgpool_recovery_e2e::xfs::Xfs;
 use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, Stage, Transport, compare, workload};
 
@@ -99,13 +102,16 @@ fn a_tablespace_dropped_during_a_run_does_no_harm() {
     compare::stop_and_compare(primary, target).assert_none();
 }
 
+/// Bytes that are free on the file system.
+fn free(directory: &Path) -> u64 {
+    let stat = rustix::fs::statvfs(directory).expect("statvfs");
+    stat.f_bavail * stat.f_frsize
+}
+
 /// Leaves so many bytes of the file system free.
 fn leave_free(directory: &Path, bytes: u64) {
     let ballast = directory.join("ballast");
-    let free = || {
-        let stat = rustix::fs::statvfs(directory).expect("statvfs");
-        stat.f_bavail * stat.f_frsize
-    };
+    let free = || free(directory);
     let grown = fs::metadata(&ballast).map_or(0, |metadata| metadata.len()) + free().saturating_sub(bytes);
     let mut allocate = std::process::Command::new("fallocate");
     allocate.args(["-l", &grown.to_string()]).arg(&ballast);
@@ -164,3 +170,52 @@ fn a_copy_to_another_file_system_may_fill_it() {
     leave_free(xfs.path(), size.unsigned_abs() + (80 << 20));
     recovery(target, primary).run(primary);
 }
+
+/// The WAL that a run's slot keeps is on the primary's file system, wherever the target is.
+fn a_run_is_given_up_before_its_slot_fills_the_primarys_file_system(transport: Transport) {
+    let scratch = Scratch::new();
+    let tmpfs = Tmpfs::new(&scratch, "small", 500);
+    let directory = tmpfs.path().join("primary");
+    let stage = Stage::on(&scratch)
+        .quiet()
+        .primary(|primary| {
+            primary.at(directory).with("max_wal_size", "128MB").with("checkpoint_timeout", "1h")
+        })
+        .filled(MEGABYTES)
+        .through(transport)
+        .build();
+    let (primary, target) = (&stage.primary, &stage.target);
+    let mut witness = Witness::on(primary);
+    let running = Running::start(primary, &stage.recovery().option("max_rate", 200), "");
+    running.wait_for_bytes(primary, 1 << 20);
+
+    // a quarter of the file system is the reserve, and half of that ends the run
+    let short = 50 << 20;
+    let mut client = primary.connect();
+    for _ in 0..400 {
+        if free(tmpfs.path()) < short {
+            break;
+        }
+        let sql = "SELECT pg_logical_emit_message(false, 'e2e', repeat('w', 1024 * 1024))";
+        client.batch_execute(sql).expect(sql);
+    }
+    if free(tmpfs.path()) > short {
+        leave_free(tmpfs.path(), short);
+    }
+    let error = running.finish_within(Duration::from_secs(60)).expect_err("the reserve is gone");
+    SqlError::from(&error).expect("53100").says("the primary's WAL is running full");
+
+    // no checkpoint is due, and yet the WAL that the slot kept goes
+    wait::until_true("the WAL to be removed", wait::PATIENCE, || {
+        primary.get::<i64>("SELECT coalesce(sum(size), 0)::bigint FROM pg_ls_waldir()", &[]) <= 192 << 20
+    });
+    probe::assert_nothing_left(primary);
+    witness.assert_served();
+    assert!(!target.try_start().status.success(), "an incomplete target started");
+
+    stage.recovery().run_when_let_in(primary);
+    stage.remote_start();
+    target.wait_for_replay(primary);
+}
+
+by_both_transports!(a_run_is_given_up_before_its_slot_fills_the_primarys_file_system);
