@@ -23,11 +23,14 @@ impl PrimaryFacts {
     }
 
     /// Questions about the target, as its receiver describes it.
-    pub(crate) fn target_findings(&self, target: &TargetInfo) -> Vec<Finding> {
+    pub(crate) fn target_findings(&self, target: &TargetInfo) -> Result<Vec<Finding>> {
         let any_cluster = self.settings.overwrite == Overwrite::AnyCluster;
-        let mut findings = preflight::check_target(&self.identity, target, self.is_local, any_cluster);
+        // asked now, when the target has been looked at: a standby has nothing from after that
+        let flushed = if self.primary.in_recovery { None } else { Some(catalog::flushed()?) };
+        let mut findings =
+            preflight::check_target(&self.identity, flushed, target, self.is_local, any_cluster);
         findings.extend(self.configuration_findings(target));
-        findings
+        Ok(findings)
     }
 
     /// What to say of the slot that the target was set to use before, where that is another one. It may be a slot of

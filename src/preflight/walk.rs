@@ -193,7 +193,7 @@ fn walk(
         context.add(Finding::new("agent_version", Ok(versions)))?;
     }
     context.add(clocks)?;
-    for finding in facts.target_findings(&target) {
+    for finding in facts.target_findings(&target)? {
         context.add(finding)?;
     }
     if let Purpose::Look = context.purpose {

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use pgdata::wal::Lsn;
+
 use crate::error::{Error, Kind};
 use crate::host::running;
 use crate::manifest::path::overlap;
@@ -79,10 +81,12 @@ pub fn strategy(primary: &PrimaryIdentity, target: &TargetInfo) -> Strategy {
     }
 }
 
-/// All questions and their answers. `same_paths`: the target is written by the primary's own process,
-/// so paths mean the same on both sides. `any_cluster`: another cluster may be replaced.
+/// All questions and their answers. `flushed`: to where the primary's WAL was on its disk after the target was looked at;
+/// `None` of a standby. `same_paths`: the target is written by the primary's own process, so paths mean the same on both
+/// sides. `any_cluster`: another cluster may be replaced.
 pub fn check_target(
     primary: &PrimaryIdentity,
+    flushed: Option<Lsn>,
     target: &TargetInfo,
     same_paths: bool,
     any_cluster: bool,
@@ -90,7 +94,7 @@ pub fn check_target(
     vec![
         Finding::new("target_is_not_primary", not_the_primary(primary, target, same_paths)),
         Finding::new("target_stopped", stopped(target)),
-        Finding::new("target_identity", identity(primary, target, any_cluster)),
+        Finding::new("target_identity", identity(primary, flushed, target, any_cluster)),
         Finding::new("target_version", version(primary, target, any_cluster)),
         Finding::new("target_wal", wal::is_its_own(primary, target, any_cluster)),
         Finding::advice("start_command", target.starter.clone()),
@@ -204,7 +208,12 @@ fn resumes(primary: &PrimaryIdentity, target: &TargetInfo) -> bool {
     target.marker.as_ref().is_some_and(|marker| ours(marker.system_identifier)) && !is_foreign
 }
 
-fn identity(primary: &PrimaryIdentity, target: &TargetInfo, any_cluster: bool) -> Result<String, Error> {
+fn identity(
+    primary: &PrimaryIdentity,
+    flushed: Option<Lsn>,
+    target: &TargetInfo,
+    any_cluster: bool,
+) -> Result<String, Error> {
     let shown = target.directory.display();
     if let Some(doubt) = &target.doubts.identity {
         return Err(doubt.clone());
@@ -225,7 +234,7 @@ fn identity(primary: &PrimaryIdentity, target: &TargetInfo, any_cluster: bool) -
         None => false,
     };
     if (resumes || is_ours)
-        && let Some(answer) = timeline::ahead(primary, target, resumes, any_cluster)
+        && let Some(answer) = timeline::ahead(primary, flushed, target, resumes, any_cluster)
     {
         return answer;
     }
@@ -311,6 +320,9 @@ mod tests {
     use pgdata::control_file::ControlFile;
     use pgdata::control_file::sample;
 
+    /// Beyond what the sample of a pg_control has.
+    pub(super) const FLUSHED: Lsn = Lsn(0x600_0000);
+
     pub(super) fn primary() -> PrimaryIdentity {
         PrimaryIdentity {
             directory: "/srv/primary".into(),
@@ -372,7 +384,7 @@ mod tests {
     }
 
     pub(super) fn first_refusal(target: &TargetInfo, any_cluster: bool) -> Option<(&'static str, Error)> {
-        check_target(&primary(), target, true, any_cluster)
+        check_target(&primary(), Some(FLUSHED), target, true, any_cluster)
             .into_iter()
             .find_map(|finding| Some((finding.step, finding.answer.err()?)))
     }
@@ -411,17 +423,17 @@ mod tests {
         assert_eq!(refusal(|target| target.directory = "/srv/wal/standby".into()), step);
         // in another container of the same machine the same path is another directory
         let other = TargetInfo { directory: "/srv/primary".into(), ..target() };
-        assert!(check_target(&primary(), &other, false, false).iter().all(|finding| finding.answer.is_ok()));
+        let accepted = |target: &TargetInfo| {
+            let findings = check_target(&primary(), Some(FLUSHED), target, false, false);
+            findings.iter().all(|finding| finding.answer.is_ok())
+        };
+        assert!(accepted(&other));
         // on another machine equal inodes mean nothing
         let elsewhere = TargetInfo { identity: Some(file(2)), boot_id: Some("other".to_owned()), ..target() };
-        assert!(
-            check_target(&primary(), &elsewhere, false, false).iter().all(|finding| finding.answer.is_ok())
-        );
+        assert!(accepted(&elsewhere));
         // where it cannot be told whether it is another machine, they mean that
         let unknown = TargetInfo { boot_id: None, ..elsewhere };
-        assert!(
-            check_target(&primary(), &unknown, false, false).iter().any(|finding| finding.answer.is_err())
-        );
+        assert!(!accepted(&unknown));
     }
 
     #[test]

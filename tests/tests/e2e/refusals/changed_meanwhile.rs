@@ -1,13 +1,18 @@
 //! Something else works where a recovery does, and targets that hold what this primary never saw.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
 use pgpool_recovery_e2e::scratch::write_as_postgres;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, account, compare, wait, workload};
+use pgpool_recovery_e2e::stage::{Condition, Stage};
+use pgpool_recovery_e2e::{
+    Cluster, Host, Recovery, Scratch, SqlError, account, compare, process, wait, workload,
+};
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -153,6 +158,42 @@ fn a_target_on_a_later_timeline_is_lost_only_on_demand() {
     ahead.wait_for_replay(&primary);
     assert!(ahead.in_recovery());
     assert_eq!(ahead.get::<i64>("SELECT count(*) FROM pg_class WHERE relname = 'newer'", &[]), 0);
+}
+
+fn copy(from: &Path, to: &Path) {
+    let mut copy = Command::new("cp");
+    copy.arg("-a").arg(from).arg(to);
+    process::run(copy).ok();
+}
+
+/// Timelines do not tell it.
+#[test]
+fn a_target_that_has_more_than_a_primary_put_back_to_a_snapshot_is_lost_only_on_demand() {
+    let stage = Stage::builder().standby(Condition::Running).build();
+    let (primary, target) = (&stage.primary, &stage.target);
+    let snapshot = stage.scratch.join("snapshot");
+    primary.stop(Stop::Fast);
+    copy(primary.directory(), &snapshot);
+    primary.start();
+    primary.execute("CREATE TABLE newer AS SELECT i FROM generate_series(1, 10000) i");
+    target.wait_for_replay(primary);
+    target.stop(Stop::Fast);
+    primary.stop(Stop::Fast);
+    fs::remove_dir_all(primary.directory()).expect("removed");
+    copy(&snapshot, primary.directory());
+    primary.start();
+
+    let error = stage.recovery().fail(primary).expect("55000");
+    error.says("ahead of this primary").says("of timeline 1, this primary at 0/").says("any_cluster");
+    let (ok, told) = identity(primary, target, &json!({}));
+    assert!(!ok && told.contains("of timeline 1"), "{told}");
+    target.start();
+    assert_eq!(target.get::<i64>("SELECT count(*) FROM newer", &[]), 10_000);
+
+    target.stop(Stop::Fast);
+    stage.recovery().option("overwrite", "any_cluster").run(primary);
+    stage.remote_start();
+    target.wait_for_replay(primary);
 }
 
 #[test]

@@ -1,17 +1,21 @@
 //! Is the target ahead of this primary?
 
+use pgdata::wal::Lsn;
+
 use super::{PrimaryIdentity, refused};
 use crate::error::Error;
 use crate::wire::protocol::message::TargetInfo;
 
-/// The answer, if the target is on a timeline that this primary never saw. `resumes`: a recovery from this primary was
-/// interrupted there.
+/// The answer, if the target is on a timeline that this primary never saw, or further on this primary's timeline than the
+/// primary itself. `flushed`: where the primary's WAL ended after the target was looked at. `resumes`: a recovery from this
+/// primary was interrupted there.
 ///
-/// A server that was primary before this one is on an earlier timeline, or on the same one if this one was not promoted:
-/// what it has beyond this primary cannot be told from that. The later timeline can, and it is what a wrong choice of the
-/// primary would destroy.
+/// A server that was primary before this one is on an earlier timeline: what it has beyond this primary cannot be told from
+/// that. The later timeline can, and so can a position that this primary has not reached: its storage was put back to an
+/// older state, or it was not promoted. Either is what a wrong choice of the primary would destroy.
 pub(super) fn ahead(
     primary: &PrimaryIdentity,
+    flushed: Option<Lsn>,
     target: &TargetInfo,
     resumes: bool,
     any_cluster: bool,
@@ -22,35 +26,66 @@ pub(super) fn ahead(
         Some(marker) if resumes => marker.timeline,
         _ => 0,
     };
-    let later = target.timeline.filter(|timeline| *timeline > primary.timeline.max(copied))?;
-    if any_cluster {
-        let answer =
-            format!("a cluster of this system on a later timeline ({later}); overwrite is any_cluster");
-        return Some(Ok(answer));
-    }
-    let message = format!(
-        "directory \"{}\" is ahead of this primary: it is on a later timeline",
-        target.directory.display()
-    );
-    Some(Err(refused(message)
+    let (timeline, shown) = (primary.timeline, target.directory.display());
+    if let Some(later) = target.timeline.filter(|found| *found > timeline.max(copied)) {
+        if any_cluster {
+            let answer =
+                format!("a cluster of this system on a later timeline ({later}); overwrite is any_cluster");
+            return Some(Ok(answer));
+        }
+        return Some(Err(refused(format!(
+            "directory \"{shown}\" is ahead of this primary: it is on a later timeline"
+        ))
         .detail(format!(
-            "It is on timeline {later}, this primary on timeline {}. It was promoted, or followed a server that was, and \
-             holds transactions that this primary has never seen. They would be lost.",
-            primary.timeline
+            "It is on timeline {later}, this primary on timeline {timeline}. It was promoted, or followed a server that was, and \
+             holds transactions that this primary has never seen. They would be lost."
         ))
         .hint(
             "Make sure which of the two is to be the primary. If the other's transactions may be lost, set \
              pgpool_recovery.overwrite = any_cluster, or pass it as an option.",
-        )))
+        )));
+    }
+    let flushed = flushed?;
+    let reached = beyond(timeline, flushed, target)?;
+    if any_cluster {
+        let answer =
+            format!("a cluster of this system that is ahead, at {reached}; overwrite is any_cluster");
+        return Some(Ok(answer));
+    }
+    Some(Err(refused(format!(
+        "directory \"{shown}\" is ahead of this primary: it has WAL that is missing here"
+    ))
+    .detail(format!(
+        "It is at {reached} of timeline {timeline}, this primary at {flushed}. It holds transactions that this primary does \
+         not have, which happens where the primary's storage was put back to an older state. They would be lost."
+    ))
+    .hint(
+        "Make sure which of the two is to be the primary. It may be the only one that has those transactions: if they may be lost, set \
+         pgpool_recovery.overwrite = any_cluster, or pass it as an option.",
+    )))
+}
+
+/// A position on this timeline that the target has reached for sure and the primary has not.
+fn beyond(timeline: u32, flushed: Lsn, target: &TargetInfo) -> Option<Lsn> {
+    let control = target.control.as_ref()?;
+    let recovery = &control.recovery;
+    // its last checkpoint or restartpoint, and what it has replayed at least: 0 if it was no standby
+    let reached = [
+        (control.timeline, recovery.checkpoint_at),
+        (control.min_recovery_timeline, recovery.min_recovery_point),
+    ];
+    let reached = reached.into_iter().filter(|(its, position)| *its == timeline && *position > flushed);
+    reached.map(|(_, position)| position).max()
 }
 
 #[cfg(test)]
 mod tests {
     use crate::preflight::check_target::tests::{first_refusal, primary, refusal, target};
-    use crate::preflight::check_target::{Strategy, strategy};
+    use crate::preflight::check_target::{Strategy, check_target, strategy};
     use crate::wire::protocol::message::{Marker, TargetInfo};
     use pgdata::control_file::ControlFile;
     use pgdata::control_file::sample;
+    use pgdata::wal::Lsn;
 
     fn marker(timeline: u32) -> Marker {
         Marker {
@@ -80,6 +115,41 @@ mod tests {
         let aside = TargetInfo { control_in_place: false, ..foreign };
         assert!(first_refusal(&aside, false).is_none());
         assert_eq!(strategy(&primary(), &aside), Strategy::Resume);
+    }
+
+    #[test]
+    fn a_target_that_is_further_on_the_same_timeline_is_not_lost_unasked() {
+        let refused = |target: &TargetInfo, flushed, any_cluster| {
+            let findings = check_target(&primary(), flushed, target, true, any_cluster);
+            let error = findings.into_iter().find_map(|finding| finding.answer.err())?;
+            assert!(error.hint.is_some_and(|hint| hint.contains("any_cluster")));
+            error.detail
+        };
+        // its checkpoint is on timeline 3 at 0/5000060, and it is consistent from 0/5000100 of timeline 4
+        let standby = target();
+        let (behind, at) = (Some(Lsn(0x500_00FF)), Some(Lsn(0x500_0100)));
+        let detail = refused(&standby, behind, false).expect("refused");
+        assert!(detail.contains("0/5000100") && detail.contains("0/50000FF"), "{detail}");
+        assert_eq!(refused(&standby, behind, true), None);
+        assert_eq!(refused(&standby, at, false), None);
+        assert_eq!(refused(&standby, None, false), None, "a standby is refused for what it is");
+
+        // a server that was stopped as a primary
+        let mut stopped = standby.clone();
+        let control = stopped.control.as_mut().expect("it has one");
+        (control.timeline, control.min_recovery_timeline) = (4, 0);
+        control.recovery.min_recovery_point = Lsn(0);
+        assert!(refused(&stopped, Some(Lsn(0x500_0000)), false).is_some_and(|it| it.contains("0/5000060")));
+        assert_eq!(refused(&stopped, behind, false), None);
+
+        // a former primary is nearly always further on the timeline that this one has left
+        let mut former = stopped.clone();
+        former.control.as_mut().expect("it has one").timeline = 3;
+        former.timeline = Some(3);
+        assert_eq!(refused(&former, Some(Lsn(0x500_0000)), false), None);
+        // an interrupted recovery has destroyed what there was
+        let begun = TargetInfo { marker: Some(marker(4)), control_in_place: false, ..standby };
+        assert_eq!(refused(&begun, behind, false), None);
     }
 
     #[test]
