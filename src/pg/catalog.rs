@@ -182,9 +182,9 @@ pub(crate) struct SlotState {
 }
 
 impl SlotState {
-    /// Whether it still keeps all WAL since it was last used.
-    pub(crate) fn is_usable(&self) -> bool {
-        matches!(self.wal_status.as_deref(), Some("reserved" | "extended"))
+    /// Whether the server has removed WAL that it should keep: no standby can use it any more.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.wal_status.as_deref() == Some("lost")
     }
 }
 

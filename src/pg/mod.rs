@@ -16,7 +16,8 @@
 //! | [`threads`] | `sigfillset`, `pthread_sigmask` | libc's; they raise nothing |
 //! | [`log`] | `error_context_stack` | a variable of this process, read and set |
 //! | [`interrupts`] | `ProcDiePending`, `ProcSignalBarrierPending`, `InterruptHoldoffCount`, `CritSectionCount`, and `InterruptPending` in `check_for_interrupts!` | variables of this process, read |
-//! | [`slot`] | `MyReplicationSlot` and the slot it points to | the owner may read its slot (slot.h) |
+//! | [`slot`] | `MyReplicationSlot` and the slot it points to | the owner may read its slot (slot.h), and change it under its spinlock |
+//! | [`slot`] | `SpinLockAcquire`, `SpinLockRelease` | they raise nothing; a lock that is stuck for minutes ends the server, as everywhere in it |
 //! | [`compat`] | `MyProcPort` and the first field of the `Port` it points to | set once, when the session begins |
 //! | [`text`] | `varlena_to_byte_slice` | pgrx's, in Rust: reads memory that was detoasted before |
 #![allow(unsafe_code, reason = "this is the one place for calls into the server")]

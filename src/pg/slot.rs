@@ -16,19 +16,21 @@ use super::{catalog, checkpoint, cleanup, compat};
 const MAX_NAME: usize = 63;
 
 /// A physical slot held by this session, with WAL reserved. Dropping it releases the slot: one that
-/// [`Slot::reserve`] made disappears, one that it found stays.
+/// [`Slot::reserve`] made disappears, one that it found stays, and reserves nothing if it did not before.
 #[derive(Debug)]
 pub(crate) struct Slot {
     name: String,
     created: bool,
+    /// It was there, and reserved no WAL: that is undone unless the slot is kept.
+    was_empty: bool,
     /// Where the new standby's WAL begins. Older WAL is kept for the standby that is there, as long as that lasts.
     start_lsn: Lsn,
 }
 
 impl Slot {
-    /// Makes the slot, or takes over an inactive physical one of that name. One that has lost WAL, or
-    /// never reserved any, is of no use to its standby and is replaced. A slot that was made reserves from the last
-    /// checkpoint on, which may be later than `start_lsn`: ask [`Slot::reserves_from_start`].
+    /// Makes the slot, or takes over an inactive physical one of that name. One that has lost WAL is of no use to its
+    /// standby and is replaced. A slot that was made, or had never reserved WAL, reserves from the last checkpoint on, which may
+    /// be later than `start_lsn`: ask [`Slot::reserves_from_start`].
     ///
     /// Called after the backup has started, whose checkpoint finds no session to terminate over an old slot.
     pub(crate) fn reserve(name: &str, start_lsn: Lsn) -> Result<Self> {
@@ -46,10 +48,20 @@ impl Slot {
             if let Some(pid) = found.active_pid {
                 return Err(active(name, pid));
             }
-            if found.is_usable() {
+            if !found.is_lost() {
                 // SAFETY: the session holds no slot, as checked above.
                 unsafe { compat::acquire_slot(&c_name) };
-                return Ok(Self { name: name.to_owned(), created: false, start_lsn });
+                let was_empty = found.wal_status.is_none();
+                let slot = Self { name: name.to_owned(), created: false, was_empty, start_lsn };
+                if was_empty {
+                    // SAFETY: MyReplicationSlot is this slot, which has no restart_lsn. It is not marked dirty, so that it has
+                    // none again after a crash.
+                    unsafe { pg_sys::ReplicationSlotReserveWal() };
+                } else {
+                    // one that keeps more than the server lets it loses that at the next checkpoint anyway
+                    slot.check_wal_reserved()?;
+                }
+                return Ok(slot);
             }
             // SAFETY: as above; the server takes and drops the slot, or raises an ERROR if another session
             // was faster.
@@ -61,7 +73,7 @@ impl Slot {
         unsafe { pg_sys::CheckSlotRequirements() };
         // SAFETY: the session holds no slot and the name is valid.
         unsafe { compat::create_ephemeral_slot(&c_name) };
-        let slot = Self { name: name.to_owned(), created: true, start_lsn };
+        let slot = Self { name: name.to_owned(), created: true, was_empty: false, start_lsn };
         // SAFETY: MyReplicationSlot is the slot just made; the order is that of
         // create_physical_replication_slot() in slotfuncs.c.
         unsafe {
@@ -140,16 +152,48 @@ impl Slot {
 
     /// Releases the slot now, and has the WAL removed that is kept for no other. Only the end of the run may follow.
     pub(crate) fn give_up(&self) {
-        release();
+        self.release();
         checkpoint::request();
     }
 
+    /// Releases the slot, if this session still holds it.
+    fn release(&self) {
+        // SAFETY: reads a pointer of this process.
+        if unsafe { pg_sys::MyReplicationSlot.is_null() } {
+            return;
+        }
+        cleanup::quietly("release the replication slot", || {
+            if self.was_empty {
+                // SAFETY: as below. Nothing between the ends of the spinlock can fail, wait or be interrupted. The two functions
+                // after that are what the server calls when a restart_lsn has changed; they take locks of their own.
+                unsafe {
+                    let slot = pg_sys::MyReplicationSlot;
+                    pg_sys::SpinLockAcquire(&raw mut (*slot).mutex);
+                    (*slot).data.restart_lsn = 0;
+                    pg_sys::SpinLockRelease(&raw mut (*slot).mutex);
+                    pg_sys::ReplicationSlotMarkDirty();
+                    pg_sys::ReplicationSlotsComputeRequiredLSN();
+                }
+            }
+            // SAFETY: this session holds a slot, and it is this one: reserve() found none before. Releasing
+            // an ephemeral slot drops it.
+            unsafe { pg_sys::ReplicationSlotRelease() }
+        });
+    }
+
     /// Makes the slot outlive this run and releases it, for the standby to use.
-    pub(crate) fn keep(self) -> Result<()> {
+    pub(crate) fn keep(mut self) -> Result<()> {
         self.check_wal_reserved()?;
         if self.created {
             // SAFETY: MyReplicationSlot is ours and ephemeral; check_wal_reserved saw it alive.
             unsafe { pg_sys::ReplicationSlotPersist() };
+        } else if self.was_empty {
+            // SAFETY: as above, but for a persistent one.
+            unsafe {
+                pg_sys::ReplicationSlotMarkDirty();
+                pg_sys::ReplicationSlotSave();
+            }
+            self.was_empty = false;
         }
         // Drop releases it; a persistent slot stays.
         Ok(())
@@ -158,21 +202,8 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        release();
+        self.release();
     }
-}
-
-/// Releases the slot of this session, if there is one.
-fn release() {
-    // SAFETY: reads a pointer of this process.
-    if unsafe { pg_sys::MyReplicationSlot.is_null() } {
-        return;
-    }
-    cleanup::quietly("release the replication slot", || {
-        // SAFETY: this session holds a slot, and it is the one of the caller: reserve() found none before. Releasing
-        // an ephemeral slot drops it.
-        unsafe { pg_sys::ReplicationSlotRelease() }
-    });
 }
 
 /// The refusal of a slot that no standby can use.

@@ -92,6 +92,36 @@ fn a_refused_run_leaves_the_slot_as_it_was() {
     assert_eq!(probe::slots(&primary), ["localhost"]);
 }
 
+/// What an operator makes before the first recovery.
+#[test]
+fn a_slot_that_never_reserved_wal_is_used_and_outlives_a_refused_run() {
+    let scratch = Scratch::new();
+    let primary = primary(&scratch);
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    primary.execute("SELECT pg_create_physical_replication_slot('localhost')");
+    let is_empty = || {
+        let sql = "SELECT restart_lsn IS NULL FROM pg_replication_slots WHERE slot_name = 'localhost'";
+        primary.get::<bool>(sql, &[])
+    };
+    // refused when the slot is held already: once the plan has come
+    let tablespace = scratch.mkdir("space");
+    primary.execute(&format!("CREATE TABLESPACE space LOCATION '{}'", tablespace.display()));
+    let map = |to: &str| {
+        recovery(&target, &primary).option("tablespace_mapping", format!("{}={to}", tablespace.display()))
+    };
+    map(&format!("{}/base", target.dir())).fail(&primary).expect("55000").says("overlaps");
+    assert_eq!(probe::slots(&primary), ["localhost"]);
+    assert!(is_empty(), "it keeps no WAL that it did not keep before");
+
+    map(scratch.mkdir("own").to_str().expect("ASCII")).run(&primary);
+    assert!(!is_empty());
+    primary.kill();
+    primary.start();
+    assert!(!is_empty(), "it is on the disk");
+    remote_start(&primary, "localhost", target.dir());
+    primary.wait_for_standby("target");
+}
+
 #[test]
 fn more_wal_than_a_slot_may_keep_is_told_as_what_it_is() {
     let scratch = Scratch::new();
