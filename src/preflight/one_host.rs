@@ -5,7 +5,7 @@
 //! space that the primary's WAL needs.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use pgpool_recovery_core::manifest::Side;
 use pgpool_recovery_core::manifest::scan::tablespace_links;
 use pgpool_recovery_core::sys::FileId;
 use pgpool_recovery_core::sys::machine;
-use pgpool_recovery_core::sys::space::WatchedSpace;
+use pgpool_recovery_core::sys::space::{Pool, WatchedSpace};
 use pgpool_recovery_core::wire::protocol::message::{PrimarySpace, TargetInfo};
 
 use crate::pg::log;
@@ -28,11 +28,17 @@ fn may_be_here(boot_id: Option<&str>, target: &TargetInfo) -> bool {
 
 /// Where this primary writes.
 pub(crate) fn primary_space(facts: &PrimaryFacts) -> Result<PrimarySpace> {
-    let mut devices = Vec::new();
+    let (mut devices, mut pools) = (Vec::new(), Vec::new());
     for directory in &facts.identity().own {
-        match fs::metadata(directory) {
-            Ok(metadata) if devices.contains(&metadata.dev()) => {}
-            Ok(metadata) => devices.push(metadata.dev()),
+        let opened = File::open(directory).and_then(|opened| Ok((opened.metadata()?.dev(), opened)));
+        match opened {
+            Ok((device, _)) if devices.contains(&device) => {}
+            Ok((device, opened)) => {
+                devices.push(device);
+                pools.extend(
+                    Pool::of(&opened).map_err(Error::on_path("ask for the free space of", directory))?,
+                );
+            }
             // a tablespace that was dropped meanwhile
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(Error::at("stat directory", directory, &error)),
@@ -41,6 +47,7 @@ pub(crate) fn primary_space(facts: &PrimaryFacts) -> Result<PrimarySpace> {
     Ok(PrimarySpace {
         boot_id: facts.identity().boot_id.clone(),
         devices,
+        pools,
         max_wal_size: facts.primary.max_wal_size,
     })
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::list::FileList;
 use crate::manifest::path::RelPath;
 use crate::sys::machine;
-use crate::sys::space::{Space, reserve};
+use crate::sys::space::{Pool, Space, reserve};
 use crate::wire::protocol::message::{PlanHeader, PrimarySpace};
 
 /// Room a file system must have beyond what is going to be written, bytes.
@@ -98,19 +98,23 @@ impl<'a> Kept<'a> {
     }
 
     /// Bytes that must stay free on a file system.
-    fn bytes(&self, device: u64, size: u64) -> u64 {
-        let primary = self.0.filter(|primary| primary.devices.contains(&device));
-        primary.map_or(SLACK, |primary| reserve(size, primary.max_wal_size).max(SLACK))
+    fn bytes(&self, device: u64, pool: Option<&Pool>, size: u64) -> u64 {
+        let Some(primary) = self.0 else { return SLACK };
+        let reserve = reserve(size, primary.max_wal_size);
+        let is_shared = primary.devices.contains(&device)
+            || pool.is_some_and(|pool| primary.pools.iter().any(|other| pool.may_be(other, reserve)));
+        if is_shared { reserve.max(SLACK) } else { SLACK }
     }
 }
 
 /// Every file system once, that of the data directory first.
 fn file_systems(target: &DataDirectory, found: &Found, kept: &Kept<'_>) -> Result<Vec<FileSystem>> {
     let mut all: Vec<FileSystem> = Vec::new();
-    let mut add = |device, shown: &str, space: Result<Space>| -> Result<()> {
+    let mut add = |device, shown: &str, asked: Result<(Space, Option<Pool>)>| -> Result<()> {
         if all.iter().all(|known| known.device != device) {
-            let Space { size, free } = space?;
-            all.push(FileSystem { device, shown: shown.to_owned(), free, kept: kept.bytes(device, size) });
+            let (Space { size, free }, pool) = asked?;
+            let kept = kept.bytes(device, pool.as_ref(), size);
+            all.push(FileSystem { device, shown: shown.to_owned(), free, kept });
         }
         Ok(())
     };
@@ -127,8 +131,9 @@ fn file_systems(target: &DataDirectory, found: &Found, kept: &Kept<'_>) -> Resul
     Ok(all)
 }
 
-fn space(fd: impl AsFd) -> Result<Space> {
-    Space::of(fd).map_err(Error::on("ask for the target's free space"))
+fn space(fd: impl AsFd) -> Result<(Space, Option<Pool>)> {
+    let asked = Space::of(&fd).and_then(|space| Ok((space, Pool::of(&fd)?)));
+    asked.map_err(Error::on("ask for the target's free space"))
 }
 
 /// The device that a path lies on: of the deepest directory above it on which a file system begins.
@@ -156,15 +161,36 @@ mod tests {
 
     #[test]
     fn a_primary_on_the_same_file_system_keeps_its_reserve() {
-        let primary =
-            PrimarySpace { boot_id: Some("this".to_owned()), devices: vec![7, 8], max_wal_size: 100 << 20 };
-        let kept = |boot_id, device, size| Kept::on_this_host(Some(&primary), boot_id).bytes(device, size);
+        let primary = PrimarySpace {
+            boot_id: Some("this".to_owned()),
+            devices: vec![7, 8],
+            pools: Vec::new(),
+            max_wal_size: 100 << 20,
+        };
+        let kept =
+            |boot_id, device, size| Kept::on_this_host(Some(&primary), boot_id).bytes(device, None, size);
         assert_eq!(kept(Some("this"), 8, 1 << 30), 100 << 20);
         assert_eq!(kept(Some("this"), 9, 1 << 30), SLACK, "another file system");
         assert_eq!(kept(Some("that"), 8, 1 << 30), SLACK, "another host");
         assert_eq!(kept(None, 8, 1 << 30), 100 << 20, "nobody knows which host");
         assert_eq!(kept(Some("this"), 8, 1 << 20), SLACK);
-        assert_eq!(Kept::on_this_host(None, Some("this")).bytes(8, 1 << 30), SLACK);
+        assert_eq!(Kept::on_this_host(None, Some("this")).bytes(8, None, 1 << 30), SLACK);
+    }
+
+    #[test]
+    fn a_primary_on_another_subvolume_of_the_same_file_system_keeps_its_reserve() {
+        let pool = |free| Pool { kind: Pool::BTRFS, size: 1 << 30, free };
+        let primary = PrimarySpace {
+            boot_id: None,
+            devices: vec![7],
+            pools: vec![pool(500 << 20)],
+            max_wal_size: 100 << 20,
+        };
+        let kept =
+            |pool: Option<Pool>| Kept::on_this_host(Some(&primary), None).bytes(9, pool.as_ref(), 1 << 30);
+        assert_eq!(kept(Some(pool(450 << 20))), 100 << 20, "less is free by now");
+        assert_eq!(kept(Some(pool(300 << 20))), SLACK, "another one");
+        assert_eq!(kept(None), SLACK);
     }
 
     #[test]
@@ -173,7 +199,7 @@ mod tests {
         let data = tempfile::tempdir().expect("temporary directory");
         let target = DataDirectory::open(data.path()).expect("open");
         let device = target.device_of(&RelPath::parse("x").expect("valid"));
-        let free = space(target.root()).expect("asked").free;
+        let free = space(target.root()).expect("asked").0.free;
         let found = |freed| Found { freed: HashMap::from([(device, freed)]), ..Found::default() };
         let file = File { path: RelPath::parse("base/5/1").expect("valid"), size: free + MUCH, mode: 0o600 };
         let refused = |files: &FileList, wal, freed| {

@@ -9,6 +9,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Kind, Result};
 use crate::sys::size::pretty;
 
@@ -41,6 +43,42 @@ impl From<rustix::fs::StatVfs> for Space {
     fn from(stat: rustix::fs::StatVfs) -> Self {
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
         Self { size: bytes(stat.f_blocks), free: bytes(stat.f_bavail) }
+    }
+}
+
+/// A file system that may share its space with others of the same host: a subvolume of Btrfs, or a dataset of ZFS. Each of
+/// them has a device number of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Which file system it is (`f_type` of statfs(2)).
+    pub kind: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes, at the moment when it was asked.
+    pub free: u64,
+}
+
+impl Pool {
+    /// BTRFS_SUPER_MAGIC in linux/magic.h.
+    pub const BTRFS: u64 = 0x9123_683E;
+    /// ZFS_SUPER_MAGIC in OpenZFS.
+    pub const ZFS: u64 = 0x2FC1_2FC1;
+
+    /// Asks about an open file's; `None` if it is of another kind.
+    pub fn of(fd: impl std::os::fd::AsFd) -> rustix::io::Result<Option<Self>> {
+        let kind = u64::try_from(rustix::fs::fstatfs(&fd)?.f_type).unwrap_or(0);
+        if ![Self::BTRFS, Self::ZFS].contains(&kind) {
+            return Ok(None);
+        }
+        let Space { size, free } = Space::of(fd)?;
+        Ok(Some(Self { kind, size, free }))
+    }
+
+    /// Whether two of one host may have the same space: what is free is equal but for `slack` bytes that were written in
+    /// between. Of Btrfs the size is, too; that of a dataset of ZFS is what it holds and what is free.
+    pub fn may_be(&self, other: &Self, slack: u64) -> bool {
+        let of_one_size = self.kind == Self::ZFS || self.size == other.size;
+        self.kind == other.kind && of_one_size && self.free.abs_diff(other.free) <= slack
     }
 }
 
@@ -165,6 +203,20 @@ mod tests {
         assert_eq!(reserve(5000 * GB, 64 * GB), 64 * GB);
         assert_eq!(reserve(GB, GB), GB / 4, "a small one");
         assert_eq!(reserve(0, GB), 0);
+    }
+
+    #[test]
+    fn subvolumes_and_datasets_are_known_by_what_is_free() {
+        let pool = |kind, size, free| Pool { kind, size, free };
+        let btrfs = pool(Pool::BTRFS, 100, 50);
+        assert!(btrfs.may_be(&btrfs, 0) && btrfs.may_be(&pool(Pool::BTRFS, 100, 40), 10));
+        assert!(
+            !btrfs.may_be(&pool(Pool::BTRFS, 100, 39), 10) && !btrfs.may_be(&pool(Pool::BTRFS, 101, 50), 10)
+        );
+        assert!(!btrfs.may_be(&pool(Pool::ZFS, 100, 50), 10));
+        assert!(pool(Pool::ZFS, 60, 50).may_be(&pool(Pool::ZFS, 90, 50), 0), "they hold different amounts");
+        let directory = std::fs::File::open("/proc").expect("there");
+        assert_eq!(Pool::of(directory), Ok(None), "neither");
     }
 
     fn device_of(directory: &Path) -> u64 {

@@ -18,6 +18,7 @@ use crate::replication::recovery_settings::RecoverySettings;
 use crate::replication::standby::{Listening, ReplicationConfig, Standby};
 use crate::replication::streaming::Walreceiver;
 use crate::sys::FileId;
+use crate::sys::space::Pool;
 use crate::wire::protocol::status::{Run, Status};
 
 /// What the sender asks of the receiver.
@@ -171,6 +172,9 @@ pub struct PrimarySpace {
     pub boot_id: Option<String>,
     /// Devices of the file systems it lies on.
     pub devices: Vec<u64>,
+    /// Those of them that may share their space with others.
+    #[serde(default)]
+    pub pools: Vec<Pool>,
     /// `max_wal_size`, bytes.
     pub max_wal_size: u64,
 }
