@@ -255,15 +255,18 @@ impl DataDirectory {
             Ok(fd) => {
                 let found = rustix::fs::fstat(&fd)?;
                 let stat = Stat::of(&found);
-                // only the owner may set its mode
-                let is_owned = found.st_uid == self.user;
-                let own = stat.kind == FileType::RegularFile && stat.names == 1 && is_owned;
-                Ok(own.then(|| (File::from(fd), stat)))
+                Ok(self.is_written_in_place(&stat).then(|| (File::from(fd), stat)))
             }
             // missing; a link, a directory, a device; a file without write permission
             Err(Errno::NOENT | Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::ACCESS) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether it is a regular file with one name that is ours. Anything else is replaced.
+    pub(crate) fn is_written_in_place(&self, stat: &Stat) -> bool {
+        // only the owner may set its mode
+        stat.kind == FileType::RegularFile && stat.names == 1 && stat.user == self.user
     }
 
     /// Makes an empty file, in the place of whatever is there.

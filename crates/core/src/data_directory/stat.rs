@@ -12,6 +12,8 @@ pub(crate) struct Stat {
     pub kind: FileType,
     /// Bytes.
     pub size: u64,
+    /// Bytes that its file system has set aside for it.
+    pub allocated: u64,
     /// Permission bits.
     pub mode: u32,
     /// Its owner.
@@ -55,6 +57,8 @@ impl Stat {
         Self {
             kind: FileType::from_raw_mode(stat.st_mode),
             size: u64::try_from(stat.st_size).unwrap_or(0),
+            // in units of 512 bytes, whatever the block size (stat(2))
+            allocated: u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512),
             mode: stat.st_mode & 0o7777,
             user: stat.st_uid,
             names: stat.st_nlink,

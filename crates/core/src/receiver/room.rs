@@ -18,6 +18,8 @@ const SLACK: u64 = 16 << 20;
 /// One file system of the target.
 struct FileSystem {
     device: u64,
+    /// What it may share its space with.
+    pool: Option<Pool>,
     /// As a message calls it.
     shown: String,
     free: u64,
@@ -41,7 +43,7 @@ pub(super) fn check(
         // every file system has room for all of it: what is there already need not be looked at
         return Ok(());
     }
-    let needed = growth(target, files, found)?;
+    let needed = growth(target, files, found, &file_systems)?;
     let wal_device = device_of(target, &RelPath::parse("pg_wal/x")?, found);
     for file_system in &file_systems {
         let device = file_system.device;
@@ -114,7 +116,7 @@ fn file_systems(target: &DataDirectory, found: &Found, kept: &Kept<'_>) -> Resul
         if all.iter().all(|known| known.device != device) {
             let (Space { size, free }, pool) = asked?;
             let kept = kept.bytes(device, pool.as_ref(), size);
-            all.push(FileSystem { device, shown: shown.to_owned(), free, kept });
+            all.push(FileSystem { device, pool, shown: shown.to_owned(), free, kept });
         }
         Ok(())
     };
@@ -143,19 +145,38 @@ fn device_of(target: &DataDirectory, path: &RelPath, found: &Found) -> u64 {
     deepest.map_or_else(|| target.device_of(path), |(_, device)| *device)
 }
 
-/// By how many bytes the files will grow, by device.
-fn growth(target: &DataDirectory, files: &FileList, found: &Found) -> Result<HashMap<u64, u64>> {
+/// By how many bytes the files will grow, by device. A file that is replaced grows from nothing: where it has another name
+/// or is open somewhere, its space is not free when it is gone.
+fn growth(
+    target: &DataDirectory,
+    files: &FileList,
+    found: &Found,
+    file_systems: &[FileSystem],
+) -> Result<HashMap<u64, u64>> {
     let mut needed: HashMap<u64, u64> = HashMap::new();
     for file in files.iter() {
-        let there = target.stat(&file.path)?.map_or(0, |stat| stat.size.min(file.size));
-        let needed = needed.entry(device_of(target, &file.path, found)).or_default();
-        *needed = needed.saturating_add(file.size - there);
+        let device = device_of(target, &file.path, found);
+        let there = match target.stat(&file.path)?.filter(|stat| target.is_written_in_place(stat)) {
+            // holes fill up; but a compressed file that has no holes looks as if it had some
+            Some(stat) if may_compress(file_systems, device) => stat.size,
+            Some(stat) => stat.allocated,
+            None => 0,
+        };
+        let needed = needed.entry(device).or_default();
+        *needed = needed.saturating_add(file.size.saturating_sub(there));
     }
     Ok(needed)
 }
 
+fn may_compress(file_systems: &[FileSystem], device: u64) -> bool {
+    file_systems.iter().any(|one| one.device == device && one.pool.is_some())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
     use super::*;
     use crate::manifest::plan::File;
 
@@ -191,6 +212,35 @@ mod tests {
         assert_eq!(kept(Some(pool(450 << 20))), 100 << 20, "less is free by now");
         assert_eq!(kept(Some(pool(300 << 20))), SLACK, "another one");
         assert_eq!(kept(None), SLACK);
+    }
+
+    #[test]
+    fn only_what_is_there_and_stays_counts_as_there() {
+        const SIZE: u64 = 1 << 20;
+        let data = tempfile::tempdir().expect("temporary directory");
+        let target = DataDirectory::open(data.path()).expect("open");
+        let device = target.device_of(&RelPath::parse("x").expect("valid"));
+        let grows = |name: &str| {
+            let file = File { path: RelPath::parse(name).expect("valid"), size: SIZE, mode: 0o600 };
+            growth(&target, &[file].into_iter().collect(), &Found::default(), &[]).expect("asked")[&device]
+        };
+        let path = |name: &str| data.path().join(name);
+        fs::write(path("whole"), vec![1; SIZE as usize]).expect("write");
+        assert_eq!(grows("whole"), 0);
+        fs::write(path("half"), vec![1; SIZE as usize / 2]).expect("write");
+        assert_eq!(grows("half"), SIZE / 2);
+        fs::write(path("longer"), vec![1; 2 * SIZE as usize]).expect("write");
+        assert_eq!(grows("longer"), 0);
+        fs::hard_link(path("whole"), path("again")).expect("link");
+        assert_eq!(
+            (grows("again"), grows("whole")),
+            (SIZE, SIZE),
+            "it is replaced, and the other name keeps the space"
+        );
+        fs::File::create(path("sparse")).and_then(|file| file.set_len(SIZE)).expect("made");
+        assert_eq!(grows("sparse"), SIZE);
+        symlink(path("longer"), path("link")).expect("link");
+        assert_eq!((grows("link"), grows("none")), (SIZE, SIZE));
     }
 
     #[test]
