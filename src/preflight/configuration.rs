@@ -112,7 +112,7 @@ impl PrimaryFacts {
             }
             let include = myrecovery_path(&target.directory);
             return Err(Error::new(Kind::TargetRefused, format!("{kept} cannot be extended"))
-                .detail("It does not read myrecovery.conf after all other settings of recovery, and it is a link, missing, too large, or not writable for the receiver.")
+                .detail("It does not read myrecovery.conf after all other settings of recovery, and it is a link or a mount point, missing, too large, or not writable for the receiver.")
                 .hint(format!("Add this line at its end: include_if_exists = '{include}'")));
         }
         if !self.config_is_inside() {

@@ -58,6 +58,14 @@ impl Ext4 {
         self.path.join("lost+found").is_dir()
     }
 
+    /// Mounts it read-only, as the kernel does after an error of the disk, or read-write again.
+    #[track_caller]
+    pub fn set_read_only(&self, is_read_only: bool) {
+        let mut remount = Command::new("mount");
+        remount.args(["-o", if is_read_only { "remount,ro" } else { "remount,rw" }]).arg(&self.path);
+        process::run(remount).ok();
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -25,7 +25,7 @@ use crate::sys::lock::lock;
 use directories::{make_directories, open_directory, open_nearest, remove_made};
 
 pub(crate) use directories::busy;
-pub(crate) use remove::Entries;
+pub(crate) use remove::{Entries, is_mount_point};
 pub(crate) use roots::{linked_wal, mounted};
 pub(crate) use stat::{Stamp, Stat};
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{Access, AtFlags, FileType, StatxAttributes, StatxFlags};
+use rustix::fs::{Access, AtFlags, FileType, StatVfsMountFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
@@ -22,6 +22,10 @@ pub(crate) struct Obstacle {
 enum Why {
     /// Another file system, or a part of this one, is mounted there.
     Mounted,
+    /// It is a file on which another one is mounted.
+    MountedFile,
+    /// Its file system is mounted read-only.
+    ReadOnly,
     /// It belongs to this user.
     Foreign(u32),
     /// Its attributes forbid any change.
@@ -39,6 +43,22 @@ impl Obstacle {
         let user = rustix::process::geteuid().as_raw();
         match self.why {
             Why::Mounted => mounted(path),
+            Why::MountedFile => {
+                Error::new(Kind::TargetRefused, format!("\"{path}\" is a mount point and cannot be replaced"))
+                    .detail(
+                        "Where a file is mounted it can only be written in place, which takes a regular file of this \
+                         process's user with one name, mounted read-write.",
+                    )
+                    .hint("Unmount it, or list it in pgpool_recovery.keep_files if the standby is to keep it.")
+            }
+            Why::ReadOnly => {
+                Error::new(Kind::TargetRefused, format!("the file system of \"{path}\" is mounted read-only"))
+                    .detail("A recovery would have to change what lies there.")
+                    .hint(
+                        "Mount it read-write (the kernel's log says why, if it was an error of the disk), or list what the \
+                         standby is to keep of it in pgpool_recovery.keep_files.",
+                    )
+            }
             Why::Foreign(owner) => {
                 Error::new(Kind::TargetRefused, format!("\"{path}\" belongs to another user and is in the way"))
                     .detail(format!(
@@ -59,6 +79,7 @@ struct Probe {
     user: u32,
     mode: u32,
     device: u64,
+    names: u64,
     /// Bytes that go with its last name.
     frees: u64,
     is_mount: bool,
@@ -84,13 +105,30 @@ fn probe(parent: impl AsFd, name: impl Arg + Copy) -> Result<Option<Probe>, Errn
         user: stat.st_uid,
         mode: stat.st_mode,
         device: stat.st_dev,
+        names: stat.st_nlink,
         frees: if stat.st_nlink == 1 { blocks.saturating_mul(512) } else { 0 },
         is_mount: remove::is_mount(parent, name)?,
         is_fixed,
     }))
 }
 
+/// Whether nothing can be changed where an open directory lies.
+fn is_read_only(directory: impl AsFd) -> Result<bool, Errno> {
+    Ok(rustix::fs::fstatvfs(directory)?.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
 impl DataDirectory {
+    /// A directory that paths start from, on a file system where nothing can be changed.
+    pub(crate) fn read_only_root(&self) -> Result<Option<Obstacle>> {
+        for root in &self.roots {
+            if is_read_only(&root.fd).map_err(Error::on_path("stat file system of", &self.path))? {
+                let path = super::roots::opened(&root.fd)?;
+                return Ok(Some(Obstacle::new(path.display().to_string(), Why::ReadOnly)));
+            }
+        }
+        Ok(None)
+    }
+
     /// Whether something is mounted there.
     pub(crate) fn is_mount(&self, path: &RelPath) -> Result<bool> {
         let found = self.parent(path).and_then(|parent| remove::is_mount(&parent, path.file_name()));
@@ -112,8 +150,13 @@ impl DataDirectory {
         let Some(found) = probe(&parent, path.file_name()).map_err(failed)? else {
             return Ok((None, self.device_of(path)));
         };
+        // one that may not be opened as it is belongs to another user, or is opened by the run
+        let is_closed =
+            || remove::open_directory(&parent, path.file_name()).and_then(is_read_only).unwrap_or(false);
         let why = if found.is_fixed {
             Some(Why::Fixed)
+        } else if found.is_mount && is_closed() {
+            Some(Why::ReadOnly)
         } else if found.user != self.user && self.user != 0 {
             Some(Why::Foreign(found.user))
         } else {
@@ -142,12 +185,40 @@ impl DataDirectory {
         self.root_obstacle(root)
     }
 
-    /// What keeps a file from being written in place, by attributes that hold even for its owner.
+    /// What keeps a file from being written in place or replaced: attributes that hold even for its owner, or a mount.
     pub(crate) fn file_obstacle(&self, path: &RelPath) -> Result<Option<Obstacle>> {
-        let found = self.parent(path).and_then(|parent| probe(&parent, path.file_name()));
-        let found = found.map_err(Error::on_path("stat file", self.shown(path)))?;
-        let is_fixed = found.is_some_and(|found| found.is_fixed);
-        Ok(is_fixed.then(|| Obstacle::new(self.shown(path), Why::Fixed)))
+        let name = path.file_name();
+        let why = self.parent(path).and_then(|parent| {
+            Ok(match probe(&parent, name)? {
+                Some(found) if found.is_fixed => Some(Why::Fixed),
+                Some(found) if found.is_mount && !self.is_opened_in_place(&parent, name, &found) => {
+                    Some(Why::MountedFile)
+                }
+                _ => None,
+            })
+        });
+        let why = why.map_err(Error::on_path("stat file", self.shown(path)))?;
+        Ok(why.map(|why| Obstacle::new(self.shown(path), why)))
+    }
+
+    /// What keeps a file from being renamed.
+    pub(crate) fn rename_obstacle(&self, path: &RelPath) -> Result<Option<Obstacle>> {
+        let found = match self.parent(path).and_then(|parent| probe(&parent, path.file_name())) {
+            // what lies in a directory that cannot be entered is seen when the run opens that
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => None,
+            found => found.map_err(Error::on_path("stat file", self.shown(path)))?,
+        };
+        let is_mount = found.is_some_and(|found| found.is_mount);
+        Ok(is_mount.then(|| Obstacle::new(self.shown(path), Why::Mounted)))
+    }
+
+    /// Whether [`DataDirectory::open_in_place`] opens it.
+    fn is_opened_in_place(&self, parent: &OwnedFd, name: &str, found: &Probe) -> bool {
+        found.kind == FileType::RegularFile
+            && found.names == 1
+            && found.user == self.user
+            && rustix::fs::accessat(parent, name, Access::READ_OK | Access::WRITE_OK, AtFlags::empty())
+                .is_ok()
     }
 
     /// What keeps an entry from being removed with all that it holds. Adds up what that would free, by device.
@@ -164,6 +235,9 @@ impl DataDirectory {
             if !self.may_change(&parent, found.st_uid, found.st_mode) {
                 return Ok(Some(Obstacle::new(above.as_str(), Why::Foreign(found.st_uid))));
             }
+            if is_read_only(&parent)? {
+                return Ok(Some(Obstacle::new(above.as_str(), Why::ReadOnly)));
+            }
             self.removal(&parent, name, &above, freed)
         });
         found.map_err(Error::on_path("read directory", above))
@@ -179,7 +253,8 @@ impl DataDirectory {
         let path = format!("{above}/{}", name.to_string_lossy());
         let Some(found) = probe(parent, name)? else { return Ok(None) };
         if found.is_mount {
-            return Ok(Some(Obstacle::new(path, Why::Mounted)));
+            let is_directory = found.kind == FileType::Directory;
+            return Ok(Some(Obstacle::new(path, if is_directory { Why::Mounted } else { Why::MountedFile })));
         }
         if found.is_fixed {
             return Ok(Some(Obstacle::new(path, Why::Fixed)));

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
@@ -54,6 +55,12 @@ pub(super) fn is_mount(parent: impl AsFd, name: impl Arg + Copy) -> Result<bool,
     }
     let there = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(there.st_dev != rustix::fs::fstat(&parent)?.st_dev)
+}
+
+/// Whether something is mounted at a path. What cannot be told counts as no: nothing may be there.
+pub(crate) fn is_mount_point(path: &Path) -> bool {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return false };
+    super::open_directory(parent).is_ok_and(|parent| is_mount(parent, name).is_ok_and(|is| is))
 }
 
 /// Opens the directory `name` of `parent`, following no link. One that its owner may not read is made readable: no

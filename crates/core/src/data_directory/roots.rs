@@ -88,7 +88,7 @@ pub(super) fn through(fd: impl AsFd) -> PathBuf {
 /// The refusal of what is mounted where something would have to be removed.
 pub(crate) fn mounted(shown: &str) -> Error {
     Error::new(Kind::TargetRefused, format!("a file system is mounted at \"{shown}\""))
-        .detail("The primary has no such directory, and a recovery removes nothing across a mount point.")
+        .detail("A recovery would have to remove or rename what is there, and removes nothing across a mount point.")
         .hint("Unmount it, or mount it outside the target's directories.")
 }
 

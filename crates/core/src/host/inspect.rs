@@ -12,7 +12,7 @@ use pgdata::control_file::{ControlFile, PG_CONTROL, PG_CONTROL_FILE_SIZE, State}
 
 use super::policy::Cluster;
 use super::{configured, places, readiness, references, running};
-use crate::data_directory::{DataDirectory, temporary_name};
+use crate::data_directory::{DataDirectory, is_mount_point, temporary_name};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::{AUTO_CONF, CONTROL_ASIDE, MARKER, POSTGRESQL_CONF};
 use crate::manifest::path::RelPath;
@@ -145,7 +145,8 @@ pub(crate) fn inspect_opened(
         configuration_can_be_extended: match &cluster.config_file {
             // extended in place, by appending
             Some(file) => is_readable && fs::OpenOptions::new().append(true).open(file).is_ok(),
-            None => is_readable && configuration::is_regular(&main),
+            // replaced by one with another line
+            None => is_readable && configuration::is_regular(&main) && !is_mount_point(&main),
         },
         boot_id: boot_id(),
         kept,

@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 
+use pgdata::control_file::PG_CONTROL;
 use rustix::fs::FileType;
 
 use super::prune::{Fate, Pruning};
 use crate::data_directory::{DataDirectory, Entries};
 use crate::error::{Error, Kind, Result};
-use crate::manifest::exclude::holds_relations;
+use crate::manifest::exclude::{CONTROL_ASIDE, MARKER, holds_relations};
 use crate::manifest::list::{FileIndex, FileList};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::Directory;
@@ -37,6 +38,8 @@ pub(super) fn search(
     let has_file = |path: &RelPath| index.find(files, path).is_some();
     let pruning = Pruning::new(target, directories, &has_file, keep, header, true);
     let mut search = Search { target, pruning: &pruning, found: Found::default() };
+    let obstacle = target.read_only_root()?;
+    search.meet(obstacle.map(|obstacle| obstacle.refusal()));
     search.global()?;
     search.directory(None)?;
     for location in pruning.tablespaces() {
@@ -72,6 +75,10 @@ impl Search<'_> {
                     .detail("pg_control lies there, and a recovery follows no link but those of pg_wal and tablespaces.")
                     .hint("Move what it leads to into its place, or remove the link."),
             ));
+        }
+        for name in [PG_CONTROL, CONTROL_ASIDE, MARKER] {
+            let obstacle = self.target.rename_obstacle(&RelPath::parse(name)?)?;
+            self.meet(obstacle.map(|obstacle| obstacle.refusal()));
         }
         Ok(())
     }

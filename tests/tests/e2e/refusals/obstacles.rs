@@ -19,10 +19,10 @@ use serde_json::{Value, json};
 const BYTES: &[u8] = b"# f\xfcr alle\n# \xa5\xc7\xa1\xbc\xa5\xbf\n";
 
 /// A stage and the ways to its target.
-struct Hosts {
+pub(super) struct Hosts {
     stage: Stage,
     transports: &'static [Transport],
-    options: BTreeMap<&'static str, Value>,
+    pub(super) options: BTreeMap<&'static str, Value>,
 }
 
 impl Deref for Hosts {
@@ -40,7 +40,7 @@ fn builder(scratch: &Scratch, more: &str) -> Builder {
 
 impl Hosts {
     /// With a stopped standby.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(builder(&Scratch::new(), "").standby(Condition::Stopped), &Transport::BOTH)
     }
 
@@ -89,7 +89,7 @@ impl Hosts {
 
     /// It is good by the check, the dry run changes nothing, and the standby streams in the end.
     #[track_caller]
-    fn assert_works(&self) {
+    pub(super) fn assert_works(&self) {
         for &transport in self.transports {
             let before = Snapshot::of(self.target.directory());
             let rows = self.check(transport);
@@ -112,7 +112,7 @@ impl Hosts {
     /// The check says why in this row, dry run and first stage end with it, each says what to do, and everything is as
     /// before.
     #[track_caller]
-    fn assert_refused(&self, step: &str, sqlstate: &str, words: &[&str]) {
+    pub(super) fn assert_refused(&self, step: &str, sqlstate: &str, words: &[&str]) {
         let slots = probe::slots(&self.primary);
         for &transport in self.transports {
             let before = self.everything();
@@ -149,28 +149,28 @@ impl Hosts {
         })
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub(super) fn at(&self, name: &str) -> PathBuf {
         self.target.directory().join(name)
     }
 
     /// The directory of the database that every cluster has.
-    fn database(&self) -> PathBuf {
+    pub(super) fn database(&self) -> PathBuf {
         let oid: u32 = self.primary.get("SELECT oid FROM pg_database WHERE datname = 'postgres'", &[]);
         self.at(&format!("base/{oid}"))
     }
 }
 
-fn write_bytes(path: &Path, bytes: &[u8]) {
+pub(super) fn write_bytes(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).expect("write");
     account::give(path);
 }
 
-fn give_to_root(path: &Path, mode: u32) {
+pub(super) fn give_to_root(path: &Path, mode: u32) {
     chown(path, Some(0), Some(0)).expect("chown");
     fs::set_permissions(path, Permissions::from_mode(mode)).expect("chmod");
 }
 
-fn give_back(path: &Path, mode: u32) {
+pub(super) fn give_back(path: &Path, mode: u32) {
     account::give(path);
     fs::set_permissions(path, Permissions::from_mode(mode)).expect("chmod");
 }

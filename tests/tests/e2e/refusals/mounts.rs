@@ -1,0 +1,109 @@
+//! A run begins only if it can end: what is mounted in a target, read-only or in the place of a file, is looked at first.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use pgpool_recovery_e2e::ext4::Ext4;
+use pgpool_recovery_e2e::mount::Mounted;
+use pgpool_recovery_e2e::scratch::write_as_postgres;
+use pgpool_recovery_e2e::{account, process};
+use serde_json::json;
+
+use super::obstacles::{Hosts, give_back, give_to_root, write_bytes};
+
+#[test]
+fn file_systems_that_are_mounted_read_only() {
+    let mut hosts = Hosts::new();
+    let read_only = |hosts: &Hosts| hosts.assert_refused("target_writable", "55000", &["read-only"]);
+    // pg_wal leads there
+    let volume = Ext4::empty(&hosts.scratch, &hosts.scratch.join("place"), 256);
+    let (wal, elsewhere) = (hosts.at("pg_wal"), volume.path().join("wal"));
+    let mut copy = Command::new("cp");
+    copy.arg("-a").arg(&wal).arg(&elsewhere);
+    process::run(copy).ok();
+    fs::remove_dir_all(&wal).expect("removed");
+    symlink(&elsewhere, &wal).expect("a link");
+    volume.set_read_only(true);
+    read_only(&hosts);
+    volume.set_read_only(false);
+    hosts.assert_works();
+
+    // a tablespace lies there, new or known
+    let space = hosts.scratch.mkdir("primary-space");
+    hosts.primary.execute(&format!("CREATE TABLESPACE far LOCATION '{}'", space.display()));
+    hosts.primary.execute("CREATE TABLE there TABLESPACE far AS SELECT generate_series(1, 10000)");
+    let place = volume.path().join("far");
+    fs::create_dir(&place).expect("made");
+    give_back(&place, 0o700);
+    hosts.options.insert("tablespace_mapping", json!(format!("{}={}", space.display(), place.display())));
+    for _ in 0..2 {
+        volume.set_read_only(true);
+        read_only(&hosts);
+        volume.set_read_only(false);
+        hosts.assert_works();
+    }
+
+    // a directory of the cluster, and one that holds a file of the standby's own
+    let database = Mounted::itself(&hosts.scratch, &hosts.database()).read_only();
+    read_only(&hosts);
+    drop(database);
+    let certificates = hosts.at("certificates");
+    fs::create_dir(&certificates).expect("made");
+    account::give(&certificates);
+    write_as_postgres(&certificates.join("own.key"), "a key", 0o600);
+    write_as_postgres(&certificates.join("old.key"), "an old key", 0o600);
+    hosts.options.insert("keep_files", json!("postgresql.conf, certificates/own.key"));
+    let secret = Mounted::itself(&hosts.scratch, &certificates).read_only();
+    read_only(&hosts);
+    hosts.options.insert("keep_files", json!("postgresql.conf, certificates"));
+    hosts.assert_works();
+    drop(secret);
+}
+
+#[test]
+fn files_that_are_mount_points() {
+    const MOUNTED: &[&str] = &["is a mount point", "keep_files"];
+    let mut hosts = Hosts::new();
+    // its own configuration, as a container has it
+    let configuration = hosts.at("postgresql.conf");
+    let mounted = Mounted::itself(&hosts.scratch, &configuration);
+    hosts.assert_refused("configuration", "55000", &["postgresql.conf", "mount point", "include_if_exists"]);
+    let own = fs::read_to_string(&configuration).expect("its configuration");
+    let include = format!("include_if_exists = '{}'\n", hosts.at("myrecovery.conf").display());
+    write_bytes(&configuration, (own + &include).as_bytes());
+    hosts.assert_works();
+    drop(mounted);
+
+    // a file of the plan: one that may be written is, the others are in the way
+    let authentication = hosts.at("pg_hba.conf");
+    let theirs = hosts.primary.directory().join("pg_hba.conf");
+    let text = fs::read_to_string(&theirs).expect("the primary's");
+    write_as_postgres(&theirs, &(text + "# changed\n"), 0o600);
+    let mounted = Mounted::itself(&hosts.scratch, &authentication);
+    hosts.assert_works();
+    assert!(hosts.target.read("pg_hba.conf").ends_with("# changed\n"));
+    give_to_root(&authentication, 0o644);
+    hosts.assert_refused("target_writable", "55000", MOUNTED);
+    let mounted = mounted.read_only();
+    hosts.assert_refused("target_writable", "55000", MOUNTED);
+    hosts.options.insert("keep_files", json!("postgresql.conf, pg_hba.conf"));
+    hosts.assert_works();
+    drop(mounted);
+    give_back(&authentication, 0o600);
+    let mounted = Mounted::itself(&hosts.scratch, &authentication).read_only();
+    hosts.options.remove("keep_files");
+    hosts.assert_refused("target_writable", "55000", MOUNTED);
+    drop(mounted);
+
+    // one that is made for the standby, and one that goes
+    for name in ["postgresql.auto.conf", "surplus.conf"] {
+        if !hosts.at(name).exists() {
+            write_as_postgres(&hosts.at(name), "", 0o600);
+        }
+        let mounted = Mounted::itself(&hosts.scratch, &hosts.at(name));
+        hosts.assert_refused("target_writable", "55000", MOUNTED);
+        drop(mounted);
+    }
+    hosts.assert_works();
+}
