@@ -66,6 +66,8 @@ pub(crate) struct DataDirectory {
     last: Mutex<Option<(String, Arc<OwnedFd>)>>,
     /// Whether a directory is a mount point: then there are file systems beyond those of the roots.
     has_mounts: AtomicBool,
+    /// Whether anything that was there has been removed, or a link made to lead elsewhere.
+    has_replaced: AtomicBool,
 }
 
 /// A directory that accesses start from.
@@ -134,6 +136,7 @@ impl DataDirectory {
             dirty: Mutex::default(),
             last: Mutex::default(),
             has_mounts: AtomicBool::new(false),
+            has_replaced: AtomicBool::new(false),
         }
     }
 
@@ -222,6 +225,11 @@ impl DataDirectory {
     /// far show.
     pub(crate) fn has_mounts(&self) -> bool {
         self.has_mounts.load(Ordering::Relaxed)
+    }
+
+    /// Whether anything that was there is gone, or may be: an entry, or a link as it was.
+    pub(crate) fn has_replaced(&self) -> bool {
+        self.has_replaced.load(Ordering::Relaxed)
     }
 
     /// Opens an existing regular file for reading; `None` if there is none. A symbolic link or a
@@ -333,6 +341,9 @@ impl DataDirectory {
         {
             return Ok(());
         }
+        if !matches!(rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT)) {
+            self.has_replaced.store(true, Ordering::Relaxed);
+        }
         let temporary = temporary_name(name);
         remove::entry(&parent, temporary.as_str()).map_err(failed)?;
         rustix::fs::symlinkat(destination, &parent, temporary.as_str()).map_err(failed)?;
@@ -392,7 +403,12 @@ impl DataDirectory {
     /// True if there was something.
     pub(crate) fn remove(&self, path: &RelPath) -> Result<bool> {
         self.forget_below(path);
-        match self.change(path, |parent| remove::entry(parent, path.file_name())) {
+        let removed = self.change(path, |parent| remove::entry(parent, path.file_name()));
+        if !matches!(removed, Ok(false) | Err(Errno::NOENT | Errno::NOTDIR)) {
+            // or some of what it holds, if that failed
+            self.has_replaced.store(true, Ordering::Relaxed);
+        }
+        match removed {
             Ok(true) => {
                 self.touch_parent(path);
                 Ok(true)

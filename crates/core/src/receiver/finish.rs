@@ -23,7 +23,7 @@ use crate::wire::protocol::message::Marker;
 /// A server that started since the last look is not replaced, nor a directory that was renamed: it gets its pg_control
 /// back. No server can be missed, because one first makes the data directory its current one and reads pg_control after
 /// that. Whatever fails, what is refused is left without a marker.
-pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
+pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<Invalidated> {
     let text = identity::marker_text(marker)?;
     run.target.keep()?;
     let (control, aside) = (RelPath::parse(PG_CONTROL)?, RelPath::parse(CONTROL_ASIDE)?);
@@ -39,17 +39,47 @@ pub(super) fn invalidate(run: &Run, marker: &Marker) -> Result<()> {
             is_moved = moved;
             demand_stopped(run)
         });
-    invalidated.map_err(|refusal| {
-        let undone = restore_control(run, &control, &aside, is_moved || !was_aside)
-            .and_then(|()| if was_marked { Ok(true) } else { run.target.remove(&marker) });
-        match undone.and_then(|_| run.target.sync_directories()) {
-            Ok(()) => refusal,
-            Err(error) => {
-                let detail = refusal.detail.clone().map_or_else(String::new, |detail| detail + " ");
-                refusal.detail(format!("{detail}The directory is left with its marker: {}.", error.message))
-            }
+    match invalidated {
+        Ok(()) => Ok(Invalidated { is_moved, was_marked }),
+        Err(refusal) => Err(give_back(run, refusal, is_moved || !was_aside, was_marked)),
+    }
+}
+
+/// What was done to a target that cannot be started any more.
+pub(super) struct Invalidated {
+    /// Whether its pg_control was in place.
+    is_moved: bool,
+    was_marked: bool,
+}
+
+impl Invalidated {
+    /// Gives a target that was complete its pg_control back, if what failed after that has taken nothing from it.
+    pub(super) fn undo(&self, run: &Run, failure: Error) -> Error {
+        if self.is_moved && !run.target.has_replaced() {
+            give_back(run, failure, true, self.was_marked)
+        } else {
+            failure
         }
-    })
+    }
+}
+
+/// Puts pg_control back, and removes the marker unless there was one before. Returns why that is done.
+fn give_back(run: &Run, refusal: Error, may_be_moved: bool, was_marked: bool) -> Error {
+    let undo = || {
+        let (control, aside) = (RelPath::parse(PG_CONTROL)?, RelPath::parse(CONTROL_ASIDE)?);
+        restore_control(run, &control, &aside, may_be_moved)?;
+        if !was_marked {
+            run.target.remove(&RelPath::parse(MARKER)?)?;
+        }
+        run.target.sync_directories()
+    };
+    match undo() {
+        Ok(()) => refusal,
+        Err(error) => {
+            let detail = refusal.detail.clone().map_or_else(String::new, |detail| detail + " ");
+            refusal.detail(format!("{detail}The directory is left with its marker: {}.", error.message))
+        }
+    }
 }
 
 /// Puts pg_control back if this run has set it aside. A rename whose sync failed has happened, too. What cannot be told
@@ -180,7 +210,7 @@ mod tests {
     }
 
     fn invalidated(directory: &Path) -> Result<()> {
-        invalidate(&begun(directory)?, &marker())
+        invalidate(&begun(directory)?, &marker()).map(drop)
     }
 
     #[test]
@@ -238,12 +268,13 @@ mod tests {
         std::fs::write(data.join(PG_CONTROL), "control").expect("write");
         let run = begun(&data).expect("opens");
         std::fs::rename(&data, &moved).expect("somebody keeps it");
-        assert_eq!(invalidate(&run, &marker()).expect_err("it is elsewhere").kind, Kind::TargetRefused);
+        let again = || invalidate(&run, &marker()).map(drop);
+        assert_eq!(again().expect_err("it is elsewhere").kind, Kind::TargetRefused);
         std::fs::create_dir(&data).expect("and puts another one there");
-        assert_eq!(invalidate(&run, &marker()).expect_err("another one").kind, Kind::TargetRefused);
+        assert_eq!(again().expect_err("another one").kind, Kind::TargetRefused);
         assert_eq!(std::fs::read_dir(&moved).expect("list").count(), 1, "as it was");
         assert_eq!(std::fs::read(moved.join(PG_CONTROL)).expect("in place"), b"control");
         std::fs::remove_dir(&data).and_then(|()| std::fs::rename(&moved, &data)).expect("back");
-        invalidate(&run, &marker()).expect("it is the same again");
+        again().expect("it is the same again");
     }
 }

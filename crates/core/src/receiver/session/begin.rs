@@ -70,7 +70,8 @@ fn demand_unchanged(directory: &Directory, target: &DataDirectory, header: &Plan
 }
 
 /// Writes the marker, makes the links and directories of the plan, and only then begins to sync what was there before: that
-/// cannot be interrupted and may take minutes, for which an error would wait.
+/// cannot be interrupted and may take minutes, for which an error would wait. No data has changed if that fails: a target
+/// that was complete is startable again, unless something of it has gone already.
 fn invalidate(
     run: &Run,
     marker: &Marker,
@@ -79,7 +80,12 @@ fn invalidate(
 ) -> Result<()> {
     let tablespaces =
         header.tablespaces.iter().map(|tablespace| (tablespace.oid.to_string(), tablespace.target.clone()));
-    finish::invalidate(run, &Marker { tablespaces: tablespaces.collect(), ..marker.clone() })?;
+    let invalidated =
+        finish::invalidate(run, &Marker { tablespaces: tablespaces.collect(), ..marker.clone() })?;
+    make_places(run, directories, header).map_err(|failure| invalidated.undo(run, failure))
+}
+
+fn make_places(run: &Run, directories: &[plan::Directory], header: &PlanHeader) -> Result<()> {
     rustix::fs::fchmod(run.target.root(), rustix::fs::Mode::from_raw_mode(header.mode & 0o750))
         .map_err(Error::on("set the mode of the data directory"))?;
     // links first: what lies in a tablespace is known to be this target's by them
@@ -106,8 +112,15 @@ fn key(digits: &str) -> Result<DigestKey> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use pgdata::control_file::PG_CONTROL;
+
     use super::*;
+    use crate::manifest::exclude::{CONTROL_ASIDE, MARKER};
     use crate::manifest::path::RelPath;
+    use crate::manifest::plan::Tablespace;
     use crate::receiver::durable::syncfs_tells_errors;
     use crate::receiver::run::of_one_page;
 
@@ -129,5 +142,40 @@ mod tests {
         // an old kernel does not tell whether a sync succeeded
         let (begun, is_synced) = begin(&[directory("base"), directory("base/5")]);
         assert!(begun && is_synced == syncfs_tells_errors());
+    }
+
+    #[test]
+    fn a_complete_target_of_which_nothing_has_gone_is_startable_again() {
+        for (leads_to, is_replaced) in [("/a", false), ("/before", true)] {
+            let data = tempfile::tempdir().expect("temporary directory");
+            let path = |name: &str| data.path().join(name);
+            let is_startable = || path(PG_CONTROL).exists() && !path(MARKER).exists();
+            fs::create_dir(path("global")).expect("make");
+            fs::create_dir(path("pg_tblspc")).expect("make");
+            fs::write(path(PG_CONTROL), "control").expect("write");
+            symlink(leads_to, path("pg_tblspc/1")).expect("link");
+            let tablespace =
+                |oid, target: &str| Tablespace { oid, source: "/s".into(), target: target.into() };
+            let header = PlanHeader {
+                mode: 0o700,
+                tablespaces: vec![tablespace(1, "/a"), tablespace(2, "/b")],
+                ..PlanHeader::default()
+            };
+            let directory =
+                |path: &str| plan::Directory { path: RelPath::parse(path).expect("valid"), mode: 0o700 };
+            let begin = |directories: &[plan::Directory]| {
+                let run = of_one_page(data.path(), "base/5/1");
+                invalidate(&run, &Marker::default(), directories, &header)
+            };
+            // in a directory that the plan does not have
+            let failure = begin(&[directory("pg_tblspc"), directory("base"), directory("none/within")]);
+            assert!(failure.expect_err("no parent").message.contains("none/within"));
+            assert_eq!(is_startable(), !is_replaced, "{leads_to}");
+            assert_eq!(path(CONTROL_ASIDE).exists(), is_replaced, "{leads_to}");
+            // what was incomplete before stays so
+            begin(&[directory("pg_tblspc"), directory("base")]).expect("begins");
+            begin(&[directory("none/within")]).expect_err("no parent");
+            assert!(!is_startable() && path(CONTROL_ASIDE).exists());
+        }
     }
 }
