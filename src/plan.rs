@@ -20,7 +20,7 @@ use crate::preflight::PrimaryFacts;
 use crate::preflight::one_host;
 use crate::settings::Compression;
 
-/// What the receiver must know of the plan as a whole.
+/// What the receiver must know of the plan as a whole. Not for the main thread: it looks at directories of the target's.
 pub(crate) fn plan_header(facts: &PrimaryFacts) -> Result<PlanHeader> {
     let metadata = fs::metadata(&facts.data_directory)
         .map_err(Error::on_path("stat directory", &facts.data_directory))?;

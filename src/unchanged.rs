@@ -72,7 +72,7 @@ impl Unchanged {
         }
         let resource_managers = catalog::foreign_resource_managers()?;
         let flushed = catalog::flushed()?;
-        let tablespaces = facts.tablespaces()?;
+        let tablespaces = run.blocking(|_| facts.tablespaces())?;
         let (session, state) = run.step(session, None, |session: Session| {
             let (control, timeline) = (facts.control.clone(), facts.primary.timeline);
             let source = Source::of(&facts.data_directory, control, timeline, resource_managers, tablespaces);

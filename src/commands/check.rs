@@ -103,7 +103,7 @@ fn unchanged(ready: Ready, run: &mut Run<'_>) -> Result<(Ready, Finding)> {
 /// Whether a run could end: everything can be read here, and written there.
 fn room(ready: Ready, run: &mut Run<'_>) -> Vec<Finding> {
     let Ready { facts, session, target, .. } = ready;
-    let header = match plan::plan_header(&facts) {
+    let header = match run.blocking(|_| plan::plan_header(&facts)) {
         Ok(header) => header,
         Err(error) => return vec![Finding::new(asked_by(&error, "primary_files"), Err(error))],
     };

@@ -43,7 +43,7 @@ pub(crate) fn dry_run(request: Request, settings: Settings) -> Result<Value> {
     report.lap("wal_map");
 
     run.enter(Phase::EstimateSize);
-    let header = plan::plan_header(&facts)?;
+    let header = run.blocking(|_| plan::plan_header(&facts))?;
     let plan = run.blocking(|cancel| plan::plan(&facts, &target, &header, cancel))?;
     report.plan(&plan);
     run.tablespaces(plan.tablespaces.len() + 1);

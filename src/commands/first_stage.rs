@@ -138,7 +138,7 @@ fn rebuild(
 
     // From here on what is read counts (S4). Until `begin` nothing changes on the target.
     run.enter(Phase::EstimateSize);
-    let header = plan::plan_header(&facts)?;
+    let header = run.blocking_with(slot.as_ref(), |_| plan::plan_header(&facts))?;
     let plan = run.blocking_with(slot.as_ref(), |cancel| plan::plan(&facts, &target, &header, cancel))?;
     report.plan(&plan);
     run.tablespaces(plan.tablespaces.len() + 1);

@@ -66,7 +66,10 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
             .map(DropAside::new)
     };
     let mut session = run.blocking(open)?;
-    one_host::demand_own_tablespaces(Path::new(&catalog::data_directory()?), session.target())?;
+    let (own, target) = (catalog::data_directory()?, session.target().clone());
+    if let Some(unknown) = run.blocking(|_| one_host::demand_own_tablespaces(Path::new(&own), &target))? {
+        log::log(&format!("pgpool_recovery: cannot tell whether the standby shares a tablespace: {unknown}"));
+    }
     let standby = session.target().standby.clone().unwrap_or_default();
     let expected = Expected {
         port: catalog::own_port()?,

@@ -18,7 +18,6 @@ use pgpool_recovery_core::sys::machine;
 use pgpool_recovery_core::sys::space::{Pool, WatchedSpace};
 use pgpool_recovery_core::wire::protocol::message::{PrimarySpace, TargetInfo};
 
-use crate::pg::log;
 use crate::preflight::PrimaryFacts;
 
 /// Whether the target may be on this host: it is unless two kernels say that they are different ones.
@@ -101,23 +100,19 @@ impl Tablespaces {
 }
 
 /// Refuses to start a standby on this host that does not have every tablespace of the primary `primary` in a
-/// directory of its own: it would replay the creation of the others.
-pub(crate) fn demand_own_tablespaces(primary: &Path, target: &TargetInfo) -> Result<()> {
+/// directory of its own: it would replay the creation of the others. Returns why that cannot be told where it need not be.
+/// Not for the main thread: it looks at the standby's directories.
+pub(crate) fn demand_own_tablespaces(primary: &Path, target: &TargetInfo) -> Result<Option<Error>> {
     if target.running.is_some() || !may_be_here(machine::boot_id().as_deref(), target) {
-        return Ok(());
+        return Ok(None);
     }
     let links = tablespace_links(primary, Side::Primary)?;
-    let Some(directory) = target.directory.to_str().filter(|_| !links.is_empty()) else { return Ok(()) };
+    let Some(directory) = target.directory.to_str().filter(|_| !links.is_empty()) else { return Ok(None) };
     match look(directory) {
         Ok(Some(seen)) if could_share(&seen, target.identity, rustix::process::geteuid().as_raw()) => {}
-        Ok(_) => return Ok(()),
+        Ok(_) => return Ok(None),
         // another user's: with the permissions of the file system the server there cannot write here
-        Err(error) if error.kind == Kind::PermissionDenied => {
-            log::log(&format!(
-                "pgpool_recovery: cannot tell whether the standby shares a tablespace: {error}"
-            ));
-            return Ok(());
-        }
+        Err(error) if error.kind == Kind::PermissionDenied => return Ok(Some(error)),
         Err(error) => return Err(error),
     }
     let standby = tablespace_links(&target.directory, Side::Target)?;
@@ -132,7 +127,7 @@ pub(crate) fn demand_own_tablespaces(primary: &Path, target: &TargetInfo) -> Res
                 .hint("Run the recovery again with this tablespace in pgpool_recovery.tablespace_mapping."));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Whether the target's directory, as it is seen here, is that of a standby that could write where this primary does.

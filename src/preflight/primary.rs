@@ -1,14 +1,15 @@
 //! Questions about the primary alone: may it have another standby?
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::manifest::plan::Tablespace;
 use pgpool_recovery_core::preflight::Finding;
 
 use crate::pg::{catalog, slot};
 use crate::preflight::PrimaryFacts;
 
 impl PrimaryFacts {
-    /// Questions about this server alone.
-    pub(crate) fn primary_findings(&self) -> Result<Vec<Finding>> {
+    /// Questions about this server alone; `tablespaces` is the answer of [`PrimaryFacts::tablespaces`].
+    pub(crate) fn primary_findings(&self, tablespaces: Result<Vec<Tablespace>>) -> Result<Vec<Finding>> {
         let user = &self.settings.replication_user;
         Ok(vec![
             Finding::new("primary_is_primary", self.not_in_recovery()),
@@ -16,7 +17,7 @@ impl PrimaryFacts {
             Finding::new("wal_senders", self.wal_senders()),
             Finding::new("replication_slot", self.replication_slot()?),
             Finding::new("replication_user", replication_user(user, catalog::role(user)?)),
-            Finding::new("tablespaces", self.tablespaces().map(|spaces| format!("{} to map", spaces.len()))),
+            Finding::new("tablespaces", tablespaces.map(|spaces| format!("{} to map", spaces.len()))),
         ])
     }
 

@@ -22,7 +22,8 @@ impl PrimaryFacts {
         format!("PG_{}_{}", self.identity.major_version, self.control.catalog_version)
     }
 
-    /// Where the tablespaces outside the data directory go: as they are now.
+    /// Where the tablespaces outside the data directory go: as they are now. Not for the main thread: it looks at
+    /// directories of the target's.
     pub(crate) fn tablespaces(&self) -> Result<Vec<Tablespace>> {
         let links = tablespace_links(&self.data_directory, Side::Primary)?;
         let tablespaces: Vec<Tablespace> =

@@ -13,7 +13,7 @@ use crate::settings::Overwrite;
 
 impl PrimaryFacts {
     /// Refuses a local target that is, holds or lies in this server's data directory, before anything is
-    /// opened there.
+    /// opened there. Not for the main thread: it looks at the target's directory.
     pub(crate) fn demand_other_directory(&self) -> Result<()> {
         if !self.is_local {
             return Ok(());

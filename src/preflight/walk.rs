@@ -154,13 +154,15 @@ fn walk(
             return Err(context.refuse("names", error));
         }
     };
-    for finding in facts.primary_findings()? {
+    // a mapped directory may lie on a disk that answers no more
+    let tablespaces = context.run.blocking(|_| facts.tablespaces());
+    for finding in facts.primary_findings(tablespaces)? {
         context.add(finding)?;
     }
     if let Some(error) = unknown_host {
         return Err(Stop::Refused(error));
     }
-    if let Err(error) = facts.demand_other_directory() {
+    if let Err(error) = context.run.blocking(|_| facts.demand_other_directory()) {
         return Err(context.refuse("target_is_not_primary", error));
     }
     let asked = now();

@@ -5,6 +5,7 @@ mod cannot_tell; // what cannot be looked at is no "no"
 mod changed_meanwhile; // targets that another tool changes, and targets that hold what the primary never saw
 mod check; // pgpool_recovery_check: all answers at once
 mod dry_run; // the option dry_run changes nothing and tells the figures of the run
+mod hung; // file systems that answer nothing hold up no other session and no other directory
 mod mounts; // what is mounted in a target, read-only or in the place of a file
 mod obstacles; // what a run could not remove, enter, read or write is found before it begins
 mod primary_address; // addresses of the primary that a caller may not choose
