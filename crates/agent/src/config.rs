@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::host::policy::{Cluster, resolve};
+use pgpool_recovery_core::host::policy::{Cluster, resolve_timely};
 use pgpool_recovery_core::manifest::path::normalize_directory;
 use serde::Deserialize;
 
@@ -62,7 +62,8 @@ impl Config {
         }
         let mut seen = Vec::new();
         for cluster in &self.clusters {
-            let directory = resolve(&normalize_directory(&cluster.data_directory.to_string_lossy())?);
+            let directory = normalize_directory(&cluster.data_directory.to_string_lossy())?;
+            let directory = resolve_timely(&directory).unwrap_or(directory);
             for root in &cluster.tablespace_roots {
                 normalize_directory(&root.to_string_lossy())?;
             }

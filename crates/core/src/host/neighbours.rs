@@ -16,6 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::path::overlap;
 use crate::sys::FileId;
 use crate::sys::small_file;
+use crate::sys::timely;
 
 /// The other servers and clusters of this host.
 pub(crate) struct Neighbours<'a> {
@@ -78,14 +79,24 @@ impl<'a> Neighbours<'a> {
         }
         for directory in self.listed {
             let whose = format!("The cluster in \"{}\" uses it.", directory.display());
-            self.compare(directory, wanted, &whose)?;
+            let asked = directory.clone();
+            let used = timely::ask(directory, move || used_by(&asked)).unwrap_or_else(|| {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "its file system does not answer"))
+            });
+            self.compare(directory, used, wanted, &whose)?;
         }
         self.running(wanted)
     }
 
     /// Compares with what a data directory and its links lead to.
-    fn compare(&self, directory: &Path, wanted: &[Wanted], whose: &str) -> Result<()> {
-        let used = match used_by(directory) {
+    fn compare(
+        &self,
+        directory: &Path,
+        used: io::Result<Vec<Used>>,
+        wanted: &[Wanted],
+        whose: &str,
+    ) -> Result<()> {
+        let used = match used {
             Ok(used) => used,
             Err(error) => {
                 let why = format!("What \"{}\" uses could not be read: {error}.", directory.display());
@@ -155,7 +166,7 @@ impl<'a> Neighbours<'a> {
             .map_err(|error| self.unreadable(process, "cwd", &error, wanted))
             .and_then(|works| {
                 let is_new = works && seen.insert(identity);
-                if is_new { self.compare(&cwd, wanted, &whose) } else { Ok(()) }
+                if is_new { self.compare(&cwd, used_by(&cwd), wanted, &whose) } else { Ok(()) }
             });
         if looked.is_err() && fs::metadata(&cwd).is_err_and(|error| is_gone(&error)) {
             // it ended between two looks
@@ -191,7 +202,7 @@ impl<'a> Neighbours<'a> {
             return Some(Ok(()));
         }
         let directory = running::hidden_directory(&self.proc, process, parent)?;
-        Some(self.compare(&directory, wanted, whose))
+        Some(self.compare(&directory, used_by(&directory), wanted, whose))
     }
 
     /// Which of the directories a process has files open in.

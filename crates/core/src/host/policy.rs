@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::normalize_directory;
+use crate::sys::timely;
 
 /// A cluster this receiver takes care of.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -115,9 +116,11 @@ impl Policy {
                 Ok(Cluster::new(resolve(&wanted), bin_directory.clone()))
             }
             Self::Listed(clusters) => {
-                let resolved = resolve(&wanted);
-                let listed = clusters.iter().find(|cluster| {
-                    cluster.data_directory == wanted || resolve(&cluster.data_directory) == resolved
+                // by its name first: another one's file system may not answer
+                let named = clusters.iter().find(|cluster| cluster.data_directory == wanted);
+                let listed = named.or_else(|| {
+                    let resolved = Some(resolve(&wanted));
+                    clusters.iter().find(|cluster| resolve_timely(&cluster.data_directory) == resolved)
                 });
                 let cluster = listed.ok_or_else(|| {
                     Error::new(Kind::TargetRefused, format!("the agent does not serve directory \"{shown}\""))
@@ -139,7 +142,10 @@ impl Policy {
 
     /// The data directories of the other clusters that are listed.
     pub(crate) fn beside(&self, cluster: &Cluster) -> Vec<PathBuf> {
-        let others = self.listed().iter().map(|other| resolve(&other.data_directory));
+        let others = self.listed().iter().map(|other| {
+            // where it does not answer, what asks on there is not answered either
+            resolve_timely(&other.data_directory).unwrap_or_else(|| other.data_directory.clone())
+        });
         others.filter(|other| *other != cluster.data_directory).collect()
     }
 
@@ -179,6 +185,12 @@ pub fn resolve(path: &Path) -> PathBuf {
     path.to_owned()
 }
 
+/// The same; `None` if the file system does not answer in time.
+pub fn resolve_timely(path: &Path) -> Option<PathBuf> {
+    let asked = path.to_owned();
+    timely::ask(path, move || resolve(&asked))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
@@ -208,6 +220,19 @@ mod tests {
             assert_eq!(error.kind, Kind::TargetRefused, "{}", other.display());
         }
         assert!(policy.cluster(&top.join("data/../data2")).is_err());
+    }
+
+    #[test]
+    fn a_name_that_is_listed_goes_before_another_name_of_its_directory() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let top = top.path().canonicalize().expect("real path");
+        let (data, alias) = (top.join("data"), top.join("alias"));
+        std::fs::create_dir(&data).expect("make");
+        symlink(&data, &alias).expect("link");
+        let cluster = |directory: &Path, programs: &str| Cluster::new(directory.to_owned(), programs.into());
+        let policy = Policy::Listed(vec![cluster(&alias, "/first"), cluster(&data, "/second")]);
+        let found = policy.cluster(&data).expect("listed");
+        assert_eq!((found.data_directory, found.bin_directory), (data, "/second".into()));
     }
 
     #[test]

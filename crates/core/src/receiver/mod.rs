@@ -12,6 +12,7 @@ use crate::host::{inspect, running};
 use crate::sys::buffer::Buffer;
 use crate::sys::cancel::Cancel;
 use crate::sys::lock::lock;
+use crate::sys::timely;
 use crate::wire::link::{Link, Sink, closed};
 use crate::wire::protocol::message::{self, Reply, Request};
 use crate::wire::protocol::status::{Directory, Status};
@@ -117,14 +118,23 @@ impl Receiver {
     /// How the receiver and its listed directories are.
     pub fn status(&self) -> Status {
         let look = |cluster: &policy::Cluster| {
-            let directory = resolve(&cluster.data_directory);
-            // one that cannot be looked at cannot be started either
-            let (incomplete, marker) = inspect::marker(&directory).unwrap_or((true, None));
-            let server = running::find(&directory);
+            let (listed, asked) = (&cluster.data_directory, cluster.data_directory.clone());
+            let found = timely::ask(listed, move || {
+                let directory = resolve(&asked);
+                // one that cannot be looked at cannot be started either
+                let (incomplete, marker) = inspect::marker(&directory).unwrap_or((true, None));
+                let server = running::find(&directory);
+                let server = server.map_err(|error| error.detail.unwrap_or(error.message));
+                (directory, incomplete, marker, server)
+            });
+            let (directory, incomplete, marker, server) = found.unwrap_or_else(|| {
+                let unknown = format!("\"{}\" does not answer.", listed.display());
+                (listed.clone(), true, None, Err(unknown))
+            });
             Directory {
                 data_directory: cluster.data_directory.clone(),
                 server: server.as_ref().ok().copied().flatten(),
-                server_unknown: server.err().map(|error| error.detail.unwrap_or(error.message)),
+                server_unknown: server.err(),
                 incomplete,
                 marker,
                 account: self.ledger.account(&directory),

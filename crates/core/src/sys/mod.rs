@@ -14,5 +14,6 @@ pub mod size;
 pub(crate) mod small_file;
 pub mod sockets;
 pub mod space;
+pub(crate) mod timely;
 
 pub use file_id::FileId;

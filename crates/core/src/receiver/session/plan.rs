@@ -123,6 +123,9 @@ fn demand_own(policy: &Policy, cluster: &Cluster, target: &DataDirectory, header
         let within = other.is_tablespace.then(|| header.tablespace_version_directory.clone());
         wanted.push(Wanted { path: other.path, identity: other.identity, within });
     }
+    if wanted.is_empty() {
+        return Ok(());
+    }
     // without it the target's own links are taken for another's
     let own = target.look().and_then(|look| Some(FileId::from(&std::fs::metadata(look).ok()?)));
     let listed = policy.beside(cluster);
