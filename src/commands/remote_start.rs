@@ -12,7 +12,7 @@ use pgpool_recovery_core::replication::naming;
 use pgpool_recovery_core::replication::streaming::{self, Expected, Replay};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sys::cancel::Cancel;
-use pgpool_recovery_core::wire::protocol::message::Purpose;
+use pgpool_recovery_core::wire::protocol::message::{Purpose, TargetInfo};
 
 use crate::commands::script;
 use crate::history::{Entry, History, Outcome};
@@ -52,20 +52,25 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     {
         return Err(error.clone());
     }
-    if let Some(failure) = History::of_this_server()?.recall(host, directory).as_ref().and_then(failure) {
-        return Err(failure);
-    }
-    let local = if is_local? {
+    let last = History::of_this_server()?.recall(host, directory);
+    let failure = last.as_ref().map_or(Ok(None), failure)?;
+    // why it was not reached may be why it is not
+    let or_failure = |error| failure.clone().unwrap_or(error);
+    let local = if is_local.map_err(or_failure)? {
         Some(LocalConnector::new(catalog::bin_directory()?.into(), catalog::data_directory()?.into(), reach))
     } else {
         None
     };
-    let connector = reach::connector(host, &settings, local, Arc::default())?;
+    let connector = reach::connector(host, &settings, local, Arc::default()).map_err(or_failure)?;
     let open = |cancel: &Cancel| {
         Session::open(connector, Path::new(directory), Purpose::Look, Vec::new(), Arc::default(), cancel)
             .map(DropAside::new)
     };
-    let mut session = run.blocking(open)?;
+    let mut session = run.blocking(open).map_err(or_failure)?;
+    // a standby that is complete by now was recovered under another name of its host, or by another primary
+    if let Some(failure) = failure.filter(|_| !is_complete_standby(session.target())) {
+        return Err(failure);
+    }
     let (own, target) = (catalog::data_directory()?, session.target().clone());
     if let Some(unknown) = run.blocking(|_| one_host::demand_own_tablespaces(Path::new(&own), &target))? {
         log::log(&format!("pgpool_recovery: cannot tell whether the standby shares a tablespace: {unknown}"));
@@ -111,17 +116,21 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     Ok(())
 }
 
-/// A first stage that failed is why the start must: Pgpool-II shows this error, not that one.
-fn failure(last: &Entry) -> Option<Error> {
+/// Whether a standby could be started, as far as a first stage decides that.
+fn is_complete_standby(target: &TargetInfo) -> bool {
+    target.control_in_place && target.marker.is_none() && target.backup.has_standby_signal
+}
+
+/// A first stage that failed is why the start must: Pgpool-II shows this error, not that one. One that is running refuses
+/// the start at once.
+fn failure(last: &Entry) -> Result<Option<Error>> {
     let directory = &last.directory;
     if let Some(worker) = last.other_worker() {
-        return Some(
-            Error::new(Kind::InUse, format!("a recovery of \"{directory}\" is running"))
-                .detail(format!("Process {} works on it.", worker.pid))
-                .hint("Wait until it ends; the view pgpool_recovery_status shows it."),
-        );
+        return Err(Error::new(Kind::InUse, format!("a recovery of \"{directory}\" is running"))
+            .detail(format!("Process {} works on it.", worker.pid))
+            .hint("Wait until it ends; the view pgpool_recovery_status shows it."));
     }
-    match last.outcome.clone() {
+    Ok(match last.outcome.clone() {
         Outcome::Succeeded => None,
         Outcome::Failed { error, .. } => Some(Error {
             // Pgpool-II cuts what it shows after some 200 characters: the cause comes first
@@ -138,7 +147,7 @@ fn failure(last: &Entry) -> Option<Error> {
                 .detail(format!("Process {}, which worked on it, was terminated.", worker.pid))
                 .hint("Run the recovery again; it sends only what is missing."),
         ),
-    }
+    })
 }
 
 /// The time a standby has to stream, counted from its last progress.

@@ -1,5 +1,7 @@
 //! The trial login before a recovery, and `pgpool_remote_start` after it: what counts as this standby's streaming.
 
+use std::fs;
+
 use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
@@ -121,6 +123,37 @@ fn a_neighbour_that_uses_the_slot_is_not_taken_for_the_standby() {
 /// A cluster of another system, at rest: what must never be started.
 fn other_cluster(scratch: &Scratch) -> Cluster {
     Cluster::place(scratch, &Host::here(), "other").init()
+}
+
+#[test]
+fn the_failure_of_a_first_stage_forbids_the_start_of_what_it_left_incomplete() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let standby = rebuilt(&primary, "standby", |recovery| recovery);
+    remote_start(&primary, "localhost", standby.dir());
+    // refused under one name; recovered under another one, or by another primary
+    Recovery::of(&standby, &primary).fail(&primary).expect("55006");
+    standby.stop(Stop::Fast);
+    let mut other_name = Recovery::of(&standby, &primary).option("slot_name", "other");
+    other_name.host = Some("127.0.0.1".to_owned());
+    other_name.run(&primary);
+    remote_start(&primary, "localhost", standby.dir());
+    standby.stop(Stop::Fast);
+
+    let forbidden = |left: &str| {
+        let error = try_remote_start(&primary, "localhost", standby.dir()).expect_err(left);
+        assert_eq!(standby.postmaster(), None, "{left}");
+        error.expect("55006").says("first stage failed: ");
+    };
+    let file = |name: &str| standby.directory().join(name);
+    for name in ["global/pg_control", "standby.signal"] {
+        fs::rename(file(name), file("aside")).expect("renamed");
+        forbidden(name);
+        fs::rename(file("aside"), file(name)).expect("renamed");
+    }
+    let marker = r#"{"note": "", "system_identifier": 7, "timeline": 1, "started": 0}"#;
+    write_as_postgres(&file("pgpool_recovery.incomplete"), marker, 0o600);
+    forbidden("the marker");
 }
 
 #[test]
