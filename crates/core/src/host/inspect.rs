@@ -125,7 +125,7 @@ pub(crate) fn inspect_opened(
     };
     Ok(TargetInfo {
         session: session.to_owned(),
-        content: content(&look, directory, metadata.is_some())?,
+        content: content(&look, directory, metadata.is_some(), &kept)?,
         system_identifier: control
             .as_ref()
             .map(|control| control.system_identifier)
@@ -254,7 +254,8 @@ fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-pub(crate) fn content(look: &Path, shown: &Path, exists: bool) -> Result<Content> {
+/// What a directory is. One that holds nothing but files of the standby's own, which survive, counts as empty.
+pub(crate) fn content(look: &Path, shown: &Path, exists: bool, keep: &[RelPath]) -> Result<Content> {
     if !exists {
         return Ok(Content::Missing);
     }
@@ -283,10 +284,31 @@ pub(crate) fn content(look: &Path, shown: &Path, exists: bool) -> Result<Content
             Some("lost+found") => {}
             Some(name) if name == unfinished_marker => {}
             Some("pg_wal") => has_wal = true,
+            Some(name) if is_kept(look, name, keep).map_err(failed)? => {}
             _ => return Ok(Content::Other),
         }
     }
     if has_wal { wal_volume(&look.join("pg_wal")).map_err(failed) } else { Ok(Content::Empty) }
+}
+
+/// Whether an entry is one of the files to keep, or a directory that holds nothing else.
+fn is_kept(directory: &Path, path: &str, keep: &[RelPath]) -> io::Result<bool> {
+    let Ok(path) = RelPath::parse(path) else { return Ok(false) };
+    if keep.iter().any(|kept| path.is_at_or_below(kept.as_str())) {
+        return Ok(true);
+    }
+    let place = directory.join(&path);
+    let may_hold = keep.iter().any(|kept| kept.is_at_or_below(path.as_str()));
+    if !may_hold || !fs::symlink_metadata(&place)?.is_dir() {
+        return Ok(false);
+    }
+    for entry in fs::read_dir(&place)? {
+        match entry?.file_name().to_str() {
+            Some(name) if is_kept(directory, &format!("{path}/{name}"), keep)? => {}
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
 }
 
 /// What a directory is that holds only pg_wal, perhaps a volume for the WAL of a standby that is going to be made.

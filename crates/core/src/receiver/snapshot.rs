@@ -57,7 +57,7 @@ impl Snapshot {
         let is_missing =
             std::fs::metadata(directory).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
         Ok(Self {
-            content: inspect::content(directory, directory, !is_missing)?,
+            content: inspect::content(directory, directory, !is_missing, keep)?,
             files: FILES.iter().map(look).collect::<Result<_>>()?,
             directories: DIRECTORIES.iter().map(look).collect::<Result<_>>()?,
             roots: ROOTS.iter().map(look).collect::<Result<_>>()?,
@@ -70,9 +70,11 @@ impl Snapshot {
         &self.kept
     }
 
-    /// Adds files of the standby's own that were found to be there and needed.
-    pub(super) fn also_keeps(&mut self, needed: &[RelPath]) {
+    /// Adds files of the standby's own that were found to be there and needed, and what the directory was found to be with
+    /// these.
+    pub(super) fn also_keeps(&mut self, needed: &[RelPath], content: Content) {
         self.kept.extend_from_slice(needed);
+        self.content = content;
     }
 
     /// Fails if the directory, which is shown as `shown`, is not what was checked any more.

@@ -206,6 +206,24 @@ fn a_new_standby_whose_pg_wal_is_a_file_system_of_its_own() {
 }
 
 #[test]
+fn a_new_standby_with_nothing_but_files_of_its_own() {
+    let mut hosts = Hosts::new();
+    let own = fs::read(hosts.at("postgresql.conf")).expect("its configuration");
+    let own = [&own[..], b"include_if_exists = 'own/more.conf'\n"].concat();
+    for transports in [&[Transport::Local], &[Transport::Agent]] {
+        fs::remove_dir_all(hosts.target.directory()).expect("removed");
+        fs::create_dir_all(hosts.at("own")).expect("made");
+        give_back(hosts.target.directory(), 0o700);
+        give_back(&hosts.at("own"), 0o700);
+        write_bytes(&hosts.at("postgresql.conf"), &own);
+        write_as_postgres(&hosts.at("own/more.conf"), "work_mem = '5MB'\n", 0o600);
+        hosts.transports = transports;
+        hosts.assert_works();
+        assert_eq!(hosts.target.read("own/more.conf"), "work_mem = '5MB'\n");
+    }
+}
+
+#[test]
 fn a_pg_wal_with_too_little_room() {
     let hosts = Hosts::new();
     let path = hosts.at("pg_wal");

@@ -19,26 +19,43 @@ fn put(directory: &Path, name: &str, content: &[u8]) {
 fn content_is_told_apart() {
     let top = tempfile::tempdir().expect("temporary directory");
     let data = top.path().join("data");
-    assert_eq!(content(&data, &data, false).expect("look"), Content::Missing);
+    assert_eq!(content(&data, &data, false, &[]).expect("look"), Content::Missing);
     fs::create_dir_all(data.join("lost+found")).expect("make");
-    assert_eq!(content(&data, &data, true).expect("look"), Content::Empty);
+    assert_eq!(content(&data, &data, true, &[]).expect("look"), Content::Empty);
     fs::write(data.join("pgpool_recovery.incomplete.pgpool_recovery.tmp"), "").expect("write");
     assert_eq!(
-        content(&data, &data, true).expect("look"),
+        content(&data, &data, true, &[]).expect("look"),
         Content::Empty,
         "of a run that died before its marker was there"
     );
     fs::create_dir_all(data.join("pg_wal/lost+found")).expect("make");
-    assert_eq!(content(&data, &data, true).expect("look"), Content::Empty, "a volume for WAL");
+    assert_eq!(content(&data, &data, true, &[]).expect("look"), Content::Empty, "a volume for WAL");
     put(&data, "pg_wal/letter.txt", b"x");
-    assert_eq!(content(&data, &data, true).expect("look"), Content::Other);
+    assert_eq!(content(&data, &data, true, &[]).expect("look"), Content::Other);
     put(&data, "pg_wal/000000010000000000000003", b"x");
-    assert_eq!(content(&data, &data, true).expect("look"), Content::Cluster, "its WAL is a server's");
+    assert_eq!(content(&data, &data, true, &[]).expect("look"), Content::Cluster, "its WAL is a server's");
     fs::remove_dir_all(data.join("pg_wal")).expect("remove");
     put(&data, "holiday.jpg", b"x");
-    assert_eq!(content(&data, &data, true).expect("look"), Content::Other);
+    assert_eq!(content(&data, &data, true, &[]).expect("look"), Content::Other);
     put(&data, "PG_VERSION", b"15\n");
-    assert_eq!(content(&data, &data, true).expect("look"), Content::Cluster);
+    assert_eq!(content(&data, &data, true, &[]).expect("look"), Content::Cluster);
+}
+
+#[test]
+fn a_directory_that_holds_files_to_keep_alone_is_empty() {
+    let data = tempfile::tempdir().expect("temporary directory");
+    let keep = ["postgresql.conf", "certs/own.key"].map(|path| RelPath::parse(path).expect("valid"));
+    let look = |keep: &[RelPath]| content(data.path(), data.path(), true, keep).expect("look");
+    put(data.path(), "postgresql.conf", b"port = 5433\n");
+    put(data.path(), "certs/own.key", b"x");
+    fs::create_dir(data.path().join("lost+found")).expect("make");
+    assert_eq!((look(&[]), look(&keep[..1]), look(&keep)), (Content::Other, Content::Other, Content::Empty));
+    put(data.path(), "certs/letter.txt", b"x");
+    assert_eq!(look(&keep), Content::Other);
+    let certs = [keep[0].clone(), RelPath::parse("certs").expect("valid")];
+    assert_eq!(look(&certs), Content::Empty, "a directory to keep");
+    put(data.path(), "PG_VERSION", b"15\n");
+    assert_eq!(look(&certs), Content::Cluster);
 }
 
 #[test]
@@ -156,7 +173,7 @@ fn a_stat_that_fails_is_told_in_the_words_of_postgresql() {
     let data = tempfile::tempdir().expect("temporary directory");
     std::os::unix::fs::symlink("loop", data.path().join("loop")).expect("link");
     let error =
-        content(&data.path().join("loop"), Path::new("/srv/data"), true).expect_err("it cannot be told");
+        content(&data.path().join("loop"), Path::new("/srv/data"), true, &[]).expect_err("it cannot be told");
     assert!(error.message.starts_with("could not stat file \"/srv/data/PG_VERSION\": "), "{error}");
 }
 

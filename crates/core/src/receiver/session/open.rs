@@ -46,7 +46,7 @@ impl Directory {
             let unused = Neighbours::new(found.identity, &listed).demand_unused(&wanted);
             found.doubts.wal = found.doubts.wal.take().or(unused.err());
         }
-        let mut snapshot = snapshot?;
+        let (mut snapshot, content) = (snapshot?, found.content);
         let stage = if let Some(target) = target {
             if target.was_made() {
                 found.content = message::Content::Missing;
@@ -58,7 +58,7 @@ impl Directory {
         };
         // with what the kept configuration needs
         let needed: Vec<RelPath> = found.kept.iter().filter(|path| !keep.contains(path)).cloned().collect();
-        snapshot.also_keeps(&needed);
+        snapshot.also_keeps(&needed, content);
         keep.extend(needed);
         Ok((Self { cluster, keep, snapshot }, stage, found))
     }
