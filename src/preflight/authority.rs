@@ -54,10 +54,12 @@ pub(crate) struct Own {
     pub(crate) server: Server,
 }
 
-/// Refuses another port for the primary than this server's: another server may listen there.
+/// Refuses another port for the primary than this server's, or the one at which it is reached by the settings: another
+/// server may listen there.
 pub(crate) fn demand_own_port(request: &Request, settings: &Settings, own: &Own) -> Result<()> {
+    let is_own = |port| settings.caller_is_superuser || port == own.port || port == settings.primary_port;
     match request.port {
-        Some(port) if !settings.caller_is_superuser && port != own.port => Err(Error::new(
+        Some(port) if !is_own(port) => Err(Error::new(
             Kind::InsufficientPrivilege,
             format!("permission denied to let a standby follow port {port}"),
         )
@@ -65,7 +67,7 @@ pub(crate) fn demand_own_port(request: &Request, settings: &Settings, own: &Own)
                 "The standby would follow, and log in to, the server at that port; this server's port is {}. Only a superuser may name another.",
                 own.port
             ))
-            .hint("Pass this server's own port (Pgpool-II passes backend_port of the primary), or call as a superuser.")),
+            .hint("If the standbys reach this server at that port (address translation, a container's published port), set pgpool_recovery.primary_port to it; otherwise correct backend_port of the primary in pgpool.conf.")),
         _ => Ok(()),
     }
 }
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn another_port_is_for_superusers() {
+    fn another_port_is_for_superusers_and_for_the_setting() {
         let with = |port| Request { port, ..Request::default() };
         let (user, superuser) =
             (Settings::default(), Settings { caller_is_superuser: true, ..Settings::default() });
@@ -156,9 +158,15 @@ mod tests {
             assert!(demand_own_port(&with(port), &user, &own()).is_ok());
         }
         assert!(demand_own_port(&with(Some(5433)), &superuser, &own()).is_ok());
-        let error = demand_own_port(&with(Some(5433)), &user, &own()).expect_err("another server's");
-        assert_eq!(error.kind, Kind::InsufficientPrivilege);
-        assert!(error.detail.is_some() && error.hint.is_some());
+        let translated = Settings { primary_port: 15432, ..Settings::default() };
+        for port in [None, Some(5432), Some(15432)] {
+            assert!(demand_own_port(&with(port), &translated, &own()).is_ok(), "{port:?}");
+        }
+        for settings in [&user, &translated] {
+            let error = demand_own_port(&with(Some(5433)), settings, &own()).expect_err("another server's");
+            assert_eq!(error.kind, Kind::InsufficientPrivilege);
+            assert!(error.detail.is_some() && error.hint.is_some_and(|hint| hint.contains("primary_port")));
+        }
     }
 
     #[test]

@@ -29,7 +29,10 @@ impl PrimaryFacts {
         let replication = ReplicationConfig {
             host,
             host_addresses,
-            port: self.request.port.unwrap_or(self.primary.port),
+            port: self.request.port.unwrap_or(match self.settings.primary_port {
+                0 => self.primary.port,
+                port => port,
+            }),
             user: self.settings.replication_user.clone(),
             application_name: self.application_name.clone(),
             passfile: self.settings.passfile.clone(),

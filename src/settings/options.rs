@@ -138,7 +138,7 @@ mod tests {
     fn every_option_is_taken() {
         let settings = overlay(json!({
             "agent_port": 1, "secret_file": "/s", "transport": "local", "replication_user": "repl",
-            "primary_host": "db1", "application_name": "server%n", "slot_name": "", "passfile": "/p",
+            "primary_host": "db1", "primary_port": 15432, "application_name": "server%n", "slot_name": "", "passfile": "/p",
             "restore_command": "cp %f %p", "overwrite": "any_cluster", "keep_files": "a, b",
             "tablespace_mapping": "/a=/b", "jobs": 3, "compression": "zstd", "max_rate": 1024,
             "clone": false, "verify_checksums": false, "scripts": "refuse", "start_timeout": 5, "node_id": 2,
@@ -151,6 +151,7 @@ mod tests {
             transport: Transport::Local,
             replication_user: "repl".into(),
             primary_host: "db1".into(),
+            primary_port: 15432,
             application_name: "server%n".into(),
             slot_name: String::new(),
             passfile: "/p".into(),
@@ -192,6 +193,8 @@ mod tests {
         for (key, good, bad) in [
             ("agent_port", 65535, 65536),
             ("agent_port", 1, 0),
+            ("primary_port", 65535, 65536),
+            ("primary_port", 0, -1),
             ("dest_port", 65535, 65536),
             ("dest_port", 1, 0),
             ("jobs", 64, 65),

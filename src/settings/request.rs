@@ -22,7 +22,7 @@ pub(crate) struct Request {
     pub(crate) dest_host: String,
     /// Data directory of the target: absolute, without `..`.
     pub(crate) dest_dir: String,
-    /// The primary's port for `primary_conninfo`; `None`: the port this server listens on.
+    /// The primary's port for `primary_conninfo`; `None`: that of the settings.
     pub(crate) port: Option<u16>,
     /// Pgpool-II's number of the node.
     pub(crate) node_id: Option<i32>,

@@ -23,6 +23,9 @@ settings! {
         primary_host: Text = Text::read_by(c"", host), option: Superusers, shown: All,
             "Host in the standby's primary_conninfo when the caller passes none.";
 
+        primary_port: Integer<u16> = Integer::new(0, 0..=65_535), option: Superusers, shown: All,
+            "Port in the standby's primary_conninfo when the caller passes none; 0: the server's own.";
+
         application_name: Text = Text::new(c"%h"), option: All, shown: All,
             "Template of application_name in the standby's primary_conninfo: %h host, %n node id, %p port.";
 

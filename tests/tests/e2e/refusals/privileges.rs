@@ -7,6 +7,7 @@ use std::path::Path;
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::fake_server::{FakeServer, Heard};
 use pgpool_recovery_e2e::ports::Port;
+use pgpool_recovery_e2e::proxy::Proxy;
 use pgpool_recovery_e2e::snapshot::Snapshot;
 use pgpool_recovery_e2e::{Agent, Cluster, Host, Recovery, Scratch, SqlError, agent, process, server};
 use postgres::Client;
@@ -157,6 +158,28 @@ fn a_name_for_this_server_is_not_looked_up_again() {
     primary.append_conf("pgpool_recovery.primary_host", "127.1");
     primary.reload();
     assert!(conf("127.1").contains("host=127.1 port"));
+}
+
+#[test]
+fn a_translated_port_is_named_by_a_setting() {
+    let scratch = Scratch::new();
+    let primary = primary(&scratch);
+    allow(&primary, scratch.path());
+    let (translation, target) = (Proxy::to(primary.port()), scratch.join("target"));
+    let directory = target.to_str().expect("ASCII");
+    let call = classic(directory, translation.port(), "127.0.0.1");
+    let refused = refusal(&primary, &call).expect("42501");
+    assert!(refused.hint.contains("pgpool_recovery.primary_port"), "{refused:?}");
+    assert!(!target.exists());
+    primary.append_conf("pgpool_recovery.primary_port", translation.port());
+    primary.reload();
+    // one who names no port gets it as well
+    for call in [&call, &format!("SELECT pgpool_recovery('pgpool_recovery_1st_stage', '', '{directory}')")] {
+        session(&primary, "operator").simple_query(call).expect(call);
+        let conf = std::fs::read_to_string(target.join("myrecovery.conf")).expect("a standby");
+        assert!(conf.contains(&format!(" port={} ", translation.port())), "{call}: {conf}");
+    }
+    refusal(&primary, &classic(directory, 1, "127.0.0.1")).expect("42501");
 }
 
 #[test]
