@@ -187,6 +187,15 @@ STRICT VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_status_wrapper';
 
+CREATE FUNCTION "pgpool_recovery_stop"(
+    "dest_host" text,
+    "dest_dir" text,
+    "options" jsonb DEFAULT '{}'
+) RETURNS jsonb
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_stop_wrapper';
+
 CREATE VIEW pgpool_recovery_status AS
     SELECT s.host, s.directory, s.state, s.phase, s.percent, s.bytes_per_second,
         pg_catalog.make_interval(secs => s.seconds_left) AS time_left,
@@ -207,6 +216,7 @@ REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, text) FROM PUBL
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer, jsonb) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_check(text, text, integer, jsonb) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_recovery_stop(text, text, jsonb) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text, text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text, text, integer) FROM PUBLIC;

@@ -15,7 +15,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{JsonB, default, extension_sql, name, pg_extern};
 
 use crate::api::caller::{act, call};
-use crate::commands::{check, first_stage, status};
+use crate::commands::{check, first_stage, status, stop};
 use crate::pg::json::{JsonText, to_jsonb};
 use crate::pg::text::{Text, server_text};
 use crate::settings::Settings;
@@ -163,6 +163,21 @@ fn pgpool_recovery_status() -> Result<
     })
 }
 
+#[pg_extern(volatile, parallel_unsafe)]
+fn pgpool_recovery_stop(
+    dest_host: Option<Text>,
+    dest_dir: Option<Text>,
+    options: default!(Option<JsonText>, "'{}'"),
+) -> Result<JsonB, ErrorReport> {
+    act(|caller| {
+        let host = request::host("dest_host", &string("dest_host", dest_host)?)?;
+        let directory = request::directory("dest_dir", &string("dest_dir", dest_dir)?)?;
+        let options = required("options", options)?.parse("options")?;
+        let settings = caller.settings()?.overlay(&options)?;
+        Ok(to_jsonb(&stop::stop(&host, &directory, &settings)?))
+    })
+}
+
 extension_sql!(
     r"
 CREATE VIEW pgpool_recovery_status AS
@@ -191,6 +206,7 @@ REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, text) FROM PUBL
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer, jsonb) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_check(text, text, integer, jsonb) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_recovery_stop(text, text, jsonb) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text, text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text, text, integer) FROM PUBLIC;

@@ -8,3 +8,4 @@ pub(crate) mod pgctl;
 pub(crate) mod remote_start;
 pub(crate) mod script;
 pub(crate) mod status;
+pub(crate) mod stop;

@@ -2,21 +2,17 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pgpool_recovery_core::LocalConnector;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::launch;
 use pgpool_recovery_core::replication::naming;
 use pgpool_recovery_core::replication::streaming::{self, Expected, Replay};
 use pgpool_recovery_core::sender::Session;
-use pgpool_recovery_core::sys::cancel::Cancel;
-use pgpool_recovery_core::wire::protocol::message::{Purpose, TargetInfo};
+use pgpool_recovery_core::wire::protocol::message::TargetInfo;
 
 use crate::commands::script;
 use crate::history::{Entry, History, Outcome};
-use crate::pg::threads::DropAside;
 use crate::pg::{catalog, log, threads};
 use crate::preflight::one_host;
 use crate::preflight::reach;
@@ -56,17 +52,9 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     let failure = last.as_ref().map_or(Ok(None), failure)?;
     // why it was not reached may be why it is not
     let or_failure = |error| failure.clone().unwrap_or(error);
-    let local = if is_local.map_err(or_failure)? {
-        Some(LocalConnector::new(catalog::bin_directory()?.into(), catalog::data_directory()?.into(), reach))
-    } else {
-        None
-    };
-    let connector = reach::connector(host, &settings, local, Arc::default()).map_err(or_failure)?;
-    let open = |cancel: &Cancel| {
-        Session::open(connector, Path::new(directory), Purpose::Look, Vec::new(), Arc::default(), cancel)
-            .map(DropAside::new)
-    };
-    let mut session = run.blocking(open).map_err(or_failure)?;
+    let is_local = is_local.map_err(or_failure)?;
+    let mut session =
+        reach::look(host, Path::new(directory), is_local, &settings, &mut run).map_err(or_failure)?;
     // a standby that is complete by now was recovered under another name of its host, or by another primary
     if let Some(failure) = failure.filter(|_| !is_complete_standby(session.target())) {
         return Err(failure);

@@ -8,6 +8,7 @@ pub(crate) mod one_host;
 mod primary;
 pub(crate) mod reach;
 mod replication;
+pub(crate) mod stop;
 mod tablespaces;
 mod target;
 mod walk;

@@ -7,13 +7,18 @@ use std::sync::atomic::AtomicU64;
 use pgpool_recovery_core::LocalConnector;
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::host::policy::Reach;
+use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sys::addresses::is_this_host;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::wire::link::Connector;
 use pgpool_recovery_core::wire::link::dial::AgentConnector;
+use pgpool_recovery_core::wire::protocol::message::Purpose;
 use pgpool_recovery_core::wire::secret::Secret;
 
+use crate::pg::catalog;
+use crate::pg::threads::DropAside;
 use crate::preflight::PrimaryFacts;
+use crate::run::Run;
 use crate::settings::{Settings, Transport};
 
 impl PrimaryFacts {
@@ -41,6 +46,28 @@ pub(crate) fn connector(
     // an agent on this host listens on TCP, whatever the host is called
     let host = if host.is_empty() || host.starts_with('/') { "localhost" } else { host };
     Ok(Arc::new(AgentConnector::new(host, settings.agent_port, secret, wire)?))
+}
+
+/// A session that only looks at a directory, or starts or stops its server.
+pub(crate) fn look(
+    host: &str,
+    directory: &Path,
+    is_local: bool,
+    settings: &Settings,
+    run: &mut Run<'_>,
+) -> Result<DropAside<Session>> {
+    let local = if is_local {
+        let (programs, origin) = (catalog::bin_directory()?.into(), catalog::data_directory()?.into());
+        Some(LocalConnector::new(programs, origin, settings.reach()?))
+    } else {
+        None
+    };
+    let connector = connector(host, settings, local, Arc::default())?;
+    let open = |cancel: &Cancel| {
+        Session::open(connector, directory, Purpose::Look, Vec::new(), Arc::default(), cancel)
+            .map(DropAside::new)
+    };
+    run.blocking(open)
 }
 
 /// Whether the target is written by this process; refused at once if it would be and the caller may not have that

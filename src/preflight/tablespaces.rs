@@ -10,8 +10,8 @@ use pgpool_recovery_core::manifest::Side;
 use pgpool_recovery_core::manifest::path::{normalize_directory, overlap};
 use pgpool_recovery_core::manifest::plan::Tablespace;
 use pgpool_recovery_core::manifest::scan::tablespace_links;
-use pgpool_recovery_core::preflight::may_be_one_machine;
 use pgpool_recovery_core::sys::FileId;
+use pgpool_recovery_core::sys::machine;
 use pgpool_recovery_core::wire::protocol::message::TargetInfo;
 
 use crate::preflight::PrimaryFacts;
@@ -52,7 +52,7 @@ impl PrimaryFacts {
 
     /// Refuses directories of the target that are the primary's: an agent may run on the primary's host.
     pub(crate) fn demand_other_locations(&self, target: &TargetInfo, locations: &[FileId]) -> Result<()> {
-        if !may_be_one_machine(self.identity.boot_id.as_deref(), target.boot_id.as_deref()) {
+        if !machine::may_be_one(self.identity.boot_id.as_deref(), target.boot_id.as_deref()) {
             return Ok(());
         }
         let links = tablespace_links(&self.data_directory, Side::Primary)?;

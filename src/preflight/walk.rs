@@ -165,6 +165,11 @@ fn walk(
     if let Err(error) = context.run.blocking(|_| facts.demand_other_directory()) {
         return Err(context.refuse("target_is_not_primary", error));
     }
+    if let Purpose::Recover = context.purpose
+        && let Err(error) = facts.stop_target(context.run)
+    {
+        return Err(context.refuse("target_stopped", error));
+    }
     let asked = now();
     let opened = facts.connector(Arc::clone(context.run.wire())).and_then(|connector| {
         let connector = DropAside::new(connector);
@@ -195,8 +200,13 @@ fn walk(
         context.add(Finding::new("agent_version", Ok(versions)))?;
     }
     context.add(clocks)?;
+    let mut could_be_stopped = match context.purpose {
+        Purpose::Look => facts.could_be_stopped(&mut session, &target, context.run),
+        Purpose::Recover => None,
+    };
     for finding in facts.target_findings(&target)? {
-        context.add(finding)?;
+        let answer = could_be_stopped.take_if(|answer| answer.step == finding.step);
+        context.add(answer.unwrap_or(finding))?;
     }
     if let Purpose::Look = context.purpose {
         // a recovery has the target's lock instead

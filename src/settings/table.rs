@@ -77,6 +77,13 @@ settings! {
         start_timeout: Seconds = Seconds::new(60, 1..=86_400), option: All, shown: All,
             "How long pgpool_remote_start() waits for the standby to stream.";
 
+        stop_target: Boolean = Boolean::new(false), option: Superusers, shown: All,
+            "Whether a recovery first stops the target's server: a standby, or a primary that this one has replaced.";
+
+        // at most a day
+        stop_timeout: Seconds = Seconds::new(60, 1..=86_400), option: All, shown: All,
+            "How long a fast shutdown of a target's server may take before it becomes an immediate one.";
+
         // read when it binds a caller: preflight::authority
         local_directories: Text = Text::new(c""), option: NoOne, shown: Superusers,
             "Directories beneath which callers who are not superusers may have local targets, separated by commas.";

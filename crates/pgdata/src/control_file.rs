@@ -213,11 +213,18 @@ pub fn wal_system_identifier(head: &[u8]) -> Option<u64> {
 /// A pg_control as PostgreSQL 15 lays it out.
 #[cfg(any(test, feature = "samples"))]
 pub fn sample(system_identifier: u64) -> Vec<u8> {
+    // DB_SHUTDOWNED
+    sample_in_state(system_identifier, 1)
+}
+
+/// The same, of a server in a state (DBState in pg_control.h).
+#[cfg(any(test, feature = "samples"))]
+pub fn sample_in_state(system_identifier: u64, state: u32) -> Vec<u8> {
     let mut bytes = vec![0; PG_CONTROL_FILE_SIZE];
     let mut put = |offset: usize, value: u32| bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
     put(8, 1300);
     put(12, 202_209_061);
-    put(16, 1);
+    put(16, state);
     put(32, 0x500_0060);
     put(40, 0x500_0028);
     put(48, 3);

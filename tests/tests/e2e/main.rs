@@ -7,6 +7,7 @@ mod alone;
 mod faults;
 mod files;
 mod harness;
+mod outage;
 mod pgpool;
 mod refusals;
 mod runs;

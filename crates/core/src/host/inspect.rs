@@ -171,6 +171,20 @@ pub(crate) fn inspect_opened(
     })
 }
 
+/// pg_control of the server here, and the latest timeline that it has been on. What cannot be told is an error.
+pub(crate) fn control_and_timeline(directory: &Path) -> Result<(ControlFile, u32)> {
+    let path = directory.join(PG_CONTROL);
+    let found = control(directory).map_err(Error::on_path("read file", &path))?;
+    let (control, _) = found
+        .filter(|(_, in_place)| *in_place)
+        .ok_or_else(|| Error::new(Kind::MissingFile, format!("there is no file \"{}\"", path.display())))?;
+    let wal = directory.join("pg_wal");
+    let timeline =
+        wal::timeline(directory, Some(&control)).map_err(Error::on_path("read directory", &wal))?;
+    let timeline = timeline.unwrap_or(control.timeline);
+    Ok((control, timeline))
+}
+
 /// A directory that can be a target of this user's; `None` if it is missing.
 fn own_directory(look: &Path, shown: &Path) -> Result<Option<fs::Metadata>> {
     let metadata = match fs::metadata(look) {

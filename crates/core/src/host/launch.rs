@@ -25,7 +25,7 @@ const GRACE: Duration = Duration::from_secs(5);
 const GONE: Duration = Duration::from_secs(2);
 
 /// What makes a server start as a standby.
-const STANDBY_SIGNAL: &str = "standby.signal";
+pub(super) const STANDBY_SIGNAL: &str = "standby.signal";
 
 /// Starts the server and waits until it accepts connections. False if it ran already.
 pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bool> {

@@ -6,8 +6,10 @@ pub mod inspect;
 pub mod launch;
 pub mod policy;
 pub(crate) mod running;
+pub mod stop;
 
 pub(crate) mod login;
+mod may_stop;
 pub(crate) mod neighbours;
 mod patience;
 pub(crate) mod places;

@@ -22,6 +22,12 @@ pub struct Cluster {
     /// How to start the server; default: `pg_ctl -D data_directory -w start`.
     #[serde(default)]
     pub start_command: Option<Vec<String>>,
+    /// Whether the server may be stopped.
+    #[serde(default)]
+    pub allow_stop: bool,
+    /// How to stop the server; default: `pg_ctl -D data_directory -m fast stop`.
+    #[serde(default)]
+    pub stop_command: Option<Vec<String>>,
     /// The server's log, where it lies outside the data directory (Debian).
     #[serde(default)]
     pub log_file: Option<PathBuf>,
@@ -45,6 +51,8 @@ impl Cluster {
             bin_directory,
             config_file: None,
             start_command: None,
+            allow_stop: false,
+            stop_command: None,
             log_file: None,
             tablespace_roots: Vec::new(),
             allow_skip: allowed(),
@@ -113,7 +121,8 @@ impl Policy {
         match self {
             Self::Local { bin_directory, reach, .. } => {
                 reach.check(&wanted)?;
-                Ok(Cluster::new(resolve(&wanted), bin_directory.clone()))
+                // the caller may stop it without us: the server runs as the same OS user
+                Ok(Cluster { allow_stop: true, ..Cluster::new(resolve(&wanted), bin_directory.clone()) })
             }
             Self::Listed(clusters) => {
                 // by its name first: another one's file system may not answer

@@ -12,6 +12,7 @@ use crate::host::running;
 use crate::manifest::path::overlap;
 use crate::preflight::Finding;
 use crate::sys::FileId;
+use crate::sys::machine;
 use crate::wire::protocol::message::{Content, TargetInfo};
 
 mod archive;
@@ -132,7 +133,7 @@ fn not_the_primary(
     same_paths: bool,
 ) -> Result<String, Error> {
     let shown = target.directory.display();
-    let one_machine = may_be_one_machine(primary.boot_id.as_deref(), target.boot_id.as_deref());
+    let one_machine = machine::may_be_one(primary.boot_id.as_deref(), target.boot_id.as_deref());
     let same_directory = one_machine && target.identity == Some(primary.identity);
     if same_directory {
         return Err(is_itself(&target.directory));
@@ -159,12 +160,6 @@ fn not_the_primary(
             .hint("Remove the link, or let it point to a directory of the standby's own."));
     }
     Ok(format!("\"{shown}\" is not the primary's data directory"))
-}
-
-/// Whether two hosts are one machine, as their kernels' identifiers of the boot tell. Where one of them cannot be read
-/// they may be: what then looks like the primary's own is refused.
-pub fn may_be_one_machine(one: Option<&str>, other: Option<&str>) -> bool {
-    one.zip(other).is_none_or(|(one, other)| one == other)
 }
 
 /// Refuses a target that is the primary's data directory, lies inside it, or around it. Both paths are

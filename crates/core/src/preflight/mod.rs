@@ -4,7 +4,5 @@ mod check_target;
 mod finding;
 pub mod hot_standby;
 
-pub use check_target::{
-    BACKUP_LABEL, PrimaryIdentity, Strategy, apart, check_target, clocks, may_be_one_machine, strategy,
-};
+pub use check_target::{BACKUP_LABEL, PrimaryIdentity, Strategy, apart, check_target, clocks, strategy};
 pub use finding::Finding;

@@ -26,6 +26,7 @@ use crate::wire::link::control::Control;
 use crate::wire::protocol::PUT;
 use crate::wire::protocol::data::Put;
 use crate::wire::protocol::message::{Marker, PlanHeader, Purpose, Reply, Request, TargetInfo};
+use crate::wire::protocol::stop::{Asker, Role, Stopped};
 
 mod pack;
 pub mod proof;
@@ -200,6 +201,22 @@ impl Session<Opened> {
     pub fn start(&mut self, timeout: u32) -> Result<bool> {
         match self.conversation.request(&Request::Start { timeout })? {
             Reply::Started { launched } => Ok(launched),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What the server in the directory is, if one runs there. Fails if it may not be stopped.
+    pub fn may_stop(&mut self, asker: Asker) -> Result<Option<Role>> {
+        match self.conversation.request(&Request::MayStop { asker })? {
+            Reply::MayStop { role } => Ok(role),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Stops the server in the directory, if one runs there and may be stopped.
+    pub fn stop(&mut self, asker: Asker, timeout: u32) -> Result<Option<Stopped>> {
+        match self.conversation.request(&Request::Stop { asker, timeout })? {
+            Reply::Stopped { stopped } => Ok(stopped),
             other => Err(unexpected(&other)),
         }
     }

@@ -9,6 +9,12 @@ pub fn boot_id() -> Option<String> {
     small_file::text(Path::new("/proc/sys/kernel/random/boot_id")).map(|text| text.trim().to_owned())
 }
 
+/// Whether two hosts are one machine, as their kernels' identifiers of the boot tell. Where one of them cannot be read
+/// they may be: what then looks like the primary's own is refused.
+pub fn may_be_one(one: Option<&str>, other: Option<&str>) -> bool {
+    one.zip(other).is_none_or(|(one, other)| one == other)
+}
+
 /// What tells the network namespace of this process from all others; `None` where that is not known. Two processes in
 /// one have the same addresses.
 pub fn network() -> Option<String> {

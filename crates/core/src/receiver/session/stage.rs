@@ -11,7 +11,7 @@ use super::plan::Planned;
 use super::{present, wal};
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
-use crate::host::{launch, login, readiness, references, running, server_log, walreceiver};
+use crate::host::{launch, login, readiness, references, running, server_log, stop, walreceiver};
 use crate::manifest::list::{FileIndex, FileList};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan;
@@ -313,6 +313,19 @@ impl Stage {
                 let launched = launch::start(cluster, timeout, cancel)?;
                 info!(directory = %data_directory.display(), launched, "the server accepts connections");
                 Ok(Reply::Started { launched })
+            }
+            Request::MayStop { asker } => Ok(Reply::MayStop { role: stop::may_be_stopped(cluster, &asker)? }),
+            Request::Stop { asker, timeout } => {
+                // a run has its server stopped before it begins
+                if !self.only_looks() {
+                    return Err(out_of_order("a directory that was opened to look"));
+                }
+                let stopped = stop::stop(cluster, &asker, Duration::from_secs(timeout.into()), cancel)?;
+                if let Some(stopped) = &stopped {
+                    info!(directory = %data_directory.display(), role = ?stopped.role, mode = ?stopped.mode,
+                        "the server was stopped");
+                }
+                Ok(Reply::Stopped { stopped })
             }
             Request::Walreceiver => {
                 let (found, startup) =

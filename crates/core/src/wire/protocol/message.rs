@@ -20,6 +20,7 @@ use crate::replication::streaming::Walreceiver;
 use crate::sys::FileId;
 use crate::sys::space::Pool;
 use crate::wire::protocol::status::{Run, Status};
+use crate::wire::protocol::stop::{Asker, Role, Stopped};
 
 /// What the sender asks of the receiver.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -114,6 +115,18 @@ pub enum Request {
     /// Answer: [`Reply::Started`].
     Start {
         /// How long to wait, seconds.
+        timeout: u32,
+    },
+    /// What is the server in a directory that was opened to look, and may it be stopped? Answer: [`Reply::MayStop`].
+    MayStop {
+        /// Who asks.
+        asker: Asker,
+    },
+    /// Stop the server in a directory that was opened to look, if it is one that may be stopped. Answer: [`Reply::Stopped`].
+    Stop {
+        /// Who asks.
+        asker: Asker,
+        /// How long a fast shutdown may take before it becomes an immediate one, seconds.
         timeout: u32,
     },
     /// Nothing will begin: release the directory and remove what was made for the plan. Answer: [`Reply::Ok`].
@@ -229,6 +242,16 @@ pub enum Reply {
     Started {
         /// False if it ran already.
         launched: bool,
+    },
+    /// The server may be stopped.
+    MayStop {
+        /// What it is; none if no server runs in the directory.
+        role: Option<Role>,
+    },
+    /// No server runs in the directory.
+    Stopped {
+        /// The one that did.
+        stopped: Option<Stopped>,
     },
     /// The end of the server's log.
     Log {

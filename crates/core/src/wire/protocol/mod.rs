@@ -55,6 +55,7 @@ pub mod examine;
 pub mod message;
 pub mod plan;
 pub mod status;
+pub mod stop;
 
 /// Keeps an idle control link alive; no body.
 pub const PING: u8 = 0x03;

@@ -1,0 +1,210 @@
+//! Stopping a server.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::launch::STANDBY_SIGNAL;
+use super::may_stop::{Running, may_stop};
+use super::policy::Cluster;
+use super::{inspect, running, server_log};
+use crate::error::{Error, Kind, Result};
+use crate::sys::FileId;
+use crate::sys::cancel::Cancel;
+use crate::sys::machine;
+use crate::sys::process;
+use crate::wire::protocol::stop::{Asker, Mode, Role, Stopped};
+
+/// How long an immediate shutdown may take: no process waits for anything but its own exit.
+const IMMEDIATE: Duration = Duration::from_secs(10);
+
+/// Stops the server in a directory, if it is one that `asker` may stop. `None` if none runs there.
+///
+/// A fast shutdown has `timeout`: a primary waits for its standbys to receive all WAL. After that it is an immediate one.
+pub fn stop(cluster: &Cluster, asker: &Asker, timeout: Duration, cancel: &Cancel) -> Result<Option<Stopped>> {
+    let Some(role) = may_be_stopped(cluster, asker)? else { return Ok(None) };
+    let begin = Instant::now();
+    let mode = shut_down(cluster, timeout, cancel)?;
+    let milliseconds = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok(Some(Stopped { role, mode, milliseconds }))
+}
+
+/// What the server in a directory is to `asker`, if one runs there. Fails if it may not be stopped.
+pub fn may_be_stopped(cluster: &Cluster, asker: &Asker) -> Result<Option<Role>> {
+    let directory = &cluster.data_directory;
+    if !cluster.allow_stop {
+        let message = format!("the agent may not stop the server in \"{}\"", directory.display());
+        return Err(Error::new(Kind::InsufficientPrivilege, message)
+            .detail("Its configuration does not say allow_stop = true for this directory.")
+            .hint("Set allow_stop = true for the cluster in agent.toml and reload the agent, or stop the server by hand."));
+    }
+    if running::server(directory)?.is_none() {
+        return Ok(None);
+    }
+    may_stop(asker, &look(directory)?, directory).map(Some)
+}
+
+/// What its files tell of the server. What cannot be told is an error.
+fn look(directory: &Path) -> Result<Running> {
+    let signal = directory.join(STANDBY_SIGNAL);
+    let metadata = std::fs::metadata(directory).map_err(Error::on_path("stat directory", directory))?;
+    let (control, timeline) = inspect::control_and_timeline(directory)?;
+    Ok(Running {
+        control,
+        timeline,
+        has_signal: signal.try_exists().map_err(Error::on_path("stat", &signal))?,
+        identity: FileId::from(&metadata),
+        boot_id: machine::boot_id(),
+    })
+}
+
+fn shut_down(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<Mode> {
+    let directory = &cluster.data_directory;
+    let end = Instant::now() + timeout;
+    ask(cluster, end, cancel)?;
+    if is_gone(directory, end, cancel)? {
+        return Ok(Mode::Fast);
+    }
+    let end = Instant::now() + IMMEDIATE;
+    let command = pg_ctl(cluster, "immediate");
+    let outcome = process::run(command, IMMEDIATE, cancel)?;
+    if is_gone(directory, end, cancel)? {
+        return Ok(Mode::Immediate);
+    }
+    let message = format!("the server in \"{}\" does not stop", directory.display());
+    let said = [outcome.said(), server_log::tail(cluster)].join("\n");
+    Err(Error::new(Kind::InUse, message)
+        .detail(said.trim().to_owned())
+        .hint("A process that waits for a disk cannot be ended. Look at the server's host."))
+}
+
+/// Asks for a fast shutdown, by the operator's command where there is one. What fails at once and leaves the server running is a
+/// wrong command or a missing right, for which nobody's sessions are thrown out.
+fn ask(cluster: &Cluster, end: Instant, cancel: &Cancel) -> Result<()> {
+    let directory = &cluster.data_directory;
+    let command = match &cluster.stop_command {
+        Some(words) => {
+            let (program, arguments) = words
+                .split_first()
+                .ok_or_else(|| Error::new(Kind::InvalidArgument, "stop_command in agent.toml is empty"))?;
+            process::command(Path::new(program), arguments)
+        }
+        None => pg_ctl(cluster, "fast"),
+    };
+    let mut goes_on = || Instant::now() < end;
+    let output = process::anonymous_file()?;
+    let Some(outcome) = process::run_while(command, output, &mut goes_on, cancel)? else {
+        // it waits for a server that takes longer
+        return Ok(());
+    };
+    if outcome.status.success() || running::server(directory)?.is_none() {
+        return Ok(());
+    }
+    let message =
+        format!("the server in \"{}\" could not be stopped: {}", directory.display(), outcome.describe());
+    Err(Error::new(Kind::InUse, message)
+        .detail(format!("The stop command said: {}", outcome.said()))
+        .hint("Try stop_command of agent.toml by hand, as the agent's OS user."))
+}
+
+/// Waits until no process of the server is left.
+fn is_gone(directory: &Path, end: Instant, cancel: &Cancel) -> Result<bool> {
+    loop {
+        if running::find(directory)?.is_none() {
+            return Ok(true);
+        }
+        if Instant::now() >= end {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        cancel.check()?;
+    }
+}
+
+/// Does not wait: who waits sees the processes.
+fn pg_ctl(cluster: &Cluster, mode: &str) -> std::process::Command {
+    let mut command = process::command(&cluster.bin_directory.join("pg_ctl"), ["stop", "-W", "-m", mode]);
+    command.env("PGDATA", &cluster.data_directory);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use pgdata::control_file::sample_in_state;
+
+    use super::*;
+    use crate::compare::wal_map::Lineage;
+    use crate::sys::process::tests::script;
+
+    /// A standby whose server is a `sleep`; its pg_ctl is a script that is called with the mode as `$4`.
+    fn standby(stop: &str) -> (tempfile::TempDir, Cluster, std::process::Child) {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let place = data.path().canonicalize().expect("real path");
+        fs::create_dir_all(place.join("global")).expect("make");
+        fs::create_dir_all(place.join("pg_wal")).expect("make");
+        const DB_IN_ARCHIVE_RECOVERY: u32 = 5;
+        let control = sample_in_state(42, DB_IN_ARCHIVE_RECOVERY);
+        fs::write(place.join("global/pg_control"), control).expect("write");
+        fs::write(place.join("standby.signal"), "").expect("write");
+        script(&place.join("pg_ctl"), stop);
+        let server = running::tests::serve(&place);
+        let cluster = Cluster { allow_stop: true, ..Cluster::new(place.clone(), place) };
+        (data, cluster, server)
+    }
+
+    fn asker() -> Asker {
+        Asker {
+            system_identifier: 42,
+            history: Lineage::new(1, &[]),
+            identity: FileId { device: 0, inode: 0 },
+            boot_id: None,
+        }
+    }
+
+    /// Stops it while its parent looks after it, as an init does.
+    fn stop_with(cluster: &Cluster, mut server: std::process::Child) -> Result<Option<Stopped>> {
+        let reaper = std::thread::spawn(move || server.wait());
+        let stopped = stop(cluster, &asker(), Duration::from_secs(1), &Cancel::new());
+        if let Some(process) = running::postmaster_pid(&cluster.data_directory) {
+            let process = i32::try_from(process).ok().and_then(rustix::process::Pid::from_raw);
+            let _ =
+                process.map(|process| rustix::process::kill_process(process, rustix::process::Signal::KILL));
+        }
+        reaper.join().expect("no panic").expect("reaped");
+        stopped
+    }
+
+    #[test]
+    fn a_standby_is_stopped_fast() {
+        let (_data, cluster, server) = standby("kill $(head -1 $PGDATA/postmaster.pid)");
+        let stopped = stop_with(&cluster, server).expect("stopped").expect("one ran");
+        assert_eq!((stopped.role, stopped.mode), (Role::Standby, Mode::Fast));
+        assert_eq!(stop(&cluster, &asker(), Duration::from_secs(1), &Cancel::new()), Ok(None), "none runs");
+    }
+
+    #[test]
+    fn what_does_not_stop_in_time_is_stopped_immediately() {
+        let (_data, cluster, server) = standby("[ $4 = fast ] || kill $(head -1 $PGDATA/postmaster.pid)");
+        let stopped = stop_with(&cluster, server).expect("stopped").expect("one ran");
+        assert_eq!(stopped.mode, Mode::Immediate);
+        assert!(stopped.milliseconds >= 1000, "the fast one had its time");
+    }
+
+    #[test]
+    fn a_stop_command_that_fails_leaves_the_server_running() {
+        let (_data, cluster, server) = standby("kill $(head -1 $PGDATA/postmaster.pid)");
+        let words = ["/bin/sh", "-c", "echo not allowed; exit 1"].map(str::to_owned).to_vec();
+        let cluster = Cluster { stop_command: Some(words), ..cluster };
+        let error = stop_with(&cluster, server).expect_err("refused");
+        assert!(error.detail.is_some_and(|detail| detail.contains("not allowed")));
+    }
+
+    #[test]
+    fn nothing_is_stopped_without_permission() {
+        let (_data, cluster, server) = standby("kill $(head -1 $PGDATA/postmaster.pid)");
+        let cluster = Cluster { allow_stop: false, ..cluster };
+        let error = stop_with(&cluster, server).expect_err("refused");
+        assert_eq!(error.kind, Kind::InsufficientPrivilege);
+    }
+}

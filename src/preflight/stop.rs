@@ -1,0 +1,107 @@
+//! Stopping the server of a target: before a recovery of it, or because that is all that is asked for.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pgpool_recovery_core::compare::wal_map::Wal;
+use pgpool_recovery_core::error::{Error, Result};
+use pgpool_recovery_core::preflight::Finding;
+use pgpool_recovery_core::sender::Session;
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::sys::{FileId, machine};
+use pgpool_recovery_core::wire::protocol::message::{Purpose, TargetInfo};
+use pgpool_recovery_core::wire::protocol::stop::{Asker, Mode, Role, Stopped};
+
+use crate::pg::threads::DropAside;
+use crate::pg::{catalog, log};
+use crate::preflight::PrimaryFacts;
+use crate::preflight::facts::read_control;
+use crate::run::Run;
+use crate::settings::Settings;
+
+/// This server, as it asks for the end of another.
+pub(crate) fn asker() -> Result<Asker> {
+    let primary = catalog::primary()?;
+    let directory = Path::new(&primary.data_directory);
+    let metadata = std::fs::metadata(directory).map_err(Error::on_path("stat directory", directory))?;
+    let (control, _) = read_control(directory)?;
+    Ok(Asker {
+        system_identifier: primary.system_identifier,
+        history: Wal::new(&directory.join("pg_wal"), &control).lineage(primary.timeline)?,
+        identity: FileId::from(&metadata),
+        boot_id: machine::boot_id(),
+    })
+}
+
+/// Stops the server in the directory of a session that looks, if one runs there, and says so.
+pub(crate) fn stop(
+    session: &mut Session,
+    settings: &Settings,
+    (host, directory): (&str, &str),
+    run: &mut Run<'_>,
+) -> Result<Option<Stopped>> {
+    let asker = asker()?;
+    let timeout = u32::try_from(settings.stop_timeout.as_secs()).unwrap_or(u32::MAX);
+    let stopped = run.blocking(|_| session.stop(asker, timeout))?;
+    if let Some(stopped) = &stopped {
+        let Stopped { role, mode, milliseconds } = stopped;
+        let text = format!(
+            "pgpool_recovery: the server in \"{directory}\" on host \"{host}\", {}, was stopped ({}, {milliseconds} ms)",
+            described(*role),
+            mode_name(*mode),
+        );
+        log::log(&text);
+        log::notice(&text);
+    }
+    Ok(stopped)
+}
+
+const fn described(role: Role) -> &'static str {
+    match role {
+        Role::Standby => "a standby",
+        Role::FormerPrimary => "a primary that was replaced",
+    }
+}
+
+/// As pg_ctl calls it.
+pub(crate) const fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Fast => "fast",
+        Mode::Immediate => "immediate",
+    }
+}
+
+impl PrimaryFacts {
+    /// Stops the target's server before a recovery opens its directory, if that is wanted.
+    pub(super) fn stop_target(&self, run: &mut Run<'_>) -> Result<()> {
+        if !self.settings.stop_target {
+            return Ok(());
+        }
+        let connector = DropAside::new(self.connector(Arc::clone(run.wire()))?);
+        let (directory, reaches) = (&self.request.dest_dir, Arc::clone(&connector));
+        let open = |cancel: &Cancel| {
+            Session::open(reaches, Path::new(directory), Purpose::Look, Vec::new(), Arc::default(), cancel)
+                .map(DropAside::new)
+        };
+        let mut session = run.blocking(open)?;
+        stop(&mut session, &self.settings, (&self.request.dest_host, directory), run).map(drop)
+    }
+
+    /// Of a target that is only looked at: whether its server could be stopped, if that is what a recovery would do.
+    pub(super) fn could_be_stopped(
+        &self,
+        session: &mut Session,
+        target: &TargetInfo,
+        run: &mut Run<'_>,
+    ) -> Option<Finding> {
+        if !self.settings.stop_target || target.running.is_none() {
+            return None;
+        }
+        let may_stop = asker().and_then(|asker| run.blocking(|_| session.may_stop(asker)));
+        let answer = may_stop.map(|role| match role {
+            Some(role) => format!("{} runs there, which a recovery stops first", described(role)),
+            None => "no server is running there".to_owned(),
+        });
+        Some(Finding::new("target_stopped", answer))
+    }
+}
