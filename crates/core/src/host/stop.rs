@@ -51,7 +51,7 @@ fn look(directory: &Path) -> Result<Running> {
     Ok(Running {
         control,
         timeline,
-        has_signal: signal.try_exists().map_err(Error::on_path("stat", &signal))?,
+        has_signal: signal.try_exists().map_err(Error::on_path("stat file", &signal))?,
         identity: FileId::from(&metadata),
         boot_id: machine::boot_id(),
     })
