@@ -1,21 +1,19 @@
 //! Stopping the server of a target: before a recovery of it, or because that is all that is asked for.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use pgpool_recovery_core::compare::wal_map::Wal;
 use pgpool_recovery_core::error::{Error, Result};
 use pgpool_recovery_core::preflight::Finding;
 use pgpool_recovery_core::sender::Session;
-use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::{FileId, machine};
-use pgpool_recovery_core::wire::protocol::message::{Purpose, TargetInfo};
+use pgpool_recovery_core::wire::protocol::message::TargetInfo;
 use pgpool_recovery_core::wire::protocol::stop::{Asker, Mode, Role, Stopped};
 
-use crate::pg::threads::DropAside;
 use crate::pg::{catalog, log};
 use crate::preflight::PrimaryFacts;
 use crate::preflight::facts::read_control;
+use crate::preflight::reach;
 use crate::run::Run;
 use crate::settings::Settings;
 
@@ -73,18 +71,15 @@ pub(crate) const fn mode_name(mode: Mode) -> &'static str {
 
 impl PrimaryFacts {
     /// Stops the target's server before a recovery opens its directory, if that is wanted.
-    pub(super) fn stop_target(&self, run: &mut Run<'_>) -> Result<()> {
+    pub(super) fn stop_target(&self) -> Result<()> {
         if !self.settings.stop_target {
             return Ok(());
         }
-        let connector = DropAside::new(self.connector(Arc::clone(run.wire()))?);
-        let (directory, reaches) = (&self.request.dest_dir, Arc::clone(&connector));
-        let open = |cancel: &Cancel| {
-            Session::open(reaches, Path::new(directory), Purpose::Look, Vec::new(), Arc::default(), cancel)
-                .map(DropAside::new)
-        };
-        let mut session = run.blocking(open)?;
-        stop(&mut session, &self.settings, (&self.request.dest_host, directory), run).map(drop)
+        // the end of a session ends its run
+        let mut run = Run::quiet();
+        let (host, directory) = (&self.request.dest_host, &self.request.dest_dir);
+        let mut session = reach::look(host, Path::new(directory), self.is_local, &self.settings, &mut run)?;
+        stop(&mut session, &self.settings, (host, directory), &mut run).map(drop)
     }
 
     /// Of a target that is only looked at: whether its server could be stopped, if that is what a recovery would do.

@@ -166,7 +166,7 @@ fn walk(
         return Err(context.refuse("target_is_not_primary", error));
     }
     if let Purpose::Recover = context.purpose
-        && let Err(error) = facts.stop_target(context.run)
+        && let Err(error) = facts.stop_target()
     {
         return Err(context.refuse("target_stopped", error));
     }

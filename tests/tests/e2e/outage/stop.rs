@@ -124,7 +124,8 @@ fn the_primary_of_a_history_that_goes_on_is_never_stopped() {
 fn a_server_of_another_system_is_never_stopped() {
     let scratch = Scratch::new();
     let primary = Cluster::primary(&scratch);
-    let foreign = Cluster::place(&scratch, &Host::here(), "foreign").into_primary();
+    let foreign =
+        Cluster::place(&scratch, &Host::here(), "foreign").initdb_argument("--data-checksums").into_primary();
     let options = json!({ "transport": "local" });
     stop(&primary, &foreign, &options).expect_err("refused").expect("55000").says("system identifier");
     assert!(foreign.postmaster().is_some());
