@@ -8,7 +8,7 @@ mod tests {
     use crate::server_tests::support::{Session, eventually, fails, holds, value};
 
     /// Exactly as users and Pgpool-II know them.
-    const SIGNATURES: [&str; 13] = [
+    const SIGNATURES: [&str; 14] = [
         "pgpool_pgctl(action text, stop_mode text) boolean",
         "pgpool_recovery(script_name text, remote_host text, remote_data_directory text) boolean",
         "pgpool_recovery(script_name text, remote_host text, remote_data_directory text, primary_port text) boolean",
@@ -20,6 +20,7 @@ mod tests {
         "pgpool_recovery_1st_stage(dest_host text, dest_dir text, port text) jsonb",
         "pgpool_recovery_check(dest_host text, dest_dir text, port integer, options jsonb DEFAULT '{}'::jsonb) TABLE(step text, ok boolean, detail text, hint text)",
         "pgpool_recovery_status() TABLE(host text, directory text, state text, phase text, percent integer, bytes_per_second bigint, seconds_left double precision, streams integer, total_bytes bigint, compared_bytes bigint, sent_bytes bigint, cloned_bytes bigint, known_bytes bigint, wal_bytes bigint, transport text, strategy text, pid integer, started double precision, ended double precision, sqlstate text, error text, detail text, hint text)",
+        "pgpool_recovery_stop(dest_host text, dest_dir text, options jsonb DEFAULT '{}'::jsonb) jsonb",
         "pgpool_remote_start(remote_host text, remote_data_directory text) boolean",
         "pgpool_switch_xlog(archive_dir text) text",
     ];
@@ -64,7 +65,7 @@ mod tests {
 
     #[pg_test]
     fn a_null_argument_is_named() {
-        let calls: [(&str, &[(&str, &str)]); 12] = [
+        let calls: [(&str, &[(&str, &str)]); 13] = [
             ("pgpool_pgctl", &[("action", "'status'"), ("stop_mode", "''")]),
             ("pgpool_recovery", &CLASSIC),
             ("pgpool_recovery", &CLASSIC[..6]),
@@ -78,6 +79,10 @@ mod tests {
             ("pgpool_recovery_1st_stage", &FIRST_STAGE),
             ("pgpool_recovery_1st_stage", &FIRST_STAGE[..3]),
             ("pgpool_recovery_check", &FIRST_STAGE),
+            (
+                "pgpool_recovery_stop",
+                &[("dest_host", "'h'"), ("dest_dir", "'/d'"), ("options", "'{}'::jsonb")],
+            ),
             ("pgpool_remote_start", &[("remote_host", "'h'"), ("remote_data_directory", "'/d'")]),
             ("pgpool_switch_xlog", &[("archive_dir", "'/a'")]),
         ];
@@ -241,6 +246,7 @@ mod tests {
             "pgpool_recovery('pgpool_recovery_1st_stage', 'h', '/d', '5432', 1, '5433')",
             "pgpool_recovery('pgpool_recovery_1st_stage', 'h', '/d', '5432', 1, '5433', 'p')",
             "pgpool_remote_start('h', '/d')",
+            "pgpool_recovery_stop('h', '/d')",
         ] {
             let error = fails("42501", &format!("SELECT {call}"));
             assert_eq!(error.message, "permission denied to recover standbys", "{call}");
@@ -288,6 +294,7 @@ mod tests {
             format!("pgpool_recovery_1st_stage('', '/nonexistent/other', {port})"),
             format!("pgpool_recovery_check('', '/etc', {port})"),
             "pgpool_remote_start('', '/etc')".to_owned(),
+            "pgpool_recovery_stop('', '/etc')".to_owned(),
         ];
         for call in unlisted {
             let error = fails("42501", &format!("SELECT {call}"));
