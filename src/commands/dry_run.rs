@@ -43,8 +43,11 @@ pub(crate) fn dry_run(request: Request, settings: Settings) -> Result<Value> {
     report.lap("wal_map");
 
     run.enter(Phase::EstimateSize);
-    let header = run.blocking(|_| plan::plan_header(&facts))?;
-    let plan = run.blocking(|cancel| plan::plan(&facts, &target, &header, cancel))?;
+    let listed = run.blocking(|cancel| {
+        let header = plan::plan_header(&facts)?;
+        Ok((plan::plan(&facts, &target, &header, cancel)?, header))
+    });
+    let (plan, header) = listed?;
     report.plan(&plan);
     run.tablespaces(plan.tablespaces.len() + 1);
     let (session, ()) = run.step(session, None, |session: Session| {

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::host::control;
 use pgpool_recovery_core::preflight::BACKUP_LABEL;
 use pgpool_recovery_core::progress::{Phase, Progress};
 use pgpool_recovery_core::sender::Session;
@@ -21,9 +22,9 @@ use crate::pg::raised::{self, Raised};
 use crate::pg::slot::Slot;
 use crate::pg::{cleanup, log};
 use crate::plan;
+use crate::preflight::PrimaryFacts;
 use crate::preflight::one_host::{self, Tablespaces};
 use crate::preflight::{self, Ready};
-use crate::preflight::{PrimaryFacts, facts};
 use crate::report::Report;
 use crate::run::Run;
 use crate::settings::Settings;
@@ -138,8 +139,11 @@ fn rebuild(
 
     // From here on what is read counts (S4). Until `begin` nothing changes on the target.
     run.enter(Phase::EstimateSize);
-    let header = run.blocking_with(slot.as_ref(), |_| plan::plan_header(&facts))?;
-    let plan = run.blocking_with(slot.as_ref(), |cancel| plan::plan(&facts, &target, &header, cancel))?;
+    let listed = run.blocking_with(slot.as_ref(), |cancel| {
+        let header = plan::plan_header(&facts)?;
+        Ok((plan::plan(&facts, &target, &header, cancel)?, header))
+    });
+    let (plan, header) = listed?;
     report.plan(&plan);
     run.tablespaces(plan.tablespaces.len() + 1);
     log::log(&format!(
@@ -183,7 +187,7 @@ fn rebuild(
     report.lap("data");
 
     // pg_control is the last file read; only then may the backup end (S4).
-    let (_, control) = facts::read_control(&facts.data_directory)?;
+    let (_, control) = control::read(&facts.data_directory)?;
     run.enter(Phase::WaitWalArchive);
     let stop = backup.stop()?;
     report.lap("backup_stop");

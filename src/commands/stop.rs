@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pgpool_recovery_core::error::Result;
-use pgpool_recovery_core::wire::protocol::stop::{Role, Stopped};
+use pgpool_recovery_core::wire::protocol::stop::Stopped;
 use serde_json::{Value, json};
 
 use crate::preflight::{reach, stop};
@@ -21,11 +21,8 @@ pub(crate) fn stop(host: &str, directory: &str, settings: &Settings) -> Result<V
         None => json!({ "stopped": false, "role": null, "mode": null, "seconds": 0.0 }),
         Some(Stopped { role, mode, milliseconds }) => json!({
             "stopped": true,
-            "role": match role {
-                Role::Standby => "standby",
-                Role::FormerPrimary => "former_primary",
-            },
-            "mode": stop::mode_name(mode),
+            "role": role,
+            "mode": mode,
             "seconds": milliseconds as f64 / 1000.0,
         }),
     })

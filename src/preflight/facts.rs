@@ -4,8 +4,9 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use pgdata::control_file::{ControlFile, PG_CONTROL};
-use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgdata::control_file::ControlFile;
+use pgpool_recovery_core::error::{Error, Result};
+use pgpool_recovery_core::host::control;
 use pgpool_recovery_core::host::policy::resolve;
 use pgpool_recovery_core::manifest::Side;
 use pgpool_recovery_core::manifest::path::{RelPath, normalize_directory};
@@ -22,9 +23,6 @@ use crate::pg::catalog;
 use crate::pg::compat::LIBPQ_HAS_REQUIRE_AUTH;
 use crate::settings::Settings;
 use crate::settings::request::Request;
-
-/// How often pg_control is read again when it was caught in the middle of a write.
-const CONTROL_READS: usize = 20;
 
 /// The primary and what is asked of it, put together once.
 pub(crate) struct PrimaryFacts {
@@ -59,7 +57,7 @@ impl PrimaryFacts {
         let data_directory = Path::new(&primary.data_directory).canonicalize().map_err(failed)?;
         let metadata = fs::metadata(&data_directory).map_err(failed)?;
         let wal = fs::metadata(data_directory.join("pg_wal")).map_err(failed)?;
-        let (control, _) = read_control(&data_directory)?;
+        let (control, _) = control::read(&data_directory)?;
         let links = tablespace_links(&data_directory, Side::Primary)?;
         let own = links.iter().map(|(_, source)| Path::new(source).to_owned());
         let own = own
@@ -125,20 +123,4 @@ impl PrimaryFacts {
         let listed = self.settings.keep_files.iter().map(|name| RelPath::parse(name));
         listed.chain(passfile_inside(&self.settings.passfile, &directory).map(Ok)).collect()
     }
-}
-
-/// Reads pg_control: parsed, and as bytes. The server writes it in place, so a read may catch it
-/// half-written; its CRC tells.
-pub(crate) fn read_control(data_directory: &Path) -> Result<(ControlFile, Vec<u8>)> {
-    let path = data_directory.join(PG_CONTROL);
-    let mut failure = None;
-    for _ in 0..CONTROL_READS {
-        let bytes = fs::read(&path).map_err(Error::on_path("read file", &path))?;
-        match ControlFile::parse(&bytes) {
-            Ok(control) => return Ok((control, bytes)),
-            Err(error) => failure = Some(error),
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    Err(failure.map_or_else(|| Error::new(Kind::Internal, "pg_control was never read"), Error::from))
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use pgpool_recovery_core::compare::wal_map::Wal;
 use pgpool_recovery_core::error::{Error, Result};
+use pgpool_recovery_core::host::control;
 use pgpool_recovery_core::preflight::Finding;
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sys::{FileId, machine};
@@ -12,7 +13,6 @@ use pgpool_recovery_core::wire::protocol::stop::{Asker, Mode, Role, Stopped};
 
 use crate::pg::{catalog, log};
 use crate::preflight::PrimaryFacts;
-use crate::preflight::facts::read_control;
 use crate::preflight::reach;
 use crate::run::Run;
 use crate::settings::Settings;
@@ -22,7 +22,7 @@ pub(crate) fn asker() -> Result<Asker> {
     let primary = catalog::primary()?;
     let directory = Path::new(&primary.data_directory);
     let metadata = std::fs::metadata(directory).map_err(Error::on_path("stat directory", directory))?;
-    let (control, _) = read_control(directory)?;
+    let (control, _) = control::read(directory)?;
     Ok(Asker {
         system_identifier: primary.system_identifier,
         history: Wal::new(&directory.join("pg_wal"), &control).lineage(primary.timeline)?,
@@ -62,7 +62,7 @@ const fn described(role: Role) -> &'static str {
 }
 
 /// As pg_ctl calls it.
-pub(crate) const fn mode_name(mode: Mode) -> &'static str {
+const fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Fast => "fast",
         Mode::Immediate => "immediate",

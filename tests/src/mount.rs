@@ -101,7 +101,7 @@ impl Hung {
         Self { path: path.to_owned(), server: Some(server), _scratch: scratch.clone() }
     }
 
-    /// Waits until somebody waits for an answer.
+    /// Waits until a process waits for an answer.
     #[track_caller]
     pub fn wait_until_asked(&self) {
         let server = self.server.as_ref().expect("closed when dropped");

@@ -77,9 +77,15 @@ impl Config {
                     .hint("bin_directory must hold the server's programs, psql among them."));
                 }
             }
-            if cluster.start_command.as_ref().is_some_and(Vec::is_empty) {
-                return Err(Error::new(Kind::InvalidArgument, "start_command is empty")
-                    .hint("Write the program and its arguments, as in [\"pg_ctlcluster\", \"15\", \"main\", \"start\"]."));
+            for (key, command, action) in [
+                ("start_command", &cluster.start_command, "start"),
+                ("stop_command", &cluster.stop_command, "stop"),
+            ] {
+                if command.as_ref().is_some_and(Vec::is_empty) {
+                    return Err(Error::new(Kind::InvalidArgument, format!("{key} is empty")).hint(format!(
+                        "Write the program and its arguments, as in [\"pg_ctlcluster\", \"15\", \"main\", \"{action}\"]."
+                    )));
+                }
             }
             if seen.contains(&directory) {
                 return Err(Error::new(
@@ -147,6 +153,7 @@ mod tests {
             (cluster.replace("/d", "d"), "not absolute"),
             (cluster.replace("BIN", "/nowhere"), "/nowhere/postgres"),
             (cluster.to_owned() + "start_command = []\n", "start_command"),
+            (cluster.to_owned() + "stop_command = []\n", "stop_command"),
         ] {
             let error = read(&text).expect_err(named);
             assert!(error.to_string().contains(named), "{error}");

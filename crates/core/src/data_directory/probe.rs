@@ -150,12 +150,14 @@ impl DataDirectory {
         let Some(found) = probe(&parent, path.file_name()).map_err(failed)? else {
             return Ok((None, self.device_of(path)));
         };
-        // one that may not be opened as it is belongs to another user, or is opened by the run
-        let is_closed =
-            || remove::open_directory(&parent, path.file_name()).and_then(is_read_only).unwrap_or(false);
+        let is_closed = || match remove::open_directory(&parent, path.file_name()).and_then(is_read_only) {
+            // it belongs to another user, or is opened by the run; or it has gone meanwhile
+            Err(Errno::ACCESS | Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            asked => asked.map_err(failed),
+        };
         let why = if found.is_fixed {
             Some(Why::Fixed)
-        } else if found.is_mount && is_closed() {
+        } else if found.is_mount && is_closed()? {
             Some(Why::ReadOnly)
         } else if found.user != self.user && self.user != 0 {
             Some(Why::Foreign(found.user))

@@ -57,10 +57,12 @@ pub(super) fn is_mount(parent: impl AsFd, name: impl Arg + Copy) -> Result<bool,
     Ok(there.st_dev != rustix::fs::fstat(&parent)?.st_dev)
 }
 
-/// Whether something is mounted at a path. What cannot be told counts as no: nothing may be there.
-pub(crate) fn is_mount_point(path: &Path) -> bool {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return false };
-    super::open_directory(parent).is_ok_and(|parent| is_mount(parent, name).is_ok_and(|is| is))
+/// Whether something is mounted at the path of what is there.
+pub(crate) fn is_mount_point(path: &Path) -> std::io::Result<bool> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Errno::NOENT.into());
+    };
+    Ok(is_mount(super::open_directory(parent)?, name)?)
 }
 
 /// Opens the directory `name` of `parent`, following no link. One that its owner may not read is made readable: no

@@ -146,7 +146,9 @@ pub(crate) fn inspect_opened(
             // extended in place, by appending
             Some(file) => is_readable && fs::OpenOptions::new().append(true).open(file).is_ok(),
             // replaced by one with another line
-            None => is_readable && configuration::is_regular(&main) && !is_mount_point(&main),
+            None => {
+                is_readable && configuration::is_regular(&main) && is_mount_point(&main).is_ok_and(|is| !is)
+            }
         },
         boot_id: boot_id(),
         kept,
@@ -171,18 +173,11 @@ pub(crate) fn inspect_opened(
     })
 }
 
-/// pg_control of the server here, and the latest timeline that it has been on. What cannot be told is an error.
-pub(crate) fn control_and_timeline(directory: &Path) -> Result<(ControlFile, u32)> {
-    let path = directory.join(PG_CONTROL);
-    let found = control(directory).map_err(Error::on_path("read file", &path))?;
-    let (control, _) = found
-        .filter(|(_, in_place)| *in_place)
-        .ok_or_else(|| Error::new(Kind::MissingFile, format!("there is no file \"{}\"", path.display())))?;
+/// The latest timeline that the server with this pg_control has been on. What cannot be told is an error.
+pub(crate) fn latest_timeline(directory: &Path, control: &ControlFile) -> Result<u32> {
     let wal = directory.join("pg_wal");
-    let timeline =
-        wal::timeline(directory, Some(&control)).map_err(Error::on_path("read directory", &wal))?;
-    let timeline = timeline.unwrap_or(control.timeline);
-    Ok((control, timeline))
+    let latest = wal::timeline(directory, Some(control)).map_err(Error::on_path("read directory", &wal))?;
+    Ok(latest.unwrap_or(control.timeline))
 }
 
 /// A directory that can be a target of this user's; `None` if it is missing.

@@ -149,12 +149,7 @@ fn pause(duration: Duration, cancel: &Cancel) -> Result<()> {
 fn launch(cluster: &Cluster, patience: &mut Patience, logs: &Logs, cancel: &Cancel) -> Result<()> {
     let directory = &cluster.data_directory;
     let (command, output) = match &cluster.start_command {
-        Some(words) => {
-            let (program, arguments) = words
-                .split_first()
-                .ok_or_else(|| Error::new(Kind::InvalidArgument, "start_command in agent.toml is empty"))?;
-            (process::command(Path::new(program), arguments), process::anonymous_file()?)
-        }
+        Some(words) => (process::configured("start_command", words)?, process::anonymous_file()?),
         None => {
             // pg_ctl passes -D, -l and -o through a shell: the directory goes by PGDATA instead, and the
             // log is what pg_ctl itself writes to

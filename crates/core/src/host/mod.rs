@@ -2,6 +2,7 @@
 //! there, starting one.
 
 pub mod configured;
+pub mod control;
 pub mod inspect;
 pub mod launch;
 pub mod policy;

@@ -121,7 +121,7 @@ impl Policy {
         match self {
             Self::Local { bin_directory, reach, .. } => {
                 reach.check(&wanted)?;
-                // the caller may stop it without us: the server runs as the same OS user
+                // an agent's configuration allows a stop; here the caller's reach does
                 Ok(Cluster { allow_stop: true, ..Cluster::new(resolve(&wanted), bin_directory.clone()) })
             }
             Self::Listed(clusters) => {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::launch::STANDBY_SIGNAL;
 use super::may_stop::{Running, may_stop};
 use super::policy::Cluster;
-use super::{inspect, running, server_log};
+use super::{control, inspect, running, server_log};
 use crate::error::{Error, Kind, Result};
 use crate::sys::FileId;
 use crate::sys::cancel::Cancel;
@@ -47,10 +47,10 @@ pub fn may_be_stopped(cluster: &Cluster, asker: &Asker) -> Result<Option<Role>> 
 fn look(directory: &Path) -> Result<Running> {
     let signal = directory.join(STANDBY_SIGNAL);
     let metadata = std::fs::metadata(directory).map_err(Error::on_path("stat directory", directory))?;
-    let (control, timeline) = inspect::control_and_timeline(directory)?;
+    let (control, _) = control::read(directory)?;
     Ok(Running {
+        timeline: inspect::latest_timeline(directory, &control)?,
         control,
-        timeline,
         has_signal: signal.try_exists().map_err(Error::on_path("stat file", &signal))?,
         identity: FileId::from(&metadata),
         boot_id: machine::boot_id(),
@@ -77,17 +77,12 @@ fn shut_down(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<Mo
         .hint("A process that waits for a disk cannot be ended. Look at the server's host."))
 }
 
-/// Asks for a fast shutdown, by the operator's command where there is one. What fails at once and leaves the server running is a
-/// wrong command or a missing right, for which nobody's sessions are thrown out.
+/// Asks for a fast shutdown, by the operator's command where there is one. A command that
+/// fails at once and leaves the server running is wrong, or lacks a right: that is no reason to end all sessions.
 fn ask(cluster: &Cluster, end: Instant, cancel: &Cancel) -> Result<()> {
     let directory = &cluster.data_directory;
     let command = match &cluster.stop_command {
-        Some(words) => {
-            let (program, arguments) = words
-                .split_first()
-                .ok_or_else(|| Error::new(Kind::InvalidArgument, "stop_command in agent.toml is empty"))?;
-            process::command(Path::new(program), arguments)
-        }
+        Some(words) => process::configured("stop_command", words)?,
         None => pg_ctl(cluster, "fast"),
     };
     let mut goes_on = || Instant::now() < end;

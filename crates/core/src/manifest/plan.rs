@@ -6,27 +6,22 @@ use crate::manifest::list::FileList;
 use crate::manifest::path::RelPath;
 
 /// A directory of the plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directory {
     /// Where it lies.
-    #[serde(rename = "p")]
     pub path: RelPath,
     /// Permission bits.
-    #[serde(rename = "m")]
     pub mode: u32,
 }
 
 /// A regular file of the plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File {
     /// Where it lies.
-    #[serde(rename = "p")]
     pub path: RelPath,
     /// Bytes, as the scan saw it; the file may have grown, shrunk or vanished since.
-    #[serde(rename = "s")]
     pub size: u64,
     /// Permission bits.
-    #[serde(rename = "m")]
     pub mode: u32,
 }
 

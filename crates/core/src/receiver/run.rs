@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
-use rustix::fs::{Advice, FileType, fadvise};
+use rustix::fs::{Advice, fadvise};
 
 use super::durable::Before;
 use super::identity;
@@ -129,11 +129,10 @@ impl Run {
     pub(super) fn look(&self, planned: &PlannedFile<'_>) -> Result<Option<u64>> {
         const OWNER_MAY: u32 = 0o600;
         let mut place = planned.lock_place();
-        let found = self.target.stat(&planned.path)?.filter(|stat| {
-            let own = rustix::process::geteuid().as_raw();
-            let may_be_opened = stat.user == own && stat.mode & OWNER_MAY == OWNER_MAY;
-            stat.kind == FileType::RegularFile && stat.names == 1 && may_be_opened
-        });
+        let found = self
+            .target
+            .stat(&planned.path)?
+            .filter(|stat| self.target.is_written_in_place(stat) && stat.mode & OWNER_MAY == OWNER_MAY);
         let Some(stat) = found else { return Ok(None) };
         match place.get() {
             // an attempt to clone it may have opened it

@@ -101,8 +101,8 @@ pub(super) fn transfer(
         }
     }
     if !witness.is_refuted() {
-        if skip.leaves_out && what == What::Data {
-            conversation.done(&Request::LeftOut { bytes: breakdown.known })?;
+        if skip.leaves_out {
+            conversation.tell_left_out(what, breakdown.known)?;
         }
         let left_out = Cloned::new(cloned, &map);
         let source: &dyn ChangeSource = if skip.leaves_out { &left_out } else { &hash };
@@ -111,9 +111,7 @@ pub(super) fn transfer(
     if skip.leaves_out && witness.is_refuted() {
         // what was compared by now is compared again: it costs time, and nothing is left out on a wrong proof
         conversation.progress.start_again();
-        if what == What::Data {
-            conversation.done(&Request::LeftOut { bytes: 0 })?;
-        }
+        conversation.tell_left_out(what, 0)?;
         links.transfer(conversation, &all)?;
     }
     Ok(Some(Skipped {
@@ -127,6 +125,11 @@ pub(super) fn transfer(
 }
 
 impl Conversation {
+    /// Tells how much data is not compared, for the agent's status; a dry run has none.
+    fn tell_left_out(&self, what: What, bytes: u64) -> Result<()> {
+        if what == What::Data { self.done(&Request::LeftOut { bytes }) } else { Ok(()) }
+    }
+
     /// What the target has at the place of each file of the plan, 8 bytes for each: see [`found`].
     fn present(&self, files: usize) -> Result<Vec<u8>> {
         let most = files.saturating_mul(size_of::<u64>());

@@ -46,6 +46,14 @@ impl Outcome {
     }
 }
 
+/// The command of a key in agent.toml: a program and its arguments.
+pub(crate) fn configured(key: &str, words: &[String]) -> Result<Command> {
+    let (program, arguments) = words
+        .split_first()
+        .ok_or_else(|| Error::new(Kind::InvalidArgument, format!("{key} in agent.toml is empty")))?;
+    Ok(command(Path::new(program), arguments))
+}
+
 /// A command with a cleared environment, null input, its own process group and none of our files.
 pub(crate) fn command<I: AsRef<OsStr>>(program: &Path, arguments: impl IntoIterator<Item = I>) -> Command {
     let mut command = Command::new(program);

@@ -187,7 +187,7 @@ fn arguments_are_checked() {
     }
     client
         .batch_execute(
-            "CREATE ROLE nobody; GRANT EXECUTE ON FUNCTION pgpool_recovery_stop TO nobody; SET ROLE nobody",
+            "CREATE ROLE stranger; GRANT EXECUTE ON FUNCTION pgpool_recovery_stop TO stranger; SET ROLE stranger",
         )
         .expect("a role");
     let error =

@@ -139,12 +139,7 @@ fn files_of_the_target_that_are_missing_or_of_another_size_or_kind() {
         .collect();
     drop(client);
     // so that no WAL that is read names them
-    primary.execute("CHECKPOINT");
-    target.wait_for_replay(primary);
-    target.execute("CHECKPOINT");
-    primary.execute("INSERT INTO accounts (note) VALUES ('a transaction')");
-    target.wait_for_replay(primary);
-    target.stop(Stop::Fast);
+    begin_the_range_and_stop(target, primary);
     for (path, spoil) in paths.iter().zip(SPOILS) {
         spoil(&target.directory().join(path));
     }
@@ -153,6 +148,16 @@ fn files_of_the_target_that_are_missing_or_of_another_size_or_kind() {
     // one is empty, one is three pages shorter
     assert!(report.number("/skip/bytes/tail") >= 20 * 8192, "{}", report.0);
     assert!(report.number("/skip/bytes/limit") == 0, "{}", report.0);
+}
+
+/// What was changed before this is in no WAL that a rebuild reads; a transaction tells whose WAL it is.
+fn begin_the_range_and_stop(target: &Cluster, primary: &Cluster) {
+    primary.execute("CHECKPOINT");
+    target.wait_for_replay(primary);
+    target.execute("CHECKPOINT");
+    primary.execute("INSERT INTO accounts (note) VALUES ('a transaction')");
+    target.wait_for_replay(primary);
+    target.stop(Stop::Fast);
 }
 
 #[test]
@@ -178,12 +183,7 @@ fn a_tablespace_that_was_moved_to_an_old_copy() {
     target.start();
     // both change it together, and long before the target goes away
     primary.execute("UPDATE there SET w = repeat('b', 200)");
-    primary.execute("CHECKPOINT");
-    target.wait_for_replay(primary);
-    target.execute("CHECKPOINT");
-    primary.execute("INSERT INTO accounts (note) VALUES ('a transaction')");
-    target.wait_for_replay(primary);
-    target.stop(Stop::Fast);
+    begin_the_range_and_stop(target, primary);
     let oid: String = primary.get("SELECT oid::text FROM pg_tablespace WHERE spcname = 'far'", &[]);
     let link = target.directory().join("pg_tblspc").join(oid);
     let move_to = |place: &Path| {

@@ -138,16 +138,8 @@ impl<'a> Wal<'a> {
         map: &mut BlockMap,
         cancel: &Cancel,
     ) -> Result<ChainFacts> {
-        let mut facts = ChainFacts::new(lineage.clone(), from);
-        let mut reader = self.reader(lineage, from, limit);
-        let mut checked = Checked::new(cancel);
-        facts.malformed = each(&mut reader, |record| {
-            facts.add(record, None);
-            map.add_record(record);
-            checked.next()
-        })?;
-        facts.why = reader.end().map(|end| end.why.to_string()).unwrap_or_default();
-        Ok(facts)
+        let (reader, facts) = (self.reader(lineage, from, limit), ChainFacts::new(lineage.clone(), from));
+        Ok(go_through(reader, facts, None, Lsn(0), map, cancel)?.chain.facts)
     }
 
     /// Reads all WAL of a target from the page on that holds `from`, or from the oldest segment on if that is later, along every
@@ -212,20 +204,9 @@ impl<'a> Wal<'a> {
         map: &mut BlockMap,
         cancel: &Cancel,
     ) -> Result<Found> {
-        let mut facts = ChainFacts::new(lineage.clone(), scope.from);
-        let mut digester = Digester::new(Grouping::Windows);
-        let mut reader = self.reader_of_page(lineage, scope.from, scope.limit)?;
-        let mut checked = Checked::new(cancel);
-        facts.malformed = each(&mut reader, |record| {
-            facts.add(record, control);
-            map.add_record(record);
-            if record.start < scope.digested {
-                digester.add(record);
-            }
-            checked.next()
-        })?;
-        facts.why = reader.end().map(|end| end.why.to_string()).unwrap_or_default();
-        Ok(Found { chain: Chain { facts, groups: digester.finish() }, unused: reader.unused() })
+        let reader = self.reader_of_page(lineage, scope.from, scope.limit)?;
+        let facts = ChainFacts::new(lineage.clone(), scope.from);
+        go_through(reader, facts, control, scope.digested, map, cancel)
     }
 
     /// A reader of the records along a history, from the one on that begins at `start`, up to `limit`.
@@ -302,6 +283,30 @@ impl<'a> Wal<'a> {
         }
         Ok(None)
     }
+}
+
+/// Reads records to the end: what they tell is added to the facts, and what they change to the map. Those before `digested` are
+/// digested.
+fn go_through(
+    mut reader: Reader<Directory>,
+    mut facts: ChainFacts,
+    control: Option<&Recovery>,
+    digested: Lsn,
+    map: &mut BlockMap,
+    cancel: &Cancel,
+) -> Result<Found> {
+    let mut digester = Digester::new(Grouping::Windows);
+    let mut checked = Checked::new(cancel);
+    facts.malformed = each(&mut reader, |record| {
+        facts.add(record, control);
+        map.add_record(record);
+        if record.start < digested {
+            digester.add(record);
+        }
+        checked.next()
+    })?;
+    facts.why = reader.end().map(|end| end.why.to_string()).unwrap_or_default();
+    Ok(Found { chain: Chain { facts, groups: digester.finish() }, unused: reader.unused() })
 }
 
 /// The page that holds a position.

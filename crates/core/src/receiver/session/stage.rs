@@ -225,13 +225,13 @@ impl Stage {
                 present::answer(conversation, &begun.run)?;
                 (Self::DryRunning(begun), Reply::Ok)
             }
+            (_, Request::Present) => return Err(out_of_order("a run that has begun")),
+
             (Self::Begun(begun), Request::LeftOut { bytes }) => {
                 begun.run.record.leave_out(bytes);
                 (Self::Begun(begun), Reply::Ok)
             }
             (_, Request::LeftOut { .. }) => return Err(out_of_order("a run that has begun")),
-
-            (_, Request::Present) => return Err(out_of_order("a run that has begun")),
 
             (Self::Begun(begun), Request::Clone) => {
                 let reply = begun.clone_files(conversation)?;
