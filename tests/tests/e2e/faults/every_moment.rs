@@ -112,7 +112,9 @@ impl Trial {
 
     /// The standby is stopped, has a file of its own, and every page of a table is damaged.
     fn damage(&mut self) {
-        write_as_postgres(&self.target.directory().join("own.txt"), "mine", 0o600);
+        let own = self.target.directory().join("own.txt");
+        write_as_postgres(&own, "mine", 0o600);
+        fs::File::open(&own).and_then(|own| own.sync_all()).expect("synced");
         self.configuration = self.target.read("postgresql.conf");
         let path: String = self.primary.get("SELECT pg_relation_filepath('bulk')", &[]);
         let file = OpenOptions::new().write(true).open(self.target.directory().join(path)).expect("bulk");
