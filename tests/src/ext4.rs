@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::account;
+use crate::mount::remount;
 use crate::process;
 use crate::scratch::Scratch;
 
@@ -61,9 +62,7 @@ impl Ext4 {
     /// Mounts it read-only, as the kernel does after an error of the disk, or read-write again.
     #[track_caller]
     pub fn set_read_only(&self, is_read_only: bool) {
-        let mut remount = Command::new("mount");
-        remount.args(["-o", if is_read_only { "remount,ro" } else { "remount,rw" }]).arg(&self.path);
-        process::run(remount).ok();
+        remount(&self.path, if is_read_only { "remount,ro" } else { "remount,rw" });
     }
 
     pub fn path(&self) -> &Path {

@@ -12,6 +12,22 @@ use rustix::mount::MountFlags;
 
 use crate::process;
 use crate::scratch::Scratch;
+use crate::wait;
+
+/// Changes the options of a mount. It waits while a file is open for writing: one that this process has closed is
+/// still open in a child that another test has forked, until the child executes its program.
+#[track_caller]
+pub(crate) fn remount(path: &Path, options: &str) {
+    wait::until_true(&format!("{options} of {}", path.display()), wait::PATIENCE, || {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", options]).arg(path);
+        let output = process::run(mount);
+        if !output.status.success() {
+            eprint!("{}", output.stderr);
+        }
+        output.status.success()
+    });
+}
 
 /// A tmpfs, unmounted with this value.
 #[derive(Debug)]
@@ -65,9 +81,7 @@ impl Mounted {
     /// Nothing can be written there any more.
     #[track_caller]
     pub fn read_only(self) -> Self {
-        let mut remount = Command::new("mount");
-        remount.args(["-o", "remount,bind,ro"]).arg(&self.path);
-        process::run(remount).ok();
+        remount(&self.path, "remount,bind,ro");
         self
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::account;
+use crate::mount::remount;
 use crate::scratch::Scratch;
 use crate::wait;
 
@@ -37,9 +38,7 @@ impl Xfs {
     /// Read-only (`ro`) or not (`rw`).
     #[track_caller]
     pub fn remount(&self, how: &str) {
-        let mut mount = Command::new("mount");
-        must(mount.args(["-o", &format!("remount,{how}")]).arg(&self.path).output(), "mount -o remount")
-            .expect(how);
+        remount(&self.path, &format!("remount,{how}"));
     }
 
     /// The disk is gone at once: what was not synced is lost, and everything fails from now on.
