@@ -8,7 +8,6 @@ use pgpool_recovery_core::error::{Error, Result};
 use pgpool_recovery_core::host::inspect::myrecovery_path;
 use pgpool_recovery_core::manifest::exclude::{AUTO_CONF, MYRECOVERY_CONF, POSTGRESQL_CONF};
 use pgpool_recovery_core::manifest::path::RelPath;
-use pgpool_recovery_core::manifest::plan::File;
 use pgpool_recovery_core::replication::places::own_places;
 use pgpool_recovery_core::replication::standby::{self, ReplicationConfig};
 use pgpool_recovery_core::wire::protocol::data::Put;
@@ -25,7 +24,7 @@ pub(crate) fn final_files(
     target: &TargetInfo,
     replication: &ReplicationConfig,
     header: &PlanHeader,
-    wal: &[File],
+    histories: Vec<(String, Vec<u8>)>,
     stop: &BackupStop,
     control: Vec<u8>,
 ) -> Result<Vec<Put>> {
@@ -35,9 +34,10 @@ pub(crate) fn final_files(
         files.push(Put { path: RelPath::parse(path)?, mode, content });
         Ok(())
     };
-    for file in wal {
-        // the primary archives its own WAL: a promoted standby need not archive it again
-        put(&format!("pg_wal/archive_status/{}.done", file.path.file_name()), Vec::new())?;
+    for (name, content) in histories {
+        // the primary archives its own: a promoted standby need not archive them again
+        put(&format!("pg_wal/archive_status/{name}.done"), Vec::new())?;
+        put(&format!("pg_wal/{name}"), content)?;
     }
     put("backup_label", stop.label_file.clone())?;
     if !header.tablespaces.is_empty() {

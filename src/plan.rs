@@ -1,18 +1,19 @@
 //! What one recovery sends: which files travel, how, and what the receiver is told of them first.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use pgdata::configuration;
 use pgdata::wal::{self, Lsn};
-use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::error::{Error, Result};
 use pgpool_recovery_core::manifest::exclude::{AUTO_CONF, POSTGRESQL_CONF, Rules};
 use pgpool_recovery_core::manifest::path::RelPath;
-use pgpool_recovery_core::manifest::plan::{Directory, File, Plan};
+use pgpool_recovery_core::manifest::plan::{Directory, Plan};
 use pgpool_recovery_core::manifest::scan::{Source, scan};
 use pgpool_recovery_core::sender::Compression as Packing;
-use pgpool_recovery_core::sender::{Checksums, TransferOptions};
+use pgpool_recovery_core::sender::{Checksums, TransferOptions, WalPositions, WalSource};
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::wire::protocol::message::{Marker, PlanHeader, TargetInfo};
 
@@ -82,12 +83,7 @@ pub(crate) fn transfer_options(facts: &PrimaryFacts, start_lsn: Lsn) -> Transfer
     let verify = settings.verify_checksums && facts.control.checksum_version != 0;
     TransferOptions {
         jobs: u32::try_from(settings.jobs).unwrap_or(u32::MAX),
-        compression: match settings.compression {
-            Compression::Auto => Packing::Auto,
-            Compression::Off => Packing::Off,
-            Compression::Lz4 => Packing::Lz4,
-            Compression::Zstd => Packing::Zstd,
-        },
+        compression: packing(facts),
         max_rate: settings.max_rate,
         clone: settings.clone,
         checksums: verify.then_some(Checksums {
@@ -98,57 +94,52 @@ pub(crate) fn transfer_options(facts: &PrimaryFacts, start_lsn: Lsn) -> Transfer
     }
 }
 
-/// The WAL that makes the copy consistent, and the history of its timelines.
-pub(crate) fn wal(
-    facts: &PrimaryFacts,
-    start_lsn: Lsn,
-    stop_lsn: Lsn,
-) -> Result<(Vec<Directory>, Vec<File>)> {
+fn packing(facts: &PrimaryFacts) -> Packing {
+    match facts.settings.compression {
+        Compression::Auto => Packing::Auto,
+        Compression::Off => Packing::Off,
+        Compression::Lz4 => Packing::Lz4,
+        Compression::Zstd => Packing::Zstd,
+    }
+}
+
+/// The WAL that makes the copy consistent: from where the backup starts.
+pub(crate) fn wal(facts: &PrimaryFacts, start_lsn: Lsn, positions: Arc<WalPositions>) -> Result<WalSource> {
     let primary = &facts.primary;
-    let directory_mode = if primary.group_access { 0o750 } else { 0o700 };
-    let mode = file_mode(facts);
-    let mut names: Vec<String> = wal::segments(start_lsn, stop_lsn, primary.wal_segment_size)
-        .map(|segment| wal::segment_name(primary.timeline, segment, primary.wal_segment_size))
-        .collect();
+    let mode = if primary.group_access { 0o750 } else { 0o700 };
+    let directory = |name: &str| -> Result<Directory> {
+        Ok(Directory { path: RelPath::parse(&format!("pg_wal/{name}"))?, mode })
+    };
+    let mut directories = vec![directory("archive_status")?];
+    if primary.server_version_num >= 170_000 {
+        directories.push(directory("summaries")?);
+    }
+    Ok(WalSource {
+        directory: facts.data_directory.join("pg_wal"),
+        timeline: primary.timeline,
+        segment_size: primary.wal_segment_size,
+        start: start_lsn,
+        mode: file_mode(facts),
+        directories,
+        compression: packing(facts),
+        positions,
+    })
+}
+
+/// The histories of this server's timelines, by the names of their files.
+pub(crate) fn histories(facts: &PrimaryFacts) -> Result<Vec<(String, Vec<u8>)>> {
+    let directory = facts.data_directory.join("pg_wal");
     let listed = || -> std::io::Result<Vec<String>> {
-        let entries = fs::read_dir(facts.data_directory.join("pg_wal"))?;
+        let entries = fs::read_dir(&directory)?;
         entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     };
-    let present = listed().map_err(Error::on("list the primary's pg_wal"))?;
-    names.extend(present.into_iter().filter(|name| wal::is_history(name)));
-    let mut directories =
-        vec![Directory { path: RelPath::parse("pg_wal/archive_status")?, mode: directory_mode }];
-    if primary.server_version_num >= 170_000 {
-        directories.push(Directory { path: RelPath::parse("pg_wal/summaries")?, mode: directory_mode });
-    }
-    let mut files = Vec::new();
-    for name in names {
-        let path = RelPath::parse(&format!("pg_wal/{name}"))?;
-        let metadata = fs::metadata(facts.data_directory.join(&path)).map_err(|error| {
-            Error::new(Kind::SlotLost, format!("could not stat file \"pg_wal/{name}\": {error}"))
-                .detail("The standby needs it to reach consistency.")
-                .hint("Use a replication slot (pgpool_recovery.slot_name), or increase wal_keep_size.")
-        })?;
-        files.push(File { path, size: metadata.size(), mode });
-    }
-    Ok((directories, files))
-}
-
-/// Fails if a WAL file was removed or recycled while it was sent, which only a slot prevents: what was read
-/// then is not what its name says. `before` is what [`inodes`] gave.
-pub(crate) fn demand_wal_kept(facts: &PrimaryFacts, files: &[File], before: &[u64]) -> Result<()> {
-    if inodes(&facts.data_directory, files) == before {
-        return Ok(());
-    }
-    Err(Error::new(Kind::SlotLost, "WAL that the standby needs was removed while it was sent")
-        .hint("Use a replication slot (pgpool_recovery.slot_name), or increase wal_keep_size."))
-}
-
-/// The inodes of files, 0 for one that is gone.
-pub(crate) fn inodes(data_directory: &Path, files: &[File]) -> Vec<u64> {
-    let inode =
-        |file: &File| fs::metadata(data_directory.join(&file.path)).map_or(0, |metadata| metadata.ino());
-    files.iter().map(inode).collect()
+    let names = listed().map_err(Error::on("list the primary's pg_wal"))?;
+    let read = |name: String| {
+        let path = directory.join(&name);
+        let content = configuration::content(&path, configuration::MAX_BYTES);
+        content.map(|content| (name, content)).map_err(Error::on_path("read file", &path))
+    };
+    names.into_iter().filter(|name| wal::is_history(name)).map(read).collect()
 }
 
 /// Directories that only their own host touches: `log_directory`, where it lies inside.

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicU64;
 
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::progress::{Phase, Progress};
+use pgpool_recovery_core::sender::WalPositions;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::space::WatchedSpace;
 
@@ -86,6 +87,13 @@ impl<'a> Run<'a> {
     pub(crate) fn guard(&mut self, space: WatchedSpace) {
         if let Some(watch) = &mut self.watch {
             watch.guard(space);
+        }
+    }
+
+    /// From now on WAL is sent as the server flushes it.
+    pub(crate) fn send_wal(&mut self, positions: Arc<WalPositions>) {
+        if let Some(watch) = &mut self.watch {
+            watch.send_wal(positions);
         }
     }
 

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::progress::{Phase, Progress};
+use pgpool_recovery_core::sender::WalPositions;
 use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::sys::space::WatchedSpace;
 
 use crate::history::Recording;
+use crate::pg::backup;
 use crate::pg::log;
 use crate::pg::progress::ProgressReport;
 use crate::pg::slot::Slot;
@@ -33,6 +35,8 @@ pub(crate) struct Watch<'a> {
     last_slot: Instant,
     space: WatchedSpace,
     last_space: Instant,
+    /// The WAL that is being sent.
+    wal: Option<Arc<WalPositions>>,
 }
 
 impl<'a> Watch<'a> {
@@ -46,12 +50,18 @@ impl<'a> Watch<'a> {
             last_slot: now,
             space: WatchedSpace::default(),
             last_space: now,
+            wal: None,
         }
     }
 
     /// From now on a run that leaves the primary too little room there fails.
     pub(crate) fn guard(&mut self, space: WatchedSpace) {
         self.space.add(space);
+    }
+
+    /// From now on WAL is sent as it is flushed, and the slot keeps only what the target does not have yet.
+    pub(crate) fn send_wal(&mut self, positions: Arc<WalPositions>) {
+        self.wal = Some(positions);
     }
 
     /// Enters a phase and shows it at once.
@@ -73,8 +83,12 @@ impl<'a> Watch<'a> {
         self.report.tablespaces_streamed(streamed);
     }
 
-    /// Shows what changed; fails if the slot lost WAL or the primary's file system runs full.
+    /// Shows what changed and has new WAL sent; fails if the slot lost WAL or the primary's file system runs full.
     pub(crate) fn tick(&mut self, slot: Option<&Slot>) -> Result<()> {
+        if let Some(wal) = &self.wal {
+            wal.set_flushed(backup::flushed());
+            slot.map(|slot| slot.follow(wal.durable(), wal.flushed())).transpose()?;
+        }
         self.report.show(&self.progress);
         if let Some(recording) = self.recording {
             recording.show();

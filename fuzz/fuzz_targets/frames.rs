@@ -9,6 +9,7 @@ use pgpool_recovery_core::wire::protocol::data::{
     ContentTail, PagesTail, Present, Put, decode_ask, decode_end_of_file, decode_file, encode_ask,
 };
 use pgpool_recovery_core::wire::protocol::plan::{Entry, decode_plan, encode_plan};
+use pgpool_recovery_core::wire::protocol::wal::{WalTail, decode_durable};
 
 fuzz_target!(|data: &[u8]| {
     if let Ok((tail, length)) = PagesTail::decode(data) {
@@ -29,6 +30,10 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(put) = Put::decode(data) {
         assert_eq!(data, [put.head(), put.content].concat());
     }
+    if let Ok((tail, length)) = WalTail::decode(data) {
+        assert_eq!(&data[length..], tail.encode());
+    }
+    let _ = decode_durable(data);
     let _ = decode_end_of_file(data);
     let _ = decode_file(data);
     let asked = Range { file: 0, offset: 0, length: 512 << 10 };

@@ -8,8 +8,8 @@ use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::control;
 use pgpool_recovery_core::preflight::BACKUP_LABEL;
 use pgpool_recovery_core::progress::{Phase, Progress};
-use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sender::state::{Begun, Reconciled};
+use pgpool_recovery_core::sender::{Session, WalPositions};
 use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 use serde_json::Value;
@@ -153,17 +153,23 @@ fn rebuild(
         pretty(plan.bytes()),
     ));
     let marker = plan::marker(&facts);
+    let positions = Arc::new(WalPositions::default());
+    let wal = plan::wal(&facts, start_lsn, Arc::clone(&positions))?;
     let (session, shared) = run.step(session, slot.as_ref(), |session: Session| {
         let (session, locations) = session.plan(plan, header.clone())?;
         facts.demand_other_locations(&target, &locations)?;
         let shared = one_host::shared_space(&facts, &target, &locations)?;
-        Ok((session.begin(marker)?, shared))
+        Ok((session.begin(marker, wal)?, shared))
     })?;
     run.guard(shared);
-    slot.as_ref().map(Slot::forget_older).transpose()?;
+    if let Some(slot) = &slot {
+        slot.forget_older();
+    }
+    run.send_wal(Arc::clone(&positions));
     report.lap("scan");
 
-    // Data: compared and sent by parallel streams; then sizes are set and what is surplus goes.
+    // Data: compared and sent by parallel streams, and WAL beside it as it is flushed; then sizes are set and what is surplus
+    // goes.
     run.enter(Phase::Stream);
     let options = plan::transfer_options(&facts, start_lsn);
     let (session, (reconciliation, skipped)) =
@@ -190,21 +196,25 @@ fn rebuild(
     let (_, control) = control::read(&facts.data_directory)?;
     run.enter(Phase::WaitWalArchive);
     let stop = backup.stop()?;
+    // before this thread looks again how far the server is: it may have gone on into the next segment
+    session.end_wal(stop.stop_lsn);
     report.lap("backup_stop");
 
     // WAL, the standby's own files, durability, and pg_control last of all (S2, S10).
     run.enter(Phase::TransferWal);
-    let (directories, files) = plan::wal(&facts, start_lsn, stop.stop_lsn)?;
-    let puts = final_files(&facts, &target, &replication, &header, &files, &stop, control)?;
-    let inodes = plan::inodes(&facts.data_directory, &files);
+    let histories = plan::histories(&facts)?;
+    let puts = final_files(&facts, &target, &replication, &header, histories, &stop, control)?;
     let (_finished, warnings) = run.step(session, slot.as_ref(), |session: Session<Reconciled>| {
-        let session = session.send_wal(&facts.data_directory, &directories, files.clone())?;
-        plan::demand_wal_kept(&facts, &files, &inodes)?;
+        let session = session.complete_wal()?;
         tablespaces.demand_unchanged()?;
         session.finish(&puts)
     })?;
     report.warn(warnings);
-    slot.map(Slot::keep).transpose()?;
+    if let Some(slot) = slot {
+        // the standby has all WAL before that
+        slot.follow(positions.durable(), positions.flushed())?;
+        slot.keep()?;
+    }
     if let Some(warning) = facts.former_slot(&target)? {
         log::log(&format!("pgpool_recovery: {warning}"));
         report.warn(vec![warning]);

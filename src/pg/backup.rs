@@ -63,6 +63,11 @@ impl Drop for Backup {
     }
 }
 
+/// How far this primary's WAL is durable. Cheap enough to be asked many times a second.
+pub(crate) fn flushed() -> Lsn {
+    Lsn(compat::flushed())
+}
+
 /// Whether this session runs a backup.
 pub(crate) fn is_running() -> bool {
     // SAFETY: reads a variable of this process.

@@ -200,13 +200,6 @@ pub(crate) fn slot(name: &str) -> Result<Option<SlotState>> {
     }))
 }
 
-/// Moves an inactive physical slot forward: the WAL before `lsn` is not kept for it any more.
-pub(super) fn advance_slot(name: &str, lsn: Lsn) -> Result<()> {
-    let sql = "SELECT a.end_lsn::text FROM pg_catalog.pg_replication_slot_advance($1::name, $2::pg_lsn) AS a";
-    let lsn = lsn.to_string();
-    query::row(sql, &[name.into(), lsn.as_str().into()]).map(drop)
-}
-
 /// Bytes of WAL that an inactive physical slot retains; `None` if there is no such slot.
 pub(crate) fn retained_by_idle_slot(name: &str) -> Result<Option<u64>> {
     let sql = "SELECT ((CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()

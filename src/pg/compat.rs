@@ -96,6 +96,20 @@ pub(super) unsafe fn acquire_slot(name: &CStr) {
     }
 }
 
+/// How far the WAL of a primary is durable.
+pub(super) fn flushed() -> pg_sys::XLogRecPtr {
+    // SAFETY: reads shared memory under the server's own lock.
+    #[cfg(any(feature = "pg13", feature = "pg14"))]
+    unsafe {
+        pg_sys::GetFlushRecPtr()
+    }
+    // SAFETY: as above; it may be asked for the timeline, too.
+    #[cfg(not(any(feature = "pg13", feature = "pg14")))]
+    unsafe {
+        pg_sys::GetFlushRecPtr(std::ptr::null_mut())
+    }
+}
+
 /// The argument of `do_pg_abort_backup` for "a running backup, say nothing": before PostgreSQL 16 it
 /// asks for a warning; from 16 on it says that the start itself failed, and the warning always comes.
 pub(super) fn abort_backup_argument() -> pg_sys::Datum {

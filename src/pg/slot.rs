@@ -95,19 +95,30 @@ impl Slot {
     }
 
     /// Gives up the WAL from before the backup: what was on the target is not going to follow any more.
-    pub(crate) fn forget_older(&self) -> Result<()> {
-        let older = self.restart_lsn();
-        // one that this run made begins at most one checkpoint too early, and is ephemeral: released, it would be gone
-        if self.created || older == Lsn(0) || older >= self.start_lsn {
-            return Ok(());
+    pub(crate) fn forget_older(&self) {
+        self.advance(self.start_lsn);
+    }
+
+    /// Gives up the WAL before a position, which the target has or does not need. It never goes back.
+    ///
+    /// As a walsender does it when a standby has confirmed what it has (PhysicalConfirmReceivedLocation in walsender.c): without a
+    /// write to disk, which the next checkpoint makes.
+    pub(crate) fn advance(&self, position: Lsn) {
+        let kept = self.restart_lsn();
+        if kept == Lsn(0) || position <= kept {
+            return;
         }
-        // SAFETY: this session holds the slot, which is persistent; pg_replication_slot_advance() takes it itself.
-        unsafe { pg_sys::ReplicationSlotRelease() };
-        catalog::advance_slot(&self.name, self.start_lsn)?;
-        let c_name = CString::new(self.name.as_str()).expect("a valid slot name has no NUL byte");
-        // SAFETY: the session holds no slot now. Another one may have taken it meanwhile: an ERROR.
-        unsafe { compat::acquire_slot(&c_name) };
-        Ok(())
+        // SAFETY: MyReplicationSlot is not null, or restart_lsn would be 0, and this session holds the slot. Its fields are
+        // changed under its spinlock, between whose ends nothing can fail, wait or be interrupted. The two functions after that
+        // are what the server calls then; they take locks of their own.
+        unsafe {
+            let slot = pg_sys::MyReplicationSlot;
+            pg_sys::SpinLockAcquire(&raw mut (*slot).mutex);
+            (*slot).data.restart_lsn = position.0;
+            pg_sys::SpinLockRelease(&raw mut (*slot).mutex);
+            pg_sys::ReplicationSlotMarkDirty();
+            pg_sys::ReplicationSlotsComputeRequiredLSN();
+        }
     }
 
     /// The oldest WAL position the slot keeps; 0 if the server invalidated the slot.
@@ -120,6 +131,17 @@ impl Slot {
         }
     }
 
+    /// Keeps the WAL that is not durable on the target yet. Of more than the server lets a slot keep it lets go, lest the
+    /// checkpointer terminate this session: what has not been sent by then is looked for in pg_wal, where it is until the next
+    /// checkpoint removes it. `flushed` is how far WAL is going to be sent as yet.
+    pub(crate) fn follow(&self, durable: Lsn, flushed: Lsn) -> Result<()> {
+        self.advance(durable);
+        if !self.is_reserved() {
+            self.advance(flushed);
+        }
+        self.check_wal_reserved()
+    }
+
     /// Fails if the server removed WAL that the slot should keep, or will at the next checkpoint.
     /// Cheap enough for several calls a second; outruns the checkpointer, which would terminate us.
     pub(crate) fn check_wal_reserved(&self) -> Result<()> {
@@ -127,7 +149,7 @@ impl Slot {
             return Ok(());
         }
         // what only the standby that is there would need is not kept for it any more
-        self.forget_older()?;
+        self.forget_older();
         if self.is_reserved() {
             return Ok(());
         }
@@ -136,7 +158,7 @@ impl Slot {
             format!("replication slot \"{}\" does not keep the WAL the standby needs", self.name),
         )
         .detail(
-            "The primary wrote more WAL during the recovery than max_slot_wal_keep_size lets a slot keep.",
+            "The primary wrote WAL faster than the target made it durable, by more than max_slot_wal_keep_size lets a slot keep.",
         )
         .hint(
             "Increase max_slot_wal_keep_size, then run the recovery again: it sends only what still differs.",

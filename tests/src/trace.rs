@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -41,14 +42,7 @@ impl Trace {
         let mut command = Command::new("strace");
         command.args(["-f", "-y", "-s", "0", "-e", &format!("trace={CALLS}"), "-o"]).arg(&log);
         command.args(["-p", &pid.to_string()]);
-        let strace = Daemon::spawn(command, &scratch.join(format!("strace-{pid}.err")), Signal::INT);
-        let mut trace = Self { strace, log };
-        wait::until_true("strace to attach", wait::PATIENCE, || {
-            assert!(trace.strace.ended().is_none(), "strace ended: {}", trace.strace.log());
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            status.lines().any(|line| line.strip_prefix("TracerPid:").is_some_and(|pid| pid.trim() != "0"))
-        });
-        trace
+        Self { strace: attached(command, scratch, pid), log }
     }
 
     /// Detaches; what was recorded.
@@ -56,6 +50,40 @@ impl Trace {
         self.strace.stop();
         parse(&fs::read_to_string(&self.log).expect("strace's log"))
     }
+}
+
+/// How long a process is held up at most.
+pub const HELD: Duration = Duration::from_secs(20);
+
+/// A process that is held up when it comes to a certain call; it goes on when this is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    /// Where it ends, what it has traced goes on.
+    _strace: Daemon,
+}
+
+impl Hold {
+    /// Holds up `pid` when it makes this file durable, for [`HELD`] at most.
+    pub fn at_fsync(path: &Path, scratch: &Scratch, pid: u32) -> Self {
+        let calls = "fsync";
+        let microseconds = HELD.as_micros();
+        let mut command = Command::new("strace");
+        command.args(["-f", "-e", &format!("trace={calls}")]);
+        command.args(["-e", &format!("inject={calls}:delay_enter={microseconds}:when=1")]);
+        command.arg("-P").arg(path).args(["-p", &pid.to_string()]);
+        Self { _strace: attached(command, scratch, pid) }
+    }
+}
+
+/// strace, once it has attached to a process.
+fn attached(command: Command, scratch: &Scratch, pid: u32) -> Daemon {
+    let mut strace = Daemon::spawn(command, &scratch.join(format!("strace-{pid}.err")), Signal::INT);
+    wait::until_true("strace to attach", wait::PATIENCE, || {
+        assert!(strace.ended().is_none(), "strace ended: {}", strace.log());
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.strip_prefix("TracerPid:").is_some_and(|pid| pid.trim() != "0"))
+    });
+    strace
 }
 
 fn parse(log: &str) -> Vec<Call> {

@@ -26,7 +26,7 @@ fn a_tablespace_whose_link_was_lost_is_the_interrupted_recoverys_own() {
         {
             let (session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
             let session = hosts.plan(session).expect(name);
-            let session = Hosts::begin(session).expect(name);
+            let session = hosts.begin(session).expect(name);
             hosts.send(session).expect(name);
         }
         let link = hosts.path("standby/pg_tblspc/16");

@@ -60,7 +60,7 @@ fn a_directory_that_changed_since_it_was_checked_is_left_alone() {
             let session = hosts.plan(session).expect(what);
             change(&hosts);
             let before = hosts.listing("standby");
-            let error = Hosts::begin(session).expect_err(what);
+            let error = hosts.begin(session).expect_err(what);
             assert_in_use(&error, &format!("{name}, {what}"));
             assert_eq!(hosts.listing("standby"), before, "{name}, {what}: nothing was changed");
             let _ = fs::remove_dir_all(hosts.path("old"));
@@ -71,7 +71,7 @@ fn a_directory_that_changed_since_it_was_checked_is_left_alone() {
         let session = hosts.plan(session).expect(name);
         hosts.write("standby/PG_VERSION", b"15\n");
         hosts.write("standby/global/pg_control", b"a new cluster");
-        assert_in_use(&Hosts::begin(session).expect_err(name), name);
+        assert_in_use(&hosts.begin(session).expect_err(name), name);
         assert_eq!(hosts.read("standby/global/pg_control"), b"a new cluster");
     }
 }
@@ -86,14 +86,14 @@ fn a_tablespace_directory_that_was_replaced_is_left_alone() {
         let session = hosts.plan(session).expect(name);
         fs::rename(hosts.path("spaces/16"), hosts.path("spaces/old")).expect("rename");
         hosts.write(&format!("spaces/16/{VERSION}/5/9"), b"of another server");
-        assert_in_use(&Hosts::begin(session).expect_err(name), name);
+        assert_in_use(&hosts.begin(session).expect_err(name), name);
         assert_eq!(hosts.read("standby/global/pg_control"), b"old control");
         fs::remove_dir_all(hosts.path("spaces")).expect("clean");
 
         // after the data has come
         let (session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
         let session = hosts.plan(session).expect(name);
-        let session = Hosts::begin(session).expect(name);
+        let session = hosts.begin(session).expect(name);
         let session = hosts.send(session).expect(name);
         fs::remove_file(hosts.path("standby/pg_tblspc/16")).expect("remove");
         symlink(hosts.path("space"), hosts.path("standby/pg_tblspc/16")).expect("link");
@@ -159,7 +159,7 @@ fn what_something_else_changed_does_not_become_a_standby() {
             stopped_standby(&hosts);
             let (session, _) = hosts.open(&connector, Purpose::Recover).expect(&what);
             let session = hosts.plan(session).expect(&what);
-            let session = Hosts::begin(session).expect(&what);
+            let session = hosts.begin(session).expect(&what);
             let session = hosts.send(session).expect(&what);
             await_another_time(&hosts);
             let done = if before_settling {
@@ -188,7 +188,7 @@ fn what_something_else_changed_does_not_become_a_standby() {
             }
         };
         let session = hosts.plan(session).expect(name);
-        let session = Hosts::begin(session).expect(name);
+        let session = hosts.begin(session).expect(name);
         let session = hosts.send(session).expect(name);
         hosts.complete(session).expect(name);
         hosts.assert_same(&["base/5/1", "base/5/2", "base/5/empty", "pg_xact/0007"]);
@@ -207,7 +207,7 @@ fn what_a_standby_keeps_may_not_appear_meanwhile() {
         let (session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
         let session = hosts.plan(session).expect(name);
         hosts.write("standby/pg_hba.conf", b"the standby's own");
-        assert_in_use(&Hosts::begin(session).expect_err(name), name);
+        assert_in_use(&hosts.begin(session).expect_err(name), name);
         assert_eq!(hosts.read("standby/pg_hba.conf"), b"the standby's own");
     }
 }

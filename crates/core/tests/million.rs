@@ -74,7 +74,7 @@ fn run(hosts: &Hosts, connector: &Arc<dyn Connector>, what: &str, is_skipped: bo
     passed("list");
     let (session, _) = session.plan(plan, header).expect("plans");
     passed("plan");
-    let session = Hosts::begin(session).expect("begins");
+    let session = hosts.begin(session).expect("begins");
     passed("begin");
     let skip = is_skipped.then(|| Skip {
         map: BlockMap::default(),

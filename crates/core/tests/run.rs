@@ -157,7 +157,7 @@ fn a_broken_run_cannot_be_started_and_is_completed_by_the_next() {
                 hosts.open(&connector, Purpose::Recover).expect_err("a second recovery is refused at once");
             assert_eq!(busy.kind, Kind::InUse, "{name}");
             let session = hosts.plan(session).expect(name);
-            let session = Hosts::begin(session).expect(name);
+            let session = hosts.begin(session).expect(name);
             assert!(hosts.path("standby").join(MARKER).exists());
             assert!(!hosts.path("standby/global/pg_control").exists());
             hosts.send(session).expect(name);
@@ -194,7 +194,7 @@ fn cancel_brings_every_step_back() {
         )
         .expect(name);
         let session = hosts.plan(session).expect(name);
-        let session = Hosts::begin(session).expect(name);
+        let session = hosts.begin(session).expect(name);
         let trip = cancel.clone();
         let timer = std::thread::spawn(move || {
             std::thread::sleep(std::time::Duration::from_millis(150));

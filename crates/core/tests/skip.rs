@@ -64,7 +64,7 @@ fn skip(listed: &[u32], leaves_out: bool) -> Skip {
 
 fn run(hosts: &Hosts, connector: &Arc<dyn Connector>, skip: Skip) -> (Skipped, Arc<Progress>) {
     let (session, progress) = hosts.open(connector, Purpose::Recover).expect("open");
-    let session = Hosts::begin(hosts.plan(session).expect("plan")).expect("begin");
+    let session = hosts.begin(hosts.plan(session).expect("plan")).expect("begin");
     let (session, skipped) =
         session.send_data(&hosts.path("primary"), hosts.options(), Some(skip)).expect("send");
     hosts.complete(session).expect("complete");

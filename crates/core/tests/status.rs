@@ -48,7 +48,7 @@ fn an_agent_tells_how_its_runs_go() {
     let (session, progress) = hosts.open(&connector, Purpose::Recover).expect("open");
     assert_eq!(told(&connector).account.running, None, "a run counts from its first change on");
     let session = hosts.plan(session).expect("plan");
-    let session = Hosts::begin(session).expect("begin");
+    let session = hosts.begin(session).expect("begin");
     let begun = told(&connector);
     assert!(begun.incomplete && begun.marker.is_some_and(|marker| marker.note == "test"));
     let run = begun.account.running.expect("in progress");
@@ -87,7 +87,7 @@ fn an_agent_tells_what_broke_a_run() {
     let connector = hosts.agent();
     let (session, _) = hosts.open(&connector, Purpose::Recover).expect("open");
     let session = hosts.plan(session).expect("plan");
-    let session = Hosts::begin(session).expect("begin");
+    let session = hosts.begin(session).expect("begin");
     // a file takes the place of a directory that the run has made
     fs::remove_dir(hosts.path("standby/base/5")).expect("remove");
     hosts.write("standby/base/5", b"no directory");

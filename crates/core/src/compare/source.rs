@@ -16,8 +16,6 @@ pub enum Proof {
 pub enum Treatment {
     /// They are compared with what the target has, and sent if they differ.
     Compare,
-    /// They are sent: the target has nothing of them.
-    Send,
     /// They are left out; if checksums are verified they are read for that.
     Skip(Proof),
 }
@@ -55,16 +53,6 @@ pub struct Hash;
 impl ChangeSource for Hash {
     fn stretch(&self, _: u32, _: u64, _: u64) -> Stretch {
         Stretch::rest(Treatment::Compare)
-    }
-}
-
-/// Of a target that has none of the files: everything is sent.
-#[derive(Debug)]
-pub struct Absent;
-
-impl ChangeSource for Absent {
-    fn stretch(&self, _: u32, _: u64, _: u64) -> Stretch {
-        Stretch::rest(Treatment::Send)
     }
 }
 

@@ -74,13 +74,6 @@ impl<'a> Work<'a> {
         Self { files, source, verifies, next_file: 0, rests: vec![None; streams] }
     }
 
-    /// Leaves out the files before the one of this number.
-    #[must_use]
-    pub const fn from(mut self, first: usize) -> Self {
-        self.next_file = first;
-        self
-    }
-
     /// The next batch of a stream into `ranges`, and what is done with it; `None` when nothing is left for it. `passed` is
     /// told the bytes that were passed over, and why.
     pub fn next(

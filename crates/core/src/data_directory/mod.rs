@@ -491,6 +491,12 @@ impl DataDirectory {
         }
     }
 
+    /// Makes the entries of a directory durable.
+    pub(crate) fn sync_directory(&self, path: &RelPath) -> Result<()> {
+        let synced = self.directory(path).and_then(rustix::fs::fsync);
+        synced.map_err(Error::on_path("sync directory", self.shown(path)))
+    }
+
     /// Makes the entries of every changed directory durable.
     pub(crate) fn sync_directories(&self) -> Result<()> {
         let dirty = std::mem::take(&mut *lock(&self.dirty));

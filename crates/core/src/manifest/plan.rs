@@ -6,7 +6,7 @@ use crate::manifest::list::FileList;
 use crate::manifest::path::RelPath;
 
 /// A directory of the plan.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Directory {
     /// Where it lies.
     pub path: RelPath,

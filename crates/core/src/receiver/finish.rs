@@ -2,10 +2,10 @@
 
 use pgdata::configuration::{MAX_BYTES, content};
 use pgdata::control_file::PG_CONTROL;
+use pgdata::wal::Lsn;
 
 use super::durable::sync_files;
 use super::identity;
-use super::reconcile::reconcile_wal;
 use super::run::Run;
 use crate::error::{Error, Kind, Result};
 use crate::host::inspect::{auto_configuration, configuration, main_configuration, myrecovery_path};
@@ -101,20 +101,22 @@ fn demand_stopped(run: &Run) -> Result<()> {
 }
 
 /// Installs the standby's own files, makes everything durable, and only then places pg_control.
-pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>) -> Result<Vec<String>> {
+pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>, wal_end: Lsn) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     let (controls, others): (Vec<Put>, Vec<Put>) =
         puts.into_iter().partition(|put| put.path.as_str() == PG_CONTROL);
     let [control] = controls.as_slice() else {
         return Err(Error::new(Kind::ProtocolViolation, "the run finishes without pg_control"));
     };
-    reconcile_wal(run)?;
+    let wal =
+        run.wal().ok_or_else(|| Error::new(Kind::Internal, "a run without WAL"))?.sink().finish(wal_end)?;
     for put in &others {
         run.target.install(&put.path, &put.content, put.mode)?;
     }
     include_myrecovery(run, cluster, &mut warnings)?;
     demand_following(cluster, &mut warnings)?;
-    let installed = identity::installed(run, others.into_iter().map(|put| put.path))?;
+    let mut installed = identity::installed(run, others.into_iter().map(|put| put.path))?;
+    installed.extend(wal);
     sync_files(run)?;
     run.target.sync_directories()?;
     run.cancel.check()?;

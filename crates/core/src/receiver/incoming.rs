@@ -16,7 +16,7 @@ pub(super) const PERMISSIONS: u32 = 0o777;
 /// Most bytes of small files in one run, kept in memory until it finishes.
 const MAX_PUTS: usize = 32 << 20;
 
-/// The files that are made for the standby, besides those in pg_wal/archive_status.
+/// The files that are made for the standby, besides those in pg_wal.
 const MADE: &[&str] = &[
     "backup_label",
     "tablespace_map",
@@ -35,7 +35,9 @@ pub(super) fn check_planned(path: &RelPath, is_directory: bool, kept: &[RelPath]
     });
     // a file in the place of global/ would destroy the pg_control that is aside
     let hides_control = !is_directory && path.as_str() == "global";
-    if is_kept || hides_control || is_never_planned(path) {
+    // WAL comes on a link of its own
+    let is_wal = path.as_str().starts_with("pg_wal/");
+    if is_kept || hides_control || is_wal || is_never_planned(path) {
         return Err(Error::new(Kind::ProtocolViolation, format!("\"{path}\" cannot be a part of the plan"))
             .detail("pg_control, the marker and the standby's own files are never copied from the primary as data."));
     }
@@ -75,7 +77,7 @@ impl Puts {
         let mut put = Put::decode(body)?;
         put.mode &= PERMISSIONS;
         let path = &put.path;
-        if !MADE.contains(&path.as_str()) && !is_archive_status(path) {
+        if !MADE.contains(&path.as_str()) && !is_archive_status(path) && !is_history(path) {
             return Err(violation(format!("\"{path}\" is not one of the files that are made for a standby")));
         }
         if kept.iter().any(|kept| path.is_at_or_below(kept.as_str()) || kept.is_at_or_below(path.as_str())) {
@@ -92,6 +94,11 @@ impl Puts {
     pub(super) fn take(&mut self) -> Vec<Put> {
         std::mem::take(&mut self.files)
     }
+}
+
+/// Whether it is the history of a timeline: `pg_wal/NAME.history`.
+fn is_history(path: &RelPath) -> bool {
+    path.parent() == Some("pg_wal") && wal::is_history(path.file_name())
 }
 
 /// Whether it tells that a WAL or history file need not be archived: `pg_wal/archive_status/NAME.done`.

@@ -1,7 +1,7 @@
 //! The receiving half: looks at a target, digests what it has, writes what differs, makes it durable.
 //!
 //! One [`Receiver`] serves any number of links. A control link becomes a session ([`session`]), a
-//! data link joins the run of a session by its token ([`stream`]).
+//! data link joins the run of a session by its token ([`stream`]), and so does the one that brings WAL ([`wal_link`]).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -38,6 +38,8 @@ mod session;
 mod sink;
 mod snapshot;
 mod stream;
+mod wal_link;
+mod wal_sink;
 mod write;
 
 use ledger::Ledger;
@@ -76,7 +78,8 @@ impl Receiver {
     pub fn serve_former(&self, mut link: Link, cancel: &Cancel) -> Result<()> {
         match first_request(&mut link)? {
             None => Ok(()),
-            Some(Request::Attach { session }) => self.attach(&session, link, cancel),
+            Some(Request::Attach { session }) => self.attach(&session, link, stream::serve, cancel),
+            Some(Request::AttachWal { session }) => self.attach(&session, link, wal_link::serve, cancel),
             Some(_) => {
                 let error = Error::new(Kind::AuthenticationFailed, "the secret has been replaced")
                     .detail("This server has the secret that the agent had before.")
@@ -87,10 +90,17 @@ impl Receiver {
         }
     }
 
-    fn attach(&self, session: &str, mut link: Link, cancel: &Cancel) -> Result<()> {
+    /// Serves a link that joins a run.
+    fn attach(
+        &self,
+        session: &str,
+        mut link: Link,
+        serve: fn(&Run, Link, &Cancel) -> Result<()>,
+        cancel: &Cancel,
+    ) -> Result<()> {
         match self.find(session) {
             Some(run) => {
-                let served = stream::serve(&run, link, cancel);
+                let served = serve(&run, link, cancel);
                 served.inspect_err(|error| run.record.fail_link(error))
             }
             None => {
@@ -109,7 +119,8 @@ impl Receiver {
             Some(Request::Open { directory, purpose, keep }) => {
                 session::serve(self, link, cancel, directory, purpose, keep)
             }
-            Some(Request::Attach { session }) => self.attach(&session, link, cancel),
+            Some(Request::Attach { session }) => self.attach(&session, link, stream::serve, cancel),
+            Some(Request::AttachWal { session }) => self.attach(&session, link, wal_link::serve, cancel),
             Some(Request::Status) => reply(&mut *link.sink, &Reply::Status(Box::new(self.status()))),
             Some(other) => Err(Error::new(Kind::ProtocolViolation, format!("{other:?} cannot come first"))),
         }

@@ -104,16 +104,6 @@ impl PlannedFiles {
         self.has(number, SHORT)
     }
 
-    /// The plan goes on.
-    pub(super) fn extend(&mut self, files: FileList) {
-        self.list.extend(files.iter());
-        self.flags.resize_with(self.list.len(), AtomicU8::default);
-        for stripe in &mut self.stripes {
-            let stripe = stripe.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-            stripe.resize(self.list.len().div_ceil(STRIPES), Stamp::default());
-        }
-    }
-
     fn has(&self, number: usize, flag: u8) -> bool {
         self.flags[number].load(Ordering::Relaxed) & flag != 0
     }
@@ -290,7 +280,7 @@ mod tests {
 
     #[test]
     fn what_becomes_of_a_file_does_not_become_of_others() {
-        let mut files = planned(3 * STRIPES);
+        let files = planned(3 * STRIPES + 2);
         files.file(STRIPES).ends_at(100);
         files.file(STRIPES).ends_at(200);
         files.file(STRIPES).ends_at(8192);
@@ -298,8 +288,6 @@ mod tests {
         files.file(1).found(8192, 0o600);
         files.file(2).found(8192, 0o640);
         files.file(0).lock_place().set_unusable();
-        let extended = planned(2);
-        files.extend(extended.list);
         let stamp = Stamp::default();
         files.file(3 * STRIPES).lock_place().set_own(stamp);
         for file in files.iter() {

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::FileType;
-use rustix::io::Errno;
 
 use super::parallel::for_each;
 use super::planned::PlannedFile;
@@ -11,7 +10,7 @@ use super::prune::{Fate, Pruning};
 use super::run::Run;
 use super::segments::end_forks;
 use crate::data_directory::Entries;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::manifest::list::FileIndex;
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::Directory;
@@ -35,7 +34,7 @@ pub(super) fn reconcile(
 ) -> Result<Reconciliation> {
     run.sink.demand_incomplete(run)?;
     let planned_files = run.planned_files();
-    end_forks(&planned_files);
+    end_forks(planned_files);
     let (removed, changed) = (AtomicU64::new(0), AtomicU64::new(0));
     for_each(run, 0..planned_files.len(), |number| {
         let planned = &planned_files.file(number);
@@ -66,37 +65,12 @@ pub(super) fn reconcile(
     Ok(pruner.reconciliation)
 }
 
-/// Gives the files that came after reconciling, WAL, their size. Their blocks are allocated: the server
-/// recycles these files and relies on their space.
-pub(super) fn reconcile_wal(run: &Run) -> Result<()> {
-    let planned_files = run.planned_files();
-    for number in run.reconciled()..planned_files.len() {
-        let planned = &planned_files.file(number);
-        if planned.is_gone() {
-            return Err(Error::new(
-                Kind::SlotLost,
-                format!("WAL file \"{}\" was removed on the primary", planned.path),
-            )
-            .detail("The standby needs it to reach consistency.")
-            .hint("Use a replication slot (pgpool_recovery.slot_name), or increase wal_keep_size."));
-        }
-        fit(run, planned)?;
-        if planned.size() > 0 {
-            let file = run.open_to_write(planned)?;
-            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, planned.size()) {
-                // not every file system can
-                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-                Err(error) => {
-                    return Err(Error::io(
-                        format_args!("allocate \"{}\" on the target", planned.path),
-                        &error.into(),
-                    ));
-                }
-            }
-            run.note(planned, &file)?;
-        }
-    }
-    Ok(())
+/// Empties pg_wal, and tells how much went: what a target has of WAL is of no use to what it becomes, and its room is wanted.
+pub(super) fn empty_wal(run: &Run, keep: &[RelPath], header: &PlanHeader) -> Result<u64> {
+    let pruning = Pruning::new(&run.target, &[], &|_| false, keep, header, false);
+    let mut pruner = Pruner { run, pruning: &pruning, reconciliation: Reconciliation::default() };
+    pruner.prune(Some(&RelPath::parse("pg_wal")?))?;
+    Ok(pruner.reconciliation.removed)
 }
 
 /// Whether a file has the size and mode it must have, and its content is known. One that this run had to do with must
@@ -159,6 +133,12 @@ impl Pruner<'_> {
             match self.pruning.judge(&path, kind)? {
                 Fate::Stays => {}
                 Fate::Entered => self.prune(Some(&path))?,
+                // asked after the directory was listed: what has come since is not among its names
+                Fate::Goes if self.run.wal().is_some_and(|wal| wal.sink().has(&path)) => {
+                    if kind == FileType::Directory {
+                        self.prune(Some(&path))?;
+                    }
+                }
                 Fate::Goes => self.remove(&path, kind)?,
             }
         }

@@ -1,7 +1,7 @@
 //! Is there room for a plan? Every file system the target lies on is asked.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use super::obstacles::Found;
 use crate::data_directory::DataDirectory;
@@ -28,7 +28,8 @@ struct FileSystem {
 }
 
 /// Fails if the files, which may be there in part, and the WAL that comes besides them do not fit, or leave too
-/// little for a primary on the same file system. WAL comes when the surplus that was `found` is gone, data before.
+/// little for a primary on the same file system. What the target has of WAL is gone before either comes, other surplus only
+/// after both.
 pub(super) fn check(
     target: &DataDirectory,
     files: &FileList,
@@ -48,20 +49,32 @@ pub(super) fn check(
     for file_system in &file_systems {
         let device = file_system.device;
         let data = needed.get(&device).copied().unwrap_or(0);
-        if data > 0 {
-            file_system.demand(data, file_system.free)?;
-        }
-        if device == wal_device && header.reserve > 0 {
-            let freed = found.freed.get(&device).copied().unwrap_or(0);
-            if data.saturating_add(header.reserve) <= freed {
-                // it becomes no fuller than it is
-                continue;
-            }
-            file_system
-                .demand(data.saturating_add(header.reserve), file_system.free.saturating_add(freed))?;
+        let wal = if device == wal_device { header.reserve } else { 0 };
+        let (needed, freed) = (data.saturating_add(wal), found.freed.get(&device).copied().unwrap_or(0));
+        // one that becomes no fuller than it is may be as full as it is
+        if needed > freed {
+            file_system.demand(needed, file_system.free.saturating_add(freed))?;
         }
     }
     Ok(())
+}
+
+/// Bytes that stay free on the file system of pg_wal while WAL comes: half of what was demanded before the run, because a primary
+/// on the same file system writes meanwhile, too.
+pub(super) fn kept_beside_wal(target: &DataDirectory, header: &PlanHeader) -> Result<u64> {
+    let kept = Kept::on_this_host(header.primary_space.as_ref(), machine::boot_id().as_deref());
+    let half = |fd: BorrowedFd<'_>| {
+        let stat =
+            rustix::fs::fstat(fd).map_err(Error::on_path("stat directory", target.path().join("pg_wal")))?;
+        let device = stat.st_dev;
+        let (Space { size, .. }, pool) = space(fd)?;
+        Ok(kept.bytes(device, pool.as_ref(), size) / 2)
+    };
+    // one that is not there yet is going to be made in the data directory
+    match target.enter(&RelPath::parse("pg_wal")?) {
+        Ok(fd) => half(fd.as_fd()),
+        Err(_) => half(target.root().as_fd()),
+    }
 }
 
 impl FileSystem {
@@ -244,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn wal_has_the_room_of_what_is_removed_before_and_data_has_not() {
+    fn what_the_target_has_of_wal_makes_room_for_data_and_wal() {
         const MUCH: u64 = 4 << 30;
         let data = tempfile::tempdir().expect("temporary directory");
         let target = DataDirectory::open(data.path()).expect("open");
@@ -259,7 +272,10 @@ mod tests {
         let none = FileList::default();
         assert!(refused(&none, free + MUCH, 0));
         assert!(!refused(&none, free + MUCH, 2 * MUCH));
-        assert!(refused(&[file].into_iter().collect(), 0, 2 * MUCH), "data comes first");
+        let files = [file].into_iter().collect();
+        assert!(refused(&files, 0, 0));
+        assert!(!refused(&files, 0, 2 * MUCH));
+        assert!(refused(&files, 2 * MUCH, 2 * MUCH), "of both");
     }
 
     #[test]

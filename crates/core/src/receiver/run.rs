@@ -1,7 +1,7 @@
 //! What the links of one run share.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use rustix::fs::{Advice, fadvise};
 
@@ -10,6 +10,7 @@ use super::identity;
 use super::ledger::Record;
 use super::planned::{LockedPlace, Place, PlannedFile, PlannedFiles};
 use super::sink::Sink;
+use super::wal_link::Wal;
 use crate::compare::digest::DigestKey;
 use crate::data_directory::{DataDirectory, Stamp, Stat};
 use crate::error::{Error, Result};
@@ -31,7 +32,9 @@ pub(super) struct Run {
     trusts_cache: bool,
     /// What was written into the marker.
     marker: OnceLock<String>,
-    planned_files: RwLock<PlannedFiles>,
+    planned_files: PlannedFiles,
+    /// Its WAL, once the target cannot be started.
+    wal: OnceLock<Wal>,
     /// How many of them have been reconciled.
     reconciled: AtomicUsize,
 }
@@ -61,7 +64,7 @@ impl Run {
         files: FileList,
         record: Record,
     ) -> Self {
-        let planned_files = RwLock::new(PlannedFiles::new(files));
+        let planned_files = PlannedFiles::new(files);
         Self {
             record,
             target,
@@ -71,13 +74,25 @@ impl Run {
             trusts_cache: true,
             marker: OnceLock::new(),
             planned_files,
+            wal: OnceLock::new(),
             reconciled: AtomicUsize::new(0),
         }
     }
 
     /// All files of the plan; the position is the file's number on the wire.
-    pub(super) fn planned_files(&self) -> RwLockReadGuard<'_, PlannedFiles> {
-        self.planned_files.read().unwrap_or_else(PoisonError::into_inner)
+    pub(super) const fn planned_files(&self) -> &PlannedFiles {
+        &self.planned_files
+    }
+
+    /// Its WAL; `None` before the target cannot be started, and in a dry run.
+    pub(super) fn wal(&self) -> Option<&Wal> {
+        self.wal.get()
+    }
+
+    /// From now on WAL may come.
+    pub(super) fn set_wal(&self, wal: Wal) {
+        // a run begins once
+        let _ = self.wal.set(wal);
     }
 
     /// What was written into the marker.
@@ -234,11 +249,6 @@ impl Run {
             (None, _) => place.set_unusable(),
         }
         Ok(found)
-    }
-
-    /// The plan goes on: WAL.
-    pub(super) fn extend(&self, files: FileList) {
-        self.planned_files.write().unwrap_or_else(PoisonError::into_inner).extend(files);
     }
 }
 

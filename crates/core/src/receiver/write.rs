@@ -46,7 +46,7 @@ impl<'a> PageWriter<'a> {
 
     /// Closes the last file, and remembers how it is now.
     pub(super) fn close(&mut self) -> Result<()> {
-        self.leave(&self.run.planned_files())
+        self.leave(self.run.planned_files())
     }
 
     fn leave(&mut self, planned_files: &PlannedFiles) -> Result<()> {
@@ -76,7 +76,7 @@ impl<'a> PageWriter<'a> {
         for run in &tail.runs {
             let (bytes, after) = rest.split_at_checked(run.length as usize).ok_or_else(connection_closed)?;
             rest = after;
-            self.write(tail.file, &planned_files, bytes, run.offset)?;
+            self.write(tail.file, planned_files, bytes, run.offset)?;
         }
         Ok(())
     }
@@ -90,7 +90,7 @@ impl<'a> PageWriter<'a> {
             let (content, after) =
                 rest.split_at_checked(range.length as usize).ok_or_else(connection_closed)?;
             rest = after;
-            written += self.range(range, &planned_files, content)?;
+            written += self.range(range, planned_files, content)?;
         }
         Ok(written)
     }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgdata::wal::Lsn;
+
 use crate::compare::digest::DigestKey;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::list::FileList;
@@ -68,17 +70,33 @@ impl Conversation {
         self.control.send(REQUEST, &[&message::encode(message)?])
     }
 
+    /// Makes a data link.
+    pub(super) fn attach(&self) -> Result<Link> {
+        match self.join(&Request::Attach { session: self.target.session.clone() })? {
+            (link, Reply::Ok) => Ok(link),
+            (_, other) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes the link for WAL; returns what is durable on the target, too.
+    pub(super) fn attach_wal(&self) -> Result<(Link, Lsn)> {
+        match self.join(&Request::AttachWal { session: self.target.session.clone() })? {
+            (link, Reply::WalAttached { durable }) => Ok((link, durable)),
+            (_, other) => Err(unexpected(&other)),
+        }
+    }
+
     /// Makes a link that joins the run: `join` is its first message.
-    pub(super) fn attach(&self, join: &Request) -> Result<Link> {
+    fn join(&self, join: &Request) -> Result<(Link, Reply)> {
         let mut link = self.connector.connect(&self.cancel)?;
         link.sink.send(REQUEST, &[&message::encode(join)?])?;
         link.sink.flush()?;
         let mut body = Buffer::new();
         match link.source.receive(&mut body)? {
             Some(REPLY) => match message::decode(&body)? {
-                Reply::Ok => Ok(link),
-                Reply::Error(error) => Err(error),
-                other => Err(unexpected(&other)),
+                // a run that has ended meanwhile is not known any more, and why it has ended is what counts
+                Reply::Error(error) => self.cancel.check().and(Err(error)),
+                reply => Ok((link, reply)),
             },
             _ => Err(crate::wire::link::closed(&self.place)),
         }

@@ -8,12 +8,12 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use pgdata::wal::Lsn;
+
 use crate::compare::digest::DigestKey;
-use crate::compare::source::Absent;
 use crate::error::{Error, Result};
-use crate::manifest::list::FileList;
 use crate::manifest::path::RelPath;
-use crate::manifest::plan::{Directory, File, Plan};
+use crate::manifest::plan::Plan;
 use crate::progress::Progress;
 use crate::replication::standby::Listening;
 use crate::replication::standby::ReplicationConfig;
@@ -38,16 +38,21 @@ mod conversation;
 mod read;
 mod stream;
 mod transfer;
+mod wal;
+mod wal_positions;
 
 pub use pack::Compression;
 pub use read::Checksums;
+pub use wal::WalSource;
+pub use wal_positions::WalPositions;
 
 use conversation::{Conversation, request, unexpected};
 use rate::Rate;
 use skip::{Skip, Skipped};
 use state::{Begun, Complete, Finished, Opened, Reconciled, Sent};
 use stream::What;
-use transfer::{Job, Links};
+use transfer::Links;
+use wal::WalStream;
 
 /// How data is moved.
 #[derive(Debug, Clone)]
@@ -256,12 +261,13 @@ impl Session<state::Planned> {
     }
 
     /// From here on the target cannot be started until [`Session::finish`].
-    pub fn begin(self, marker: Marker) -> Result<Session<Begun>> {
+    pub fn begin(self, marker: Marker, wal: WalSource) -> Result<Session<Begun>> {
         let digest_key = self.digest_key();
         let Self { mut conversation, state: state::Planned { files } } = self;
         conversation.is_held = false;
-        conversation.done(&Request::Begin { marker, digest_key })?;
-        Ok(Session { conversation, state: Begun { files } })
+        conversation.done(&Request::Begin { marker, digest_key, wal: wal.start() })?;
+        let wal = WalStream::start(&conversation, wal)?;
+        Ok(Session { conversation, state: Begun { files, wal } })
     }
 }
 
@@ -275,12 +281,12 @@ impl Session<Begun> {
     ) -> Result<(Session<Sent>, Option<Skipped>)> {
         let is_local = !self.conversation.connector.is_remote();
         let cloned = if options.clone && is_local { self.clone_files()? } else { Vec::new() };
-        let Self { conversation, state: Begun { files } } = self;
+        let Self { conversation, state: Begun { files, wal } } = self;
         let rate = Rate::new(options.max_rate);
         let mut links = Links::attach(&conversation, options, rate)?;
         let plan = (data_directory, &files);
         let skipped = skip::transfer(&mut links, &conversation, plan, &cloned, skip, What::Data)?;
-        Ok((Session { conversation, state: Sent { files, links } }, skipped))
+        Ok((Session { conversation, state: Sent { wal } }, skipped))
     }
 
     /// Has files cloned. Returns first and last number of each row of neighbours.
@@ -296,28 +302,23 @@ impl Session<Sent> {
     /// Gives every file its size, and removes what the primary does not have.
     pub fn reconcile(self) -> Result<(Session<Reconciled>, Reconciliation)> {
         let reconciliation = self.request_reconcile()?;
-        let Self { conversation, state: Sent { files, links } } = self;
-        Ok((Session { conversation, state: Reconciled { files, links } }, reconciliation))
+        let Self { conversation, state: Sent { wal } } = self;
+        Ok((Session { conversation, state: Reconciled { wal } }, reconciliation))
     }
 }
 
 impl Session<Reconciled> {
-    /// Sends WAL and what else belongs into pg_wal.
-    pub fn send_wal(
-        self,
-        data_directory: &Path,
-        directories: &[Directory],
-        wal: Vec<File>,
-    ) -> Result<Session<Complete>> {
-        let Self { conversation, state: Reconciled { mut files, mut links } } = self;
-        let wal: FileList = wal.into_iter().collect();
-        conversation.send_plan(directories, &wal)?;
-        conversation.done(&Request::WalEnd)?;
-        let first = files.len();
-        files.extend(wal.iter());
-        let job = Job { first, ..Job::new(data_directory, &files, &Absent, What::Wal) };
-        links.transfer(&conversation, &job)?;
-        Ok(Session { conversation, state: Complete(()) })
+    /// The backup has ended here: the target needs no WAL beyond the end of that segment. Waits for nothing, and is called
+    /// before [`WalPositions::set_flushed`] is again, or more would be on its way.
+    pub fn end_wal(&self, stop: Lsn) {
+        self.state.wal.end(stop);
+    }
+
+    /// Waits until all WAL that the target needs to become consistent is durable there; [`Self::end_wal`] says where it ends.
+    pub fn complete_wal(self) -> Result<Session<Complete>> {
+        let Self { conversation, state: Reconciled { wal } } = self;
+        let wal_end = wal.complete()?;
+        Ok(Session { conversation, state: Complete { wal_end } })
     }
 }
 
@@ -325,11 +326,11 @@ impl Session<Complete> {
     /// Installs the last files (pg_control among them), makes everything durable and the target
     /// startable. Returns what an operator should know, too.
     pub fn finish(self, puts: &[Put]) -> Result<(Session<Finished>, Vec<String>)> {
-        let Self { conversation, .. } = self;
+        let Self { conversation, state: Complete { wal_end } } = self;
         for put in puts {
             conversation.control.send(PUT, &[&put.head(), &put.content])?;
         }
-        match conversation.request(&Request::Finish)? {
+        match conversation.request(&Request::Finish { wal_end })? {
             Reply::Durable { warnings } => Ok((Session { conversation, state: Finished(()) }, warnings)),
             other => Err(unexpected(&other)),
         }

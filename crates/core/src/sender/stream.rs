@@ -79,8 +79,6 @@ pub(super) enum What {
     DryRun,
     /// A few pages that WAL proves equal: they are looked at, and nothing is sent.
     Sample,
-    /// WAL, of which it has nothing.
-    Wal,
 }
 
 /// A link of the transfer and what it needs over its whole life.
@@ -157,12 +155,9 @@ impl<'a, 'w> Stream<'a, 'w> {
                         self.link.sink.send(if self.examines() { EXAMINE } else { ASK }, &[&self.head])?;
                         asked.push_back(batch);
                     }
-                    Some(treatment) => {
+                    Some(Treatment::Skip(proof)) => {
                         self.transfer.cancel.check()?;
-                        match treatment {
-                            Treatment::Skip(proof) => self.verify(&batch, proof)?,
-                            _ => self.send_all(&batch)?,
-                        }
+                        self.verify(&batch, proof)?;
                         spare = batch;
                     }
                 }
@@ -237,7 +232,7 @@ impl<'a, 'w> Stream<'a, 'w> {
             self.transfer.cancel.check()?;
             match treatment {
                 Treatment::Skip(proof) => self.verify(&batch, proof)?,
-                Treatment::Compare | Treatment::Send => self.hand_over(&batch)?,
+                Treatment::Compare => self.hand_over(&batch)?,
             }
         }
         while self.unanswered > 0 {
@@ -283,18 +278,6 @@ impl<'a, 'w> Stream<'a, 'w> {
         }
     }
 
-    /// Sends a batch of which the target has nothing.
-    fn send_all(&mut self, batch: &[Range]) -> Result<()> {
-        for range in batch {
-            self.buffer.resize(range.length as usize);
-            let length = self.read(range, 0)?.unwrap_or_default();
-            delta::differing(range.offset, &self.buffer[..length], 0, |_| false, &mut self.runs);
-            let sent = self.send_runs(range, 0)?;
-            self.done(range, sent);
-        }
-        Ok(())
-    }
-
     /// Reads a range to a place in the buffer, and tells the receiver if it is shorter or gone. `None` if there is
     /// nothing to send.
     fn read(&mut self, range: &Range, start: usize) -> Result<Option<usize>> {
@@ -320,7 +303,6 @@ impl<'a, 'w> Stream<'a, 'w> {
         match self.transfer.what {
             What::Data | What::DryRun => self.transfer.progress.add_compared(bytes),
             What::Sample => {}
-            What::Wal => self.transfer.progress.add_wal(bytes),
         }
     }
 

@@ -15,7 +15,6 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::list::FileList;
 use crate::wire::link::Link;
 use crate::wire::protocol::MAX_STREAMS;
-use crate::wire::protocol::message::Request;
 
 /// Data links, and how data is moved over them.
 pub(crate) struct Links {
@@ -28,8 +27,6 @@ pub(crate) struct Links {
 pub(super) struct Job<'a> {
     pub(super) data_directory: &'a Path,
     pub(super) files: &'a FileList,
-    /// The number of the first file that is moved.
-    pub(super) first: usize,
     /// Says how.
     pub(super) source: &'a dyn ChangeSource,
     pub(super) what: What,
@@ -37,14 +34,14 @@ pub(super) struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    /// All files from the first one on, and nothing is examined.
+    /// Nothing is examined.
     pub(super) fn new(
         data_directory: &'a Path,
         files: &'a FileList,
         source: &'a dyn ChangeSource,
         what: What,
     ) -> Self {
-        Self { data_directory, files, first: 0, source, what, examination: None }
+        Self { data_directory, files, source, what, examination: None }
     }
 }
 
@@ -52,20 +49,19 @@ impl Links {
     /// Attaches as many links as `options` asks for.
     pub(super) fn attach(conversation: &Conversation, options: TransferOptions, rate: Rate) -> Result<Self> {
         let jobs = streams(options.jobs, conversation.connector.is_remote());
-        let join = Request::Attach { session: conversation.target.session.clone() };
-        let links = (0..jobs).map(|_| conversation.attach(&join)).collect::<Result<_>>()?;
+        let links = (0..jobs).map(|_| conversation.attach()).collect::<Result<_>>()?;
         conversation.progress.set_streams(u32::try_from(jobs).unwrap_or(u32::MAX));
         Ok(Self { links, options, rate })
     }
 
     /// Moves files.
     pub(super) fn transfer(&mut self, conversation: &Conversation, job: &Job<'_>) -> Result<()> {
-        let Job { data_directory, files, first, source, what, examination } = *job;
+        let Job { data_directory, files, source, what, examination } = *job;
         let Self { links, options, rate } = self;
         let chooser = Chooser::new(options.compression, Instant::now());
         // what was cloned is read only to be verified, once
         let verifies = options.checksums.is_some() && what != What::Sample;
-        let work = Work::new(files, source, links.len(), verifies).from(first);
+        let work = Work::new(files, source, links.len(), verifies);
         let cancel = &conversation.cancel;
         let transfer = &Transfer {
             data_directory,

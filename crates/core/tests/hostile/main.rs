@@ -19,6 +19,7 @@ use serde_json::json;
 use peer::{Host, begin, header, plan, put};
 
 mod peer;
+mod wal;
 
 #[test]
 fn paths_that_lead_elsewhere() {
@@ -83,9 +84,9 @@ fn a_dry_run_writes_nothing_whatever_it_is_told() {
         stream.send(kind, &body);
         stream.assert_refused("a dry run");
     }
-    for request in ["clone", "wal_end", "finish"] {
+    for request in ["clone", "finish"] {
         let (mut peer, _) = host.dry_run();
-        peer.request(&json!({ "request": request }));
+        peer.request(&json!({ "request": request, "wal_end": 2 << 20 }));
         peer.answer().expect_err(request);
         peer.assert_refused(request);
     }
@@ -101,16 +102,16 @@ fn a_dry_run_writes_nothing_whatever_it_is_told() {
 #[test]
 fn steps_out_of_order() {
     let host = Host::new();
-    for request in ["present", "clone", "reconcile", "wal_end", "finish"] {
+    for request in ["present", "clone", "reconcile", "finish"] {
         let (mut peer, _) = host.open();
-        peer.request(&json!({ "request": request }));
+        peer.request(&json!({ "request": request, "wal_end": 2 << 20 }));
         peer.answer().expect_err(request);
         // who asks on is told the same and does not wait for ever
         peer.request(&json!({ "request": "log" }));
         peer.answer().expect_err("it has ended");
         peer.assert_refused(request);
         let mut peer = host.dial();
-        peer.request(&json!({ "request": request }));
+        peer.request(&json!({ "request": request, "wal_end": 2 << 20 }));
         peer.assert_refused(request);
     }
     // an agent has no files of the primary's
@@ -119,13 +120,11 @@ fn steps_out_of_order() {
     peer.answer().expect_err("clone");
     peer.assert_refused("clone");
     // nothing was reconciled
-    for request in ["finish", "wal_end"] {
-        let (mut peer, _) = host.begin();
-        peer.request(&json!({ "request": request }));
-        peer.answer().expect_err(request);
-        peer.assert_refused(request);
-        assert!(!host.path("standby/global/pg_control").exists());
-    }
+    let (mut peer, _) = host.begin();
+    peer.request(&json!({ "request": "finish", "wal_end": 2 << 20 }));
+    peer.answer().expect_err("finish");
+    peer.assert_refused("finish");
+    assert!(!host.path("standby/global/pg_control").exists());
     host.assert_unharmed();
 }
 
@@ -287,6 +286,7 @@ fn files_that_no_plan_has() {
     for path in [
         "global/pg_control",
         "global/pg_control.pgpool_recovery",
+        "pg_wal/000000010000000000000001",
         "pgpool_recovery.incomplete",
         "standby.signal",
         "myrecovery.conf",
@@ -326,6 +326,7 @@ fn small_files_that_no_recovery_has() {
         "recovery.signal",
         "pgpool_recovery.incomplete",
         "pg_wal/archive_status/x",
+        "pg_wal/000000010000000000000001",
     ] {
         let mut peer = host.reconciled();
         peer.send(PUT, &put(path, 1));
@@ -346,7 +347,7 @@ fn small_files_that_no_recovery_has() {
     host.assert_unharmed();
 }
 
-/// What was reconciled is compared with nothing any more: only WAL may follow.
+/// What was reconciled is compared with nothing any more.
 #[test]
 fn data_after_it_was_reconciled() {
     let host = Host::new();
@@ -369,8 +370,8 @@ fn data_after_it_was_reconciled() {
     for (directories, files) in [(vec![], vec![("base/5/2", 1)]), (vec!["base/6"], vec![])] {
         let mut peer = host.reconciled();
         peer.plan(&directories, &files);
-        peer.answer().expect_err("not WAL");
-        peer.assert_refused("not WAL");
+        peer.answer().expect_err("more of the plan");
+        peer.assert_refused("more of the plan");
     }
     let (mut peer, _) = host.begin();
     peer.plan(&[], &[("base/5/2", 1)]);

@@ -70,7 +70,7 @@ impl Host {
             &json!({ "request": "open", "directory": self.path("standby"), "purpose": "look", "keep": [] }),
         );
         let Ok(Reply::Target(target)) = peer.answer() else { panic!("no target") };
-        peer.plan(&["base", "base/5"], &[("base/5/1", 3 * 8192)]);
+        peer.plan(&["base", "base/5", "global", "pg_wal"], &[("base/5/1", 3 * 8192)]);
         peer.request(&header(&[]));
         assert!(matches!(peer.answer(), Ok(Reply::Planned { .. })));
         peer.request(&json!({ "request": "dry_run", "digest_key": "00".repeat(32) }));
@@ -81,7 +81,7 @@ impl Host {
     /// A session that has begun to rewrite the directory, with a file of 3 pages.
     pub(crate) fn begin(&self) -> (Peer, TargetInfo) {
         let (mut peer, target) = self.open();
-        peer.plan(&["base", "base/5"], &[("base/5/1", 3 * 8192)]);
+        peer.plan(&["base", "base/5", "global", "pg_wal"], &[("base/5/1", 3 * 8192)]);
         peer.request(&header(&[]));
         assert!(matches!(peer.answer(), Ok(Reply::Planned { .. })));
         peer.request(&begin());
@@ -203,6 +203,7 @@ pub(crate) fn header(tablespaces: &[Value]) -> Value {
 pub(crate) fn begin() -> Value {
     json!({
         "request": "begin", "digest_key": "00".repeat(32),
-        "marker": { "note": "", "system_identifier": 1, "timeline": 1, "started": 0 }
+        "marker": { "note": "", "system_identifier": 1, "timeline": 1, "started": 0 },
+        "wal": { "timeline": 1, "segment_size": 1 << 20, "from": 1 << 20, "mode": 0o600, "directories": [] }
     })
 }

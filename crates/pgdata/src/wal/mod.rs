@@ -22,7 +22,9 @@ pub mod sample;
 pub mod segment_file;
 pub mod special;
 
-pub use segment_file::{is_history, parse_segment_name, segment_name, segment_timeline, segments};
+pub use segment_file::{
+    is_history, parse_segment_name, segment_end, segment_name, segment_start, segment_timeline,
+};
 
 /// A position in the WAL (XLogRecPtr): bytes since its beginning.
 #[derive(

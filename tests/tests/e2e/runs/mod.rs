@@ -14,3 +14,4 @@ mod status; // pgpool_recovery_status
 mod tablespaces; // tablespaces that are mapped to other directories
 mod transfer_options; // compression, clones, checksums, rate limits
 mod versions; // what only some versions of PostgreSQL have
+mod wal; // WAL that is sent while data is

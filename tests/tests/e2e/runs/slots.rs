@@ -123,20 +123,6 @@ fn a_slot_that_never_reserved_wal_is_used_and_outlives_a_refused_run() {
 }
 
 #[test]
-fn more_wal_than_a_slot_may_keep_is_told_as_what_it_is() {
-    let scratch = Scratch::new();
-    let primary = primary(&scratch);
-    let target = Cluster::place(&scratch, &Host::here(), "target");
-    let running = Running::start(&primary, &recovery(&target, &primary).option("max_rate", 2000), "");
-    running.wait_for_bytes(&primary, 1 << 20);
-    write_wal(&primary, 120);
-    let error = running.finish_within(Duration::from_secs(60)).expect_err("the WAL is not kept");
-    let error = pgpool_recovery_e2e::SqlError::from(&error);
-    error.expect("55000").says("during the recovery").says("max_slot_wal_keep_size");
-    assert_eq!(probe::slots(&primary), Vec::<String>::new());
-}
-
-#[test]
 fn a_former_slot_of_the_node_is_named() {
     let scratch = Scratch::new();
     let primary = Cluster::primary(&scratch);

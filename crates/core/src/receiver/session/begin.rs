@@ -14,19 +14,23 @@ use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::host::{inspect, places, running};
 use crate::manifest::plan;
+use crate::receiver::reconcile::empty_wal;
 use crate::receiver::run::Run;
-use crate::receiver::{finish, snapshot};
+use crate::receiver::wal_link::Wal;
+use crate::receiver::wal_sink::WalSink;
+use crate::receiver::{finish, room, snapshot};
 use crate::sys::hexadecimal;
-use crate::wire::protocol::message::{Marker, PlanHeader};
+use crate::wire::protocol::message::{Marker, PlanHeader, WalStart};
 
 impl Planned {
-    /// Makes the target unstartable and gets ready for data.
+    /// Makes the target unstartable, empties its pg_wal and gets ready for data and WAL.
     pub(super) fn begin(
         self,
         conversation: &Conversation<'_>,
         directory: &Directory,
         marker: &Marker,
         digest_key: &str,
+        wal: WalStart,
     ) -> Result<Begun> {
         let Self { target, listed: Listed { directories, files }, index, header } = self;
         let data_directory = &directory.cluster.data_directory;
@@ -36,15 +40,21 @@ impl Planned {
         }
         demand_unchanged(directory, &target, &header)?;
         let digest_key = key(digest_key)?;
+        let kept = room::kept_beside_wal(&target, &header)?;
+        let wal = WalSink::new(wal, marker.system_identifier, kept)?;
         let trusts_cache = inspect::was_shut_down(data_directory);
         let Conversation { receiver, token, cancel, peer, .. } = conversation;
         let record = receiver.ledger.begin(data_directory, *peer, &files);
         let run = Arc::new(Run::new(*target, digest_key, cancel.clone(), files, trusts_cache, record)?);
         info!(directory = %data_directory.display(), system_identifier = marker.system_identifier,
             files = run.planned_files().len(), "recovery begins: the directory cannot be started until it ends");
-        invalidate(&run, marker, &directories, &header).inspect_err(|error| run.record.fail(error))?;
+        let removed = invalidate(&run, marker, &directories, &header)
+            .and_then(|()| empty_wal(&run, &directory.keep, &header))
+            .and_then(|removed| wal.make_directories(&run.target).map(|()| removed))
+            .inspect_err(|error| run.record.fail(error))?;
+        run.set_wal(Wal::new(wal));
         receiver.remember(token, &run);
-        Ok(Begun { run, directories, index, header })
+        Ok(Begun { run, directories, index, header, removed })
     }
 
     /// Gets ready to tell what would differ.
@@ -54,7 +64,7 @@ impl Planned {
         let record = receiver.ledger.unlisted(&files);
         let run = Arc::new(Run::dry_run(*target, key(digest_key)?, cancel.clone(), files, record));
         receiver.remember(token, &run);
-        Ok(Begun { run, directories, index, header })
+        Ok(Begun { run, directories, index, header, removed: 0 })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgdata::wal::Lsn;
 use tracing::info;
 
 use super::Conversation;
@@ -40,7 +41,7 @@ pub(super) enum Stage {
     DryRunning(Begun),
     /// The target is being rewritten.
     Begun(Begun),
-    /// Data is complete, WAL and the last files are awaited.
+    /// Data is complete, the end of the WAL and the last files are awaited.
     Reconciled(Reconciled),
     /// Nothing is held any more. Questions may come, and the server may be started.
     Released,
@@ -57,19 +58,6 @@ impl Listed {
     /// Takes a part of the plan.
     fn add(mut self, part: &[u8], kept: &[RelPath]) -> Result<Self> {
         decode_plan(part, |entry| self.take(entry, kept))?;
-        Ok(self)
-    }
-
-    /// Takes a part of the WAL.
-    fn add_wal(mut self, part: &[u8], kept: &[RelPath]) -> Result<Self> {
-        decode_plan(part, |entry| {
-            let (Entry::Directory(plan::Directory { path, .. }) | Entry::File(plan::File { path, .. })) =
-                &entry;
-            if !path.as_str().starts_with("pg_wal/") {
-                return Err(out_of_order("WAL"));
-            }
-            self.take(entry, kept)
-        })?;
         Ok(self)
     }
 
@@ -97,6 +85,8 @@ pub(super) struct Begun {
     pub(super) directories: Vec<plan::Directory>,
     pub(super) index: FileIndex,
     pub(super) header: PlanHeader,
+    /// Of what the target had, so much of pg_wal is gone already.
+    pub(super) removed: u64,
 }
 
 impl Begun {
@@ -109,33 +99,30 @@ impl Begun {
     /// Gives every file its size and removes what is surplus, or counts that.
     fn reconcile(&self, directory: &Directory) -> Result<Reconciliation> {
         self.run.record.enter(State::Wal);
-        reconcile(&self.run, &self.directories, &self.index, &directory.keep, &self.header)
+        let mut reconciliation =
+            reconcile(&self.run, &self.directories, &self.index, &directory.keep, &self.header)?;
+        reconciliation.removed += self.removed;
+        Ok(reconciliation)
     }
 }
 
 /// A run whose data is complete.
 pub(super) struct Reconciled {
     run: Arc<Run>,
-    wal: Listed,
     puts: Puts,
 }
 
 impl Reconciled {
-    /// The WAL that was listed may come.
-    fn wal_end(self) -> Result<Self> {
-        let Self { run, wal, puts } = self;
-        for directory in wal.directories {
-            run.target.make_directory(&directory.path, directory.mode)?;
-        }
-        run.extend(wal.files);
-        Ok(Self { run, wal: Listed::default(), puts })
-    }
-
     /// Makes the target complete and durable, and releases it before that is told, so that the caller can start the server
     /// at once.
-    fn finish(mut self, conversation: &Conversation<'_>, directory: &Directory) -> Result<Reply> {
+    fn finish(
+        mut self,
+        conversation: &Conversation<'_>,
+        directory: &Directory,
+        wal_end: Lsn,
+    ) -> Result<Reply> {
         self.run.record.enter(State::Durable);
-        let warnings = finish::finish(&self.run, &directory.cluster, self.puts.take())?;
+        let warnings = finish::finish(&self.run, &directory.cluster, self.puts.take(), wal_end)?;
         self.run.record.succeed();
         info!(directory = %directory.cluster.data_directory.display(),
             "recovery ends: the directory is complete and durable");
@@ -161,11 +148,7 @@ impl Stage {
         Ok(match self {
             Self::Looked(listed) => Self::Looked(listed.add(part, kept)?),
             Self::Held(target, listed) => Self::Held(target, listed.add(part, kept)?),
-            Self::Reconciled(reconciled) => {
-                let wal = reconciled.wal.add_wal(part, kept)?;
-                Self::Reconciled(Reconciled { wal, ..reconciled })
-            }
-            _ => return Err(out_of_order("reconciled data, or a directory where nothing has begun")),
+            _ => return Err(out_of_order("a directory where nothing has begun")),
         })
     }
 
@@ -190,8 +173,8 @@ impl Stage {
             }
             (_, Request::PlanEnd(_)) => return Err(out_of_order("a directory where nothing has begun")),
 
-            (Self::Planned(planned), Request::Begin { marker, digest_key }) => {
-                let begun = planned.begin(conversation, directory, &marker, &digest_key)?;
+            (Self::Planned(planned), Request::Begin { marker, digest_key, wal }) => {
+                let begun = planned.begin(conversation, directory, &marker, &digest_key, wal)?;
                 (Self::Begun(begun), Reply::Ok)
             }
             (Self::Held(..), Request::Begin { .. }) => return Err(out_of_order("a plan")),
@@ -243,21 +226,18 @@ impl Stage {
                 let reconciliation = begun.reconcile(directory)?;
                 info!(directory = %cluster.data_directory.display(), changed = reconciliation.changed,
                     removed = reconciliation.removed, "all data is there");
-                let (run, wal, puts) = (begun.run, Listed::default(), Puts::default());
-                (Self::Reconciled(Reconciled { run, wal, puts }), reconciliation.into_reply())
+                let (run, puts) = (begun.run, Puts::default());
+                (Self::Reconciled(Reconciled { run, puts }), reconciliation.into_reply())
             }
             (Self::DryRunning(begun), Request::Reconcile) => {
                 (Self::Released, begun.reconcile(directory)?.into_reply())
             }
             (_, Request::Reconcile) => return Err(out_of_order("data")),
 
-            (Self::Reconciled(reconciled), Request::WalEnd) => {
-                (Self::Reconciled(reconciled.wal_end()?), Reply::Ok)
+            (Self::Reconciled(reconciled), Request::Finish { wal_end }) => {
+                (Self::Released, reconciled.finish(conversation, directory, wal_end)?)
             }
-            (Self::Reconciled(reconciled), Request::Finish) => {
-                (Self::Released, reconciled.finish(conversation, directory)?)
-            }
-            (_, Request::WalEnd | Request::Finish) => return Err(out_of_order("reconciled data")),
+            (_, Request::Finish { .. }) => return Err(out_of_order("reconciled data")),
 
             (Self::Begun(_) | Self::Reconciled(_), Request::Leave) => {
                 return Err(out_of_order("a directory where nothing has begun"));

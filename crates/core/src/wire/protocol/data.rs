@@ -47,6 +47,18 @@ pub enum Codec {
     Zstd = 2,
 }
 
+impl Codec {
+    /// The codec of this number.
+    pub(super) fn decode(number: u8) -> Result<Self> {
+        match number {
+            0 => Ok(Self::Plain),
+            1 => Ok(Self::Lz4),
+            2 => Ok(Self::Zstd),
+            other => Err(violation(format!("unknown codec {other}"))),
+        }
+    }
+}
+
 /// What follows the content of all runs, packed by the codec, in a [`PAGES`] frame: 12 bytes a run
 /// (offset u64, length u32), then file u32, codec u8, count of runs u16. The content comes first so that
 /// it lies aligned in memory where it arrives.
@@ -84,12 +96,7 @@ impl PagesTail {
         let (rest, fixed) = split_tail(body, Self::FIXED)?;
         let mut reader = Reader(fixed);
         let file = reader.u32()?;
-        let codec = match reader.u8()? {
-            0 => Codec::Plain,
-            1 => Codec::Lz4,
-            2 => Codec::Zstd,
-            other => return Err(violation(format!("unknown codec {other}"))),
-        };
+        let codec = Codec::decode(reader.u8()?)?;
         let count = usize::from(reader.u16()?);
         if count > MAX_RUNS {
             return Err(violation(format!("{count} runs in one frame")));
@@ -147,7 +154,7 @@ impl ContentTail {
     }
 }
 
-fn split_tail(body: &[u8], length: usize) -> Result<(&[u8], &[u8])> {
+pub(super) fn split_tail(body: &[u8], length: usize) -> Result<(&[u8], &[u8])> {
     let start = body.len().checked_sub(length).ok_or_else(|| violation("it is too short"))?;
     Ok(body.split_at(start))
 }

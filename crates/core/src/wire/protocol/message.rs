@@ -12,7 +12,7 @@ use crate::compare::wal_map::skip::TargetFacts;
 use crate::compare::wal_map::{ChainFacts, Lineage, Next};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
-use crate::manifest::plan::Tablespace;
+use crate::manifest::plan::{Directory, Tablespace};
 use crate::replication::hot_standby::HotStandby;
 use crate::replication::recovery_settings::RecoverySettings;
 use crate::replication::standby::{Listening, ReplicationConfig, Standby};
@@ -40,6 +40,12 @@ pub enum Request {
         /// The token of [`TargetInfo::session`].
         session: String,
     },
+    /// First message of the link that carries the WAL of the run with this token; a run has one. Answer:
+    /// [`Reply::WalAttached`].
+    AttachWal {
+        /// The token of [`TargetInfo::session`].
+        session: String,
+    },
     /// First and only message of a link: how are you, and what has been done here? Nothing changes.
     /// Answer: [`Reply::Status`].
     Status,
@@ -59,12 +65,14 @@ pub enum Request {
     },
     /// The plan, which came in [`PLAN`](crate::wire::protocol::plan::PLAN) frames, is complete: is there room for it? Nothing changes yet. Answer: [`Reply::Planned`].
     PlanEnd(PlanHeader),
-    /// Make the target unstartable and get ready for data. Answer: [`Reply::Ok`].
+    /// Make the target unstartable, empty its pg_wal and get ready for data and WAL. Answer: [`Reply::Ok`].
     Begin {
         /// What the marker tells the reader who finds it.
         marker: Marker,
         /// Key of the digests, hexadecimal.
         digest_key: String,
+        /// The WAL that is going to come.
+        wal: WalStart,
     },
     /// Of a directory that was opened to look: get ready to tell what would differ. Answer: [`Reply::Ok`].
     DryRun {
@@ -100,12 +108,12 @@ pub enum Request {
     /// All data was sent: set sizes, remove what the primary does not have; in a dry run, count that.
     /// Answer: [`Reply::Reconciled`].
     Reconcile,
-    /// The parts of the plan since [`Request::Reconcile`] are WAL, for the pg_wal that reconciling emptied.
-    /// Answer: [`Reply::Ok`].
-    WalEnd,
     /// Install the small files sent as PUT frames, sync everything, place pg_control, remove the marker; a configuration that the standby keeps is made to read myrecovery.conf.
     /// Answer: [`Reply::Durable`].
-    Finish,
+    Finish {
+        /// Where the WAL ends that the standby needs to become consistent: the end of a segment. All of it must be there.
+        wal_end: Lsn,
+    },
     /// The last lines of the server's log. Answer: [`Reply::Log`].
     Log,
     /// Does the server in the opened directory receive WAL, and over which connection? Answer:
@@ -158,6 +166,21 @@ pub struct Wal {
     pub map: usize,
     /// Whether nothing older is there.
     pub is_all: bool,
+}
+
+/// The WAL of a run: where it begins, and how its files are made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalStart {
+    /// The timeline that it is written on.
+    pub timeline: u32,
+    /// Bytes in a segment.
+    pub segment_size: u32,
+    /// The first byte of the segment in which the backup starts.
+    pub from: Lsn,
+    /// Permission bits of its files.
+    pub mode: u32,
+    /// Directories in pg_wal: `archive_status`, `summaries`.
+    pub directories: Vec<Directory>,
 }
 
 /// What is needed to receive a plan.
@@ -218,6 +241,11 @@ pub enum Reply {
         /// What stands in the way of a run. The same holds.
         #[serde(default)]
         obstacle: Option<Error>,
+    },
+    /// WAL may come.
+    WalAttached {
+        /// What is durable: it goes on from there.
+        durable: Lsn,
     },
     /// Some files are there and need not be sent.
     Cloned {

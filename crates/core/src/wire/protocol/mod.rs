@@ -31,7 +31,7 @@
 //! -> DigestWal*      <- Blob*, Ok             (how far it is the primary's)
 //!    (pg_backup_start, scan)
 //! -> Plan*, PlanEnd  <- Planned
-//! -> Begin           <- Ok       (marker written, pg_control moved aside)
+//! -> Begin           <- Ok       (marker written, pg_control moved aside, pg_wal emptied)
 //! -> Present         <- Blob*, Ok             (sizes of the target's files, where blocks may be left out)
 //! -> LeftOut         <- Ok                    (how much of them is not compared)
 //!                                 -> Attach        <- Ok
@@ -40,10 +40,15 @@
 //!                                 -> Barrier       <- Barrier
 //! -> Reconcile       <- Reconciled  (sizes right, surplus files removed)
 //!    (pg_control read, pg_backup_stop)
-//! -> Plan*, WalEnd   <- Ok       (pg_wal emptied)
-//!                                 -> Pages* -> Barrier <- Barrier
 //! -> Put* , Finish   <- Durable  (all synced, pg_control in place, marker removed)
 //! -> Start           <- Started
+//! ```
+//!
+//! From Begin to Finish a link of its own carries WAL, as the primary flushes it:
+//!
+//! ```text
+//! -> AttachWal        <- WalAttached
+//! -> Wal*             <- WalDurable*
 //! ```
 //!
 //! Both ends send [`PING`] on the control link every few seconds; silence for [`SILENCE`] ends the run.
@@ -56,6 +61,7 @@ pub mod message;
 pub mod plan;
 pub mod status;
 pub mod stop;
+pub mod wal;
 
 /// Keeps an idle control link alive; no body.
 pub const PING: u8 = 0x03;
