@@ -53,7 +53,7 @@ impl Trace {
 }
 
 /// How long a process is held up at most.
-pub const HELD: Duration = Duration::from_secs(20);
+pub const HELD: Duration = Duration::from_secs(10);
 
 /// A process that is held up when it comes to a certain call; it goes on when this is dropped.
 #[derive(Debug)]

@@ -156,7 +156,8 @@ impl WalSink {
             Stat::of_file(&file).map_err(Error::on(format_args!("stat file \"{path}\" of the target")))?;
         if self.start.directories.iter().any(|directory| directory.path.as_str() == ARCHIVE_STATUS) {
             let done = RelPath::parse(&format!("{ARCHIVE_STATUS}/{}{DONE}", path.file_name()))?;
-            target.create(&done, self.start.mode)?;
+            let marked = target.create(&done, self.start.mode)?;
+            marked.sync_all().map_err(Error::on(format_args!("sync file \"{done}\" of the target")))?;
         }
         self.complete.push((path, stat.stamp));
         Ok(())

@@ -164,36 +164,6 @@ fn a_cascade_goes_on_below_the_rebuilt_standby() {
     compare::stop_and_compare(&primary, &last).assert_none();
 }
 
-#[test]
-fn a_slot_that_loses_its_wal_is_no_success() {
-    let scratch = Scratch::new();
-    let primary = probe::quiet(place(&scratch))
-        .with("max_slot_wal_keep_size", "48MB")
-        .with("max_wal_size", "32MB")
-        .with("min_wal_size", "32MB")
-        .into_primary();
-    workload::fill(&primary, 20);
-    let target = Cluster::place(&scratch, &Host::here(), "target");
-    let running = Running::start(&primary, &recovery(&target, &primary).option("max_rate", 4000), "");
-    running.wait_for_bytes(&primary, 8 << 20);
-    for _ in 0..8 {
-        primary.execute("SELECT pg_logical_emit_message(false, 'e2e', repeat('w', 8 << 20))");
-        primary.execute("SELECT pg_switch_wal()");
-        primary.execute("CHECKPOINT");
-    }
-    // ours, or the checkpointer was faster and terminated the session
-    let error = running.finish_within(Duration::from_secs(60)).expect_err("the slot lost its WAL");
-    if !error.is_closed() {
-        let error = SqlError::from(&error);
-        assert!(error.text().contains("slot") || error.sqlstate == "57P01", "{error:?}");
-    }
-    assert!(!target.try_start().status.success(), "an incomplete target started");
-    probe::assert_nothing_left(&primary);
-    recovery(&target, &primary).run(&primary);
-    remote_start(&primary, "localhost", target.dir());
-    compare::stop_and_compare(&primary, &target).assert_none();
-}
-
 /// A cluster of Debian's own tools, dropped with this value.
 struct Debian {
     name: String,

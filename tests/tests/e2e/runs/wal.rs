@@ -115,4 +115,8 @@ fn wal_that_is_removed_before_it_was_sent_is_told_as_what_it_is() {
     error.expect("55000").says("was removed on the primary before it was sent").says("wal_keep_size");
     assert_eq!(probe::slots(&stage.primary), Vec::<String>::new());
     assert!(!stage.primary.log().contains("administrator command"), "{}", stage.primary.log());
+    assert!(!stage.target.try_start().status.success(), "an incomplete target started");
+    stage.recovery().run_when_let_in(&stage.primary);
+    stage.remote_start();
+    stage.primary.wait_for_standby(stage.target.name());
 }
