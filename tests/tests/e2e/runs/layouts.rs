@@ -5,10 +5,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use pgpool_recovery_e2e::agent::{self, Agent};
-use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::ports::Port;
 use pgpool_recovery_e2e::probe;
@@ -16,7 +14,7 @@ use pgpool_recovery_e2e::process;
 use pgpool_recovery_e2e::recovery::remote_start;
 use pgpool_recovery_e2e::scratch::write_as_postgres;
 use pgpool_recovery_e2e::snapshot::Snapshot;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, SqlError, compare, dump, server, workload};
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, compare, dump, server, workload};
 
 fn place(scratch: &Scratch) -> Cluster {
     Cluster::place(scratch, &Host::here(), "primary")
