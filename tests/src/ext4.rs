@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::account;
-use crate::mount::remount;
+use crate::mount::{freeze, remount, thaw, thaw_if_frozen};
 use crate::process;
 use crate::scratch::Scratch;
 
@@ -65,6 +65,18 @@ impl Ext4 {
         remount(&self.path, if is_read_only { "remount,ro" } else { "remount,rw" });
     }
 
+    /// From now on every write waits.
+    #[track_caller]
+    pub fn freeze(&self) {
+        freeze(&self.path);
+    }
+
+    /// Writes go on.
+    #[track_caller]
+    pub fn thaw(&self) {
+        thaw(&self.path);
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -72,6 +84,7 @@ impl Ext4 {
 
 impl Drop for Ext4 {
     fn drop(&mut self) {
+        thaw_if_frozen(&self.path);
         // The loop device goes with the mount. Lazily, should a server still stand in it.
         let unmounted = Command::new("umount").arg(&self.path).output();
         if !unmounted.is_ok_and(|output| output.status.success()) {

@@ -29,6 +29,29 @@ pub(crate) fn remount(path: &Path, options: &str) {
     });
 }
 
+/// From now on every write to this file system waits.
+#[track_caller]
+pub(crate) fn freeze(path: &Path) {
+    fsfreeze("--freeze", path).ok();
+}
+
+/// Writes go on.
+#[track_caller]
+pub(crate) fn thaw(path: &Path) {
+    fsfreeze("--unfreeze", path).ok();
+}
+
+/// So that it can be unmounted: a test that failed may have left it frozen.
+pub(crate) fn thaw_if_frozen(path: &Path) {
+    let _ = fsfreeze("--unfreeze", path);
+}
+
+fn fsfreeze(how: &str, path: &Path) -> process::Finished {
+    let mut fsfreeze = Command::new("fsfreeze");
+    fsfreeze.arg(how).arg(path);
+    process::run(fsfreeze)
+}
+
 /// A tmpfs, unmounted with this value.
 #[derive(Debug)]
 pub struct Tmpfs {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::account;
-use crate::mount::remount;
+use crate::mount::{freeze, remount, thaw, thaw_if_frozen};
 use crate::scratch::Scratch;
 use crate::wait;
 
@@ -59,13 +59,13 @@ impl Xfs {
     /// From now on every write waits.
     #[track_caller]
     pub fn freeze(&self) {
-        must(Command::new("xfs_freeze").arg("-f").arg(&self.path).output(), "xfs_freeze -f").expect("frozen");
+        freeze(&self.path);
     }
 
     /// Writes go on.
     #[track_caller]
     pub fn thaw(&self) {
-        must(Command::new("xfs_freeze").arg("-u").arg(&self.path).output(), "xfs_freeze -u").expect("thawed");
+        thaw(&self.path);
     }
 
     pub fn path(&self) -> &Path {
@@ -88,8 +88,7 @@ fn must(output: std::io::Result<Output>, what: &str) -> Result<(), String> {
 
 impl Drop for Xfs {
     fn drop(&mut self) {
-        // a test that failed may have left it frozen
-        let _ = Command::new("xfs_freeze").arg("-u").arg(&self.path).output();
+        thaw_if_frozen(&self.path);
         // The loop device goes with the mount. Lazily, should something still stand in it.
         let unmounted = Command::new("umount").arg(&self.path).output();
         if !unmounted.is_ok_and(|output| output.status.success()) {

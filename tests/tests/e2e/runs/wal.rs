@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pgpool_recovery_e2e::background::Running;
+use pgpool_recovery_e2e::ext4::Ext4;
 use pgpool_recovery_e2e::{SqlError, Stage, Transport, by_both_transports, probe, wait};
-use rustix::process::Signal;
 
 /// What a slot may keep, MB; a segment has one.
 const KEPT: u32 = 4;
@@ -90,14 +90,16 @@ by_both_transports!(
     without_a_slot_nothing_need_be_kept,
 );
 
-/// The target takes nothing, and the server removes WAL that was not sent.
+/// The disk of the target's pg_wal takes nothing, and the server removes WAL that was not sent.
 #[test]
 fn wal_that_is_removed_before_it_was_sent_is_told_as_what_it_is() {
-    let mut stage = stage(Transport::Agent);
+    let stage = stage(Transport::Agent);
+    let target = stage.scratch.mkdir(stage.target.directory());
+    let disk = Ext4::empty(&stage.scratch, &target.join("pg_wal"), 256);
     let recovery = stage.recovery().option("max_rate", 1000).option("compression", "off");
     let running = Running::start(&stage.primary, &recovery, "");
     running.wait_for_bytes(&stage.primary, 1 << 20);
-    stage.agent_mut().signal(Signal::STOP);
+    disk.freeze();
     // more than a link holds on its way
     for _ in 0..3 {
         write_wal(&stage, 16);
@@ -109,7 +111,7 @@ fn wal_that_is_removed_before_it_was_sent_is_told_as_what_it_is() {
         });
         stage.primary.execute("CHECKPOINT");
     }
-    stage.agent_mut().signal(Signal::CONT);
+    disk.thaw();
     let error = running.finish_within(Duration::from_secs(60)).expect_err("the WAL is gone");
     let error = SqlError::from(&error);
     error.expect("55000").says("was removed on the primary before it was sent").says("wal_keep_size");
