@@ -100,6 +100,7 @@ impl Receiver {
     ) -> Result<()> {
         match self.find(session) {
             Some(run) => {
+                link.sink.allow_stalls()?;
                 let served = serve(&run, link, cancel);
                 served.inspect_err(|error| run.record.fail_link(error))
             }

@@ -89,6 +89,7 @@ impl Conversation {
     /// Makes a link that joins the run: `join` is its first message.
     fn join(&self, join: &Request) -> Result<(Link, Reply)> {
         let mut link = self.connector.connect(&self.cancel)?;
+        link.sink.allow_stalls()?;
         link.sink.send(REQUEST, &[&message::encode(join)?])?;
         link.sink.flush()?;
         let mut body = Buffer::new();

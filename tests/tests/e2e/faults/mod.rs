@@ -1,6 +1,7 @@
 //! Runs that are interrupted: the primary goes on, the target does not start, the next run completes it.
 
 mod every_moment; // every fault, at the start, in the middle and near the end of a run
+mod held_up_disk; // for longer than a host may be silent
 mod interrupted; // the session after a cancel, and a slot that was there before
 mod leaving_out; // while what did not change is left out: the proof, what travels, and a proof that is contradicted
 mod power_cut; // order and durability of what the receiver writes, by strace

@@ -34,6 +34,12 @@ pub trait Sink: Send {
 
     /// Makes sure that what was queued is on its way.
     fn flush(&mut self) -> Result<()>;
+
+    /// From now on this link carries data or WAL: either end may take nothing for minutes, because its disk is held up. That
+    /// it is alive is told by the control link.
+    fn allow_stalls(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The receiving direction.

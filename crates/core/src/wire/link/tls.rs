@@ -37,8 +37,12 @@ pub const ALPN: &[u8] = b"pgpool-recovery/3";
 /// How long a peer may take over the whole handshake.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long sent bytes may stay unacknowledged before the connection counts as dead.
+/// How long sent bytes may wait for the peer to take them before the connection counts as dead. The kernel does not tell
+/// a host that is gone from a process that reads nothing.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+/// The same where the peer reads nothing while its disk is held up: a fail-over of storage takes a minute or two.
+const STALLED: Duration = Duration::from_secs(600);
 
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-pgpool-recovery";
 const PROOF: u8 = 0x01;
@@ -285,6 +289,12 @@ impl Sink for TlsSink {
         self.cipher.clear();
         Ok(())
     }
+
+    fn allow_stalls(&self) -> Result<()> {
+        let Shared { socket, place, .. } = &*self.shared;
+        let set = socket2::SockRef::from(socket).set_tcp_user_timeout(Some(STALLED));
+        set.map_err(Error::on(format_args!("set up the connection to {place}")))
+    }
 }
 
 impl Drop for TlsSink {
@@ -507,9 +517,10 @@ fn refine(error: &io::Error, place: &str, cancel: &Cancel) -> Error {
         None if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {
             Error::new(Kind::Unreachable, format!("{place} did not answer in time"))
                 .detail(format!(
-                    "The peer was silent for {} s during the handshake, or its host for {} s after it.",
+                    "The peer was silent for {} s during the handshake, or took nothing for {} s after it, or for {} s on a link for data.",
                     HANDSHAKE_DEADLINE.as_secs(),
-                    UNACKNOWLEDGED.as_secs()
+                    UNACKNOWLEDGED.as_secs(),
+                    STALLED.as_secs()
                 ))
                 .hint("Check that a pgpool-recovery-agent listens there and that no firewall is in the way.")
         }
