@@ -54,56 +54,81 @@ pub(crate) struct Own {
     pub(crate) server: Server,
 }
 
-/// Refuses another port for the primary than this server's, or the one at which it is reached by the settings: another
-/// server may listen there.
-pub(crate) fn demand_own_port(request: &Request, settings: &Settings, own: &Own) -> Result<()> {
-    let is_own = |port| settings.caller_is_superuser || port == own.port || port == settings.primary_port;
-    match request.port {
-        Some(port) if !is_own(port) => Err(Error::new(
-            Kind::InsufficientPrivilege,
-            format!("permission denied to let a standby follow port {port}"),
-        )
-            .detail(format!(
-                "The standby would follow, and log in to, the server at that port; this server's port is {}. Only a superuser may name another.",
-                own.port
-            ))
-            .hint("If the standbys reach this server at that port (address translation, a container's published port), set pgpool_recovery.primary_port to it; otherwise correct backend_port of the primary in pgpool.conf.")),
-        _ => Ok(()),
-    }
-}
-
-/// Refuses another host for the primary than this server's, and has the standby connect where the host was seen to
-/// lead. `is_local`: the standby is on this host. May ask the name service: not for the main thread.
-pub(crate) fn demand_own_host(
+/// Refuses another address for the primary than this server's, and has the standby connect where it was seen to lead. Host
+/// and port are judged together: either both are what an administrator has set, or both are this server's own. A port that is
+/// translated elsewhere may be any OS user's on this host, and so may this server's port at an address where it does not
+/// listen. `is_local`: the standby is on this host. May ask the name service: not for the main thread.
+pub(crate) fn demand_own_address(
     request: &mut Request,
     settings: &Settings,
     own: &Own,
     is_local: bool,
     cancel: &Cancel,
 ) -> Result<()> {
-    let Some(host) = request.primary_host.as_deref() else {
-        return Ok(());
-    };
-    if settings.caller_is_superuser || host == settings.primary_host {
+    if settings.caller_is_superuser {
         return Ok(());
     }
+    let (set_host, set_port) = (settings.set_host(), settings.set_port(own.port));
+    let port = request.port.unwrap_or(set_port);
+    let host = request.primary_host.as_deref().or(set_host);
+    if host.is_some() && host == set_host && port == set_port {
+        (request.primary_host, request.port) = (None, None);
+        return Ok(());
+    }
+    if port != own.port {
+        return Err(other_address(host, port, settings, own));
+    }
+    request.port = Some(port);
+    let Some(host) = host else { return Ok(()) };
     let unknown = "If this host cannot look its own name up, set pgpool_recovery.primary_host to it; otherwise check \
                    backend_hostname in pgpool.conf, and the name service of this host.";
     match leads(host, &own.server, is_local, cancel).map_err(|error| error.hint(unknown))? {
-        Leads::Here => {}
+        Leads::Here => request.primary_host = Some(host.to_owned()),
         Leads::HereIn(directory) => request.primary_host = Some(directory),
-        Leads::HereAt(addresses) => request.primary_addresses = addresses,
-        Leads::HereOnly => request.primary_host = None,
-        Leads::Elsewhere => {
-            return Err(Error::new(
-                Kind::InsufficientPrivilege,
-                format!("permission denied to let a standby follow primary_host {}", shown(host)),
-            )
-                .detail("The standby would follow, and log in to, the server there, and the host is not known to be this one. Only a superuser may name another.")
-                .hint("If the standbys reach this server by that host (a virtual address, or address translation), set pgpool_recovery.primary_host to it; otherwise correct backend_hostname of the primary in pgpool.conf."));
+        Leads::HereAt(addresses) => {
+            request.primary_host = Some(host.to_owned());
+            request.primary_addresses = addresses;
         }
+        // the one that is set belongs to the port that is set
+        Leads::HereOnly if Some(host) != set_host => request.primary_host = None,
+        Leads::HereOnly | Leads::Elsewhere => return Err(other_address(Some(host), port, settings, own)),
     }
     Ok(())
+}
+
+fn other_address(host: Option<&str>, port: u16, settings: &Settings, own: &Own) -> Error {
+    let host = host.map_or_else(|| "(its own)".to_owned(), shown);
+    let set = match (settings.set_host(), settings.set_port(own.port)) {
+        (Some(host), port) => format!("primary_host {} with port {port}", shown(host)),
+        (None, port) if port != own.port => {
+            format!("primary_port {port}, which belongs to no host as long as primary_host is empty")
+        }
+        (None, _) => "neither primary_host nor primary_port".to_owned(),
+    };
+    Error::new(
+        Kind::InsufficientPrivilege,
+        format!("permission denied to let a standby follow primary_host {host}, port {port}"),
+    )
+        .detail(format!(
+            "The standby would follow, and log in to, the server there, and host and port together are not known to lead to this one. This server listens on port {} of its own addresses; the settings name {set}. Only a superuser may name another.",
+            own.port
+        ))
+        .hint("If the standbys reach this server there (a virtual address, address translation, a container's published port), set both pgpool_recovery.primary_host and pgpool_recovery.primary_port; otherwise correct backend_hostname and backend_port of the primary in pgpool.conf.")
+}
+
+impl Settings {
+    /// `primary_host`, unless it is empty.
+    pub(crate) fn set_host(&self) -> Option<&str> {
+        Some(self.primary_host.as_str()).filter(|host| !host.is_empty())
+    }
+
+    /// The port in `primary_conninfo` when the caller passes none; `own`: this server's.
+    pub(crate) const fn set_port(&self, own: u16) -> u16 {
+        match self.primary_port {
+            0 => own,
+            port => port,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -120,9 +145,14 @@ mod tests {
         }
     }
 
-    fn host(host: &str, settings: &Settings) -> Result<Request> {
-        let mut request = Request { primary_host: Some(host.to_owned()), ..Request::default() };
-        demand_own_host(&mut request, settings, &own(), false, &Cancel::new()).map(|()| request)
+    fn judged(host: &str, port: Option<u16>, settings: &Settings) -> Result<Request> {
+        let primary_host = Some(host).filter(|host| !host.is_empty()).map(str::to_owned);
+        let mut request = Request { primary_host, port, ..Request::default() };
+        demand_own_address(&mut request, settings, &own(), false, &Cancel::new()).map(|()| request)
+    }
+
+    fn set(primary_host: &str, primary_port: u16) -> Settings {
+        Settings { primary_host: primary_host.to_owned(), primary_port, ..Settings::default() }
     }
 
     #[test]
@@ -150,37 +180,60 @@ mod tests {
     }
 
     #[test]
-    fn another_port_is_for_superusers_and_for_the_setting() {
-        let with = |port| Request { port, ..Request::default() };
-        let (user, superuser) =
-            (Settings::default(), Settings { caller_is_superuser: true, ..Settings::default() });
+    fn host_and_port_are_this_servers_or_an_administrators_together() {
+        let is_own = |request: Request| (request.primary_host.is_none(), request.port) == (true, Some(5432));
+        let is_set = |request: Request| (request.primary_host.is_none(), request.port) == (true, None);
+        // nothing is set; 192.0.2.1 belongs to no host
         for port in [None, Some(5432)] {
-            assert!(demand_own_port(&with(port), &user, &own()).is_ok());
+            assert!(judged("", port, &set("", 0)).is_ok_and(is_own), "{port:?}");
         }
-        assert!(demand_own_port(&with(Some(5433)), &superuser, &own()).is_ok());
-        let translated = Settings { primary_port: 15432, ..Settings::default() };
-        for port in [None, Some(5432), Some(15432)] {
-            assert!(demand_own_port(&with(port), &translated, &own()).is_ok(), "{port:?}");
+        for (host, port) in [("", Some(5433)), ("192.0.2.1", None), ("localhost", Some(5433)), ("/tmp", None)]
+        {
+            refused(host, port, &set("", 0));
         }
-        for settings in [&user, &translated] {
-            let error = demand_own_port(&with(Some(5433)), settings, &own()).expect_err("another server's");
-            assert_eq!(error.kind, Kind::InsufficientPrivilege);
-            assert!(error.detail.is_some() && error.hint.is_some_and(|hint| hint.contains("primary_port")));
+        // what is right here is wrong on the standby's host, which is asked how it sees this one
+        assert!(judged("localhost", Some(5432), &set("", 0)).is_ok_and(is_own));
+
+        let virtual_address = set("192.0.2.1", 0);
+        for (host, port) in [("", None), ("192.0.2.1", None), ("192.0.2.1", Some(5432)), ("", Some(5432))] {
+            assert!(judged(host, port, &virtual_address).is_ok_and(is_set), "{host} {port:?}");
+        }
+        refused("192.0.2.1", Some(5433), &virtual_address);
+
+        let translated = set("192.0.2.1", 15432);
+        for (host, port) in [("", None), ("192.0.2.1", Some(15432)), ("", Some(15432)), ("192.0.2.1", None)] {
+            assert!(judged(host, port, &translated).is_ok_and(is_set), "{host} {port:?}");
+        }
+        assert!(judged("localhost", Some(5432), &translated).is_ok_and(is_own));
+        for (host, port) in [("localhost", 15432), ("192.0.2.1", 5432), ("", 5432), ("192.0.2.1", 1)] {
+            refused(host, Some(port), &translated);
+        }
+        // an address of this host is no exception
+        refused("127.0.0.2", Some(5432), &set("127.0.0.2", 15432));
+
+        let port_alone = set("", 15432);
+        assert!(judged("", Some(5432), &port_alone).is_ok_and(is_own));
+        for (host, port) in [("", None), ("", Some(15432)), ("localhost", Some(15432)), ("localhost", None)] {
+            assert!(
+                refused(host, port, &port_alone).detail.is_some_and(|it| it.contains("belongs to no host"))
+            );
         }
     }
 
+    #[track_caller]
+    fn refused(host: &str, port: Option<u16>, settings: &Settings) -> Error {
+        let error = judged(host, port, settings).expect_err("another server");
+        assert_eq!(error.kind, Kind::InsufficientPrivilege, "{error:?}");
+        assert!(error.message.contains(host), "{error:?}");
+        let hint = error.hint.as_deref().unwrap_or_default();
+        assert!(hint.contains("primary_host") && hint.contains("primary_port"), "{error:?}");
+        error
+    }
+
     #[test]
-    fn another_host_is_for_superusers_and_for_the_setting() {
-        let user = Settings { primary_host: "vip".to_owned(), ..Settings::default() };
-        let superuser = Settings { caller_is_superuser: true, ..Settings::default() };
-        assert_eq!(host("vip", &user).expect("the setting").primary_host.as_deref(), Some("vip"));
-        assert_eq!(host("192.0.2.1", &superuser).expect("free").primary_host.as_deref(), Some("192.0.2.1"));
-        for other in ["192.0.2.1", "/tmp"] {
-            let error = host(other, &user).expect_err("another server");
-            assert_eq!(error.kind, Kind::InsufficientPrivilege, "{error:?}");
-            assert!(error.detail.is_some() && error.hint.is_some_and(|hint| hint.contains("primary_host")));
-        }
-        // what is right here is wrong on the standby's host, which is asked how it sees this one
-        assert_eq!(host("localhost", &user).expect("this host").primary_host, None);
+    fn a_superuser_names_any_address() {
+        let superuser = Settings { caller_is_superuser: true, ..set("vip", 15432) };
+        let request = judged("192.0.2.1", Some(1), &superuser).expect("free");
+        assert_eq!((request.primary_host.as_deref(), request.port), (Some("192.0.2.1"), Some(1)));
     }
 }

@@ -1,7 +1,6 @@
 //! The primary and what is asked of it, gathered once before the questions.
 
 use std::fs;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use pgdata::control_file::ControlFile;
@@ -14,7 +13,7 @@ use pgpool_recovery_core::manifest::scan::tablespace_links;
 use pgpool_recovery_core::preflight::PrimaryIdentity;
 use pgpool_recovery_core::preflight::hot_standby::Required;
 use pgpool_recovery_core::replication::naming::{self, Node};
-use pgpool_recovery_core::replication::own_address::{Server, as_localhost};
+use pgpool_recovery_core::replication::own_address::Server;
 use pgpool_recovery_core::replication::standby::passfile_inside;
 use pgpool_recovery_core::sys::FileId;
 use pgpool_recovery_core::sys::machine;
@@ -37,8 +36,8 @@ pub(crate) struct PrimaryFacts {
     pub(super) is_local: bool,
     pub(crate) application_name: String,
     pub(super) forbids_cleartext_password: bool,
-    /// Where a standby on this host reaches this server as "localhost".
-    pub(super) localhost: Vec<IpAddr>,
+    /// Where this server can be reached.
+    pub(super) server: Server,
     /// Empty: no slot.
     pub(crate) slot_name: String,
 }
@@ -48,7 +47,7 @@ impl PrimaryFacts {
     pub(crate) fn gather(
         request: Request,
         settings: Settings,
-        server: &Server,
+        server: Server,
         is_local: bool,
     ) -> Result<Self> {
         let primary = catalog::primary()?;
@@ -90,7 +89,7 @@ impl PrimaryFacts {
             is_local,
             application_name,
             forbids_cleartext_password: LIBPQ_HAS_REQUIRE_AUTH && !catalog::asks_standbys_for_cleartext()?,
-            localhost: as_localhost(server),
+            server,
             slot_name,
         })
     }

@@ -122,7 +122,6 @@ fn walk(
     context: &mut Context<'_, '_>,
 ) -> std::result::Result<Ready, Stop> {
     let own = catalog::own_address()?;
-    authority::demand_own_port(&request, &settings, &own)?;
     let (host, directory) = (request.dest_host.clone(), request.dest_dir.clone());
     let (transport, reach) = (settings.transport, settings.reach()?);
     let is_local =
@@ -140,7 +139,8 @@ fn walk(
         }
     };
     let mut request = request;
-    let named = |cancel: &Cancel| authority::demand_own_host(&mut request, &settings, &own, is_local, cancel);
+    let named =
+        |cancel: &Cancel| authority::demand_own_address(&mut request, &settings, &own, is_local, cancel);
     match context.run.blocking(named) {
         Ok(()) => {}
         Err(error) if error.kind == Kind::InsufficientPrivilege => return Err(Stop::Failed(error)),
@@ -148,7 +148,7 @@ fn walk(
             return Err(context.refuse("primary_host", error));
         }
     }
-    let facts = match PrimaryFacts::gather(request, settings, &own.server, is_local) {
+    let facts = match PrimaryFacts::gather(request, settings, own.server, is_local) {
         Ok(facts) => facts,
         Err(error) => {
             return Err(context.refuse("names", error));

@@ -132,6 +132,21 @@ pub fn seen_at(peer: IpAddr, theirs: Option<&[IpAddr]>) -> Result<IpAddr> {
         .hint("Set pgpool_recovery.primary_host to the host or address at which the standby's host reaches this server."))
 }
 
+/// Refuses an address at which a standby's host has seen this server, unless it is one of this host (`interfaces`) at which
+/// the server listens. Elsewhere, behind address translation for one, another program may listen on this server's port.
+pub fn demand_own(seen: IpAddr, interfaces: &[IpAddr], server: &Server) -> Result<()> {
+    let why = if !is_among(seen, interfaces) && !seen.is_loopback() {
+        "which is no address of this server's host"
+    } else if !server.listens_on(seen) {
+        "where this server does not listen"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(Kind::TargetRefused, "it is not known where the standby reaches this server")
+        .detail(format!("The agent saw this server's connection come from {seen}, {why}."))
+        .hint("Set pgpool_recovery.primary_host, and pgpool_recovery.primary_port if the port is translated, to where the standby's host reaches this server."))
+}
+
 /// Whether an address is one of these, in whichever notation.
 pub fn is_among(address: IpAddr, others: &[IpAddr]) -> bool {
     others.iter().any(|other| other.to_canonical() == address.to_canonical())
@@ -259,6 +274,21 @@ mod tests {
         assert!(error.detail.is_some_and(|detail| detail.contains("10.0.0.1")));
         assert!(error.hint.is_some_and(|hint| hint.contains("pgpool_recovery.primary_host")));
         assert_eq!(seen_at(peer, Some(&[])), Ok(peer), "known to have none");
+    }
+
+    #[test]
+    fn an_address_that_was_seen_is_used_only_where_the_server_listens() {
+        let interfaces = addresses(&INTERFACES);
+        for (seen, listening, is_own) in [
+            ("10.0.0.1", "0.0.0.0", true),
+            ("127.0.0.66", "127.0.0.66", true),
+            ("10.0.0.1", "fd00::1", false),
+            ("127.0.0.1", "127.0.0.66", false),
+            ("192.0.2.1", "0.0.0.0", false),
+        ] {
+            let found = demand_own(addresses(&[seen])[0], &interfaces, &server(&[listening]));
+            assert_eq!(found.is_ok(), is_own, "{seen}: {found:?}");
+        }
     }
 
     #[test]

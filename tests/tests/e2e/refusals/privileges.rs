@@ -161,7 +161,7 @@ fn a_name_for_this_server_is_not_looked_up_again() {
 }
 
 #[test]
-fn a_translated_port_is_named_by_a_setting() {
+fn a_translated_address_is_named_by_two_settings() {
     let scratch = Scratch::new();
     let primary = primary(&scratch);
     allow(&primary, scratch.path());
@@ -170,16 +170,91 @@ fn a_translated_port_is_named_by_a_setting() {
     let call = classic(directory, translation.port(), "127.0.0.1");
     let refused = refusal(&primary, &call).expect("42501");
     assert!(refused.hint.contains("pgpool_recovery.primary_port"), "{refused:?}");
-    assert!(!target.exists());
     primary.append_conf("pgpool_recovery.primary_port", translation.port());
     primary.reload();
-    // one who names no port gets it as well
-    for call in [&call, &format!("SELECT pgpool_recovery('pgpool_recovery_1st_stage', '', '{directory}')")] {
+    // it is the port of another host, which is not known
+    let without = format!("SELECT pgpool_recovery('pgpool_recovery_1st_stage', '', '{directory}')");
+    for call in [&call, &without] {
+        let refused = refusal(&primary, call).expect("42501");
+        assert!(refused.hint.contains("pgpool_recovery.primary_host"), "{refused:?}");
+    }
+    assert!(!target.exists());
+    primary.append_conf("pgpool_recovery.primary_host", "127.0.0.1");
+    primary.reload();
+    // one who names neither gets both as well
+    for call in [&call, &without] {
         session(&primary, "operator").simple_query(call).expect(call);
         let conf = std::fs::read_to_string(target.join("myrecovery.conf")).expect("a standby");
         assert!(conf.contains(&format!(" port={} ", translation.port())), "{call}: {conf}");
     }
     refusal(&primary, &classic(directory, 1, "127.0.0.1")).expect("42501");
+}
+
+#[test]
+fn a_host_and_a_port_that_are_right_in_two_addresses_make_no_third_one() {
+    let scratch = Scratch::new();
+    let primary = primary(&scratch);
+    allow(&primary, scratch.path());
+    let (translated, target) = (Port::claim(), scratch.join("target"));
+    let directory = target.to_str().expect("ASCII");
+    let (own, other) = (primary.port(), translated.number());
+    // On this host any OS user may listen on the port that is translated elsewhere, and on any address where the server
+    // does not listen.
+    let fakes = [FakeServer::on_tcp("127.0.0.1", other), FakeServer::on_tcp("127.0.0.2", own)];
+    primary.append_conf("pgpool_recovery.primary_port", other);
+    for (set, host, port) in [
+        // TEST-NET-1 belongs to no host
+        ("192.0.2.1", "127.0.0.1", other),
+        ("192.0.2.1", "192.0.2.1", own),
+        ("127.0.0.2", "127.0.0.2", own),
+        ("", "127.0.0.1", other),
+        ("", "", other),
+    ] {
+        primary.append_conf("pgpool_recovery.primary_host", set);
+        primary.reload();
+        let error =
+            refusal(&primary, &classic(directory, port, host)).expect("42501").says(&port.to_string());
+        assert!(
+            error.text().contains(host) && error.hint.contains("pgpool_recovery.primary_host"),
+            "{error:?}"
+        );
+        assert!(!target.exists(), "{error:?}");
+    }
+    for fake in &fakes {
+        assert_eq!(fake.heard(), Heard::default());
+    }
+    // both as they are set
+    primary.append_conf("pgpool_recovery.primary_host", "127.0.0.1");
+    primary.append_conf("pgpool_recovery.primary_port", own);
+    primary.reload();
+    session(&primary, "operator").simple_query(&classic(directory, own, "")).expect("a recovery");
+}
+
+#[test]
+fn an_address_that_an_agent_saw_is_used_only_where_the_server_listens() {
+    let scratch = Scratch::new();
+    let primary = primary(&scratch);
+    let secret = agent::secret(&scratch, "secret");
+    let target = scratch.join("target");
+    let agent = Agent::start(&scratch, &Host::here(), &secret, &[&target]);
+    primary.append_conf("pgpool_recovery.secret_file", secret.display());
+    primary.append_conf("listen_addresses", "127.0.0.66");
+    primary.append_conf("pgpool_recovery.transport", "agent");
+    primary.append_conf("pgpool_recovery.agent_port", agent.port());
+    primary.stop(Stop::Fast);
+    // where the agent sees this host, another program listens
+    let fake = FakeServer::on_tcp("127.0.0.1", primary.port());
+    primary.start();
+    let call =
+        format!("SELECT pgpool_recovery_1st_stage('127.0.0.1', '{}', {})", target.display(), primary.port());
+    let error =
+        refusal(&primary, &call).expect("55000").says("not known where the standby reaches this server");
+    assert!(error.hint.contains("pgpool_recovery.primary_host"), "{error:?}");
+    assert_eq!(fake.heard(), Heard::default());
+    primary.append_conf("pgpool_recovery.primary_host", "127.0.0.66");
+    primary.reload();
+    session(&primary, "operator").simple_query(&call).expect("a recovery");
+    assert_eq!(fake.heard(), Heard::default());
 }
 
 #[test]
