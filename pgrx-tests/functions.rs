@@ -268,6 +268,7 @@ mod tests {
             "CREATE ROLE naming_user REPLICATION;
              GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO naming_user;
              SET LOCAL pgpool_recovery.local_directories = '/nonexistent/standbys';
+             SET LOCAL pgpool_recovery.stop_target = on;
              SET LOCAL ROLE naming_user",
         )
         .expect("role");

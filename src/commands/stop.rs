@@ -6,12 +6,13 @@ use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::wire::protocol::stop::Stopped;
 use serde_json::{Value, json};
 
-use crate::preflight::{reach, stop};
+use crate::preflight::{authority, reach, stop};
 use crate::run::Run;
 use crate::settings::Settings;
 
 /// Stops the server in `directory` on `host`; returns what it was and how it ended.
 pub(crate) fn stop(host: &str, directory: &str, settings: &Settings) -> Result<Value> {
+    authority::demand_may_stop(settings)?;
     let mut run = Run::quiet();
     let (transport, reach) = (settings.transport, settings.reach()?);
     let is_local = run.blocking(|cancel| reach::is_local(host, transport, &reach, directory, cancel))?;

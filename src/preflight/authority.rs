@@ -48,6 +48,16 @@ pub(crate) fn demand_superuser(is_superuser: bool, function: &str) -> Result<()>
         .hint("Connect as a superuser; the EXECUTE right is not enough here."))
 }
 
+/// Refuses to stop a server for a caller who is no superuser, unless an administrator has said that recoveries may.
+pub(crate) fn demand_may_stop(settings: &Settings) -> Result<()> {
+    if settings.caller_is_superuser || settings.stop_target {
+        return Ok(());
+    }
+    Err(Error::new(Kind::InsufficientPrivilege, "permission denied to stop a server")
+        .detail("Only a superuser may, or a role that may recover standbys where pgpool_recovery.stop_target is on.")
+        .hint("Ask an administrator to set pgpool_recovery.stop_target, or to stop the server."))
+}
+
 /// The addresses of this server.
 pub(crate) struct Own {
     pub(crate) port: u16,
@@ -177,6 +187,15 @@ mod tests {
         assert!(wrong.reach().is_err());
         let superuser = Settings { caller_is_superuser: true, ..wrong };
         assert_eq!(superuser.reach(), Ok(Reach::Anywhere), "whom the setting does not bind");
+    }
+
+    #[test]
+    fn a_server_is_stopped_for_superusers_or_where_an_administrator_lets_it() {
+        let may = |caller_is_superuser, stop_target| {
+            demand_may_stop(&Settings { caller_is_superuser, stop_target, ..Settings::default() })
+        };
+        assert!(may(true, false).is_ok() && may(false, true).is_ok());
+        assert_eq!(may(false, false).expect_err("no right").kind, Kind::InsufficientPrivilege);
     }
 
     #[test]

@@ -81,7 +81,7 @@ settings! {
             "Whether a recovery first stops the target's server: a standby, or a primary that this one has replaced.";
 
         // at most a day
-        stop_timeout: Seconds = Seconds::new(60, 1..=86_400), option: All, shown: All,
+        stop_timeout: Seconds = Seconds::new(60, 1..=86_400), option: Superusers, shown: All,
             "How long a fast shutdown of a target's server may take before it becomes an immediate one.";
 
         // read when it binds a caller: preflight::authority

@@ -121,6 +121,32 @@ fn the_primary_of_a_history_that_goes_on_is_never_stopped() {
 }
 
 #[test]
+fn a_role_that_may_recover_stops_nothing_unless_an_administrator_lets_it() {
+    let stage = Stage::builder()
+        .with("pgpool_recovery.transport", "agent")
+        .agent_with(ALLOWED)
+        .standby(Condition::Running)
+        .build();
+    stage.primary.execute(
+        "CREATE ROLE operator LOGIN REPLICATION;
+         GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO operator",
+    );
+    let ask = |options: &str| {
+        let mut client = stage.primary.connect();
+        client.batch_execute("SET SESSION AUTHORIZATION operator").expect("a role");
+        let call = format!("SELECT pgpool_recovery_stop('localhost', '{}', '{options}')", stage.target.dir());
+        client.simple_query(&call).map(drop).map_err(|error| SqlError::from(&error))
+    };
+    ask("{}").expect_err("refused").expect("42501").says("pgpool_recovery.stop_target");
+    stage.primary.append_conf("pgpool_recovery.stop_target", "on");
+    stage.primary.reload();
+    ask("{\"stop_timeout\": 1}").expect_err("refused").expect("42501").says("stop_timeout");
+    assert!(stage.target.postmaster().is_some());
+    ask("{}").expect("stopped");
+    assert_eq!(stage.target.postmaster(), None);
+}
+
+#[test]
 fn a_server_of_another_system_is_never_stopped() {
     let scratch = Scratch::new();
     let primary = Cluster::primary(&scratch);
