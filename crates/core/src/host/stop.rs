@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::launch::STANDBY_SIGNAL;
 use super::may_stop::{Running, may_stop};
 use super::policy::Cluster;
+use super::procfs::PidFile;
 use super::{control, inspect, running, server_log};
 use crate::error::{Error, Kind, Result};
 use crate::sys::FileId;
@@ -17,19 +18,31 @@ use crate::wire::protocol::stop::{Asker, Mode, Role, Stopped};
 /// How long an immediate shutdown may take: no process waits for anything but its own exit.
 const IMMEDIATE: Duration = Duration::from_secs(10);
 
+/// A running server that may be stopped.
+struct Judged {
+    role: Role,
+    timeline: u32,
+    postmaster: Option<PidFile>,
+}
+
 /// Stops the server in a directory, if it is one that `asker` may stop. `None` if none runs there.
 ///
-/// A fast shutdown has `timeout`: a primary waits for its standbys to receive all WAL. After that it is an immediate one.
+/// A fast shutdown has `timeout`: a primary waits for its standbys to receive all WAL. After that it is an immediate one, if
+/// the server may still be stopped then.
 pub fn stop(cluster: &Cluster, asker: &Asker, timeout: Duration, cancel: &Cancel) -> Result<Option<Stopped>> {
-    let Some(role) = may_be_stopped(cluster, asker)? else { return Ok(None) };
+    let Some(judged) = judge(cluster, asker)? else { return Ok(None) };
     let begin = Instant::now();
-    let mode = shut_down(cluster, timeout, cancel)?;
+    let mode = shut_down(cluster, asker, &judged, timeout, cancel)?;
     let milliseconds = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-    Ok(Some(Stopped { role, mode, milliseconds }))
+    Ok(Some(Stopped { role: judged.role, mode, milliseconds }))
 }
 
 /// What the server in a directory is to `asker`, if one runs there. Fails if it may not be stopped.
 pub fn may_be_stopped(cluster: &Cluster, asker: &Asker) -> Result<Option<Role>> {
+    Ok(judge(cluster, asker)?.map(|judged| judged.role))
+}
+
+fn judge(cluster: &Cluster, asker: &Asker) -> Result<Option<Judged>> {
     let directory = &cluster.data_directory;
     if !cluster.allow_stop {
         let message = format!("the agent may not stop the server in \"{}\"", directory.display());
@@ -40,7 +53,35 @@ pub fn may_be_stopped(cluster: &Cluster, asker: &Asker) -> Result<Option<Role>> 
     if running::server(directory)?.is_none() {
         return Ok(None);
     }
-    may_stop(asker, &look(directory)?, directory).map(Some)
+    let postmaster = postmaster(directory)?;
+    let found = look(directory)?;
+    let role = may_stop(asker, &found, directory)?;
+    Ok(Some(Judged { role, timeline: found.timeline, postmaster }))
+}
+
+/// Refuses a server that is no longer the one that was judged: promoted meanwhile, or another one.
+fn demand_same(directory: &Path, asker: &Asker, judged: &Judged) -> Result<()> {
+    let postmaster = postmaster(directory)?;
+    let found = look(directory)?;
+    let role = may_stop(asker, &found, directory)?;
+    let process = |file: &Option<PidFile>| file.as_ref().map(|file| (file.process, file.started));
+    let is_same = role == judged.role
+        && process(&postmaster) == process(&judged.postmaster)
+        && (role == Role::Standby || found.timeline == judged.timeline);
+    if is_same {
+        return Ok(());
+    }
+    let message =
+        format!("the server in \"{}\" is no longer the one that was asked to stop", directory.display());
+    Err(Error::new(Kind::InUse, message)
+        .detail("It was promoted or started again meanwhile, so it gets no immediate shutdown.")
+        .hint("See what runs there, and try again if it is to be stopped."))
+}
+
+/// What postmaster.pid says.
+fn postmaster(directory: &Path) -> Result<Option<PidFile>> {
+    let path = directory.join("postmaster.pid");
+    PidFile::read(directory).map_err(Error::on_path("read file", &path))
 }
 
 /// What its files tell of the server. What cannot be told is an error.
@@ -57,13 +98,24 @@ fn look(directory: &Path) -> Result<Running> {
     })
 }
 
-fn shut_down(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<Mode> {
+fn shut_down(
+    cluster: &Cluster,
+    asker: &Asker,
+    judged: &Judged,
+    timeout: Duration,
+    cancel: &Cancel,
+) -> Result<Mode> {
     let directory = &cluster.data_directory;
     let end = Instant::now() + timeout;
     ask(cluster, end, cancel)?;
     if is_gone(directory, end, cancel)? {
         return Ok(Mode::Fast);
     }
+    if let Err(changed) = demand_same(directory, asker, judged) {
+        // it may just have ended
+        return if running::server(directory)?.is_none() { Ok(Mode::Fast) } else { Err(changed) };
+    }
+    cancel.check()?;
     let end = Instant::now() + IMMEDIATE;
     let command = pg_ctl(cluster, "immediate");
     let outcome = process::run(command, IMMEDIATE, cancel)?;
@@ -158,9 +210,18 @@ mod tests {
     }
 
     /// Stops it while its parent looks after it, as an init does.
-    fn stop_with(cluster: &Cluster, mut server: std::process::Child) -> Result<Option<Stopped>> {
+    fn stop_with(cluster: &Cluster, server: std::process::Child) -> Result<Option<Stopped>> {
+        stop_within(cluster, server, Duration::from_secs(1), &Cancel::new())
+    }
+
+    fn stop_within(
+        cluster: &Cluster,
+        mut server: std::process::Child,
+        timeout: Duration,
+        cancel: &Cancel,
+    ) -> Result<Option<Stopped>> {
         let reaper = std::thread::spawn(move || server.wait());
-        let stopped = stop(cluster, &asker(), Duration::from_secs(1), &Cancel::new());
+        let stopped = stop(cluster, &asker(), timeout, cancel);
         if let Some(process) = running::postmaster_pid(&cluster.data_directory) {
             let process = i32::try_from(process).ok().and_then(rustix::process::Pid::from_raw);
             let _ =
@@ -184,6 +245,43 @@ mod tests {
         let stopped = stop_with(&cluster, server).expect("stopped").expect("one ran");
         assert_eq!(stopped.mode, Mode::Immediate);
         assert!(stopped.milliseconds >= 1000, "the fast one had its time");
+    }
+
+    /// What a pg_ctl script does when it is asked for an immediate shutdown: it leaves a file to tell.
+    const NEVER: &str =
+        "if [ $4 = immediate ]; then touch $PGDATA/immediate; kill $(head -1 $PGDATA/postmaster.pid); fi";
+
+    #[test]
+    fn what_is_promoted_or_started_again_meanwhile_is_not_stopped_immediately() {
+        for (meanwhile, why) in [
+            ("rm $PGDATA/standby.signal", "a primary on timeline 4"),
+            (
+                "printf '%s\\n/x\\n77\\n' $(head -1 $PGDATA/postmaster.pid) > $PGDATA/postmaster.pid",
+                "started again",
+            ),
+        ] {
+            let (_data, cluster, server) = standby(&format!("[ $4 = immediate ] || {meanwhile}; {NEVER}"));
+            let error = stop_with(&cluster, server).expect_err("refused");
+            assert!(error.detail.as_ref().is_some_and(|detail| detail.contains(why)), "{error:?}");
+            assert!(!cluster.data_directory.join("immediate").exists());
+        }
+    }
+
+    #[test]
+    fn a_stop_that_is_cancelled_does_not_become_an_immediate_one() {
+        let (_data, cluster, server) = standby(&format!("touch $PGDATA/$4; {NEVER}"));
+        let cancel = Cancel::new();
+        let (switch, fast) = (cancel.clone(), cluster.data_directory.join("fast"));
+        let caller = std::thread::spawn(move || {
+            while !fast.exists() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            switch.trip();
+        });
+        let error = stop_within(&cluster, server, Duration::from_secs(60), &cancel).expect_err("cancelled");
+        caller.join().expect("no panic");
+        assert_eq!(error.kind, Kind::Canceled);
+        assert!(!cluster.data_directory.join("immediate").exists());
     }
 
     #[test]

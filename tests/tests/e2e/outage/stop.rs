@@ -9,9 +9,9 @@ use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-const ALLOWED: &str = "allow_stop = true\n";
+pub(super) const ALLOWED: &str = "allow_stop = true\n";
 
-fn stop(caller: &Cluster, target: &Cluster, options: &Value) -> Result<Value, SqlError> {
+pub(super) fn stop(caller: &Cluster, target: &Cluster, options: &Value) -> Result<Value, SqlError> {
     let sql = "SELECT pgpool_recovery_stop('localhost', $1, $2)";
     let row = caller.connect().query_one(sql, &[&target.dir(), options]);
     row.map(|row| row.get(0)).map_err(|error| SqlError::from(&error))

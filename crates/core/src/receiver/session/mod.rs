@@ -47,7 +47,7 @@ pub(super) fn serve(
 ) -> Result<()> {
     let peer = link.peer;
     let place = peer.map_or_else(|| "the primary".to_owned(), |peer| format!("the primary at {peer}"));
-    let control = Control::new(link, cancel.clone(), place)?;
+    let control = Control::of_receiver(link, cancel.clone(), place)?;
     let token = hexadecimal::encode(&random_bytes()?);
     let conversation = Conversation { receiver, control, cancel: cancel.clone(), token, peer };
     let served = conversation.serve(&directory, purpose, keep);

@@ -1,8 +1,10 @@
 //! The control link: messages in order, and the certainty that the other end is alive.
 //!
 //! A thread reads, a thread pings. Either one that finds the peer gone trips the run's [`Cancel`], which
-//! closes every link of the run: a read that would block for ever on a dead host comes back.
+//! closes every link of the run: a read that would block for ever on a dead host comes back, and what the receiver does for a
+//! sender that has left ends.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -22,6 +24,8 @@ const INBOX: usize = 16;
 pub(crate) struct Control {
     sink: Arc<Mutex<Box<dyn Sink>>>,
     inbox: Receiver<Result<(u8, Vec<u8>)>>,
+    /// Whether the peer ended the link in order.
+    has_ended: Arc<AtomicBool>,
     cancel: Cancel,
     place: String,
     threads: Vec<JoinHandle<()>>,
@@ -33,11 +37,28 @@ impl Control {
     /// Takes a link over. `cancel` is the run's switch and must close the link when it trips; `place`
     /// names the peer in errors.
     pub(crate) fn new(link: Link, cancel: Cancel, place: String) -> Result<Self> {
+        Self::open(link, cancel, place, false)
+    }
+
+    /// The same for a receiver: the end of the link trips the switch, in order or not, so that no step goes on for a sender
+    /// that has left.
+    pub(crate) fn of_receiver(link: Link, cancel: Cancel, place: String) -> Result<Self> {
+        Self::open(link, cancel, place, true)
+    }
+
+    fn open(link: Link, cancel: Cancel, place: String, trips_at_end: bool) -> Result<Self> {
         let (deliver, inbox) = sync_channel(INBOX);
         let (stop, stopped) = sync_channel(1);
         let sink = Arc::new(Mutex::new(link.sink));
         let waiting = Arc::new(Mutex::new(Some(Instant::now())));
-        let reader = Reader { source: link.source, deliver, waiting: Arc::clone(&waiting) };
+        let has_ended = Arc::new(AtomicBool::new(false));
+        let reader = Reader {
+            source: link.source,
+            deliver,
+            waiting: Arc::clone(&waiting),
+            has_ended: Arc::clone(&has_ended),
+            at_end: trips_at_end.then(|| (cancel.clone(), place.clone())),
+        };
         let pinger = Pinger {
             sink: Arc::clone(&sink),
             waiting,
@@ -48,7 +69,8 @@ impl Control {
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(Error::on("start a thread"))
         };
-        let mut control = Self { sink, inbox, cancel, place, threads: Vec::new(), stop: Some(stop) };
+        let mut control =
+            Self { sink, inbox, has_ended, cancel, place, threads: Vec::new(), stop: Some(stop) };
         control.threads.push(spawn("control-reader", Box::new(move || reader.run()))?);
         control.threads.push(spawn("control-pinger", Box::new(move || pinger.run()))?);
         Ok(control)
@@ -67,6 +89,7 @@ impl Control {
             Ok(Ok(frame)) => Ok(Some(frame)),
             // a link that was closed by the run's end fails with the reason for that end
             Ok(Err(error)) => Err(self.cancel.cause().unwrap_or(error)),
+            Err(_) if self.has_ended.load(Ordering::SeqCst) => Ok(None),
             Err(_) => self.cancel.check().map(|()| None),
         }
     }
@@ -103,6 +126,9 @@ struct Reader {
     deliver: SyncSender<Result<(u8, Vec<u8>)>>,
     /// Since when the peer has been awaited; `None` while a frame is being delivered.
     waiting: Arc<Mutex<Option<Instant>>>,
+    has_ended: Arc<AtomicBool>,
+    /// What the end of the link trips, and whose end it is.
+    at_end: Option<(Cancel, String)>,
 }
 
 impl Reader {
@@ -115,8 +141,20 @@ impl Reader {
             let delivered = match received {
                 Ok(Some(PING)) => continue,
                 Ok(Some(kind)) => self.deliver.send(Ok((kind, body.to_vec()))),
-                Ok(None) => return,
+                Ok(None) => {
+                    self.has_ended.store(true, Ordering::SeqCst);
+                    if let Some((cancel, place)) = &self.at_end {
+                        cancel.trip_with(Error::new(
+                            Kind::Canceled,
+                            format!("{place} has closed the connection"),
+                        ));
+                    }
+                    return;
+                }
                 Err(error) => {
+                    if let Some((cancel, _)) = &self.at_end {
+                        cancel.trip_with(error.clone());
+                    }
                     let _ = self.deliver.send(Err(error));
                     return;
                 }
@@ -172,6 +210,51 @@ mod tests {
         assert_eq!(far.receive().expect("receive"), Some((9, b"ab".to_vec())));
         drop(near);
         assert_eq!(far.receive().expect_err("the end").kind, Kind::Canceled);
+    }
+
+    /// The two ends of a link, each with a switch of its own.
+    fn apart() -> (Link, Cancel, Link, Cancel) {
+        let (near_cancel, far_cancel) = (Cancel::new(), Cancel::new());
+        // tripping one end's switch closes the link, as it does with a socket
+        let (near, far) = pipe::pair(&far_cancel);
+        (near, near_cancel, far, far_cancel)
+    }
+
+    fn tripped(cancel: &Cancel) -> Error {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(cause) = cancel.cause() {
+                return cause;
+            }
+            assert!(Instant::now() < deadline, "the end was not noticed");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn what_a_receiver_does_ends_with_the_link_although_nothing_is_received() {
+        let (near, _near_cancel, far, far_cancel) = apart();
+        let far = Control::of_receiver(far, far_cancel.clone(), "the primary".to_owned()).expect("control");
+        drop(near);
+        let cause = tripped(&far_cancel);
+        assert!(cause.message.contains("the primary has closed"), "{cause}");
+        assert_eq!(far.receive().expect("in order"), None);
+    }
+
+    #[test]
+    fn what_a_receiver_does_ends_with_a_cut_as_well() {
+        struct Cut;
+        impl Source for Cut {
+            fn receive(&mut self, _body: &mut Buffer) -> Result<Option<u8>> {
+                Err(closed("the primary"))
+            }
+        }
+        let (near, _near_cancel, far, far_cancel) = apart();
+        let far = Link { source: Box::new(Cut), ..far };
+        let far = Control::of_receiver(far, far_cancel.clone(), "the primary".to_owned()).expect("control");
+        assert_eq!(tripped(&far_cancel).kind, Kind::ConnectionLost);
+        assert_eq!(far.receive().expect_err("cut").kind, Kind::ConnectionLost);
+        drop(near);
     }
 
     #[test]
