@@ -18,14 +18,18 @@ use crate::run::Run;
 use crate::settings::Settings;
 
 /// This server, as it asks for the end of another.
-pub(crate) fn asker() -> Result<Asker> {
+fn asker(run: &mut Run<'_>) -> Result<Asker> {
     let primary = catalog::primary()?;
     let directory = Path::new(&primary.data_directory);
     let metadata = std::fs::metadata(directory).map_err(Error::on_path("stat directory", directory))?;
     let (control, _) = control::read(directory)?;
+    let wal_directory = directory.join("pg_wal");
+    let wal = Wal::new(&wal_directory, &control);
+    let history = wal.lineage(primary.timeline)?;
     Ok(Asker {
         system_identifier: primary.system_identifier,
-        history: Wal::new(&directory.join("pg_wal"), &control).lineage(primary.timeline)?,
+        pasts: run.blocking(|cancel| wal.pasts(&history, cancel))?,
+        history,
         identity: FileId::from(&metadata),
         boot_id: machine::boot_id(),
     })
@@ -38,7 +42,7 @@ pub(crate) fn stop(
     (host, directory): (&str, &str),
     run: &mut Run<'_>,
 ) -> Result<Option<Stopped>> {
-    let asker = asker()?;
+    let asker = asker(run)?;
     let timeout = u32::try_from(settings.stop_timeout.as_secs()).unwrap_or(u32::MAX);
     let stopped = run.blocking(|_| session.stop(asker, timeout))?;
     if let Some(stopped) = &stopped {
@@ -92,7 +96,7 @@ impl PrimaryFacts {
         if !self.settings.stop_target || target.running.is_none() {
             return None;
         }
-        let may_stop = asker().and_then(|asker| run.blocking(|_| session.may_stop(asker)));
+        let may_stop = asker(run).and_then(|asker| run.blocking(|_| session.may_stop(asker)));
         let answer = may_stop.map(|role| match role {
             Some(role) => format!("{} runs there, which a recovery stops first", described(role)),
             None => "no server is running there".to_owned(),

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::launch::STANDBY_SIGNAL;
-use super::may_stop::{Running, may_stop};
+use super::may_stop::{Running, demand_past, may_stop};
 use super::policy::Cluster;
 use super::procfs::PidFile;
 use super::{control, inspect, running, server_log};
+use crate::compare::wal_map::Wal;
 use crate::error::{Error, Kind, Result};
 use crate::sys::FileId;
 use crate::sys::cancel::Cancel;
@@ -30,7 +31,7 @@ struct Judged {
 /// A fast shutdown has `timeout`: a primary waits for its standbys to receive all WAL. After that it is an immediate one, if
 /// the server may still be stopped then.
 pub fn stop(cluster: &Cluster, asker: &Asker, timeout: Duration, cancel: &Cancel) -> Result<Option<Stopped>> {
-    let Some(judged) = judge(cluster, asker)? else { return Ok(None) };
+    let Some(judged) = judge(cluster, asker, cancel)? else { return Ok(None) };
     let begin = Instant::now();
     let mode = shut_down(cluster, asker, &judged, timeout, cancel)?;
     let milliseconds = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -38,11 +39,11 @@ pub fn stop(cluster: &Cluster, asker: &Asker, timeout: Duration, cancel: &Cancel
 }
 
 /// What the server in a directory is to `asker`, if one runs there. Fails if it may not be stopped.
-pub fn may_be_stopped(cluster: &Cluster, asker: &Asker) -> Result<Option<Role>> {
-    Ok(judge(cluster, asker)?.map(|judged| judged.role))
+pub fn may_be_stopped(cluster: &Cluster, asker: &Asker, cancel: &Cancel) -> Result<Option<Role>> {
+    Ok(judge(cluster, asker, cancel)?.map(|judged| judged.role))
 }
 
-fn judge(cluster: &Cluster, asker: &Asker) -> Result<Option<Judged>> {
+fn judge(cluster: &Cluster, asker: &Asker, cancel: &Cancel) -> Result<Option<Judged>> {
     let directory = &cluster.data_directory;
     if !cluster.allow_stop {
         let message = format!("the agent may not stop the server in \"{}\"", directory.display());
@@ -56,10 +57,14 @@ fn judge(cluster: &Cluster, asker: &Asker) -> Result<Option<Judged>> {
     let postmaster = postmaster(directory)?;
     let found = look(directory)?;
     let role = may_stop(asker, &found, directory)?;
-    Ok(Some(Judged { role, timeline: found.timeline, postmaster }))
+    if role == Role::FormerPrimary {
+        demand_past(asker, &found, directory, cancel)?;
+    }
+    Ok(Some(Judged { role, timeline: found.history.timeline(), postmaster }))
 }
 
-/// Refuses a server that is no longer the one that was judged: promoted meanwhile, or another one.
+/// Refuses a server that is no longer the one that was judged: promoted meanwhile, or another one. Its WAL is not read
+/// again: a postmaster that still writes the same timeline has the same past, and a shutdown may have removed that WAL.
 fn demand_same(directory: &Path, asker: &Asker, judged: &Judged) -> Result<()> {
     let postmaster = postmaster(directory)?;
     let found = look(directory)?;
@@ -67,7 +72,7 @@ fn demand_same(directory: &Path, asker: &Asker, judged: &Judged) -> Result<()> {
     let process = |file: &Option<PidFile>| file.as_ref().map(|file| (file.process, file.started));
     let is_same = role == judged.role
         && process(&postmaster) == process(&judged.postmaster)
-        && (role == Role::Standby || found.timeline == judged.timeline);
+        && (role == Role::Standby || found.history.timeline() == judged.timeline);
     if is_same {
         return Ok(());
     }
@@ -89,8 +94,9 @@ fn look(directory: &Path) -> Result<Running> {
     let signal = directory.join(STANDBY_SIGNAL);
     let metadata = std::fs::metadata(directory).map_err(Error::on_path("stat directory", directory))?;
     let (control, _) = control::read(directory)?;
+    let timeline = inspect::latest_timeline(directory, &control)?;
     Ok(Running {
-        timeline: inspect::latest_timeline(directory, &control)?,
+        history: Wal::new(&directory.join("pg_wal"), &control).lineage(timeline)?,
         control,
         has_signal: signal.try_exists().map_err(Error::on_path("stat file", &signal))?,
         identity: FileId::from(&metadata),
@@ -204,6 +210,7 @@ mod tests {
         Asker {
             system_identifier: 42,
             history: Lineage::new(1, &[]),
+            pasts: Vec::new(),
             identity: FileId { device: 0, inode: 0 },
             boot_id: None,
         }

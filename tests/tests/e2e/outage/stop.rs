@@ -3,6 +3,7 @@
 
 use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::by_both_transports;
+use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::recovery::SqlError;
 use pgpool_recovery_e2e::stage::{Condition, Stage, Transport};
 use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch};
@@ -18,7 +19,7 @@ pub(super) fn stop(caller: &Cluster, target: &Cluster, options: &Value) -> Resul
 }
 
 /// An agent that may stop the servers of two directories, and the options that lead to it.
-fn agent_of(scratch: &Scratch, clusters: [&Cluster; 2]) -> (Agent, Value) {
+pub(super) fn agent_of(scratch: &Scratch, clusters: [&Cluster; 2]) -> (Agent, Value) {
     let secret = agent::secret(scratch, "outage-secret");
     let text: String = clusters.iter().map(|cluster| agent::cluster(cluster.directory()) + ALLOWED).collect();
     let agent = Agent::start_with(scratch, &Host::here(), &secret, &text);
@@ -64,6 +65,8 @@ fn an_old_primary_that_still_runs_is_stopped_and_rebuilt(transport: Transport) {
     let scratch = Scratch::new();
     let old = Cluster::primary(&scratch);
     let new = Cluster::standby_by_basebackup(&old, &Host::here(), "new");
+    old.execute("CREATE TABLE replicated ()");
+    new.wait_for_replay(&old);
     new.promote();
     let (_agent, mut options) = agent_of(&scratch, [&old, &new]);
     options["transport"] = transport.name().into();
@@ -118,6 +121,38 @@ fn the_primary_of_a_history_that_goes_on_is_never_stopped() {
     for cluster in [&one, &other, &third] {
         assert!(cluster.postmaster().is_some(), "{}", cluster.name());
     }
+}
+
+/// Two servers that are promoted at one position have the same history file, and neither is the other's past.
+#[test]
+fn a_primary_is_replaced_only_if_its_own_wal_is_the_others_past() {
+    let scratch = Scratch::new();
+    let one = Cluster::primary(&scratch);
+    let twin = Cluster::standby_by_basebackup(&one, &Host::here(), "twin");
+    let other = Cluster::standby_by_basebackup(&one, &Host::here(), "other");
+    one.stop(Stop::Fast);
+    twin.promote();
+    other.promote();
+    let history = "pg_wal/00000002.history";
+    assert_eq!(twin.read(history), other.read(history));
+    let next = Cluster::standby_by_basebackup(&other, &Host::here(), "next");
+    other.execute("CREATE TABLE replicated ()");
+    next.wait_for_replay(&other);
+    next.promote();
+    let (_agent, options) = agent_of(&scratch, [&twin, &other]);
+    for transport in Transport::BOTH {
+        let mut options = options.clone();
+        options["transport"] = transport.name().into();
+        stop(&next, &twin, &options).expect_err("refused").expect("55000").says("was replaced");
+    }
+    let recovery = Recovery::of(&twin, &next).option("transport", "local").option("stop_target", true);
+    recovery.option("dest_port", twin.port()).fail(&next).expect("55000").says("was replaced");
+    assert!(twin.postmaster().is_some());
+    // it goes on, after it was replaced
+    other.execute("CREATE TABLE never_replicated ()");
+    let report = stop(&next, &other, &options).expect("stopped");
+    assert_eq!(report["role"], "former_primary", "{report}");
+    assert_eq!(other.postmaster(), None);
 }
 
 #[test]

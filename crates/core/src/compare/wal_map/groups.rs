@@ -106,6 +106,15 @@ impl Group {
     }
 }
 
+/// Adds a record, with the place where it begins.
+pub(super) fn hash_record(hash: &mut ContentHash, record: &Record<'_>) {
+    hash.update(&record.start.0.to_le_bytes());
+    hash.update(record.bytes);
+    if record.bytes.len() < record.header.length as usize {
+        hash.update(record.data);
+    }
+}
+
 /// Digests records as they are read.
 #[derive(Debug)]
 pub(super) struct Digester {
@@ -142,11 +151,7 @@ impl Digester {
         if matches!(record.effect, Effect::TransactionEnd { .. } | Effect::Promotion { .. }) {
             group.stamped = Some(record.start);
         }
-        self.hash.update(&record.start.0.to_le_bytes());
-        self.hash.update(record.bytes);
-        if record.bytes.len() < record.header.length as usize {
-            self.hash.update(record.data);
-        }
+        hash_record(&mut self.hash, record);
     }
 
     /// The groups of all records.

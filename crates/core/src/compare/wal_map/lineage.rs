@@ -156,6 +156,13 @@ impl Lineage {
         (timeline == self.timeline).then_some((begin, Lsn(u64::MAX)))
     }
 
+    /// The history of a timeline that it is, or was, on.
+    pub fn up_to(&self, timeline: u32) -> Option<Self> {
+        let before = self.ancestors.iter().position(|(ancestor, _)| *ancestor == timeline);
+        let before = before.or((timeline == self.timeline).then_some(self.ancestors.len()))?;
+        Some(Self { ancestors: self.ancestors[..before].to_vec(), timeline })
+    }
+
     /// Where this history parts from another one, as their files say: the end of the last timeline that they share.
     pub fn parts_from(&self, other: &Self) -> Lsn {
         let ours = self.ancestors.iter().copied().chain([(self.timeline, Lsn(u64::MAX))]);
@@ -191,6 +198,8 @@ mod tests {
         assert_eq!(lineage.at(Lsn(201)), (4, Lsn(200)));
         assert_eq!((lineage.begin(), lineage.range(3)), (Lsn(200), Some((Lsn(100), Lsn(200)))));
         assert_eq!((lineage.range(2), lineage.range(4)), (None, Some((Lsn(200), Lsn(u64::MAX)))));
+        assert_eq!(lineage.up_to(3), Some(self::lineage(&[(1, 100)], 3)));
+        assert_eq!((lineage.up_to(4).as_ref(), lineage.up_to(2)), (Some(&lineage), None));
     }
 
     #[test]

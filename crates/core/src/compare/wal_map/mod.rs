@@ -13,6 +13,7 @@
 //! | [`Follower`] (`follow`) | reads on while the primary writes |
 //! | [`Coverage`] | which part of the primary's history was read |
 //! | [`Search`], [`Lineage`] (`groups`, `lineage`) | how far the WAL of both is the same |
+//! | [`Past`] (`past`) | is another server's timeline the one that this history has left? |
 //! | [`skip`] | facts of both sides in, a decision or a [`Reason`] for each condition out |
 //! | [`WalMap`] (`source`) | the decision applied to the files of a plan |
 //! | [`Sample`], [`Witness`] | pages that are read all the same, and what they say of the proof |
@@ -30,6 +31,7 @@ mod facts;
 mod follow;
 mod groups;
 mod lineage;
+mod past;
 mod reason;
 mod sample;
 pub mod skip;
@@ -45,6 +47,7 @@ pub use facts::{ChainFacts, Completed, ControlRecord, Ends, Unknown};
 pub use follow::Follower;
 pub use groups::{GROUP, Group, Grouping, MAX_GROUPS};
 pub use lineage::{Common, Lineage, Next, Search};
+pub use past::Past;
 pub use reason::{Reason, Side, Unlogged};
 pub use sample::Sample;
 pub use source::{Breakdown, Found, Layout, WalMap};

@@ -217,13 +217,18 @@ impl<'a> Wal<'a> {
     }
 
     /// The same, turned to the first record on the page that holds `from`.
-    fn reader_of_page(&self, lineage: &Lineage, from: Lsn, limit: Lsn) -> Result<Reader<Directory>> {
+    pub(super) fn reader_of_page(
+        &self,
+        lineage: &Lineage,
+        from: Lsn,
+        limit: Lsn,
+    ) -> Result<Reader<Directory>> {
         let mut reader = self.reader(lineage, Lsn(0), limit);
         reader.seek_from(page_of(from)).map_err(failed)?;
         Ok(reader)
     }
 
-    fn segment_size(&self) -> u64 {
+    pub(super) fn segment_size(&self) -> u64 {
         // of a pg_control that says 0 nothing is found, and nothing is divided by it
         u64::from(self.origin.segment_size).max(PAGE_SIZE as u64)
     }
@@ -338,18 +343,18 @@ pub(super) fn each(
 }
 
 /// Notices a cancel now and then.
-struct Checked<'a> {
+pub(super) struct Checked<'a> {
     cancel: &'a Cancel,
     seen: u32,
 }
 
 impl<'a> Checked<'a> {
-    const fn new(cancel: &'a Cancel) -> Self {
+    pub(super) const fn new(cancel: &'a Cancel) -> Self {
         Self { cancel, seen: 0 }
     }
 
     /// Another record was read.
-    fn next(&mut self) -> Result<ControlFlow<()>> {
+    pub(super) fn next(&mut self) -> Result<ControlFlow<()>> {
         self.seen = self.seen.wrapping_add(1);
         if self.seen.is_multiple_of(RECORDS) {
             self.cancel.check()?;

@@ -294,7 +294,9 @@ impl Stage {
                 info!(directory = %data_directory.display(), launched, "the server accepts connections");
                 Ok(Reply::Started { launched })
             }
-            Request::MayStop { asker } => Ok(Reply::MayStop { role: stop::may_be_stopped(cluster, &asker)? }),
+            Request::MayStop { asker } => {
+                Ok(Reply::MayStop { role: stop::may_be_stopped(cluster, &asker, cancel)? })
+            }
             Request::Stop { asker, timeout } => {
                 // a run has its server stopped before it begins
                 if !self.only_looks() {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::compare::wal_map::Lineage;
+use crate::compare::wal_map::{Lineage, Past};
 use crate::sys::FileId;
 
 /// The server that asks.
@@ -12,6 +12,9 @@ pub struct Asker {
     pub system_identifier: u64,
     /// The timeline that it writes, or replays, and those from which that has sprung.
     pub history: Lineage,
+    /// What proves that a primary on one of these timelines is the one that it has sprung from.
+    #[serde(default)]
+    pub pasts: Vec<Past>,
     /// What directory its data directory is.
     pub identity: FileId,
     /// The boot of the machine it runs on.
