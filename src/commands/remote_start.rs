@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::launch;
-use pgpool_recovery_core::replication::naming;
 use pgpool_recovery_core::replication::streaming::{self, Expected, Replay};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::wire::protocol::message::TargetInfo;
@@ -14,8 +13,7 @@ use pgpool_recovery_core::wire::protocol::message::TargetInfo;
 use crate::commands::script;
 use crate::history::{Entry, History, Outcome};
 use crate::pg::{catalog, log, threads};
-use crate::preflight::one_host;
-use crate::preflight::reach;
+use crate::preflight::{one_host, reach, stop};
 use crate::run::Run;
 use crate::settings::{Scripts, Settings, request};
 
@@ -63,16 +61,7 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     if let Some(unknown) = run.blocking(|_| one_host::demand_own_tablespaces(Path::new(&own), &target))? {
         log::log(&format!("pgpool_recovery: cannot tell whether the standby shares a tablespace: {unknown}"));
     }
-    let standby = session.target().standby.clone().unwrap_or_default();
-    let expected = Expected {
-        port: catalog::own_port()?,
-        slot_name: standby.slot_name.filter(|slot| !slot.is_empty()),
-        // the walreceiver's own default, where nothing else is set
-        application_name: naming::shown_application_name(
-            standby.application_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("walreceiver"),
-            catalog::major_version()?,
-        ),
-    };
+    let expected = stop::expected(session.target())?;
     let timeout = u32::try_from(settings.start_timeout.as_secs()).unwrap_or(u32::MAX);
     let launched = run.blocking(|_| session.start(timeout))?;
     let mut wait = Wait::new(settings.start_timeout);

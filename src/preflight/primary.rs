@@ -14,7 +14,7 @@ impl PrimaryFacts {
         Ok(vec![
             Finding::new("primary_is_primary", self.not_in_recovery()),
             Finding::new("wal_level", self.wal_level()),
-            Finding::new("wal_senders", self.wal_senders()),
+            Finding::new("wal_senders", self.wal_senders(self.primary.used_wal_senders)),
             Finding::new("replication_slot", self.replication_slot()?),
             Finding::new("replication_user", replication_user(user, catalog::role(user)?)),
             Finding::new("tablespaces", tablespaces.map(|spaces| format!("{} to map", spaces.len()))),
@@ -39,8 +39,8 @@ impl PrimaryFacts {
             .hint("Set wal_level = replica and restart the primary."))
     }
 
-    fn wal_senders(&self) -> Result<String> {
-        let (limit, used) = (self.primary.max_wal_senders, self.primary.used_wal_senders);
+    pub(super) fn wal_senders(&self, used: u32) -> Result<String> {
+        let limit = self.primary.max_wal_senders;
         if used < limit {
             return Ok(format!("{used} of {limit} in use"));
         }
@@ -49,7 +49,7 @@ impl PrimaryFacts {
             .hint("Increase max_wal_senders and restart the primary."))
     }
 
-    fn replication_slot(&self) -> Result<Result<String>> {
+    pub(super) fn replication_slot(&self) -> Result<Result<String>> {
         if self.slot_name.is_empty() {
             return Ok(Ok("no slot is used".to_owned()));
         }

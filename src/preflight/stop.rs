@@ -1,21 +1,30 @@
-//! Stopping the server of a target: before a recovery of it, or because that is all that is asked for.
+//! Stopping the server of a target: before a recovery of it, or because that is all that is asked for. The order in which a
+//! recovery does it is in `walk::stop_first`.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::compare::wal_map::Wal;
-use pgpool_recovery_core::error::{Error, Result};
+use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::control;
 use pgpool_recovery_core::preflight::Finding;
+use pgpool_recovery_core::replication::naming;
+use pgpool_recovery_core::replication::streaming::{self, Expected};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sys::{FileId, machine};
 use pgpool_recovery_core::wire::protocol::message::TargetInfo;
 use pgpool_recovery_core::wire::protocol::stop::{Asker, Mode, Role, Stopped};
 
-use crate::pg::{catalog, log};
+use crate::pg::{catalog, log, threads};
 use crate::preflight::PrimaryFacts;
-use crate::preflight::reach;
 use crate::run::Run;
 use crate::settings::Settings;
+
+/// How long a walsender may take to notice that its standby has been stopped.
+const WALSENDER: Duration = Duration::from_secs(10);
+
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// This server, as it asks for the end of another.
 fn asker(run: &mut Run<'_>) -> Result<Asker> {
@@ -32,6 +41,20 @@ fn asker(run: &mut Run<'_>) -> Result<Asker> {
         history,
         identity: FileId::from(&metadata),
         boot_id: machine::boot_id(),
+    })
+}
+
+/// What the walsender that serves a target is known by.
+pub(crate) fn expected(target: &TargetInfo) -> Result<Expected> {
+    let standby = target.standby.clone().unwrap_or_default();
+    Ok(Expected {
+        port: catalog::own_port()?,
+        slot_name: standby.slot_name.filter(|slot| !slot.is_empty()),
+        // the walreceiver's own default, where nothing else is set
+        application_name: naming::shown_application_name(
+            standby.application_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("walreceiver"),
+            catalog::major_version()?,
+        ),
     })
 }
 
@@ -74,16 +97,53 @@ const fn mode_name(mode: Mode) -> &'static str {
 }
 
 impl PrimaryFacts {
-    /// Stops the target's server before a recovery opens its directory, if that is wanted.
-    pub(super) fn stop_target(&self) -> Result<()> {
-        if !self.settings.stop_target {
-            return Ok(());
+    /// Whether a bad answer about this server may be due to the target's own server, which is going to be stopped.
+    pub(super) fn may_be_due_to_target(&self, finding: &Finding) -> bool {
+        let is_in_use = finding.answer.as_ref().is_err_and(|error| match error.kind {
+            Kind::InUse => finding.step == "replication_slot",
+            Kind::LimitExceeded => finding.step == "wal_senders",
+            _ => false,
+        });
+        self.settings.stop_target && is_in_use
+    }
+
+    /// Such an answer, once the target is known: good if it is proved that the target's own server is the reason.
+    pub(super) fn due_to_target(
+        &self,
+        finding: Finding,
+        session: &mut Session,
+        target: &TargetInfo,
+        run: &mut Run<'_>,
+    ) -> Result<Finding> {
+        if target.running.is_none() {
+            return Ok(finding);
         }
-        // the end of a session ends its run
-        let mut run = Run::quiet();
-        let (host, directory) = (&self.request.dest_host, &self.request.dest_dir);
-        let mut session = reach::look(host, Path::new(directory), self.is_local, &self.settings, &mut run)?;
-        stop(&mut session, &self.settings, (host, directory), &mut run).map(drop)
+        // asked first: a connection is then never older than the walreceiver that made it
+        let walsenders = catalog::walsenders()?;
+        let (walreceiver, _) = run.blocking(|_| session.walreceiver())?;
+        let Ok(own) = streaming::find(&walsenders, &expected(target)?, walreceiver.as_ref()) else {
+            return Ok(finding);
+        };
+        let is_reason = finding.step != "replication_slot" || own.slot_name.as_ref() == Some(&self.slot_name);
+        if !is_reason {
+            return Ok(finding);
+        }
+        let answer =
+            format!("in use by the target itself (process {} here), whose server is stopped first", own.pid);
+        Ok(Finding::new(finding.step, Ok(answer)))
+    }
+
+    /// Waits until the walsender of a server that was stopped has gone: it may hold the slot that the standby is going to use.
+    pub(super) fn await_walsender(&self) -> Result<()> {
+        let end = Instant::now() + WALSENDER;
+        loop {
+            let used = u32::try_from(catalog::walsenders()?.len()).unwrap_or(u32::MAX);
+            match self.replication_slot()?.and(self.wal_senders(used)) {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() >= end => return Err(error),
+                Err(_) => threads::pause(LOOK),
+            }
+        }
     }
 
     /// Of a target that is only looked at: whether its server could be stopped, if that is what a recovery would do.

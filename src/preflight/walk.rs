@@ -25,6 +25,8 @@ use crate::run::Run;
 use crate::settings::Settings;
 use crate::settings::request::Request;
 
+mod stop_first;
+
 /// What is there when every question has been asked.
 pub(crate) struct Ready {
     pub(crate) facts: PrimaryFacts,
@@ -156,40 +158,72 @@ fn walk(
     };
     // a mapped directory may lie on a disk that answers no more
     let tablespaces = context.run.blocking(|_| facts.tablespaces());
+    // what the target's own server may be the reason for is answered when the target is known
+    let mut held = Vec::new();
     for finding in facts.primary_findings(tablespaces)? {
-        context.add(finding)?;
+        if facts.may_be_due_to_target(&finding) {
+            held.push(finding);
+        } else {
+            context.add(finding)?;
+        }
     }
-    if let Some(error) = unknown_host {
-        return Err(Stop::Refused(error));
+    let other_directory = match unknown_host {
+        Some(error) => Err(Stop::Refused(error)),
+        None => {
+            let demanded = context.run.blocking(|_| facts.demand_other_directory());
+            demanded.map_err(|error| context.refuse("target_is_not_primary", error))
+        }
+    };
+    if let Err(stop) = other_directory {
+        held.into_iter().try_for_each(|finding| context.add(finding))?;
+        return Err(stop);
     }
-    if let Err(error) = context.run.blocking(|_| facts.demand_other_directory()) {
-        return Err(context.refuse("target_is_not_primary", error));
+    if let Purpose::Look = context.purpose {
+        return ask_target(facts, held, context);
     }
-    if let Purpose::Recover = context.purpose
-        && let Err(error) = facts.stop_target()
-    {
-        return Err(context.refuse("target_stopped", error));
-    }
+    let Some(stopped) = facts.stop_first(held, context)? else {
+        return ask_target(facts, Vec::new(), context);
+    };
+    ask_target(facts, Vec::new(), context).map_err(|stop| match stop {
+        Stop::Refused(error) => Stop::Refused(stopped.start_again(error)),
+        Stop::Failed(error) => Stop::Failed(stopped.start_again(error)),
+    })
+}
+
+/// What opens the target: what reaches it, and the session.
+type Opened = (DropAside<Arc<dyn Connector>>, DropAside<Session>);
+
+fn open(facts: &PrimaryFacts, purpose: Purpose, run: &mut Run<'_>) -> Result<Opened> {
+    let connector = DropAside::new(facts.connector(Arc::clone(run.wire()))?);
+    let (directory, keep) = (Path::new(&facts.request.dest_dir), facts.keep()?);
+    let (progress, reaches) = (Arc::clone(run.progress()), Arc::clone(&connector));
+    // an interrupt that comes with the end of the job must not end the session on this thread
+    let open = |cancel: &Cancel| {
+        Session::open(reaches, directory, purpose, keep, progress, cancel).map(DropAside::new)
+    };
+    Ok((connector, run.blocking(open)?))
+}
+
+/// Everything about the target, and the login from its host. `held`: see [`PrimaryFacts::may_be_due_to_target`].
+fn ask_target(
+    facts: PrimaryFacts,
+    held: Vec<Finding>,
+    context: &mut Context<'_, '_>,
+) -> std::result::Result<Ready, Stop> {
     let asked = now();
-    let opened = facts.connector(Arc::clone(context.run.wire())).and_then(|connector| {
-        let connector = DropAside::new(connector);
-        let (directory, keep) = (Path::new(&facts.request.dest_dir), facts.keep()?);
-        let (progress, reaches) = (Arc::clone(context.run.progress()), Arc::clone(&connector));
-        // an interrupt that comes with the end of the job must not end the session on this thread
-        let open = |cancel: &Cancel| {
-            let opened = Session::open(reaches, directory, context.purpose, keep, progress, cancel);
-            opened.map(DropAside::new)
-        };
-        Ok((connector, context.run.blocking(open)?))
-    });
-    let (connector, mut session) = match opened {
+    let (connector, mut session) = match open(&facts, context.purpose, context.run) {
         Ok(opened) => opened,
         Err(error) => {
+            held.into_iter().try_for_each(|finding| context.add(finding))?;
             return Err(context.refuse(unreachable_by(&error), error));
         }
     };
     let target = session.target().clone();
     let clocks = clocks(&target, asked, now());
+    for finding in held {
+        let finding = facts.due_to_target(finding, &mut session, &target, context.run)?;
+        context.add(finding)?;
+    }
     let reached = format!("\"{}\", {}", target.directory.display(), facts.transport());
     context.add(Finding::new("target_reachable", Ok(reached)))?;
     if !facts.is_local() {
