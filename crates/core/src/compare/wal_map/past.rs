@@ -186,7 +186,7 @@ mod tests {
         // the new timeline's file begins with a copy; the old timeline's own may be there as well, or not
         let asker = Made::new().with(2, &next);
         let [past] = asker.pasts(&history).try_into().expect("of one timeline");
-        assert_eq!(asker.with(1, &common).pasts(&history), [past.clone()]);
+        assert_eq!(asker.with(1, &common).pasts(&history), std::slice::from_ref(&past));
         let own = Lineage::new(1, &[]);
         assert!(Made::new().with(1, &old).has(&own, &past));
         assert!(!Made::new().has(&own, &past), "its WAL is gone");
