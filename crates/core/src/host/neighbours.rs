@@ -166,7 +166,16 @@ impl<'a> Neighbours<'a> {
             .map_err(|error| self.unreadable(process, "cwd", &error, wanted))
             .and_then(|works| {
                 let is_new = works && seen.insert(identity);
-                if is_new { self.compare(&cwd, used_by(&cwd), wanted, &whose) } else { Ok(()) }
+                if !is_new {
+                    return Ok(());
+                }
+                let whose = fs::read_link(&cwd).map_or_else(
+                    |_| whose.clone(),
+                    |directory| {
+                        format!("Process {process} of the server in \"{}\" uses it.", directory.display())
+                    },
+                );
+                self.compare(&cwd, used_by(&cwd), wanted, &whose)
             });
         if looked.is_err() && fs::metadata(&cwd).is_err_and(|error| is_gone(&error)) {
             // it ended between two looks
