@@ -87,6 +87,68 @@ fn relations_that_got_other_files_on_both_sides() {
     rebuild(&recovery(&old, &new), &old, &new, "H2");
 }
 
+/// A table and an index, and of a subtransaction that is rolled back another table.
+fn make_files(client: &mut postgres::Client, word: &str) -> [String; 2] {
+    let table = format!("SELECT i, repeat('{word}', 20) AS w FROM generate_series(1, 9000) i");
+    each(
+        client,
+        &[
+            "BEGIN",
+            "SAVEPOINT a",
+            &format!("CREATE TABLE rolled_back AS {table}"),
+            "ROLLBACK TO a",
+            &format!("CREATE TABLE {word} AS {table}"),
+            &format!("CREATE INDEX {word}_i ON {word} (i)"),
+        ],
+    );
+    ["", "_i"].map(|suffix| {
+        let sql = format!("SELECT pg_relation_filepath('{word}{suffix}')");
+        client.query_one(&sql, &[]).expect("a path").get(0)
+    })
+}
+
+/// Leaves files of a transaction that a crash has ended: nothing removes them.
+fn crash_with_new_files(cluster: &Cluster, word: &str) -> [String; 2] {
+    let mut open = cluster.connect();
+    let paths = make_files(&mut open, word);
+    cluster.execute("CHECKPOINT");
+    cluster.kill();
+    drop(open);
+    cluster.start();
+    assert!(paths.iter().all(|path| cluster.has(path)), "{paths:?} are gone");
+    paths
+}
+
+fn commit_new_files(cluster: &Cluster, word: &str) -> [String; 2] {
+    let mut client = cluster.connect();
+    let paths = make_files(&mut client, word);
+    each(&mut client, &["COMMIT"]);
+    paths
+}
+
+/// Under the same names: what a crash has left on one side is a table on the other, and on both sides there is what a crash
+/// has left before they parted.
+#[test]
+fn files_that_crashes_have_left_on_both_sides() {
+    let scratch = Scratch::new();
+    let (old, new) = parted_with(&scratch, &[("wal_log_hints", "on")], |old| {
+        crash_with_new_files(old, "common");
+    });
+    // after a crash both count on from where the last checkpoint says
+    old.kill();
+    new.promote();
+    old.start();
+    let left = crash_with_new_files(&old, "here");
+    assert_eq!(left, commit_new_files(&new, "there"), "not by chance then");
+    new.execute("CHECKPOINT");
+    new.kill();
+    new.start();
+    let left = crash_with_new_files(&new, "here");
+    assert_eq!(left, commit_new_files(&old, "there"), "not by chance then");
+    old.kill();
+    rebuild(&recovery(&old, &new), &old, &new, "H2");
+}
+
 /// Damages a page where its position and header do not tell.
 fn damage(path: &Path, page: u64) {
     let file = OpenOptions::new().write(true).open(path).expect("a relation's file");

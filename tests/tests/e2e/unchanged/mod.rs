@@ -1,10 +1,12 @@
 //! Recoveries that leave out what the WAL of both sides proves equal (`skip_unchanged`).
 
+mod checksums;
 mod crashes;
 mod failover;
 mod files;
 mod hints;
 mod histories;
+mod killed;
 mod lagging;
 mod records;
 mod rejected;

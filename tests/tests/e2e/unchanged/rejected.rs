@@ -6,8 +6,9 @@ use std::path::PathBuf;
 
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::stage::{Condition, Stage};
-use pgpool_recovery_e2e::workload;
+use pgpool_recovery_e2e::{Cluster, Scratch, workload};
 
+use super::failover::{parted, promote_and_change, recovery};
 use super::{durable, rebuilt_by_hash};
 
 /// A standby with WAL that tells whose it is: in that of two servers at rest there are no times.
@@ -127,4 +128,43 @@ fn a_target_that_has_contradicted_the_proof_must_prove_itself_again() {
         modes.push(report.text("/skip/mode").to_owned());
     }
     assert_eq!(modes, ["shadow", "on"]);
+}
+
+/// Logs for a while so little that a table is written without WAL.
+fn load_without_wal(cluster: &Cluster) {
+    let restart_with = |level: &str, senders: u32| {
+        cluster.stop(Stop::Fast);
+        cluster.append_conf("wal_level", level);
+        cluster.append_conf("max_wal_senders", senders);
+        cluster.start();
+    };
+    restart_with("minimal", 0);
+    let insert = || -> i64 { cluster.get("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint", &[]) };
+    let before = insert();
+    cluster.execute(
+        "BEGIN; CREATE TABLE loaded (i integer, w text);
+         COPY loaded FROM PROGRAM 'seq -f ''%.0f	0123456789012345678901234567890123456789'' 200000'; COMMIT",
+    );
+    let size: i64 = cluster.get("SELECT pg_relation_size('loaded')", &[]);
+    assert!(insert() - before < size / 2, "its pages are in the WAL");
+    restart_with("replica", 10);
+}
+
+#[test]
+fn wal_of_a_server_that_has_logged_too_little() {
+    for on_primary in [true, false] {
+        let scratch = Scratch::new();
+        let (old, new) = parted(&scratch, &[("wal_log_hints", "on")]);
+        if !on_primary {
+            load_without_wal(&old);
+        }
+        old.kill();
+        promote_and_change(&new);
+        if on_primary {
+            load_without_wal(&new);
+        }
+        let why = rebuilt_by_hash(&recovery(&old, &new), &old, &new);
+        let side = if on_primary { "primary" } else { "target" };
+        assert!(why.contains(&format!("wal_level of the {side} was")), "{why}");
+    }
 }
