@@ -469,15 +469,20 @@ impl DataDirectory {
             .map_err(Error::on(format_args!("remove {name:?} in \"{}/{parent}\"", self.path.display())))
     }
 
-    /// The entries of a directory (`None`: of the data directory).
-    pub(crate) fn entries(&self, directory: Option<&RelPath>) -> Result<Entries> {
+    /// The entries of a directory (`None`: of the data directory) but for the files whose names are known: of millions
+    /// nearly all are.
+    pub(crate) fn entries_but(
+        &self,
+        directory: Option<&RelPath>,
+        is_known: &dyn Fn(&str) -> bool,
+    ) -> Result<Entries> {
         let listed = match directory {
-            Some(path) => match self.directory(path).and_then(|fd| remove::entries(&fd)) {
+            Some(path) => match self.directory(path).and_then(|fd| remove::entries_but(&fd, is_known)) {
                 Err(Errno::NOENT | Errno::ACCESS) if self.is_view => Ok(Entries::default()),
                 listed => listed,
             },
             None if self.roots[0].is_missing => Ok(Entries::default()),
-            None => remove::entries(&self.roots[0].fd),
+            None => remove::entries_but(&self.roots[0].fd, is_known),
         };
         let shown = directory.map_or_else(|| self.path.display().to_string(), |path| self.shown(path));
         listed.map_err(Error::on_path("list directory", shown))

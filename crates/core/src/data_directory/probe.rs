@@ -306,12 +306,17 @@ impl DataDirectory {
             || (mode & STICKY == 0 && rustix::fs::accessat(directory, ".", wanted, AtFlags::empty()).is_ok())
     }
 
-    /// The entries of a directory, unless it may not be listed as it is.
-    pub(crate) fn listing(&self, directory: Option<&RelPath>) -> Result<Option<Entries>> {
+    /// The same as [`Self::entries_but`], unless the directory may not be listed as it is.
+    pub(crate) fn listing_but(
+        &self,
+        directory: Option<&RelPath>,
+        is_known: &dyn Fn(&str) -> bool,
+    ) -> Result<Option<Entries>> {
         if self.roots[0].is_missing {
             return Ok(None);
         }
-        let listed = self.walk(directory.map_or("", RelPath::as_str)).and_then(|fd| remove::entries(&fd));
+        let opened = self.walk(directory.map_or("", RelPath::as_str));
+        let listed = opened.and_then(|fd| remove::entries_but(&fd, is_known));
         match listed {
             Ok(entries) => Ok(Some(entries)),
             Err(Errno::ACCESS | Errno::NOENT) => Ok(None),

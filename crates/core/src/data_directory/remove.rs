@@ -8,6 +8,8 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxAttributes, StatxFla
 use rustix::io::Errno;
 use rustix::path::Arg;
 
+use crate::manifest::blocks::{Blocks, Text};
+
 /// Removes the entry `name` of `parent` with everything below it; false if there is none. Symbolic
 /// links are removed, never followed; what is mounted stays, with [`Errno::XDEV`].
 pub(super) fn entry(parent: impl AsFd, name: impl Arg + Copy) -> Result<bool, Errno> {
@@ -95,14 +97,15 @@ pub(crate) struct Entries {
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     /// Each name with a slash behind it, which none has in it.
-    text: String,
-    kinds: Vec<FileType>,
+    text: Text,
+    kinds: Blocks<FileType>,
 }
 
 impl Names {
     fn push(&mut self, name: &str, kind: FileType) {
-        self.text.push_str(name);
-        self.text.push('/');
+        let text = self.text.with_room(name.len() + 1);
+        text.push_str(name);
+        text.push('/');
         self.kinds.push(kind);
     }
 
@@ -111,11 +114,16 @@ impl Names {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, FileType)> {
-        self.text.split_terminator('/').zip(self.kinds.iter().copied())
+        self.text.iter().flat_map(|names| names.split_terminator('/')).zip(self.kinds.iter().copied())
     }
 }
 
 pub(super) fn entries(directory: impl AsFd) -> Result<Entries, Errno> {
+    entries_but(directory, &|_| false)
+}
+
+/// Those of a directory but for the files whose names are known.
+pub(super) fn entries_but(directory: impl AsFd, is_known: &dyn Fn(&str) -> bool) -> Result<Entries, Errno> {
     let mut found = Entries::default();
     for entry in Dir::read_from(&directory)? {
         let entry = entry?;
@@ -133,7 +141,9 @@ pub(super) fn entries(directory: impl AsFd) -> Result<Entries, Errno> {
             }
             known => known,
         };
-        found.named.push(name, kind);
+        if kind != FileType::RegularFile || !is_known(name) {
+            found.named.push(name, kind);
+        }
     }
     Ok(found)
 }

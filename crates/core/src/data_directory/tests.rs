@@ -100,7 +100,7 @@ fn nothing_is_written_through_a_view() {
     let path = parent.path().join("data");
     let missing = DataDirectory::open_read_only(&path).expect("view");
     assert_eq!(missing.stat(&rel("file")).expect("stat"), None);
-    assert!(missing.entries(None).expect("list").named.is_empty());
+    assert!(missing.entries_but(None, &|_| false).expect("list").named.is_empty());
     assert!(missing.identities().expect("identities").is_empty());
     assert!(!path.exists(), "it is not made");
 
@@ -147,7 +147,7 @@ fn names_that_no_plan_can_have_are_removed_only() {
     fs::create_dir_all(strange(b"base/\xff/below/\xfe")).expect("make");
     fs::write(strange(b"\xff"), "").expect("write");
     let unnamed = |target: &DataDirectory, directory: Option<&RelPath>| {
-        target.entries(directory).expect("list").unnamed
+        target.entries_but(directory, &|_| false).expect("list").unnamed
     };
     let view = DataDirectory::open_read_only(data.path()).expect("look");
     let name = unnamed(&view, None).pop().expect("one");
@@ -156,5 +156,26 @@ fn names_that_no_plan_can_have_are_removed_only() {
     target.remove_unnamed(None, &name).expect("removed");
     assert!(unnamed(&target, None).is_empty() && strange(b"base/\xff").exists());
     assert!(target.remove(&rel("base")).expect("removed"), "whatever is below");
-    assert!(target.entries(None).expect("list").named.is_empty());
+    assert!(target.entries_but(None, &|_| false).expect("list").named.is_empty());
+}
+
+#[test]
+fn of_what_is_known_only_files_are_left_out_of_a_list() {
+    let data = tempfile::tempdir().expect("temporary directory");
+    fs::create_dir_all(data.path().join("base/known")).expect("make");
+    for name in ["file", "other"] {
+        fs::write(data.path().join("base").join(name), "").expect("write");
+    }
+    std::os::unix::fs::symlink("file", data.path().join("base/link")).expect("link");
+    let target = DataDirectory::open(data.path()).expect("open");
+    let is_known = |name: &str| name != "other";
+    let base = rel("base");
+    for entries in [
+        target.entries_but(Some(&base), &is_known).expect("list"),
+        target.listing_but(Some(&base), &is_known).expect("list").expect("it may be listed"),
+    ] {
+        let mut names: Vec<&str> = entries.named.iter().map(|(name, _)| name).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["known", "link", "other"]);
+    }
 }

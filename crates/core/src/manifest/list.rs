@@ -6,11 +6,15 @@ use std::ops::Range;
 use compact_str::CompactString;
 
 use crate::error::{Error, Kind, Result};
+use crate::manifest::blocks::{Blocks, Text};
 use crate::manifest::path::{MAX_PATH, RelPath};
 use crate::manifest::plan::File;
 
 /// Files of which one has the place of its name in full: the names of so many lie within the reach of a u16.
 const GROUP: usize = 64;
+
+/// Bytes that few names have more of.
+const USUAL_NAME: usize = 32;
 
 const _: () = assert!(GROUP * MAX_PATH <= u16::MAX as usize);
 
@@ -18,13 +22,13 @@ const _: () = assert!(GROUP * MAX_PATH <= u16::MAX as usize);
 /// millions, and both ends keep them for a whole run. A [`File`] is made when it is asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FileList {
-    /// All names without their directories, one after the other.
-    names: String,
+    /// All names without their directories, one after the other. Those of a group lie in one block.
+    names: Text,
     /// Where each name ends, counted from where those of its group begin.
-    ends: Vec<u16>,
-    /// Where the names of each group begin.
-    groups: Vec<usize>,
-    sizes: Vec<u64>,
+    ends: Blocks<u16>,
+    /// Where the names of each group begin: the block, and where in it.
+    groups: Blocks<(usize, usize)>,
+    sizes: Blocks<u64>,
     runs: Vec<Run>,
 }
 
@@ -39,7 +43,7 @@ struct Run {
 
 impl FileList {
     /// How many files there are.
-    pub const fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.sizes.len()
     }
 
@@ -61,11 +65,13 @@ impl FileList {
             self.runs.push(Run { first, mode: file.mode, directory: directory.into() });
         }
         if self.len().is_multiple_of(GROUP) {
-            self.groups.push(self.names.len());
+            let begin = self.names.with_room(GROUP * USUAL_NAME).len();
+            self.groups.push((self.names.len() - 1, begin));
         }
-        self.names.push_str(file.path.file_name());
-        let begin = self.groups.last().copied().unwrap_or_default();
-        self.ends.push(u16::try_from(self.names.len() - begin).unwrap_or(u16::MAX));
+        let names = self.names.last_mut();
+        names.push_str(file.path.file_name());
+        let (_, begin) = self.groups.last().copied().unwrap_or_default();
+        self.ends.push(u16::try_from(names.len() - begin).unwrap_or(u16::MAX));
         self.sizes.push(file.size);
     }
 
@@ -93,9 +99,9 @@ impl FileList {
 
     /// The name of the file of this number, without its directory.
     pub fn name(&self, number: usize) -> &str {
-        let begin = self.groups[number / GROUP];
+        let (block, begin) = self.groups[number / GROUP];
         let previous = if number.is_multiple_of(GROUP) { 0 } else { self.ends[number - 1] };
-        &self.names[begin + usize::from(previous)..begin + usize::from(self.ends[number])]
+        &self.names[block][begin + usize::from(previous)..begin + usize::from(self.ends[number])]
     }
 
     /// All files in their order.
@@ -189,15 +195,12 @@ mod tests {
 
     #[test]
     fn a_file_takes_ten_bytes_and_its_name() {
-        const COUNT: usize = 100_000;
+        const COUNT: usize = 1_000_000;
         let files: FileList =
             (0..COUNT).map(|number| file(&format!("base/5/{}", 1_000_000 + number), 8192, 0o600)).collect();
         let FileList { names, ends, groups, sizes, runs } = &files;
-        let bytes = names.len()
-            + size_of_val(ends.as_slice())
-            + size_of_val(groups.as_slice())
-            + size_of_val(sizes.as_slice())
-            + size_of_val(runs.as_slice());
+        let bytes =
+            names.bytes() + ends.bytes() + groups.bytes() + sizes.bytes() + size_of_val(runs.as_slice());
         assert!(bytes / COUNT <= "1000000".len() + 10, "{bytes} bytes");
         assert_eq!(files.iter().filter(|file| file.path.as_str().len() == 14).count(), COUNT);
     }

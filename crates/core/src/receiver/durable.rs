@@ -10,6 +10,7 @@ use super::planned::PlannedFile;
 use super::run::Run;
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
+use crate::manifest::blocks::Blocks;
 use crate::sys::lock::lock;
 
 /// From so many files on the whole file system is synced at once: each sync of a file makes the disk empty its
@@ -77,18 +78,19 @@ pub(super) fn sync_files(run: &Run) -> Result<()> {
     let before = run.is_synced()?;
     let planned_files = run.planned_files();
     let files = || (0..planned_files.len()).filter(|number| !planned_files.is_gone(*number));
-    let mut wanted: Vec<usize> =
-        files().filter(|number| planned_files.is_changed(*number) || !before).collect();
+    let changed = || files().filter(|number| planned_files.is_changed(*number) || !before);
+    let are_many = before && changed().nth(MANY - 1).is_some();
+    if are_many {
+        run.target.file_systems()?.iter().try_for_each(sync_file_system)?;
+    }
+    let is_left = |number: &usize| !are_many || needs_own_sync(&planned_files.file(*number));
+    let mut wanted: Blocks<usize> = changed().filter(is_left).collect();
     if before {
-        if wanted.len() >= MANY {
-            run.target.file_systems()?.iter().try_for_each(sync_file_system)?;
-            wanted.retain(|number| needs_own_sync(&planned_files.file(*number)));
-        }
         // XFS leaves the disk's own cache as it is in a syncfs that finds its journal written, but not in a sync
         // of a file: one on each disk.
         let device = |number: usize| run.target.device_of(&planned_files.list().path(number));
         let mut disks: BTreeSet<u64> = wanted.iter().map(|number| device(*number)).collect();
-        wanted.extend(files().filter(|number| disks.insert(device(*number))));
+        files().filter(|number| disks.insert(device(*number))).for_each(|number| wanted.push(number));
     }
     for_each(run, 0..wanted.len(), |place| run.target.sync_file(&planned_files.list().path(wanted[place])))
 }

@@ -84,13 +84,14 @@ impl Search<'_> {
     }
 
     fn directory(&mut self, directory: Option<&RelPath>) -> Result<()> {
-        // one that may not be listed is opened by the run if it is ours
-        let Some(Entries { named, unnamed }) = self.target.listing(directory)? else {
-            return Ok(());
-        };
         // PostgreSQL's own files by the million have no attributes
         let mut freed = HashMap::new();
         let is_few = !directory.is_some_and(|directory| holds_relations(directory.as_str()));
+        let is_known = |name: &str| !is_few && self.pruning.is_file_of(directory, name);
+        // one that may not be listed is opened by the run if it is ours
+        let Some(Entries { named, unnamed }) = self.target.listing_but(directory, &is_known)? else {
+            return Ok(());
+        };
         for name in unnamed {
             let obstacle = self.target.removal_obstacle(directory, name.as_c_str(), &mut freed)?;
             self.meet(obstacle.map(|obstacle| obstacle.refusal()));

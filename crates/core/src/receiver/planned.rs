@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 use super::run::Run;
 use crate::data_directory::Stamp;
 use crate::error::{Error, Kind, Result};
+use crate::manifest::blocks::Blocks;
 use crate::manifest::list::FileList;
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::File;
@@ -34,20 +35,23 @@ const OWN: u8 = 64;
 #[derive(Default)]
 pub(super) struct PlannedFiles {
     list: FileList,
-    flags: Vec<AtomicU8>,
+    flags: Blocks<AtomicU8>,
     /// The file of number `n` has its place in stripe `n % STRIPES`.
-    stripes: Vec<Mutex<Vec<Stamp>>>,
+    stripes: Vec<Mutex<Blocks<Stamp>>>,
     /// Where the few end that are [`SHORT`].
     ends: Mutex<HashMap<u32, u64>>,
 }
 
 impl PlannedFiles {
     pub(super) fn new(list: FileList) -> Self {
-        let length = list.len();
-        let mut stripes = Vec::new();
-        stripes.resize_with(STRIPES, || Mutex::new(vec![Stamp::default(); length.div_ceil(STRIPES)]));
-        let mut flags = Vec::new();
-        flags.resize_with(length, AtomicU8::default);
+        let mut flags = Blocks::default();
+        flags.extend_to(list.len(), AtomicU8::default);
+        let stripe = || {
+            let mut stripe = Blocks::default();
+            stripe.extend_to(list.len().div_ceil(STRIPES), Stamp::default);
+            Mutex::new(stripe)
+        };
+        let stripes = (0..STRIPES).map(|_| stripe()).collect();
         Self { list, flags, stripes, ends: Mutex::default() }
     }
 
@@ -56,7 +60,7 @@ impl PlannedFiles {
         &self.list
     }
 
-    pub(super) const fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.list.len()
     }
 
@@ -142,7 +146,7 @@ pub(super) enum Place {
 pub(super) struct LockedPlace<'a> {
     files: &'a PlannedFiles,
     number: usize,
-    stripe: MutexGuard<'a, Vec<Stamp>>,
+    stripe: MutexGuard<'a, Blocks<Stamp>>,
 }
 
 impl LockedPlace<'_> {
@@ -162,7 +166,9 @@ impl LockedPlace<'_> {
     }
 
     pub(super) fn set_own(&mut self, stamp: Stamp) {
-        self.stripe[self.number / STRIPES] = stamp;
+        if let Some(place) = self.stripe.get_mut(self.number / STRIPES) {
+            *place = stamp;
+        }
         self.files.unset(self.number, UNUSABLE);
         self.files.set(self.number, OWN);
     }
@@ -270,11 +276,12 @@ mod tests {
 
     #[test]
     fn a_file_takes_seventeen_bytes_besides_the_list() {
-        const COUNT: usize = 100_000;
+        const COUNT: usize = 1_000_000;
         let files = planned(COUNT);
-        let places: usize = files.stripes.iter().map(|stripe| size_of_val(lock(stripe).as_slice())).sum();
-        let bytes = places + size_of_val(files.flags.as_slice());
-        assert!(bytes <= COUNT * 17 + STRIPES * size_of::<Stamp>(), "{bytes} bytes");
+        let places: usize = files.stripes.iter().map(|stripe| lock(stripe).bytes()).sum();
+        let bytes = places + files.flags.bytes();
+        // and what the last blocks have left
+        assert!(bytes <= COUNT * 17 + STRIPES * size_of::<Stamp>() + (64 << 10), "{bytes} bytes");
         assert!(lock(&files.ends).is_empty());
     }
 

@@ -84,6 +84,15 @@ impl<'a> Pruning<'a> {
         (self.has_file)(path)
     }
 
+    /// Whether the plan has a file of this name in a directory: a file there stays.
+    pub(super) fn is_file_of(&self, directory: Option<&RelPath>, name: &str) -> bool {
+        let path = match directory {
+            Some(directory) => directory.join(name),
+            None => RelPath::parse(name),
+        };
+        path.is_ok_and(|path| self.is_file(&path))
+    }
+
     pub(super) fn judge(&self, path: &RelPath, kind: FileType) -> Result<Fate> {
         if self.is_protected(path)? || self.links.contains(path.as_str()) {
             return Ok(Fate::Stays);

@@ -120,7 +120,8 @@ impl Pruner<'_> {
     /// Removes from one directory what is neither planned nor protected.
     fn prune(&mut self, directory: Option<&RelPath>) -> Result<()> {
         self.run.cancel.check()?;
-        let Entries { named, unnamed } = self.run.target.entries(directory)?;
+        let is_known = |name: &str| self.pruning.is_file_of(directory, name);
+        let Entries { named, unnamed } = self.run.target.entries_but(directory, &is_known)?;
         for name in unnamed {
             self.run.sink.remove_unnamed(&self.run.target, directory, &name)?;
             self.reconciliation.removed += 1;

@@ -48,16 +48,31 @@ impl Conversation {
 
     /// Asks for something that is answered with bytes, at most so many, and a reply.
     pub(super) fn request_blob(&self, message: &Request, most: usize) -> Result<(Reply, Vec<u8>)> {
-        self.send(message)?;
         let mut blob = Vec::new();
+        let reply = self.request_parts(message, most, |part| blob.extend_from_slice(part))?;
+        Ok((reply, blob))
+    }
+
+    /// The same; `take` gets the bytes as they come.
+    pub(super) fn request_parts(
+        &self,
+        message: &Request,
+        most: usize,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<Reply> {
+        self.send(message)?;
+        let mut left = most;
         loop {
             match self.control.receive()? {
-                Some((BLOB, part)) if blob.len() + part.len() <= most => blob.extend_from_slice(&part),
+                Some((BLOB, part)) if part.len() <= left => {
+                    left -= part.len();
+                    take(&part);
+                }
                 Some((BLOB, _)) => {
                     let message = format!("an answer of more than {most} bytes");
                     return Err(Error::new(Kind::ProtocolViolation, message));
                 }
-                frame => return reply(&self.control, frame).map(|reply| (reply, blob)),
+                frame => return reply(&self.control, frame),
             }
         }
     }

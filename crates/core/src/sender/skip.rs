@@ -12,6 +12,7 @@ use crate::compare::wal_map::{
     BlockMap, Breakdown, Found, Layout, Reach, Refutation, Sample, WalMap, Witness,
 };
 use crate::error::{Error, Kind, Result};
+use crate::manifest::blocks::Blocks;
 use crate::manifest::list::FileList;
 use crate::wire::protocol::message::{Reply, Request};
 
@@ -131,9 +132,10 @@ impl Conversation {
     }
 
     /// What the target has at the place of each file of the plan, 8 bytes for each: see [`found`].
-    fn present(&self, files: usize) -> Result<Vec<u8>> {
+    fn present(&self, files: usize) -> Result<Blocks<u8>> {
         let most = files.saturating_mul(size_of::<u64>());
-        let (reply, sizes) = self.request_blob(&Request::Present, most)?;
+        let mut sizes = Blocks::default();
+        let reply = self.request_parts(&Request::Present, most, |part| sizes.extend_from_slice(part))?;
         match reply {
             Reply::Ok if sizes.len() == most => Ok(sizes),
             Reply::Ok => {
@@ -146,7 +148,6 @@ impl Conversation {
 }
 
 /// What an answer says of each file.
-fn found(sizes: &[u8]) -> impl Iterator<Item = Found> {
-    let sizes = sizes.as_chunks().0.iter().map(|size| u64::from_le_bytes(*size));
-    sizes.map(|size| if size == u64::MAX { Found::Unfit } else { Found::Bytes(size) })
+fn found(sizes: &Blocks<u8>) -> impl Iterator<Item = Found> {
+    sizes.numbers().map(|size| if size == u64::MAX { Found::Unfit } else { Found::Bytes(size) })
 }

@@ -5,6 +5,7 @@ use pgdata::wal::record::RelationFileLocator;
 use super::block_map::{BlockMap, Entry, bit, first_block};
 use crate::compare::digest::PAGE;
 use crate::compare::source::{ChangeSource, Proof, Stretch, Treatment};
+use crate::manifest::blocks::Blocks;
 use crate::manifest::list::FileList;
 use crate::manifest::plan::{File, RANGE};
 
@@ -61,7 +62,7 @@ pub struct Breakdown {
 pub struct WalMap {
     entries: Vec<Entry>,
     grain: usize,
-    files: Vec<Share>,
+    files: Blocks<Share>,
     layout: Layout,
     breakdown: Breakdown,
 }
@@ -95,7 +96,7 @@ impl WalMap {
         let mut made = Self {
             entries: Vec::with_capacity(map.entries.len()),
             grain: map.grain,
-            files: Vec::with_capacity(files.len()),
+            files: Blocks::default(),
             layout,
             breakdown: Breakdown::default(),
         };
