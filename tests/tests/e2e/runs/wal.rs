@@ -100,13 +100,12 @@ fn wal_that_is_removed_before_it_was_sent_is_told_as_what_it_is() {
     let running = Running::start(&stage.primary, &recovery, "");
     running.wait_for_bytes(&stage.primary, 1 << 20);
     disk.freeze();
-    // more than a link holds on its way
+    // More than a link holds on its way. The run may end at once where that is a little more than it seemed.
     for _ in 0..3 {
         write_wal(&stage, 16);
-        // the slot has been let go of
-        wait::until_true("a slot that keeps little", wait::PATIENCE, || {
-            assert!(!running.has_ended(), "it ended before: {}", stage.primary.log());
-            let sql = "SELECT bool_and(pg_current_wal_flush_lsn() - restart_lsn < 4 << 20) FROM pg_replication_slots";
+        // else a checkpoint would end the session that holds it
+        wait::until_true("a slot that keeps no more than it may", wait::PATIENCE, || {
+            let sql = "SELECT coalesce(bool_and(wal_status IN ('reserved', 'extended')), true) FROM pg_replication_slots";
             stage.primary.get(sql, &[])
         });
         stage.primary.execute("CHECKPOINT");
