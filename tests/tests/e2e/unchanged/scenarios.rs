@@ -23,6 +23,11 @@ fn same_traffic(cluster: &Cluster, word: &str) {
     );
 }
 
+/// The one that stays the primary writes more than what a background process may have written on the other.
+fn go_ahead(primary: &Cluster) {
+    primary.execute("SELECT pg_logical_emit_message(true, 'e2e', repeat('w', 1024 * 1024))");
+}
+
 /// A primary that was killed, and two standbys that had the same of it and are both promoted: both are on timeline 2.
 fn twice_promoted(scratch: &Scratch) -> (Cluster, Cluster, Cluster) {
     let first =
@@ -47,6 +52,7 @@ fn two_standbys_that_were_promoted_at_the_same_position_have_parted_there() {
     let (_first, one, other) = twice_promoted(&scratch);
     same_traffic(&one, "good");
     same_traffic(&other, "evil");
+    go_ahead(&one);
     other.kill();
     // hints of its own transactions came without WAL before its first checkpoint
     let recovery = recovery(&other, &one).option("overwrite", "any_cluster");
@@ -85,6 +91,7 @@ fn a_clone_of_the_storage_that_went_on_has_parted_where_it_was_made() {
             cluster.start();
             same_traffic(cluster, word);
         }
+        go_ahead(&primary);
         clone.kill();
         // both are on timeline 1
         let recovery = recovery(&clone, &primary).option("overwrite", "any_cluster");
