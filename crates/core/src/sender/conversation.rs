@@ -101,8 +101,12 @@ impl Conversation {
         }
     }
 
-    /// Makes a link that joins the run: `join` is its first message.
+    /// Makes a link that joins the run: `join` is its first message. Where the run has ended meanwhile, why it has counts.
     fn join(&self, join: &Request) -> Result<(Link, Reply)> {
+        self.try_join(join).map_err(|error| self.cancel.cause().unwrap_or(error))
+    }
+
+    fn try_join(&self, join: &Request) -> Result<(Link, Reply)> {
         let mut link = self.connector.connect(&self.cancel)?;
         link.sink.allow_stalls()?;
         link.sink.send(REQUEST, &[&message::encode(join)?])?;
@@ -110,8 +114,7 @@ impl Conversation {
         let mut body = Buffer::new();
         match link.source.receive(&mut body)? {
             Some(REPLY) => match message::decode(&body)? {
-                // a run that has ended meanwhile is not known any more, and why it has ended is what counts
-                Reply::Error(error) => self.cancel.check().and(Err(error)),
+                Reply::Error(error) => Err(error),
                 reply => Ok((link, reply)),
             },
             _ => Err(crate::wire::link::closed(&self.place)),
