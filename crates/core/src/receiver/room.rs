@@ -1,7 +1,7 @@
 //! Is there room for a plan? Every file system the target lies on is asked.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use super::obstacles::Found;
 use crate::data_directory::DataDirectory;
@@ -27,53 +27,55 @@ struct FileSystem {
     kept: u64,
 }
 
-/// Fails if the files, which may be there in part, and the WAL that comes besides them do not fit, or leave too
-/// little for a primary on the same file system. What the target has of WAL is gone before either comes, other surplus only
-/// after both.
-pub(super) fn check(
-    target: &DataDirectory,
-    files: &FileList,
-    header: &PlanHeader,
-    found: &Found,
-) -> Result<()> {
-    // sizes are the peer's
-    let whole = header.reserve.saturating_add(files.bytes());
-    let kept = Kept::on_this_host(header.primary_space.as_ref(), machine::boot_id().as_deref());
-    let file_systems = file_systems(target, found, &kept)?;
-    if file_systems.iter().all(|one| one.free >= whole.saturating_add(one.kept)) {
-        // every file system has room for all of it: what is there already need not be looked at
-        return Ok(());
-    }
-    let needed = growth(target, files, found, &file_systems)?;
-    let wal_device = device_of(target, &RelPath::parse("pg_wal/x")?, found);
-    for file_system in &file_systems {
-        let device = file_system.device;
-        let data = needed.get(&device).copied().unwrap_or(0);
-        let wal = if device == wal_device { header.reserve } else { 0 };
-        let (needed, freed) = (data.saturating_add(wal), found.freed.get(&device).copied().unwrap_or(0));
-        // one that becomes no fuller than it is may be as full as it is
-        if needed > freed {
-            file_system.demand(needed, file_system.free.saturating_add(freed))?;
-        }
-    }
-    Ok(())
+/// The file systems of a target, as they are before a run.
+pub(super) struct Room {
+    all: Vec<FileSystem>,
+    /// The one of pg_wal.
+    wal_device: u64,
 }
 
-/// Bytes that stay free on the file system of pg_wal while WAL comes: half of what was demanded before the run, because a primary
-/// on the same file system writes meanwhile, too.
-pub(super) fn kept_beside_wal(target: &DataDirectory, header: &PlanHeader) -> Result<u64> {
-    let kept = Kept::on_this_host(header.primary_space.as_ref(), machine::boot_id().as_deref());
-    let half = |fd: BorrowedFd<'_>| {
-        let stat =
-            rustix::fs::fstat(fd).map_err(Error::on_path("stat directory", target.path().join("pg_wal")))?;
-        let device = stat.st_dev;
-        let (Space { size, .. }, pool) = space(fd)?;
-        Ok(kept.bytes(device, pool.as_ref(), size) / 2)
-    };
-    // one that is not there yet is going to be made in the data directory
-    match target.enter(&RelPath::parse("pg_wal")?) {
-        Ok(fd) => half(fd.as_fd()),
-        Err(_) => half(target.root().as_fd()),
+impl Room {
+    pub(super) fn look(target: &DataDirectory, header: &PlanHeader, found: &Found) -> Result<Self> {
+        let kept = Kept::on_this_host(header.primary_space.as_ref(), machine::boot_id().as_deref());
+        let all = file_systems(target, found, &kept)?;
+        Ok(Self { all, wal_device: device_of(target, &RelPath::parse("pg_wal/x")?, found) })
+    }
+
+    /// Fails if the files, which may be there in part, and the WAL that comes besides them do not fit, or leave too
+    /// little for a primary on the same file system. What the target has of WAL is gone before either comes, other surplus only
+    /// after both.
+    pub(super) fn check(
+        &self,
+        target: &DataDirectory,
+        files: &FileList,
+        header: &PlanHeader,
+        found: &Found,
+    ) -> Result<()> {
+        // sizes are the peer's
+        let whole = header.reserve.saturating_add(files.bytes());
+        if self.all.iter().all(|one| one.free >= whole.saturating_add(one.kept)) {
+            // every file system has room for all of it: what is there already need not be looked at
+            return Ok(());
+        }
+        let needed = growth(target, files, found, &self.all)?;
+        for file_system in &self.all {
+            let device = file_system.device;
+            let data = needed.get(&device).copied().unwrap_or(0);
+            let wal = if device == self.wal_device { header.reserve } else { 0 };
+            let (needed, freed) = (data.saturating_add(wal), found.freed.get(&device).copied().unwrap_or(0));
+            // one that becomes no fuller than it is may be as full as it is
+            if needed > freed {
+                file_system.demand(needed, file_system.free.saturating_add(freed))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that stay free on the file system of pg_wal while WAL comes: half of what is demanded before the run, because a
+    /// primary on the same file system writes meanwhile, too.
+    pub(super) fn kept_beside_wal(&self) -> u64 {
+        let of_wal = self.all.iter().find(|one| one.device == self.wal_device);
+        of_wal.map_or_else(|| self.all.iter().map(|one| one.kept).max().unwrap_or(SLACK), |one| one.kept) / 2
     }
 }
 
@@ -107,9 +109,7 @@ struct Kept<'a>(Option<&'a PrimarySpace>);
 impl<'a> Kept<'a> {
     /// Device numbers mean the same on one host. Where a kernel does not tell which it is, it may be the same one.
     fn on_this_host(primary: Option<&'a PrimarySpace>, boot_id: Option<&str>) -> Self {
-        Self(primary.filter(|primary| {
-            primary.boot_id.as_deref().zip(boot_id).is_none_or(|(theirs, ours)| theirs == ours)
-        }))
+        Self(primary.filter(|primary| machine::may_be_one(primary.boot_id.as_deref(), boot_id)))
     }
 
     /// Bytes that must stay free on a file system.
@@ -267,7 +267,10 @@ mod tests {
         let file = File { path: RelPath::parse("base/5/1").expect("valid"), size: free + MUCH, mode: 0o600 };
         let refused = |files: &FileList, wal, freed| {
             let header = PlanHeader { reserve: wal, ..PlanHeader::default() };
-            check(&target, files, &header, &found(freed)).map_err(|error| error.kind) == Err(Kind::DiskFull)
+            let found = found(freed);
+            let checked = Room::look(&target, &header, &found)
+                .and_then(|room| room.check(&target, files, &header, &found));
+            checked.map_err(|error| error.kind) == Err(Kind::DiskFull)
         };
         let none = FileList::default();
         assert!(refused(&none, free + MUCH, 0));
@@ -276,6 +279,23 @@ mod tests {
         assert!(refused(&files, 0, 0));
         assert!(!refused(&files, 0, 2 * MUCH));
         assert!(refused(&files, 2 * MUCH, 2 * MUCH), "of both");
+    }
+
+    #[test]
+    fn half_of_what_is_kept_on_the_file_system_of_pg_wal_stays_free_beside_wal() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        std::fs::create_dir(data.path().join("pg_wal")).expect("make");
+        let target = DataDirectory::open(data.path()).expect("open");
+        let primary =
+            PrimarySpace { boot_id: None, devices: vec![1], pools: Vec::new(), max_wal_size: 1 << 40 };
+        let header = PlanHeader { primary_space: Some(primary), ..PlanHeader::default() };
+        let beside = |mounts| {
+            let found = Found { mounts, ..Found::default() };
+            Room::look(&target, &header, &found).expect("asked").kept_beside_wal()
+        };
+        assert_eq!(beside(Vec::new()), SLACK / 2, "the primary uses another one");
+        let wal = RelPath::parse("pg_wal").expect("valid");
+        assert!(beside(vec![(wal, 1)]) > SLACK / 2, "the primary uses it, too");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::receiver::reconcile::empty_wal;
 use crate::receiver::run::Run;
 use crate::receiver::wal_link::Wal;
 use crate::receiver::wal_sink::WalSink;
-use crate::receiver::{finish, room, snapshot};
+use crate::receiver::{finish, snapshot};
 use crate::sys::hexadecimal;
 use crate::wire::protocol::message::{Marker, PlanHeader, WalStart};
 
@@ -32,7 +32,7 @@ impl Planned {
         digest_key: &str,
         wal: WalStart,
     ) -> Result<Begun> {
-        let Self { target, listed: Listed { directories, files }, index, header } = self;
+        let Self { target, listed: Listed { directories, files }, index, header, kept_beside_wal } = self;
         let data_directory = &directory.cluster.data_directory;
         // the sender was told when it opened; whatever it made of that, a running server is safe
         if let Some(process) = running::server(data_directory)? {
@@ -40,8 +40,7 @@ impl Planned {
         }
         demand_unchanged(directory, &target, &header)?;
         let digest_key = key(digest_key)?;
-        let kept = room::kept_beside_wal(&target, &header)?;
-        let wal = WalSink::new(wal, marker.system_identifier, kept)?;
+        let wal = WalSink::new(wal, marker.system_identifier, kept_beside_wal?)?;
         let trusts_cache = inspect::was_shut_down(data_directory);
         let Conversation { receiver, token, cancel, peer, .. } = conversation;
         let record = receiver.ledger.begin(data_directory, *peer, &files);
@@ -59,7 +58,7 @@ impl Planned {
 
     /// Gets ready to tell what would differ.
     pub(super) fn dry_run(self, conversation: &Conversation<'_>, digest_key: &str) -> Result<Begun> {
-        let Self { target, listed: Listed { directories, files }, index, header } = self;
+        let Self { target, listed: Listed { directories, files }, index, header, .. } = self;
         let Conversation { receiver, token, cancel, .. } = conversation;
         let record = receiver.ledger.unlisted(&files);
         let run = Arc::new(Run::dry_run(*target, key(digest_key)?, cancel.clone(), files, record));

@@ -12,7 +12,8 @@ use crate::host::places;
 use crate::host::policy::{Cluster, Policy, resolve};
 use crate::manifest::list::FileIndex;
 use crate::manifest::path::{RelPath, overlap};
-use crate::receiver::{incoming, obstacles, room};
+use crate::receiver::room::Room;
+use crate::receiver::{incoming, obstacles};
 use crate::sys::FileId;
 use crate::wire::protocol::message::{PlanHeader, Reply};
 
@@ -22,6 +23,8 @@ pub(super) struct Planned {
     pub(super) listed: Listed,
     pub(super) index: FileIndex,
     pub(super) header: PlanHeader,
+    /// Bytes that stay free on the file system of pg_wal, if that could be asked.
+    pub(super) kept_beside_wal: Result<u64>,
 }
 
 /// What the sender is told of a plan.
@@ -68,10 +71,13 @@ impl Planned {
         demand_own(&policy, cluster, &target, &header)?;
         let Listed { directories, files } = &listed;
         let found = obstacles::search(&target, directories, files, &index, &directory.keep, &header)?;
-        let space = room::check(&target, files, &header, &found).err();
+        let room = Room::look(&target, &header, &found);
+        let fits = room.as_ref().map_err(Error::clone);
+        let space = fits.and_then(|room| room.check(&target, files, &header, &found)).err();
+        let kept_beside_wal = room.map(|room| room.kept_beside_wal());
         let locations = target.identities()?;
         let answer = Answer { locations, space, obstacle: found.obstacle };
-        Ok((Self { target, listed, index, header }, answer))
+        Ok((Self { target, listed, index, header, kept_beside_wal }, answer))
     }
 }
 
