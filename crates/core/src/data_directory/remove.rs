@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxAttributes, StatxFla
 use rustix::io::Errno;
 use rustix::path::Arg;
 
-use crate::manifest::blocks::{Blocks, Text};
+use crate::sys::blocks::{Blocks, Text};
 
 /// Removes the entry `name` of `parent` with everything below it; false if there is none. Symbolic
 /// links are removed, never followed; what is mounted stays, with [`Errno::XDEV`].

@@ -166,16 +166,8 @@ impl<'a> Neighbours<'a> {
             .map_err(|error| self.unreadable(process, "cwd", &error, wanted))
             .and_then(|works| {
                 let is_new = works && seen.insert(identity);
-                if !is_new {
-                    return Ok(());
-                }
-                let whose = fs::read_link(&cwd).map_or_else(
-                    |_| whose.clone(),
-                    |directory| {
-                        format!("Process {process} of the server in \"{}\" uses it.", directory.display())
-                    },
-                );
-                self.compare(&cwd, used_by(&cwd), wanted, &whose)
+                let whose = || in_directory(process, &cwd).unwrap_or_else(|| whose.clone());
+                if is_new { self.compare(&cwd, used_by(&cwd), wanted, &whose()) } else { Ok(()) }
             });
         if looked.is_err() && fs::metadata(&cwd).is_err_and(|error| is_gone(&error)) {
             // it ended between two looks
@@ -235,6 +227,12 @@ impl<'a> Neighbours<'a> {
         }
         Ok(None)
     }
+}
+
+/// Who uses a directory, by the link to the server's own; `None` where that cannot be read.
+fn in_directory(process: u32, cwd: &Path) -> Option<String> {
+    let directory = fs::read_link(cwd).ok()?;
+    Some(format!("Process {process} of the server in \"{}\" uses it.", directory.display()))
 }
 
 /// Whether a directory has anything of a data directory.

@@ -6,9 +6,9 @@ use std::ops::Range;
 use compact_str::CompactString;
 
 use crate::error::{Error, Kind, Result};
-use crate::manifest::blocks::{Blocks, Text};
 use crate::manifest::path::{MAX_PATH, RelPath};
 use crate::manifest::plan::File;
+use crate::sys::blocks::{Blocks, Text};
 
 /// Files of which one has the place of its name in full: the names of so many lie within the reach of a u16.
 const GROUP: usize = 64;

@@ -1,6 +1,5 @@
 //! What exists on the primary, and what of it travels.
 
-pub mod blocks;
 pub mod exclude;
 pub mod list;
 mod order;

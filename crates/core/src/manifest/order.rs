@@ -25,7 +25,7 @@ pub(super) fn add_in_order(files: &FileList, list: &mut FileList) {
 }
 
 /// Files that are sorted in one go; the rows are merged then. One block for all would be a large one (see
-/// [`crate::manifest::blocks`]).
+/// [`crate::sys::blocks`]).
 const ROW: usize = 4096;
 
 /// A file by its name. The beginning of the name lies here: nearly all differ in these.

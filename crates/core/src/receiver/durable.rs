@@ -10,7 +10,7 @@ use super::planned::PlannedFile;
 use super::run::Run;
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
-use crate::manifest::blocks::Blocks;
+use crate::sys::blocks::Blocks;
 use crate::sys::lock::lock;
 
 /// From so many files on the whole file system is synced at once: each sync of a file makes the disk empty its

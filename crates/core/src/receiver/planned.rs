@@ -7,10 +7,10 @@ use std::sync::{Mutex, MutexGuard};
 use super::run::Run;
 use crate::data_directory::Stamp;
 use crate::error::{Error, Kind, Result};
-use crate::manifest::blocks::Blocks;
 use crate::manifest::list::FileList;
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::File;
+use crate::sys::blocks::Blocks;
 use crate::sys::lock::lock;
 
 /// Locks over the files' places. Neighbours have different ones, because they are worked on at the same time.
@@ -80,13 +80,14 @@ impl PlannedFiles {
 
     /// The file with a number from the wire that something is going to be written to; a reconciled one stays as it is.
     pub(super) fn writable_file(&self, run: &Run, number: u32) -> Result<PlannedFile<'_>> {
-        if (number as usize) < run.reconciled() {
+        let planned = self.planned_file(number)?;
+        if run.is_reconciled() {
             return Err(Error::new(
                 Kind::ProtocolViolation,
                 format!("file number {number} was reconciled already"),
             ));
         }
-        self.planned_file(number)
+        Ok(planned)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = PlannedFile<'_>> {
@@ -166,9 +167,7 @@ impl LockedPlace<'_> {
     }
 
     pub(super) fn set_own(&mut self, stamp: Stamp) {
-        if let Some(place) = self.stripe.get_mut(self.number / STRIPES) {
-            *place = stamp;
-        }
+        self.stripe[self.number / STRIPES] = stamp;
         self.files.unset(self.number, UNUSABLE);
         self.files.set(self.number, OWN);
     }

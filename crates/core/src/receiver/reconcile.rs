@@ -51,7 +51,7 @@ pub(super) fn reconcile(
         changed: changed.into_inner(),
         ..Reconciliation::default()
     };
-    run.set_reconciled(planned_files.len());
+    run.set_reconciled();
     let has_file = |path: &RelPath| {
         let number = index.find(planned_files.list(), path);
         number.is_some_and(|number| !planned_files.is_gone(number))

@@ -1,7 +1,7 @@
 //! What the links of one run share.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Advice, fadvise};
 
@@ -35,8 +35,8 @@ pub(super) struct Run {
     planned_files: PlannedFiles,
     /// Its WAL, once the target cannot be started.
     wal: OnceLock<Wal>,
-    /// How many of them have been reconciled.
-    reconciled: AtomicUsize,
+    /// Whether its files are as they are going to be.
+    is_reconciled: AtomicBool,
 }
 
 impl Run {
@@ -75,7 +75,7 @@ impl Run {
             marker: OnceLock::new(),
             planned_files,
             wal: OnceLock::new(),
-            reconciled: AtomicUsize::new(0),
+            is_reconciled: AtomicBool::new(false),
         }
     }
 
@@ -106,12 +106,12 @@ impl Run {
         let _ = self.marker.set(text);
     }
 
-    pub(super) fn reconciled(&self) -> usize {
-        self.reconciled.load(Ordering::Relaxed)
+    pub(super) fn is_reconciled(&self) -> bool {
+        self.is_reconciled.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_reconciled(&self, planned_files: usize) {
-        self.reconciled.store(planned_files, Ordering::Relaxed);
+    pub(super) fn set_reconciled(&self) {
+        self.is_reconciled.store(true, Ordering::Relaxed);
     }
 
     /// Waits until what was there before is durable; false if that was not tried, or not for all of it.

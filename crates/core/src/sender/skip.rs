@@ -12,8 +12,8 @@ use crate::compare::wal_map::{
     BlockMap, Breakdown, Found, Layout, Reach, Refutation, Sample, WalMap, Witness,
 };
 use crate::error::{Error, Kind, Result};
-use crate::manifest::blocks::Blocks;
 use crate::manifest::list::FileList;
+use crate::sys::blocks::Blocks;
 use crate::wire::protocol::message::{Reply, Request};
 
 /// How long a sample may take.

@@ -174,7 +174,7 @@ impl Shipping {
             position = end;
             positions.set_sent(position);
         }
-        // to let go of one direction closes the other, too
+        // dropping one direction closes the other as well
         positions.await_end(&self.cancel).map(drop)
     }
 }

@@ -1,6 +1,7 @@
 //! The operating system, without a word of PostgreSQL.
 
 pub mod addresses;
+pub(crate) mod blocks;
 pub(crate) mod buffer;
 pub mod cancel;
 pub mod clock;

@@ -37,6 +37,8 @@ mod sample;
 pub mod skip;
 mod source;
 pub mod summaries;
+#[cfg(test)]
+mod tests;
 mod walk;
 mod witness;
 

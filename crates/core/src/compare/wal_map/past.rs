@@ -109,55 +109,29 @@ const fn carries_a_time(effect: &Effect) -> bool {
 mod tests {
     use std::fs;
 
-    use pgdata::control_file::{ControlFile, sample};
-    use pgdata::wal::record::rmgr;
     use pgdata::wal::sample::Writer;
-    use pgdata::wal::segment_name;
 
+    use super::super::tests::{BASE, Made, SEGMENT, commit};
     use super::*;
 
-    const SEGMENT: u32 = 1 << 20;
-    const BASE: Lsn = Lsn(3 << 20);
-
-    /// A pg_wal, and who reads it.
-    struct Made {
-        directory: tempfile::TempDir,
-        control: ControlFile,
-    }
-
     impl Made {
-        fn new() -> Self {
-            let mut control = ControlFile::parse(&sample(42)).expect("a sample");
-            control.wal_segment_size = SEGMENT;
-            Self { directory: tempfile::tempdir().expect("a directory"), control }
-        }
-
         /// What was written, as files of a timeline.
         fn with(self, timeline: u32, writer: &Writer) -> Self {
-            for (segment, content) in (3..).zip(writer.finish().bytes.chunks(SEGMENT as usize)) {
-                let path = self.directory.path().join(segment_name(timeline, segment, SEGMENT));
-                fs::write(path, content).expect("write");
-            }
+            self.write(writer, timeline, BASE);
             self
         }
 
         fn pasts(&self, history: &Lineage) -> Vec<Past> {
-            let wal = Wal::new(self.directory.path(), &self.control);
-            wal.pasts(history, &Cancel::new()).expect("readable")
+            self.wal().pasts(history, &Cancel::new()).expect("readable")
         }
 
         fn has(&self, history: &Lineage, past: &Past) -> bool {
-            let wal = Wal::new(self.directory.path(), &self.control);
-            wal.has_past(history, past, &Cancel::new()).expect("readable")
+            self.wal().has_past(history, past, &Cancel::new()).expect("readable")
         }
     }
 
     fn writer() -> Writer {
         Writer::new(0xD110, SEGMENT, BASE)
-    }
-
-    fn commit(writer: &mut Writer, time: u64) {
-        writer.record(rmgr::XACT, 0x00, &[], &time.to_le_bytes());
     }
 
     /// WAL without a time.
@@ -213,7 +187,7 @@ mod tests {
         let asker = Made::new().with(1, &common);
         let [past] = asker.pasts(&history).try_into().expect("of one timeline");
         assert_eq!(past.from, BASE, "the segment before has a commit");
-        fs::remove_file(asker.directory.path().join(segment_name(1, 3, SEGMENT))).expect("remove");
+        fs::remove_file(asker.place(1, 3)).expect("remove");
         assert_eq!(asker.pasts(&history), []);
         let own = Lineage::new(1, &[]);
         let target = Made::new().with(1, &common);

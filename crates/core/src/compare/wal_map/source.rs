@@ -5,9 +5,9 @@ use pgdata::wal::record::RelationFileLocator;
 use super::block_map::{BlockMap, Entry, bit, first_block};
 use crate::compare::digest::PAGE;
 use crate::compare::source::{ChangeSource, Proof, Stretch, Treatment};
-use crate::manifest::blocks::Blocks;
 use crate::manifest::list::FileList;
 use crate::manifest::plan::{File, RANGE};
+use crate::sys::blocks::Blocks;
 
 /// Files of relations with a lower number are those of catalogs (FirstNormalObjectId in
 /// src/include/access/transam.h): they are always compared.

@@ -1,19 +1,15 @@
-use std::path::PathBuf;
-
-use pgdata::control_file::{Checkpoint, sample};
+use pgdata::control_file::Checkpoint;
 use pgdata::wal::record::{BlockReference, RelationFileLocator, rmgr};
 use pgdata::wal::sample::Writer;
-use pgdata::wal::segment_name;
 use proptest::prelude::*;
 
 use super::super::coverage::Coverage;
 use super::super::facts::{Completed, ControlRecord, Ends};
 use super::super::follow::Follower;
 use super::super::lineage::{Common, Search};
+use super::super::tests::{BASE, Made, SEGMENT, commit};
 use super::*;
 
-const SEGMENT: u32 = 1 << 20;
-const BASE: Lsn = Lsn(3 << 20);
 const HEAP: u8 = 10;
 
 fn locator(relation: u32) -> RelationFileLocator {
@@ -24,49 +20,12 @@ fn block(relation: u32, block: u32) -> (BlockReference, u16) {
     (BlockReference { locator: locator(relation), fork: 0, block }, 3)
 }
 
-/// A pg_wal that is made up.
-struct Made {
-    directory: tempfile::TempDir,
-    control: ControlFile,
-}
-
 impl Made {
-    fn new() -> Self {
-        let mut control = ControlFile::parse(&sample(42)).expect("a sample");
-        control.wal_segment_size = SEGMENT;
-        (control.timeline, control.min_recovery_timeline) = (1, 0);
-        control.recovery.checkpoint_at = BASE;
-        Self { directory: tempfile::tempdir().expect("a directory"), control }
-    }
-
-    /// Writes what a server wrote on a timeline, from the segment of `from` on.
-    fn write(&self, writer: &Writer, timeline: u32, from: Lsn) {
-        let bytes = writer.finish().bytes;
-        let first = from.0 / u64::from(SEGMENT);
-        for (segment, content) in (BASE.0 / u64::from(SEGMENT)..).zip(bytes.chunks(SEGMENT as usize)) {
-            if segment >= first {
-                fs::write(self.place(timeline, segment), content).expect("a segment");
-            }
-        }
-    }
-
-    fn place(&self, timeline: u32, segment: u64) -> PathBuf {
-        self.directory.path().join(segment_name(timeline, segment, SEGMENT))
-    }
-
-    fn wal(&self) -> Wal<'_> {
-        Wal::new(self.directory.path(), &self.control)
-    }
-
     fn target(&self, from: Lsn) -> (TargetWal, BlockMap) {
         let mut map = BlockMap::default();
         let found = self.wal().read_target(&self.control, from, &mut map, &Cancel::new()).expect("readable");
         (found, map)
     }
-}
-
-fn commit(writer: &mut Writer, time: u64) -> Lsn {
-    writer.record(rmgr::XACT, 0x00, &[], &time.to_le_bytes())
 }
 
 /// A checkpoint's record; returns where it begins.

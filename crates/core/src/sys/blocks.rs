@@ -4,14 +4,14 @@
 //! copied each time, and given back it raises the size below which glibc keeps memory for itself (mallopt(3),
 //! M_MMAP_THRESHOLD), so a process that had several runs would need ever more. Small blocks of one size serve the next run.
 
-use std::ops::Index;
+use std::ops::{Index, IndexMut};
 
 /// Bytes of a block: less than what glibc asks the system for by itself.
 const BLOCK: usize = 64 << 10;
 
 /// A row of values. Once the first block is full, each has its whole size from the beginning.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blocks<T> {
+pub(crate) struct Blocks<T> {
     /// All but the last are full.
     blocks: Vec<Vec<T>>,
 }
@@ -27,23 +27,23 @@ impl<T> Blocks<T> {
     const LENGTH: usize = 1 << (BLOCK / size_of::<T>()).ilog2();
 
     /// How many values there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         let last = self.blocks.last().map_or(0, Vec::len);
         self.blocks.len().saturating_sub(1) * Self::LENGTH + last
     }
 
     /// Whether there are none.
-    pub const fn is_empty(&self) -> bool {
+    pub(crate) const fn is_empty(&self) -> bool {
         self.blocks.is_empty()
     }
 
     /// Adds a value.
-    pub fn push(&mut self, value: T) {
+    pub(crate) fn push(&mut self, value: T) {
         self.with_room(1).push(value);
     }
 
     /// Adds values until there are so many.
-    pub fn extend_to(&mut self, length: usize, mut value: impl FnMut() -> T) {
+    pub(crate) fn extend_to(&mut self, length: usize, mut value: impl FnMut() -> T) {
         while self.len() < length {
             let missing = length - self.len();
             let last = self.with_room(missing);
@@ -69,22 +69,17 @@ impl<T> Blocks<T> {
     }
 
     /// The value of this number, if there is one.
-    pub fn get(&self, number: usize) -> Option<&T> {
+    pub(crate) fn get(&self, number: usize) -> Option<&T> {
         self.blocks.get(number / Self::LENGTH)?.get(number % Self::LENGTH)
     }
 
-    /// The same, to be changed.
-    pub fn get_mut(&mut self, number: usize) -> Option<&mut T> {
-        self.blocks.get_mut(number / Self::LENGTH)?.get_mut(number % Self::LENGTH)
-    }
-
     /// The last value.
-    pub fn last(&self) -> Option<&T> {
+    pub(crate) fn last(&self) -> Option<&T> {
         self.blocks.last()?.last()
     }
 
     /// All values in their order.
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.blocks.iter().flatten()
     }
 
@@ -97,7 +92,7 @@ impl<T> Blocks<T> {
 
 impl<T: Copy> Blocks<T> {
     /// Adds values.
-    pub fn extend_from_slice(&mut self, mut values: &[T]) {
+    pub(crate) fn extend_from_slice(&mut self, mut values: &[T]) {
         while !values.is_empty() {
             let last = self.with_room(values.len());
             let (fit, rest) = values.split_at(values.len().min(Self::LENGTH - last.len()));
@@ -109,7 +104,7 @@ impl<T: Copy> Blocks<T> {
 
 impl Blocks<u8> {
     /// The numbers that the bytes are, eight to each.
-    pub fn numbers(&self) -> impl Iterator<Item = u64> {
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = u64> {
         // no number lies in two blocks
         let numbers = self.blocks.iter().flat_map(|block| block.as_chunks().0);
         numbers.map(|bytes| u64::from_le_bytes(*bytes))
@@ -124,6 +119,12 @@ impl<T> Index<usize> for Blocks<T> {
     }
 }
 
+impl<T> IndexMut<usize> for Blocks<T> {
+    fn index_mut(&mut self, number: usize) -> &mut T {
+        &mut self.blocks[number / Self::LENGTH][number % Self::LENGTH]
+    }
+}
+
 impl<T> FromIterator<T> for Blocks<T> {
     fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
         let mut blocks = Self::default();
@@ -134,13 +135,13 @@ impl<T> FromIterator<T> for Blocks<T> {
 
 /// A long text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Text {
+pub(crate) struct Text {
     blocks: Vec<String>,
 }
 
 impl Text {
     /// The end of a block that has room for so many bytes: if it has not, it is another one. More can be added, if need be.
-    pub fn with_room(&mut self, bytes: usize) -> &mut String {
+    pub(crate) fn with_room(&mut self, bytes: usize) -> &mut String {
         if self.blocks.last().is_none_or(|last| last.len() + bytes > BLOCK) {
             let capacity = if self.blocks.is_empty() { 0 } else { BLOCK.max(bytes) };
             self.blocks.push(String::with_capacity(capacity));
@@ -149,22 +150,17 @@ impl Text {
     }
 
     /// The last block; there must be one.
-    pub fn last_mut(&mut self) -> &mut String {
+    pub(crate) fn last_mut(&mut self) -> &mut String {
         self.blocks.last_mut().expect("there is one")
     }
 
     /// How many blocks there are.
-    pub const fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Whether there are none.
-    pub const fn is_empty(&self) -> bool {
-        self.blocks.is_empty()
-    }
-
     /// All blocks in their order.
-    pub fn iter(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
         self.blocks.iter().map(String::as_str)
     }
 
@@ -226,7 +222,7 @@ mod tests {
         blocks.extend_to(5, || 7);
         blocks.extend_to(70_000, || 7);
         assert_eq!((blocks.len(), blocks[9], blocks[10], blocks[69_999]), (70_000, 9, 7, 7));
-        *blocks.get_mut(40_000).expect("there is one") = 8;
+        blocks[40_000] = 8;
         assert_eq!((blocks[39_999], blocks[40_000], blocks.get(70_000)), (7, 8, None));
     }
 
