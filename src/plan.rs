@@ -21,8 +21,7 @@ use crate::preflight::PrimaryFacts;
 use crate::preflight::one_host;
 use crate::settings::Compression;
 
-/// What the receiver must know of the plan as a whole. Not for the main thread: it looks at directories of the target's.
-pub(crate) fn plan_header(facts: &PrimaryFacts) -> Result<PlanHeader> {
+fn plan_header(facts: &PrimaryFacts) -> Result<PlanHeader> {
     let metadata = fs::metadata(&facts.data_directory)
         .map_err(Error::on_path("stat directory", &facts.data_directory))?;
     Ok(PlanHeader {
@@ -36,13 +35,10 @@ pub(crate) fn plan_header(facts: &PrimaryFacts) -> Result<PlanHeader> {
     })
 }
 
-/// The data files as they are now, and which of them travel. Not for the main thread: it reads directories.
-pub(crate) fn plan(
-    facts: &PrimaryFacts,
-    target: &TargetInfo,
-    header: &PlanHeader,
-    cancel: &Cancel,
-) -> Result<Plan> {
+/// The data files as they are now, and which of them travel; and what the receiver must know of them as a whole. Not for the main
+/// thread: it reads directories, of the target's as well.
+pub(crate) fn plan(facts: &PrimaryFacts, target: &TargetInfo, cancel: &Cancel) -> Result<(Plan, PlanHeader)> {
+    let header = plan_header(facts)?;
     let rules = rules(facts, target)?;
     let source = Source {
         data_directory: &facts.data_directory,
@@ -50,7 +46,8 @@ pub(crate) fn plan(
         tablespaces: &header.tablespaces,
         rules: &rules,
     };
-    scan(&source, cancel)
+    let plan = scan(&source, cancel)?;
+    Ok((plan, header))
 }
 
 /// What stays on the primary.

@@ -10,9 +10,9 @@ use pgpool_recovery_core::wire::protocol::message::{Content, TargetInfo};
 use serde_json::{Value, json};
 
 use crate::history::History;
-use crate::pg::catalog;
 use crate::pg::slot::Slot;
 use crate::pg::threads::DropAside;
+use crate::pg::{backup, catalog};
 use crate::preflight::PrimaryFacts;
 use crate::run::Run;
 use crate::settings::SkipUnchanged;
@@ -58,7 +58,7 @@ impl Unchanged {
             return Ok((session, made(State::Unused(None))));
         }
         let unused = if facts.primary.in_recovery {
-            // where its flushed WAL ends it answers with an ERROR
+            // what it has flushed is another server's WAL
             Some("this server is a standby")
         } else {
             (target.content != Content::Cluster).then_some("the target has no data")
@@ -71,7 +71,7 @@ impl Unchanged {
             return Ok((session, made(State::Rejected(rejected))));
         }
         let resource_managers = catalog::foreign_resource_managers()?;
-        let flushed = catalog::flushed()?;
+        let flushed = backup::flushed();
         let tablespaces = run.blocking(|_| facts.tablespaces())?;
         let (session, state) = run.step(session, None, |session: Session| {
             let (control, timeline) = (facts.control.clone(), facts.primary.timeline);

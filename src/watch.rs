@@ -87,8 +87,8 @@ impl<'a> Watch<'a> {
     pub(crate) fn tick(&mut self, slot: Option<&Slot>) -> Result<()> {
         if let Some(wal) = &self.wal {
             wal.set_flushed(backup::flushed());
-            slot.map(|slot| slot.follow(wal.durable(), wal.flushed())).transpose()?;
         }
+        self.look_after(slot)?;
         self.report.show(&self.progress);
         if let Some(recording) = self.recording {
             recording.show();
@@ -96,10 +96,6 @@ impl<'a> Watch<'a> {
         if self.last_notice.elapsed() >= NOTICE {
             self.last_notice = Instant::now();
             log::notice(&self.line());
-        }
-        if let Some(slot) = slot.filter(|_| self.last_slot.elapsed() >= SLOT) {
-            self.last_slot = Instant::now();
-            slot.check_wal_reserved()?;
         }
         if self.last_space.elapsed() >= SPACE {
             self.last_space = Instant::now();
@@ -112,6 +108,18 @@ impl<'a> Watch<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Has the slot keep what the target needs; fails if it does not.
+    fn look_after(&mut self, slot: Option<&Slot>) -> Result<()> {
+        match (slot, &self.wal) {
+            (Some(slot), Some(wal)) => slot.follow(wal.durable(), wal.flushed()),
+            (Some(slot), None) if self.last_slot.elapsed() >= SLOT => {
+                self.last_slot = Instant::now();
+                slot.check_wal_reserved()
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Tells that the data is through, whatever the last NOTICE said.

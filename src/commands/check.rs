@@ -2,7 +2,7 @@
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::preflight::Finding;
-use pgpool_recovery_core::sender::{Planned, Session};
+use pgpool_recovery_core::sender::Planned;
 use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 
@@ -103,25 +103,17 @@ fn unchanged(ready: Ready, run: &mut Run<'_>) -> Result<(Ready, Finding)> {
 /// Whether a run could end: everything can be read here, and written there.
 fn room(ready: Ready, run: &mut Run<'_>) -> Vec<Finding> {
     let Ready { facts, session, target, .. } = ready;
-    let header = match run.blocking(|_| plan::plan_header(&facts)) {
-        Ok(header) => header,
+    let (plan, header) = match run.blocking(|cancel| plan::plan(&facts, &target, cancel)) {
+        Ok(listed) => listed,
         Err(error) => return vec![Finding::new(asked_by(&error, "primary_files"), Err(error))],
-    };
-    let plan = match run.blocking(|cancel| plan::plan(&facts, &target, &header, cancel)) {
-        Ok(plan) => plan,
-        Err(error) => return vec![Finding::new("primary_files", Err(error))],
     };
     let (files, bytes) = (plan.files.len(), pretty(plan.bytes()));
     let readable = format!("{files} files, {bytes}, can be read");
     let mut findings = vec![Finding::new("primary_files", Ok(readable)).warned(plan.warnings.clone())];
-    let proposed = run.step(session, None, |session: Session| {
-        let (session, planned) = session.propose(plan, header.clone())?;
-        facts.demand_other_locations(&target, &planned.locations)?;
-        Ok((session, planned))
-    });
+    let proposed = facts.propose(&target, session, (plan, header), run);
     let answer = |refusal: Option<Error>, good: String| refusal.map_or(Ok(good), Err);
     match proposed {
-        Ok((_, Planned { space, obstacle, .. })) => {
+        Ok(Planned { space, obstacle, .. }) => {
             let room = format!("there is room for {bytes}, what is there already counted");
             findings.push(Finding::new("space", answer(space, room)));
             let writable = "nothing in the target is in the way of a recovery".to_owned();

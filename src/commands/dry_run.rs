@@ -43,11 +43,7 @@ pub(crate) fn dry_run(request: Request, settings: Settings) -> Result<Value> {
     report.lap("wal_map");
 
     run.enter(Phase::EstimateSize);
-    let listed = run.blocking(|cancel| {
-        let header = plan::plan_header(&facts)?;
-        Ok((plan::plan(&facts, &target, &header, cancel)?, header))
-    });
-    let (plan, header) = listed?;
+    let (plan, header) = run.blocking(|cancel| plan::plan(&facts, &target, cancel))?;
     report.plan(&plan);
     run.tablespaces(plan.tablespaces.len() + 1);
     let (session, ()) = run.step(session, None, |session: Session| {

@@ -139,11 +139,7 @@ fn rebuild(
 
     // From here on what is read counts (S4). Until `begin` nothing changes on the target.
     run.enter(Phase::EstimateSize);
-    let listed = run.blocking_with(slot.as_ref(), |cancel| {
-        let header = plan::plan_header(&facts)?;
-        Ok((plan::plan(&facts, &target, &header, cancel)?, header))
-    });
-    let (plan, header) = listed?;
+    let (plan, header) = run.blocking_with(slot.as_ref(), |cancel| plan::plan(&facts, &target, cancel))?;
     report.plan(&plan);
     run.tablespaces(plan.tablespaces.len() + 1);
     log::log(&format!(

@@ -75,7 +75,7 @@ pub(crate) fn is_running() -> bool {
 }
 
 /// What a `pg_lsn` shows as text.
-pub(super) fn parse_lsn(text: Option<&str>) -> Result<Lsn> {
+fn parse_lsn(text: Option<&str>) -> Result<Lsn> {
     text.and_then(|text| text.parse().ok()).ok_or_else(|| {
         Error::new(Kind::Internal, "the server returned no valid LSN")
             .detail(format!("It returned {text:?}."))

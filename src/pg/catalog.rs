@@ -14,7 +14,6 @@ use pgpool_recovery_core::replication::streaming::Walsender;
 use pgpool_recovery_core::sys::sockets;
 use serde::Deserialize;
 
-use super::backup::parse_lsn;
 use super::query;
 use crate::preflight::authority::Own;
 
@@ -274,12 +273,6 @@ pub(crate) fn major_version() -> Result<u32> {
     version
         .map(|version| version / 10_000)
         .ok_or_else(|| Error::new(Kind::Internal, "could not read server_version_num"))
-}
-
-/// To where the WAL of this primary is on its disk.
-pub(crate) fn flushed() -> Result<Lsn> {
-    let sql = "SELECT pg_catalog.pg_current_wal_flush_lsn()::text";
-    parse_lsn(query::row(sql, &[])?.string("the flushed WAL")?.as_deref())
 }
 
 /// Resource managers that extensions have brought: they change files in ways that only they know.

@@ -131,8 +131,8 @@ impl Slot {
         }
     }
 
-    /// Keeps the WAL that is not durable on the target yet. Of more than the server lets a slot keep it lets go, lest the
-    /// checkpointer terminate this session: what has not been sent by then is looked for in pg_wal, where it is until the next
+    /// Keeps the WAL that is not durable on the target yet. If that is more than the server lets a slot keep, it is given up
+    /// before the checkpointer terminates this session: what has not been sent by then is still in pg_wal, until the next
     /// checkpoint removes it. `flushed` is how far WAL is going to be sent as yet.
     pub(crate) fn follow(&self, durable: Lsn, flushed: Lsn) -> Result<()> {
         self.advance(durable);

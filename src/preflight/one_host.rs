@@ -20,11 +20,6 @@ use pgpool_recovery_core::wire::protocol::message::{PrimarySpace, TargetInfo};
 
 use crate::preflight::PrimaryFacts;
 
-/// Whether the target may be on this host: it is unless two kernels say that they are different ones.
-fn may_be_here(boot_id: Option<&str>, target: &TargetInfo) -> bool {
-    boot_id.zip(target.boot_id.as_deref()).is_none_or(|(ours, theirs)| ours == theirs)
-}
-
 /// Where this primary writes.
 pub(crate) fn primary_space(facts: &PrimaryFacts) -> Result<PrimarySpace> {
     let (mut devices, mut pools) = (Vec::new(), Vec::new());
@@ -63,7 +58,7 @@ pub(crate) fn shared_space(
     target: &TargetInfo,
     locations: &[FileId],
 ) -> Result<WatchedSpace> {
-    if !may_be_here(facts.identity().boot_id.as_deref(), target) {
+    if !machine::may_be_one(facts.identity().boot_id.as_deref(), target.boot_id.as_deref()) {
         return Ok(WatchedSpace::default());
     }
     let written: HashSet<u64> = locations.iter().map(|location| location.device).collect();
@@ -80,7 +75,7 @@ pub(crate) struct Tablespaces {
 impl Tablespaces {
     pub(crate) fn now(facts: &PrimaryFacts, target: &TargetInfo) -> Result<Self> {
         let data_directory = facts.data_directory.clone();
-        let before = may_be_here(facts.identity().boot_id.as_deref(), target)
+        let before = machine::may_be_one(facts.identity().boot_id.as_deref(), target.boot_id.as_deref())
             .then(|| tablespace_links(&data_directory, Side::Primary))
             .transpose()?;
         Ok(Self { data_directory, before })
@@ -103,7 +98,9 @@ impl Tablespaces {
 /// directory of its own: it would replay the creation of the others. Returns why that cannot be told where it need not be.
 /// Not for the main thread: it looks at the standby's directories.
 pub(crate) fn demand_own_tablespaces(primary: &Path, target: &TargetInfo) -> Result<Option<Error>> {
-    if target.running.is_some() || !may_be_here(machine::boot_id().as_deref(), target) {
+    if target.running.is_some()
+        || !machine::may_be_one(machine::boot_id().as_deref(), target.boot_id.as_deref())
+    {
         return Ok(None);
     }
     let links = tablespace_links(primary, Side::Primary)?;

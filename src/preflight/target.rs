@@ -3,12 +3,16 @@
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::host::policy::resolve;
 use pgpool_recovery_core::manifest::path::normalize_directory;
+use pgpool_recovery_core::manifest::plan::Plan;
 use pgpool_recovery_core::preflight::{self, Finding, Strategy};
+use pgpool_recovery_core::sender::{Planned, Session};
 use pgpool_recovery_core::sys::size::pretty;
-use pgpool_recovery_core::wire::protocol::message::TargetInfo;
+use pgpool_recovery_core::wire::protocol::message::{PlanHeader, TargetInfo};
 
-use crate::pg::catalog;
+use crate::pg::threads::DropAside;
+use crate::pg::{backup, catalog};
 use crate::preflight::PrimaryFacts;
+use crate::run::Run;
 use crate::settings::Overwrite;
 
 impl PrimaryFacts {
@@ -26,11 +30,27 @@ impl PrimaryFacts {
     pub(crate) fn target_findings(&self, target: &TargetInfo) -> Result<Vec<Finding>> {
         let any_cluster = self.settings.overwrite == Overwrite::AnyCluster;
         // asked now, when the target has been looked at: a standby has nothing from after that
-        let flushed = if self.primary.in_recovery { None } else { Some(catalog::flushed()?) };
+        let flushed = (!self.primary.in_recovery).then(backup::flushed);
         let mut findings =
             preflight::check_target(&self.identity, flushed, target, self.is_local, any_cluster);
         findings.extend(self.configuration_findings(target));
         Ok(findings)
+    }
+
+    /// Proposes a plan: whether there is room for it, and nothing in its way. The session ends.
+    pub(crate) fn propose(
+        &self,
+        target: &TargetInfo,
+        session: DropAside<Session>,
+        (plan, header): (Plan, PlanHeader),
+        run: &mut Run<'_>,
+    ) -> Result<Planned> {
+        let (_session, planned) = run.step(session, None, |session: Session| {
+            let (session, planned) = session.propose(plan, header)?;
+            self.demand_other_locations(target, &planned.locations)?;
+            Ok((session, planned))
+        })?;
+        Ok(planned)
     }
 
     /// What to say of the slot that the target was set to use before, where that is another one. It may be a slot of

@@ -8,13 +8,12 @@ use std::path::Path;
 
 use pgpool_recovery_core::error::Error;
 use pgpool_recovery_core::preflight::Finding;
-use pgpool_recovery_core::sender::{Planned, Session};
-use pgpool_recovery_core::wire::protocol::message::{Purpose, TargetInfo};
+use pgpool_recovery_core::sender::Planned;
+use pgpool_recovery_core::wire::protocol::message::Purpose;
 use pgpool_recovery_core::wire::protocol::stop::Role;
 
 use super::{Context, Stop, not_worked_on, open, unreachable_by};
 use crate::pg::log;
-use crate::pg::threads::DropAside;
 use crate::plan;
 use crate::preflight::{PrimaryFacts, reach, stop};
 use crate::run::Run;
@@ -117,7 +116,8 @@ impl PrimaryFacts {
         if let Err(error) = self.replication(&target) {
             return Err(before.refuse("replication_login", error));
         }
-        let proposed = self.propose(&target, session, &mut run);
+        let plan = run.blocking(|cancel| plan::plan(self, &target, cancel));
+        let proposed = plan.and_then(|plan| self.propose(&target, session, plan, &mut run));
         match proposed {
             Ok(Planned { space, obstacle, .. }) => match space.or(obstacle) {
                 Some(error) => Err(before.refuse("target_writable", error)),
@@ -125,22 +125,5 @@ impl PrimaryFacts {
             },
             Err(error) => Err(before.refuse("target_writable", error)),
         }
-    }
-
-    /// Whether there is room for a copy, and nothing in its way.
-    fn propose(
-        &self,
-        target: &TargetInfo,
-        session: DropAside<Session>,
-        run: &mut Run<'_>,
-    ) -> Result<Planned, Error> {
-        let header = run.blocking(|_| plan::plan_header(self))?;
-        let plan = run.blocking(|cancel| plan::plan(self, target, &header, cancel))?;
-        let (_session, planned) = run.step(session, None, |session: Session| {
-            let (session, planned) = session.propose(plan, header)?;
-            self.demand_other_locations(target, &planned.locations)?;
-            Ok((session, planned))
-        })?;
-        Ok(planned)
     }
 }
