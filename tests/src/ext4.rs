@@ -1,20 +1,28 @@
 //! A file system with a `lost+found`, in a file of its own.
 
 use std::fs::{self, File, Permissions};
+use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use crate::account;
-use crate::mount::{freeze, remount, thaw, thaw_if_frozen};
+use crate::mount::LoopMount;
 use crate::process;
 use crate::scratch::Scratch;
 
 /// ext4 on a loop device, mounted at a directory and unmounted with this value.
 #[derive(Debug)]
 pub struct Ext4 {
-    path: PathBuf,
-    _scratch: Scratch,
+    mount: LoopMount,
+}
+
+impl Deref for Ext4 {
+    type Target = LoopMount;
+
+    fn deref(&self) -> &LoopMount {
+        &self.mount
+    }
 }
 
 impl Ext4 {
@@ -48,7 +56,7 @@ impl Ext4 {
         let mut mount = Command::new("mount");
         mount.args(["-o", "loop"]).arg(&image).arg(path);
         process::run(mount).ok();
-        let mounted = Self { path: path.to_owned(), _scratch: scratch.clone() };
+        let mounted = Self { mount: LoopMount::at(path, scratch) };
         account::give(path);
         fs::set_permissions(path, Permissions::from_mode(0o700)).expect("chmod");
         mounted
@@ -56,39 +64,6 @@ impl Ext4 {
 
     /// Whether what mkfs made is there still.
     pub fn has_lost_and_found(&self) -> bool {
-        self.path.join("lost+found").is_dir()
-    }
-
-    /// Mounts it read-only, as the kernel does after an error of the disk, or read-write again.
-    #[track_caller]
-    pub fn set_read_only(&self, is_read_only: bool) {
-        remount(&self.path, if is_read_only { "remount,ro" } else { "remount,rw" });
-    }
-
-    /// From now on every write waits.
-    #[track_caller]
-    pub fn freeze(&self) {
-        freeze(&self.path);
-    }
-
-    /// Writes go on.
-    #[track_caller]
-    pub fn thaw(&self) {
-        thaw(&self.path);
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Ext4 {
-    fn drop(&mut self) {
-        thaw_if_frozen(&self.path);
-        // The loop device goes with the mount. Lazily, should a server still stand in it.
-        let unmounted = Command::new("umount").arg(&self.path).output();
-        if !unmounted.is_ok_and(|output| output.status.success()) {
-            let _ = Command::new("umount").arg("--lazy").arg(&self.path).output();
-        }
+        self.path().join("lost+found").is_dir()
     }
 }

@@ -17,7 +17,7 @@ use crate::wait;
 /// Changes the options of a mount. It waits while a file is open for writing: one that this process has closed is
 /// still open in a child that another test has forked, until the child executes its program.
 #[track_caller]
-pub(crate) fn remount(path: &Path, options: &str) {
+fn remount(path: &Path, options: &str) {
     wait::until_true(&format!("{options} of {}", path.display()), wait::PATIENCE, || {
         let mut mount = Command::new("mount");
         mount.args(["-o", options]).arg(path);
@@ -29,27 +29,58 @@ pub(crate) fn remount(path: &Path, options: &str) {
     });
 }
 
-/// From now on every write to this file system waits.
-#[track_caller]
-pub(crate) fn freeze(path: &Path) {
-    fsfreeze("--freeze", path).ok();
+/// A file system on a loop device, unmounted with this value.
+#[derive(Debug)]
+pub struct LoopMount {
+    path: PathBuf,
+    _scratch: Scratch,
 }
 
-/// Writes go on.
-#[track_caller]
-pub(crate) fn thaw(path: &Path) {
-    fsfreeze("--unfreeze", path).ok();
+impl LoopMount {
+    /// Of what is mounted at a path in the scratch directory, or is going to be.
+    pub(crate) fn at(path: &Path, scratch: &Scratch) -> Self {
+        Self { path: path.to_owned(), _scratch: scratch.clone() }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Read-only (`ro`), as the kernel makes it after an error of the disk, or not (`rw`).
+    #[track_caller]
+    pub fn remount(&self, how: &str) {
+        remount(&self.path, &format!("remount,{how}"));
+    }
+
+    /// From now on every write waits.
+    #[track_caller]
+    pub fn freeze(&self) {
+        self.fsfreeze("--freeze").ok();
+    }
+
+    /// Writes go on.
+    #[track_caller]
+    pub fn thaw(&self) {
+        self.fsfreeze("--unfreeze").ok();
+    }
+
+    fn fsfreeze(&self, how: &str) -> process::Finished {
+        let mut fsfreeze = Command::new("fsfreeze");
+        fsfreeze.arg(how).arg(&self.path);
+        process::run(fsfreeze)
+    }
 }
 
-/// So that it can be unmounted: a test that failed may have left it frozen.
-pub(crate) fn thaw_if_frozen(path: &Path) {
-    let _ = fsfreeze("--unfreeze", path);
-}
-
-fn fsfreeze(how: &str, path: &Path) -> process::Finished {
-    let mut fsfreeze = Command::new("fsfreeze");
-    fsfreeze.arg(how).arg(path);
-    process::run(fsfreeze)
+impl Drop for LoopMount {
+    fn drop(&mut self) {
+        // a test that failed may have left it frozen
+        let _ = self.fsfreeze("--unfreeze");
+        // The loop device goes with the mount. Lazily, should a server still stand in it.
+        let unmounted = Command::new("umount").arg(&self.path).output();
+        if !unmounted.is_ok_and(|output| output.status.success()) {
+            let _ = Command::new("umount").arg("--lazy").arg(&self.path).output();
+        }
+    }
 }
 
 /// A tmpfs, unmounted with this value.

@@ -24,9 +24,9 @@ fn file_systems_that_are_mounted_read_only() {
     process::run(copy).ok();
     fs::remove_dir_all(&wal).expect("removed");
     symlink(&elsewhere, &wal).expect("a link");
-    volume.set_read_only(true);
+    volume.remount("ro");
     read_only(&hosts);
-    volume.set_read_only(false);
+    volume.remount("rw");
     hosts.assert_works();
 
     // a tablespace lies there, new or known
@@ -38,9 +38,9 @@ fn file_systems_that_are_mounted_read_only() {
     give_back(&place, 0o700);
     hosts.options.insert("tablespace_mapping", json!(format!("{}={}", space.display(), place.display())));
     for _ in 0..2 {
-        volume.set_read_only(true);
+        volume.remount("ro");
         read_only(&hosts);
-        volume.set_read_only(false);
+        volume.remount("rw");
         hosts.assert_works();
     }
 

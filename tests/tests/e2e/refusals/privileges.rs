@@ -2,7 +2,7 @@
 //! server, write where it likes, destroy a backup.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::fake_server::{FakeServer, Heard};
@@ -230,14 +230,20 @@ fn a_host_and_a_port_that_are_right_in_two_addresses_make_no_third_one() {
     session(&primary, "operator").simple_query(&classic(directory, own, "")).expect("a recovery");
 }
 
+/// A primary and an agent with one secret, and the agent's directory.
+fn with_agent(scratch: &Scratch) -> (Cluster, Agent, PathBuf) {
+    let primary = primary(scratch);
+    let secret = agent::secret(scratch, "secret");
+    let target = scratch.join("target");
+    let agent = Agent::start(scratch, &Host::here(), &secret, &[&target]);
+    primary.append_conf("pgpool_recovery.secret_file", secret.display());
+    (primary, agent, target)
+}
+
 #[test]
 fn an_address_that_an_agent_saw_is_used_only_where_the_server_listens() {
     let scratch = Scratch::new();
-    let primary = primary(&scratch);
-    let secret = agent::secret(&scratch, "secret");
-    let target = scratch.join("target");
-    let agent = Agent::start(&scratch, &Host::here(), &secret, &[&target]);
-    primary.append_conf("pgpool_recovery.secret_file", secret.display());
+    let (primary, agent, target) = with_agent(&scratch);
     primary.append_conf("listen_addresses", "127.0.0.66");
     primary.append_conf("pgpool_recovery.transport", "agent");
     primary.append_conf("pgpool_recovery.agent_port", agent.port());
@@ -260,11 +266,7 @@ fn an_address_that_an_agent_saw_is_used_only_where_the_server_listens() {
 #[test]
 fn loopback_is_no_address_for_a_standby_behind_an_agent() {
     let scratch = Scratch::new();
-    let primary = primary(&scratch);
-    let secret = agent::secret(&scratch, "secret");
-    let target = scratch.join("target");
-    let agent = Agent::start(&scratch, &Host::here(), &secret, &[&target]);
-    primary.append_conf("pgpool_recovery.secret_file", secret.display());
+    let (primary, agent, target) = with_agent(&scratch);
     primary.use_agent(agent.port());
     // the agent sees this host at 127.0.0.1; other addresses of the name's host are used if there are any
     for host in ["localhost", "127.1"] {

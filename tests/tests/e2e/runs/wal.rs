@@ -103,7 +103,7 @@ fn wal_that_is_removed_before_it_was_sent_is_told_as_what_it_is() {
     // More than a link holds on its way. The run may end at once where that is a little more than it seemed.
     for _ in 0..3 {
         write_wal(&stage, 16);
-        // else a checkpoint would end the session that holds it
+        // otherwise a checkpoint would end the session that holds it
         wait::until_true("a slot that keeps no more than it may", wait::PATIENCE, || {
             let sql = "SELECT coalesce(bool_and(wal_status IN ('reserved', 'extended')), true) FROM pg_replication_slots";
             stage.primary.get(sql, &[])
