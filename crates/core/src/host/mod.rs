@@ -3,12 +3,15 @@
 
 pub mod configured;
 pub mod control;
+pub mod describe;
+pub mod fence;
 pub mod inspect;
 pub mod launch;
 pub mod policy;
 pub(crate) mod running;
 pub mod stop;
 
+pub(crate) mod follow;
 pub(crate) mod login;
 mod may_stop;
 pub(crate) mod neighbours;

@@ -90,7 +90,7 @@ fn postmaster(directory: &Path) -> Result<Option<PidFile>> {
 }
 
 /// What its files tell of the server. What cannot be told is an error.
-fn look(directory: &Path) -> Result<Running> {
+pub(super) fn look(directory: &Path) -> Result<Running> {
     let signal = directory.join(STANDBY_SIGNAL);
     let metadata = std::fs::metadata(directory).map_err(Error::on_path("stat directory", directory))?;
     let (control, _) = control::read(directory)?;

@@ -10,6 +10,9 @@ use crate::manifest::path::RelPath;
 /// The marker of a target that is not complete. While it exists the directory must not be started.
 pub const MARKER: &str = "pgpool_recovery.incomplete";
 
+/// The mark of a server that was stopped for good, see [`crate::wire::protocol::describe::FenceMark`].
+pub const FENCED: &str = "pgpool_recovery.fenced";
+
 /// The target's own pg_control while it is being replaced.
 pub const CONTROL_ASIDE: &str = "global/pg_control.pgpool_recovery";
 
@@ -67,6 +70,7 @@ const OWN_FILES: &[&str] = &[
     MYRECOVERY_CONF,
     // ours
     MARKER,
+    FENCED,
 ];
 
 /// Directories that only their own host touches: log files, and what a file system keeps at its root.

@@ -7,6 +7,7 @@ use pgdata::wal::Lsn;
 use super::durable::sync_files;
 use super::identity;
 use super::run::Run;
+use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::host::inspect::{auto_configuration, configuration, main_configuration, myrecovery_path};
 use crate::host::policy::Cluster;
@@ -113,7 +114,7 @@ pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>, wal_end: Lsn)
     for put in &others {
         run.target.install(&put.path, &put.content, put.mode)?;
     }
-    include_myrecovery(run, cluster, &mut warnings)?;
+    include_myrecovery(&run.target, cluster, &mut warnings)?;
     demand_following(cluster, &mut warnings)?;
     let mut installed = identity::installed(run, others.into_iter().map(|put| put.path))?;
     installed.extend(wal);
@@ -130,7 +131,11 @@ pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>, wal_end: Lsn)
 }
 
 /// Makes a configuration that the standby keeps read myrecovery.conf last.
-fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) -> Result<()> {
+pub(super) fn include_myrecovery(
+    target: &DataDirectory,
+    cluster: &Cluster,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
     if recovery_settings::reads_last(&configuration(cluster)) {
         return Ok(());
     }
@@ -153,23 +158,23 @@ fn include_myrecovery(run: &Run, cluster: &Cluster, warnings: &mut Vec<String>) 
         return Ok(());
     }
     let path = RelPath::parse(POSTGRESQL_CONF)?;
-    let Some(stat) = run.target.stat(&path)? else {
+    let Some(stat) = target.stat(&path)? else {
         return Ok(());
     };
-    let Some(mut text) = run.target.read(&path, MAX_BYTES)? else {
+    let Some(mut text) = target.read(&path, MAX_BYTES)? else {
         return Err(Error::new(Kind::TargetRefused, "the target's postgresql.conf is not a regular file")
             .hint(format!("Add the line: include_if_exists = '{include}', or make it a regular file.")));
     };
     let line = standby::include_at_end(&text, &include);
     text.extend(line);
-    run.target.install(&path, &text, stat.mode)?;
+    target.install(&path, &text, stat.mode)?;
     warnings.push(format!("the target's postgresql.conf now includes \"{include}\""));
     Ok(())
 }
 
 /// Reads all files as the server will. They were checked before the run began; other programs, and what the primary sent,
 /// may have changed them since.
-fn demand_following(cluster: &Cluster, warnings: &mut Vec<String>) -> Result<()> {
+pub(super) fn demand_following(cluster: &Cluster, warnings: &mut Vec<String>) -> Result<()> {
     let (main, auto) = (configuration(cluster), auto_configuration(&cluster.data_directory));
     if main.files.is_empty() && main.items.is_empty() {
         // there is none yet: the server cannot start
@@ -196,7 +201,6 @@ mod tests {
 
     use super::*;
     use crate::compare::digest::DigestKey;
-    use crate::data_directory::DataDirectory;
     use crate::manifest::list::FileList;
     use crate::receiver::ledger::Ledger;
     use crate::sys::cancel::Cancel;

@@ -22,6 +22,7 @@ mod clone;
 mod digest;
 mod durable;
 mod finish;
+mod follow;
 mod identity;
 mod incoming;
 mod ledger;

@@ -90,6 +90,12 @@ pub fn named(name: &[u8]) -> Option<&'static Parameter> {
     PARAMETERS.iter().find(|parameter| is_named(name, parameter.name))
 }
 
+/// Whether a setting of this name in a postgresql.auto.conf, whatever its value, keeps myrecovery.conf from saying what a standby
+/// does. What an operator may ask for only there is none of these.
+pub fn is_overriding(name: &[u8]) -> bool {
+    named(name).is_some_and(|parameter| !matches!(parameter.asked, Asked::AutoConf))
+}
+
 impl Parameter {
     /// Whether this value does nothing.
     fn is_neutral(&self, value: &[u8]) -> bool {

@@ -46,6 +46,15 @@ impl Conversation {
         request(&self.control, message)
     }
 
+    /// Asks for something that an agent from before a version cannot do: it knows no request of that name.
+    pub(super) fn request_new(&self, name: &str, message: &Request) -> Result<Reply> {
+        self.request(message).map_err(|error| {
+            let is_unknown = error.kind == Kind::ProtocolViolation
+                && error.message.contains(&format!("unknown variant `{name}`"));
+            if is_unknown { too_old(name, &self.target.version) } else { error }
+        })
+    }
+
     /// Asks for something that is answered with bytes, at most so many, and a reply.
     pub(super) fn request_blob(&self, message: &Request, most: usize) -> Result<(Reply, Vec<u8>)> {
         let mut blob = Vec::new();
@@ -149,6 +158,13 @@ fn reply(control: &Control, frame: Option<(u8, Vec<u8>)>) -> Result<Reply> {
         }
         None => Err(control.closed()),
     }
+}
+
+fn too_old(request: &str, version: &str) -> Error {
+    let ours = env!("CARGO_PKG_VERSION");
+    Error::new(Kind::ProtocolVersion, format!("the agent does not know the request \"{request}\""))
+        .detail(format!("The agent has version {version}, this server's extension {ours}."))
+        .hint("Install the same version of pgpool-recovery-agent on the target's host, and restart it.")
 }
 
 pub(super) fn unexpected(reply: &Reply) -> Error {

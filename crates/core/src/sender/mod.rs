@@ -25,6 +25,8 @@ use crate::wire::link::Connector;
 use crate::wire::link::control::Control;
 use crate::wire::protocol::PUT;
 use crate::wire::protocol::data::Put;
+use crate::wire::protocol::describe::Description;
+use crate::wire::protocol::follow::{Follow, Followed};
 use crate::wire::protocol::message::{Marker, PlanHeader, Purpose, Reply, Request, TargetInfo};
 use crate::wire::protocol::stop::{Asker, Role, Stopped};
 
@@ -206,6 +208,22 @@ impl Session<Opened> {
     pub fn start(&mut self, timeout: u32) -> Result<bool> {
         match self.conversation.request(&Request::Start { timeout })? {
             Reply::Started { launched } => Ok(launched),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What the directory and its server are, by its files and by its own word.
+    pub fn describe(&mut self) -> Result<Description> {
+        match self.conversation.request_new("describe", &Request::Describe)? {
+            Reply::Described(found) => Ok(*found),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has the server of a directory that was opened to be replaced follow this one instead.
+    pub fn follow(&mut self, follow: Follow) -> Result<Followed> {
+        match self.conversation.request_new("follow", &Request::Follow(Box::new(follow)))? {
+            Reply::Followed(followed) => Ok(followed),
             other => Err(unexpected(&other)),
         }
     }

@@ -12,14 +12,14 @@ use super::plan::Planned;
 use super::{present, wal};
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
-use crate::host::{launch, login, readiness, references, running, server_log, stop, walreceiver};
+use crate::host::{describe, launch, login, readiness, references, running, server_log, stop, walreceiver};
 use crate::manifest::list::{FileIndex, FileList};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan;
 use crate::receiver::incoming::{self, PERMISSIONS, Puts};
 use crate::receiver::reconcile::{Reconciliation, reconcile};
 use crate::receiver::run::Run;
-use crate::receiver::{clone, finish};
+use crate::receiver::{clone, finish, follow};
 use crate::wire::protocol::message::{PlanHeader, Reply, Request};
 use crate::wire::protocol::plan::{Entry, decode_plan};
 use crate::wire::protocol::status::State;
@@ -200,6 +200,12 @@ impl Stage {
                 return Err(out_of_order("a directory where nothing has begun"));
             }
 
+            (Self::Held(target, listed), Request::Follow(wanted)) => {
+                let followed = follow::follow(&target, cluster, &wanted, &conversation.cancel)?;
+                (Self::Held(target, listed), Reply::Followed(followed))
+            }
+            (_, Request::Follow(_)) => return Err(out_of_order("a locked directory")),
+
             (Self::Begun(begun), Request::Present) => {
                 present::answer(conversation, &begun.run)?;
                 (Self::Begun(begun), Reply::Ok)
@@ -294,6 +300,7 @@ impl Stage {
                 info!(directory = %data_directory.display(), launched, "the server accepts connections");
                 Ok(Reply::Started { launched })
             }
+            Request::Describe => Ok(Reply::Described(Box::new(describe::describe(cluster, cancel)?))),
             Request::MayStop { asker } => {
                 Ok(Reply::MayStop { role: stop::may_be_stopped(cluster, &asker, cancel)? })
             }

@@ -19,6 +19,8 @@ use crate::replication::standby::{Listening, ReplicationConfig, Standby};
 use crate::replication::streaming::Walreceiver;
 use crate::sys::FileId;
 use crate::sys::space::Pool;
+use crate::wire::protocol::describe::Description;
+use crate::wire::protocol::follow::{Follow, Followed};
 use crate::wire::protocol::status::{Run, Status};
 use crate::wire::protocol::stop::{Asker, Role, Stopped};
 
@@ -125,6 +127,8 @@ pub enum Request {
         /// How long to wait, seconds.
         timeout: u32,
     },
+    /// What is the server in the opened directory, by its files and, if it runs, by its own word? Answer: [`Reply::Described`].
+    Describe,
     /// What is the server in a directory that was opened to look, and may it be stopped? Answer: [`Reply::MayStop`].
     MayStop {
         /// Who asks.
@@ -137,6 +141,8 @@ pub enum Request {
         /// How long a fast shutdown may take before it becomes an immediate one, seconds.
         timeout: u32,
     },
+    /// Have the server of a locked directory follow the one that asks, without a copy. Answer: [`Reply::Followed`].
+    Follow(Box<Follow>),
     /// Nothing will begin: release the directory and remove what was made for the plan. Answer: [`Reply::Ok`].
     Leave,
 }
@@ -271,6 +277,10 @@ pub enum Reply {
         /// False if it ran already.
         launched: bool,
     },
+    /// What the directory and its server are.
+    Described(Box<Description>),
+    /// The server has its files, and has been told to read them if it runs.
+    Followed(Followed),
     /// The server may be stopped.
     MayStop {
         /// What it is; none if no server runs in the directory.

@@ -56,7 +56,9 @@
 use std::time::Duration;
 
 pub mod data;
+pub mod describe;
 pub mod examine;
+pub mod follow;
 pub mod message;
 pub mod plan;
 pub mod status;

@@ -1,0 +1,234 @@
+//! What the server in a directory is by its own word: what it says to a login from its own host, besides what its files
+//! tell. pg_control of a running server lags behind, so it never decides alone.
+
+use std::path::Path;
+use std::time::Duration;
+
+use pgdata::wal::Lsn;
+
+use super::launch::STANDBY_SIGNAL;
+use super::policy::Cluster;
+use super::{control, fence, inspect, running};
+use crate::compare::wal_map::Wal;
+use crate::error::{Error, Kind, Result};
+use crate::sys::cancel::Cancel;
+use crate::sys::{process, small_file};
+use crate::wire::protocol::describe::{Description, Said};
+
+/// How long a local login may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a server is asked besides IDENTIFY_SYSTEM.
+const QUESTION: &str = "SELECT 'said', pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_receive_lsn(), \
+     pg_catalog.pg_last_wal_replay_lsn(), \
+     CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_is_wal_replay_paused() ELSE false END";
+
+/// Describes a directory and the server that runs there, if one does.
+pub fn describe(cluster: &Cluster, cancel: &Cancel) -> Result<Description> {
+    let directory = &cluster.data_directory;
+    let running = running::server(directory)?;
+    let signal = directory.join(STANDBY_SIGNAL);
+    let has_standby_signal = signal.try_exists().map_err(Error::on_path("stat file", &signal))?;
+    // asked before the files are read: what it says is then in them, or they are newer
+    let said = running.map(|_| ask(cluster, cancel));
+    let (control, _) = control::read(directory)?;
+    let version = directory.join("PG_VERSION");
+    let major_version = small_file::read(&version, 64).map_err(Error::on_path("read file", &version))?;
+    let major_version = major_version.map(|text| String::from_utf8_lossy(&text).trim().to_owned());
+    let timeline = inspect::latest_timeline(directory, &control)?;
+    let said = said.map(|said| {
+        said.and_then(|(identifier, said)| {
+            demand_own(identifier, control.system_identifier, directory).map(|()| said)
+        })
+    });
+    cancel.check()?;
+    Ok(Description {
+        running,
+        has_standby_signal,
+        history: Wal::new(&directory.join("pg_wal"), &control).lineage(timeline)?,
+        control,
+        major_version,
+        said,
+        fence: fence::read(directory)?,
+    })
+}
+
+/// Asks the server that runs in the directory, as the OS user that it runs as. Returns its system identifier, too.
+fn ask(cluster: &Cluster, cancel: &Cancel) -> Result<(u64, Said)> {
+    let directory = &cluster.data_directory;
+    let failed = || {
+        let message = format!("the server in \"{}\" does not tell its position", directory.display());
+        Error::new(Kind::StartFailed, message)
+            .hint("Its own OS user must be able to log in to database postgres on its host (pg_hba.conf: local all all peer), with the REPLICATION right.")
+    };
+    let Some((host, port)) = address(directory)? else {
+        return Err(
+            failed().detail("Its postmaster.pid names no address: it is starting, or listens nowhere.")
+        );
+    };
+    // A walsender that is connected to a database takes SQL, too, and pg_hba.conf treats it as any session.
+    let conninfo =
+        format!("host='{host}' port={port} dbname=postgres replication=database connect_timeout=5");
+    let psql = cluster.bin_directory.join("psql");
+    let arguments = ["-X", "-A", "-t", "-w", "-d", &conninfo, "-c", "IDENTIFY_SYSTEM", "-c", QUESTION];
+    let outcome = process::run(process::command(&psql, arguments), DEADLINE, cancel)?;
+    if !outcome.status.success() {
+        return Err(failed().detail(outcome.said()));
+    }
+    parse(&outcome.stdout).ok_or_else(|| failed().detail(format!("psql said:\n{}", outcome.said())))
+}
+
+/// The answers: "7713200000000000001|1|0/3000148|" and "said|t|0/3000148|0/3000148|f".
+fn parse(answer: &str) -> Option<(u64, Said)> {
+    let rows: Vec<Vec<&str>> = answer.lines().map(|line| line.trim().split('|').collect()).collect();
+    let [identifier, timeline, position, ..] =
+        rows.iter().find(|row| row.len() == 4 && row[0] != "said")?.as_slice()
+    else {
+        return None;
+    };
+    let ["said", in_recovery, received, replayed, is_paused] =
+        rows.iter().find(|row| row[0] == "said")?.as_slice()
+    else {
+        return None;
+    };
+    let lsn = |text: &str| if text.is_empty() { Some(None) } else { text.parse::<Lsn>().ok().map(Some) };
+    let flag = |text: &str| match text {
+        "t" => Some(true),
+        "f" => Some(false),
+        _ => None,
+    };
+    let said = Said {
+        in_recovery: flag(in_recovery)?,
+        timeline: timeline.parse().ok()?,
+        position: position.parse().ok()?,
+        received: lsn(received)?,
+        replayed: lsn(replayed)?,
+        is_paused: flag(is_paused)?,
+    };
+    Some((identifier.parse().ok()?, said))
+}
+
+/// Where the server listens: its socket directory if it has one, else its first address, and its port (miscadmin.h,
+/// `LOCK_FILE_LINE_PORT` and the two after it).
+fn address(directory: &Path) -> Result<Option<(String, u16)>> {
+    let file = directory.join("postmaster.pid");
+    let text = small_file::read(&file, 1 << 16).map_err(Error::on_path("read file", &file))?;
+    let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
+    let line = |number: usize| text.lines().nth(number).map(str::trim).filter(|line| !line.is_empty());
+    let Some(port) = line(3).and_then(|port| port.parse().ok()) else { return Ok(None) };
+    let host = line(4).or_else(|| {
+        line(5).map(|address| match address {
+            "*" | "0.0.0.0" | "::" => "localhost",
+            address => address,
+        })
+    });
+    let quoted = |host: &str| host.replace('\\', "\\\\").replace('\'', "\\'");
+    Ok(host.map(|host| (quoted(host), port)))
+}
+
+/// Refuses the answer of another server.
+fn demand_own(identifier: u64, own: u64, directory: &Path) -> Result<()> {
+    if identifier == own {
+        return Ok(());
+    }
+    let message = format!("the server in \"{}\" does not answer where it listens", directory.display());
+    Err(Error::new(Kind::StartFailed, message).detail(format!(
+        "The server there has system identifier {identifier}, the directory's pg_control has {own}."
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::manifest::exclude::FENCED;
+    use crate::sys::process::tests::script;
+
+    /// A data directory of a standby on timeline 3, with a psql beside it.
+    fn standby(psql: &str) -> (tempfile::TempDir, Cluster) {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let place = data.path().canonicalize().expect("real path");
+        for directory in ["global", "pg_wal"] {
+            fs::create_dir_all(place.join(directory)).expect("make");
+        }
+        const DB_IN_ARCHIVE_RECOVERY: u32 = 5;
+        let control = pgdata::control_file::sample_in_state(42, DB_IN_ARCHIVE_RECOVERY);
+        fs::write(place.join("global/pg_control"), control).expect("write");
+        fs::write(place.join("standby.signal"), "").expect("write");
+        fs::write(place.join("PG_VERSION"), "15\n").expect("write");
+        fs::write(place.join("pg_wal/000000070000000000000001"), "").expect("write");
+        fs::write(place.join("pg_wal/00000007.history"), "1\t0/2000000\tno recovery target specified\n")
+            .expect("write");
+        script(&place.join("psql"), psql);
+        (data, Cluster::new(place.clone(), place))
+    }
+
+    /// Describes it while a server, as far as can be told, runs there and listens as these lines of postmaster.pid say.
+    fn running(psql: &str, listens: &str) -> (Description, String) {
+        let (_data, cluster) = standby(psql);
+        let place = cluster.data_directory.clone();
+        let mut server = running::tests::serve(&place);
+        fs::write(place.join("postmaster.pid"), format!("{}\n/x\n77\n{listens}", server.id()))
+            .expect("write");
+        let described = describe(&cluster, &Cancel::new());
+        server.kill().and_then(|()| server.wait()).expect("ended");
+        let asked = fs::read_to_string(place.join("asked")).unwrap_or_default();
+        (described.expect("described"), asked)
+    }
+
+    const SPEAKS: &str =
+        "echo \"$*\" > $(dirname $0)/asked; echo '42|7|0/3000148|'; echo 'said|t|0/3000148|0/3000100|f'";
+
+    #[test]
+    fn a_running_standby_speaks_for_itself() {
+        let (found, asked) = running(SPEAKS, "5433\n/tmp/it's\n*\n");
+        let said = found.said.expect("it runs").expect("it speaks");
+        assert!(said.in_recovery && !said.is_paused && found.has_standby_signal);
+        assert_eq!((said.timeline, said.reached()), (7, Lsn(0x0300_0148)));
+        assert_eq!((said.received, said.replayed), (Some(Lsn(0x0300_0148)), Some(Lsn(0x0300_0100))));
+        assert!(asked.contains(r"host='/tmp/it\'s' port=5433"), "{asked}");
+        assert_eq!((found.history.timeline(), found.history.begin()), (7, Lsn(0x0200_0000)));
+        assert_eq!(found.major_version.as_deref(), Some("15"));
+        let (_, asked) = running(SPEAKS, "5433\n\n*\n");
+        assert!(asked.contains("host='localhost' port=5433"), "{asked}");
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_has_not_said_no() {
+        let why = |psql: &str, listens: &str| {
+            let (found, _) = running(psql, listens);
+            assert_eq!(found.history.timeline(), 7, "the files speak");
+            found.said.expect("it runs").expect_err("no answer").detail.unwrap_or_default()
+        };
+        let refused = "echo 'FATAL: no pg_hba.conf entry' >&2; exit 2";
+        assert!(why(refused, "5433\n/tmp\n\n").contains("no pg_hba.conf entry"));
+        assert!(why("echo '43|7|0/1|'; echo 'said|t|||f'", "5433\n/tmp\n\n").contains("identifier 43"));
+        for silent in [
+            "true",
+            "echo '42|7|0/1|'",
+            "echo '42|x|0/1|'; echo 'said|t|||f'",
+            "echo '42|7|0/1|'; echo 'said|?|||f'",
+        ] {
+            assert!(why(silent, "5433\n/tmp\n\n").contains("psql said"), "{silent}");
+        }
+        assert!(why(SPEAKS, "").contains("names no address"));
+        assert!(why(SPEAKS, "5433\n\n\n").contains("names no address"));
+    }
+
+    #[test]
+    fn a_stopped_server_is_what_its_files_say() {
+        let (data, cluster) = standby(SPEAKS);
+        let found = describe(&cluster, &Cancel::new()).expect("described");
+        assert_eq!((found.running, found.said, found.fence), (None, None, None));
+        assert_eq!(found.control.system_identifier, 42);
+        let mark = r#"{"fenced": 7, "by": "node 1", "why": "promoted", "lsn": 117440512}"#;
+        fs::write(data.path().join(FENCED), mark).expect("write");
+        let mark = describe(&cluster, &Cancel::new()).expect("described").fence.expect("a mark");
+        assert_eq!((mark.by.as_str(), mark.lsn), ("node 1", Some(Lsn(0x0700_0000))));
+        fs::write(data.path().join(FENCED), "nonsense").expect("write");
+        assert!(describe(&cluster, &Cancel::new()).is_err(), "a mark that cannot be read is no missing one");
+        fs::remove_file(data.path().join("global/pg_control")).expect("remove");
+        assert_eq!(describe(&cluster, &Cancel::new()).expect_err("none").kind, Kind::MissingFile);
+    }
+}

@@ -1,0 +1,88 @@
+//! What the server in a directory is.
+
+use pgdata::control_file::ControlFile;
+use pgdata::wal::Lsn;
+use serde::{Deserialize, Serialize};
+
+use crate::compare::wal_map::Lineage;
+use crate::error::Result;
+
+/// A directory and its server, as its host sees them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// The process that runs on the directory.
+    pub running: Option<u32>,
+    /// Whether there is a `standby.signal`.
+    pub has_standby_signal: bool,
+    /// pg_control: system identifier, state, the latest checkpoint and its timeline. Of a running server it lags behind.
+    pub control: ControlFile,
+    /// The line `PG_VERSION` holds: `15`.
+    pub major_version: Option<String>,
+    /// The highest timeline of which there is WAL, or which pg_control tells, and what it has sprung from.
+    pub history: Lineage,
+    /// What a running server says of itself, or why it says nothing: that is no answer.
+    pub said: Option<Result<Said>>,
+    /// Who stopped the server for good, and when.
+    pub fence: Option<FenceMark>,
+}
+
+/// What a running server says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// Whether it is a standby: pg_is_in_recovery().
+    pub in_recovery: bool,
+    /// The timeline that it writes or replays now: IDENTIFY_SYSTEM.
+    pub timeline: u32,
+    /// How far it has written WAL. Of a standby how far it has replayed it, or has received it on that timeline.
+    pub position: Lsn,
+    /// How far a standby has received WAL since its server's start: pg_last_wal_receive_lsn().
+    pub received: Option<Lsn>,
+    /// How far it has replayed WAL: pg_last_wal_replay_lsn().
+    pub replayed: Option<Lsn>,
+    /// Whether its replay is paused, or is asked to pause.
+    pub is_paused: bool,
+}
+
+impl Said {
+    /// How much WAL it has.
+    pub fn reached(&self) -> Lsn {
+        self.position.max(self.received.unwrap_or_default()).max(self.replayed.unwrap_or_default())
+    }
+}
+
+/// Why a server was stopped for good: the file [`FENCED`](crate::manifest::exclude::FENCED) in its data directory, as JSON.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FenceMark {
+    /// Says in plain words what the file means.
+    #[serde(default)]
+    pub note: String,
+    /// When, seconds since 1970.
+    pub fenced: u64,
+    /// For which server.
+    pub by: String,
+    /// Why.
+    pub why: String,
+    /// Where its shutdown checkpoint begins, if it was shut down in order.
+    #[serde(default)]
+    pub lsn: Option<Lsn>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standby_has_what_it_has_received_or_replayed() {
+        let said = Said {
+            in_recovery: true,
+            timeline: 1,
+            position: Lsn(20),
+            received: Some(Lsn(30)),
+            replayed: Some(Lsn(10)),
+            is_paused: false,
+        };
+        assert_eq!(said.reached(), Lsn(30));
+        assert_eq!(Said { received: None, ..said }.reached(), Lsn(20));
+        assert_eq!(Said { replayed: Some(Lsn(40)), ..said }.reached(), Lsn(40));
+    }
+}
