@@ -8,7 +8,7 @@ mod tests {
     use crate::server_tests::support::{Session, eventually, fails, holds, value};
 
     /// Exactly as users and Pgpool-II know them.
-    const SIGNATURES: [&str; 14] = [
+    const SIGNATURES: [&str; 15] = [
         "pgpool_pgctl(action text, stop_mode text) boolean",
         "pgpool_recovery(script_name text, remote_host text, remote_data_directory text) boolean",
         "pgpool_recovery(script_name text, remote_host text, remote_data_directory text, primary_port text) boolean",
@@ -19,6 +19,7 @@ mod tests {
         "pgpool_recovery_1st_stage(dest_host text, dest_dir text, port integer, options jsonb) jsonb",
         "pgpool_recovery_1st_stage(dest_host text, dest_dir text, port text) jsonb",
         "pgpool_recovery_check(dest_host text, dest_dir text, port integer, options jsonb DEFAULT '{}'::jsonb) TABLE(step text, ok boolean, detail text, hint text)",
+        "pgpool_recovery_follow(dest_host text, dest_dir text, dest_port integer, primary_host text, primary_port integer, node_id integer, options jsonb DEFAULT '{}'::jsonb) jsonb",
         "pgpool_recovery_status() TABLE(host text, directory text, state text, phase text, percent integer, bytes_per_second bigint, seconds_left double precision, streams integer, total_bytes bigint, compared_bytes bigint, sent_bytes bigint, cloned_bytes bigint, known_bytes bigint, wal_bytes bigint, transport text, strategy text, pid integer, started double precision, ended double precision, sqlstate text, error text, detail text, hint text)",
         "pgpool_recovery_stop(dest_host text, dest_dir text, options jsonb DEFAULT '{}'::jsonb) jsonb",
         "pgpool_remote_start(remote_host text, remote_data_directory text) boolean",
@@ -65,7 +66,7 @@ mod tests {
 
     #[pg_test]
     fn a_null_argument_is_named() {
-        let calls: [(&str, &[(&str, &str)]); 13] = [
+        let calls: [(&str, &[(&str, &str)]); 14] = [
             ("pgpool_pgctl", &[("action", "'status'"), ("stop_mode", "''")]),
             ("pgpool_recovery", &CLASSIC),
             ("pgpool_recovery", &CLASSIC[..6]),
@@ -79,6 +80,7 @@ mod tests {
             ("pgpool_recovery_1st_stage", &FIRST_STAGE),
             ("pgpool_recovery_1st_stage", &FIRST_STAGE[..3]),
             ("pgpool_recovery_check", &FIRST_STAGE),
+            ("pgpool_recovery_follow", &FOLLOW),
             (
                 "pgpool_recovery_stop",
                 &[("dest_host", "'h'"), ("dest_dir", "'/d'"), ("options", "'{}'::jsonb")],
@@ -104,6 +106,16 @@ mod tests {
             }
         }
     }
+
+    const FOLLOW: [(&str, &str); 7] = [
+        ("dest_host", "'h'"),
+        ("dest_dir", "'/d'"),
+        ("dest_port", "5433"),
+        ("primary_host", "'p'"),
+        ("primary_port", "5432"),
+        ("node_id", "1"),
+        ("options", "'{}'::jsonb"),
+    ];
 
     const CLASSIC: [(&str, &str); 7] = [
         ("script_name", "'pgpool_recovery_1st_stage'"),
@@ -247,6 +259,7 @@ mod tests {
             "pgpool_recovery('pgpool_recovery_1st_stage', 'h', '/d', '5432', 1, '5433', 'p')",
             "pgpool_remote_start('h', '/d')",
             "pgpool_recovery_stop('h', '/d')",
+            "pgpool_recovery_follow('h', '/d', 5433, 'p', 5432, 1)",
         ] {
             let error = fails("42501", &format!("SELECT {call}"));
             assert_eq!(error.message, "permission denied to recover standbys", "{call}");
@@ -283,6 +296,8 @@ mod tests {
             format!("pgpool_recovery_1st_stage({target}, {other_port}, '{{}}')"),
             format!("pgpool_recovery_1st_stage({target}, {other_port}, '{{\"dry_run\": true}}')"),
             format!("pgpool_recovery_check({target}, {other_port})"),
+            format!("pgpool_recovery_follow({target}, 1, '', {other_port}, 1)"),
+            format!("pgpool_recovery_follow({target}, 1, '192.0.2.1', {port}, 1)"),
         ] {
             let error = fails("42501", &format!("SELECT {call}"));
             assert!(
@@ -296,6 +311,7 @@ mod tests {
             format!("pgpool_recovery_check('', '/etc', {port})"),
             "pgpool_remote_start('', '/etc')".to_owned(),
             "pgpool_recovery_stop('', '/etc')".to_owned(),
+            format!("pgpool_recovery_follow('', '/etc', 1, '', {port}, 1)"),
         ];
         for call in unlisted {
             let error = fails("42501", &format!("SELECT {call}"));

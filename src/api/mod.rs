@@ -15,7 +15,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{JsonB, default, extension_sql, name, pg_extern};
 
 use crate::api::caller::{act, call};
-use crate::commands::{check, first_stage, status, stop};
+use crate::commands::{check, first_stage, follow, status, stop};
 use crate::pg::json::{JsonText, to_jsonb};
 use crate::pg::text::{Text, server_text};
 use crate::settings::Settings;
@@ -178,6 +178,33 @@ fn pgpool_recovery_stop(
     })
 }
 
+#[pg_extern(volatile, parallel_unsafe)]
+fn pgpool_recovery_follow(
+    dest_host: Option<Text>,
+    dest_dir: Option<Text>,
+    dest_port: Option<i32>,
+    primary_host: Option<Text>,
+    primary_port: Option<i32>,
+    node_id: Option<i32>,
+    options: default!(Option<JsonText>, "'{}'"),
+) -> Result<JsonB, ErrorReport> {
+    act(|caller| {
+        let primary_host = request::host("primary_host", &string("primary_host", primary_host)?)?;
+        let request = Request {
+            dest_host: request::host("dest_host", &string("dest_host", dest_host)?)?,
+            dest_dir: request::directory("dest_dir", &string("dest_dir", dest_dir)?)?,
+            dest_port: Some(request::port_number("dest_port", required("dest_port", dest_port)?)?),
+            primary_host: Some(primary_host).filter(|host| !host.is_empty()),
+            port: Some(request::port_number("primary_port", required("primary_port", primary_port)?)?),
+            node_id: Some(request::node("node_id", required("node_id", node_id)?)?),
+            ..Request::default()
+        };
+        let options = required("options", options)?.parse("options")?;
+        let settings = caller.settings()?.overlay(&options)?;
+        Ok(to_jsonb(&follow::follow(request, settings)?))
+    })
+}
+
 extension_sql!(
     r"
 CREATE VIEW pgpool_recovery_status AS
@@ -207,6 +234,7 @@ REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer) FROM P
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer, jsonb) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_check(text, text, integer, jsonb) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_stop(text, text, jsonb) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_recovery_follow(text, text, integer, text, integer, integer, jsonb) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text, text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text, text, integer) FROM PUBLIC;

@@ -3,6 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod dry_run;
 pub(crate) mod first_stage;
+pub(crate) mod follow;
 pub(crate) mod legacy_call;
 pub(crate) mod pgctl;
 pub(crate) mod remote_start;

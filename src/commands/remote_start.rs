@@ -128,7 +128,7 @@ fn failure(last: &Entry) -> Result<Option<Error>> {
 }
 
 /// The time a standby has to stream, counted from its last progress.
-struct Wait {
+pub(super) struct Wait {
     timeout: Duration,
     deadline: Instant,
     /// Signs of progress that were seen: a segment that replay has come to, a position that was sent.
@@ -136,17 +136,17 @@ struct Wait {
 }
 
 impl Wait {
-    fn new(timeout: Duration) -> Self {
+    pub(super) fn new(timeout: Duration) -> Self {
         Self { timeout, deadline: Instant::now() + timeout, seen: HashSet::new() }
     }
 
-    fn progress(&mut self, sign: String) {
+    pub(super) fn progress(&mut self, sign: String) {
         if self.seen.insert(sign) {
             self.deadline = Instant::now() + self.timeout;
         }
     }
 
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         Instant::now() >= self.deadline
     }
 }

@@ -84,6 +84,11 @@ impl Slot {
         Ok(slot)
     }
 
+    /// Whether [`Slot::reserve`] made it.
+    pub(crate) const fn is_new(&self) -> bool {
+        self.created
+    }
+
     /// Whether all WAL of the backup is kept.
     pub(crate) fn reserves_from_start(&self) -> bool {
         self.restart_lsn() <= self.start_lsn
@@ -225,6 +230,18 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.release();
+    }
+}
+
+/// Drops a slot that nothing has come to use. Whatever fails, it stays.
+pub(crate) fn drop_idle(name: &str) {
+    let is_idle = catalog::slot(name).is_ok_and(|found| found.is_some_and(|slot| slot.active_pid.is_none()));
+    let Ok(name) = CString::new(name) else { return };
+    if is_idle {
+        // SAFETY: the session holds no slot: Slot::keep has released it. The server raises an ERROR if another session was faster.
+        cleanup::quietly("drop the replication slot", || unsafe {
+            pg_sys::ReplicationSlotDrop(name.as_ptr(), true);
+        });
     }
 }
 

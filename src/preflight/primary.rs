@@ -30,7 +30,7 @@ impl PrimaryFacts {
             .hint("Connect to the primary. If Pgpool-II called, it does not know the primary: see show pool_nodes."))
     }
 
-    fn wal_level(&self) -> Result<String> {
+    pub(super) fn wal_level(&self) -> Result<String> {
         if self.primary.wal_level != "minimal" {
             return Ok(self.primary.wal_level.clone());
         }
@@ -67,7 +67,7 @@ impl PrimaryFacts {
     }
 }
 
-fn replication_user(name: &str, role: Option<catalog::Role>) -> Result<String> {
+pub(super) fn replication_user(name: &str, role: Option<catalog::Role>) -> Result<String> {
     let hint = "Name a role with LOGIN and REPLICATION in pgpool_recovery.replication_user.";
     match role {
         Some(catalog::Role { can_login: true, can_replicate: true }) => Ok(format!("\"{name}\"")),

@@ -27,7 +27,7 @@ const WALSENDER: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// This server, as it asks for the end of another.
-fn asker(run: &mut Run<'_>) -> Result<Asker> {
+pub(crate) fn asker(run: &mut Run<'_>) -> Result<Asker> {
     let primary = catalog::primary()?;
     let directory = Path::new(&primary.data_directory);
     let metadata = std::fs::metadata(directory).map_err(Error::on_path("stat directory", directory))?;

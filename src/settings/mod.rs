@@ -26,7 +26,7 @@ use pgrx::guc::{GucContext, GucFlags};
 use crate::pg::compat;
 use crate::settings::kinds::{Definition, Setting, Text};
 pub(crate) use crate::settings::table::{
-    Compression, Overwrite, Scripts, Settings, SkipUnchanged, Transport,
+    Compression, OnDiverged, Overwrite, Scripts, Settings, SkipUnchanged, Transport,
 };
 
 static PG_CTL: Text = Text::new(c"");

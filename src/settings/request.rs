@@ -119,6 +119,15 @@ pub(crate) fn port_number(argument: &str, number: i32) -> Result<u16> {
     })
 }
 
+/// Pgpool-II's number of a node.
+pub(crate) fn node(argument: &str, number: i32) -> Result<i32> {
+    if number >= 0 {
+        return Ok(number);
+    }
+    Err(Error::new(Kind::InvalidArgument, format!("invalid value for argument \"{argument}\": {number}"))
+        .detail("The number of a node is 0 or greater."))
+}
+
 /// A value as an error message shows it: quoted, unprintable characters escaped, long ones cut.
 pub(crate) fn shown(text: &str) -> String {
     let head: String = text.chars().take(SHOWN).collect();
@@ -182,6 +191,8 @@ mod tests {
         for bad in [0, -1, 65536, i32::MIN] {
             assert!(port_number("port", bad).is_err());
         }
+        assert_eq!(node("node_id", 0), Ok(0));
+        assert_eq!(node("node_id", -1).expect_err("none").kind, Kind::InvalidArgument);
     }
 
     #[test]

@@ -84,6 +84,13 @@ settings! {
         stop_timeout: Seconds = Seconds::new(60, 1..=86_400), option: Superusers, shown: All,
             "How long a fast shutdown of a target's server may take before it becomes an immediate one.";
 
+        // at most an hour
+        follow_timeout: Seconds = Seconds::new(15, 1..=3_600), option: All, shown: All,
+            "How long pgpool_recovery_follow() waits for the standby to stream, without progress, before it restarts it.";
+
+        on_diverged: Choice<OnDiverged> = Choice::new(OnDiverged::Report), option: All, shown: All,
+            "What pgpool_recovery_follow() does with a server that has diverged: report it, or rebuild it.";
+
         // read when it binds a caller: preflight::authority
         local_directories: Text = Text::new(c""), option: NoOne, shown: Superusers,
             "Directories beneath which callers who are not superusers may have local targets, separated by commas.";
@@ -141,6 +148,14 @@ choices! {
         Lz4 = c"lz4",
         /// Zstandard.
         Zstd = c"zstd",
+    }
+
+    /// What becomes of a server that cannot follow without a copy.
+    OnDiverged {
+        /// An error.
+        Report = c"report",
+        /// It is stopped, recovered and started.
+        Rebuild = c"rebuild",
     }
 
     /// Whether blocks that WAL proves equal are left out.

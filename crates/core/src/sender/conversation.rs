@@ -48,11 +48,9 @@ impl Conversation {
 
     /// Asks for something that an agent from before a version cannot do: it knows no request of that name.
     pub(super) fn request_new(&self, name: &str, message: &Request) -> Result<Reply> {
-        self.request(message).map_err(|error| {
-            let is_unknown = error.kind == Kind::ProtocolViolation
-                && error.message.contains(&format!("unknown variant `{name}`"));
-            if is_unknown { too_old(name, &self.target.version) } else { error }
-        })
+        let known =
+            |error| if is_unknown(&error, name) { too_old(name, &self.target.version) } else { error };
+        self.request(message).map_err(known)
     }
 
     /// Asks for something that is answered with bytes, at most so many, and a reply.
@@ -160,6 +158,11 @@ fn reply(control: &Control, frame: Option<(u8, Vec<u8>)>) -> Result<Reply> {
     }
 }
 
+/// Whether the other end has refused a request because it knows none of that name.
+fn is_unknown(error: &Error, request: &str) -> bool {
+    error.kind == Kind::ProtocolViolation && error.message.contains(&format!("unknown variant `{request}`"))
+}
+
 fn too_old(request: &str, version: &str) -> Error {
     let ours = env!("CARGO_PKG_VERSION");
     Error::new(Kind::ProtocolVersion, format!("the agent does not know the request \"{request}\""))
@@ -169,4 +172,20 @@ fn too_old(request: &str, version: &str) -> Error {
 
 pub(super) fn unexpected(reply: &Reply) -> Error {
     Error::new(Kind::ProtocolViolation, format!("unexpected reply: {reply:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_does_not_know_a_request_is_told_from_a_broken_one() {
+        let unknown = message::decode::<Request>(br#"{"request":"of_the_future"}"#).expect_err("unknown");
+        assert!(is_unknown(&unknown, "of_the_future") && !is_unknown(&unknown, "describe"), "{unknown:?}");
+        let broken = message::decode::<Request>(b"{").expect_err("broken");
+        assert!(!is_unknown(&broken, "describe"), "{broken:?}");
+        let error = too_old("describe", "1.9.0");
+        assert_eq!(error.kind, Kind::ProtocolVersion);
+        assert!(error.detail.is_some_and(|detail| detail.contains("1.9.0")) && error.hint.is_some());
+    }
 }

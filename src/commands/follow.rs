@@ -1,0 +1,345 @@
+//! `pgpool_recovery_follow`: a server follows this primary, without a copy where that can be. Returns only if Pgpool-II may attach
+//! it; every other end is an error.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::host::launch;
+use pgpool_recovery_core::preflight::follow::{Place, Standing};
+use pgpool_recovery_core::replication::streaming::Expected;
+use pgpool_recovery_core::sender::Session;
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::wire::protocol::follow::Follow;
+use pgpool_recovery_core::wire::protocol::message::Purpose;
+use pgpool_recovery_core::wire::protocol::stop::{Asker, Role};
+use serde_json::{Value, json};
+
+use crate::commands::remote_start::Wait;
+use crate::commands::{first_stage, script};
+use crate::pg::slot::{self, Slot};
+use crate::pg::threads::{self, DropAside};
+use crate::pg::{catalog, log};
+use crate::plan::file_mode;
+use crate::preflight::follow::{Own, demand_cluster, walsender};
+use crate::preflight::{PrimaryFacts, authority, reach, stop};
+use crate::run::Run;
+use crate::settings::request::Request;
+use crate::settings::{OnDiverged, Settings};
+
+/// How often replication is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What a walreceiver says that its primary refuses, or does not hear: a restart changes nothing about that.
+const REFUSED: &str = "could not connect to the primary server";
+
+/// Has the server that `request` names follow this one.
+pub(crate) fn follow(request: Request, settings: Settings) -> Result<Value> {
+    if settings.dry_run || settings.start {
+        let option = if settings.dry_run { "dry_run" } else { "start" };
+        return Err(Error::new(
+            Kind::InvalidArgument,
+            format!("option \"{option}\" is not one of this function"),
+        )
+        .hint("Leave it out: a recovery has it."));
+    }
+    let begin = Instant::now();
+    let mut run = Run::quiet();
+    let own = catalog::own_address()?;
+    let (host, directory) = (request.dest_host.clone(), request.dest_dir.clone());
+    let (transport, reach) = (settings.transport, settings.reach()?);
+    let is_local = run.blocking(|cancel| reach::is_local(&host, transport, &reach, &directory, cancel))?;
+    let mut named = request.clone();
+    run.blocking(|cancel| authority::demand_own_address(&mut named, &settings, &own, is_local, cancel))?;
+    let facts = PrimaryFacts::gather(named, settings, own.server, is_local)?;
+    facts.demand_may_be_followed()?;
+    run.blocking(|_| facts.demand_other_directory())?;
+    let (asker, expected) = (stop::asker(&mut run)?, facts.expected()?);
+    Following { request, facts, asker, expected, begin }.run(&mut run)
+}
+
+/// One server on its way to follow this one.
+struct Following {
+    /// As the caller named it.
+    request: Request,
+    facts: PrimaryFacts,
+    asker: Asker,
+    expected: Expected,
+    begin: Instant,
+}
+
+impl Following {
+    fn run(self, run: &mut Run<'_>) -> Result<Value> {
+        let mut session = self.look(run)?;
+        demand_cluster(session.target())?;
+        let target = session.target();
+        let is_kin = target.system_identifier == Some(self.asker.system_identifier);
+        if is_kin
+            && target.running.is_some()
+            && let Ok(own) = walsender(&mut session, &self.expected, &self.asker, run)?
+            && own.is_streaming
+        {
+            return Ok(self.report("following", &own));
+        }
+        match self.facts.standing(&mut session, &self.asker, false, run)? {
+            Standing::Follows(place) => self.attach(session, place, false, run),
+            Standing::Rejoins(place) => self.attach(session, place, true, run),
+            Standing::Diverged(error) => self.diverged(session, error, run),
+            Standing::Primary(place) => {
+                self.stop_primary(&mut session, place, run)?;
+                let mut session = self.look(run)?;
+                let stopped = |error: Error| {
+                    let detail = error.detail.clone().map_or_else(String::new, |detail| detail + " ");
+                    error.detail(format!(
+                        "{detail}It ran as a primary that this server has replaced, and was stopped."
+                    ))
+                };
+                match self.facts.standing(&mut session, &self.asker, true, run)? {
+                    Standing::Rejoins(place) => self.attach(session, place, true, run),
+                    Standing::Diverged(error) => self.diverged(session, stopped(error), run),
+                    Standing::Follows(place) | Standing::Primary(place) => Err(self
+                        .runs_as_primary(place)
+                        .detail("It was stopped, and something has started it again.")),
+                }
+            }
+        }
+    }
+
+    /// A session that looks at the directory, or starts or stops its server.
+    fn look(&self, run: &mut Run<'_>) -> Result<DropAside<Session>> {
+        let Request { dest_host, dest_dir, .. } = &self.request;
+        reach::look(dest_host, Path::new(dest_dir), self.facts.is_local(), &self.facts.settings, run)
+    }
+
+    fn runs_as_primary(&self, place: Place) -> Error {
+        let Request { dest_host, dest_dir, .. } = &self.request;
+        let message = format!("the server in \"{dest_dir}\" on host \"{dest_host}\" runs as a primary");
+        let Place { timeline, position } = place;
+        let own = self.asker.history.timeline();
+        Error::new(Kind::WrongState, message)
+            .detail(format!("It is on timeline {timeline} at {position}; this server is on timeline {own}."))
+            .hint("Decide which of the two is the primary, and stop the other one.")
+    }
+
+    /// Stops a primary that this server has replaced, if the caller may and that is proved; no other.
+    fn stop_primary(&self, session: &mut Session, place: Place, run: &mut Run<'_>) -> Result<()> {
+        let refused = |why: Error| {
+            let error = self.runs_as_primary(place);
+            let found = error.detail.clone().unwrap_or_default();
+            let why_not = why.detail.unwrap_or_default();
+            let error = error.detail(format!("{found} It is not stopped: {}. {why_not}", why.message));
+            why.hint.map_or_else(|| error.clone(), |hint| error.clone().hint(hint))
+        };
+        authority::demand_may_stop(&self.facts.settings).map_err(refused)?;
+        let asker = self.asker.clone();
+        let role = run.blocking(|_| session.may_stop(asker)).map_err(|why| match why.kind {
+            Kind::TargetRefused | Kind::InsufficientPrivilege => refused(why),
+            _ => why,
+        })?;
+        if role == Some(Role::Standby) {
+            return Err(self
+                .runs_as_primary(place)
+                .detail("It says that it is no standby, and its files say that it is one."));
+        }
+        let (host, directory) = (&self.request.dest_host, &self.request.dest_dir);
+        let mut session = self.look(run)?;
+        stop::stop(&mut session, &self.facts.settings, (host, directory), run).map(drop)
+    }
+
+    /// Reports a server that cannot follow, or rebuilds it.
+    fn diverged(self, session: DropAside<Session>, error: Error, run: &mut Run<'_>) -> Result<Value> {
+        if self.facts.settings.on_diverged == OnDiverged::Report {
+            return Err(error);
+        }
+        let is_running = session.target().running.is_some();
+        drop(session);
+        if is_running && let Err(why) = authority::demand_may_stop(&self.facts.settings) {
+            let detail = error.detail.clone().map_or_else(String::new, |detail| detail + " ");
+            let error = error.detail(format!("{detail}It is not rebuilt: {}.", why.message));
+            return Err(why.hint.map_or_else(|| error.clone(), |hint| error.clone().hint(hint)));
+        }
+        let directory = &self.request.dest_dir;
+        let text = format!("pgpool_recovery: {} and is rebuilt", error.message);
+        log::log_detail(&text, error.detail.as_deref(), None);
+        log::notice_detail(&text, error.detail.as_deref(), None);
+        let own = &self.facts.settings;
+        let settings = Settings { stop_target: own.stop_target || is_running, start: true, ..own.clone() };
+        script::forget(&self.request.dest_host, directory);
+        first_stage::first_stage(self.request.clone(), settings)?;
+        let mut session = self.look(run)?;
+        match walsender(&mut session, &self.expected, &self.asker, run)? {
+            Ok(own) => Ok(self.report("rebuilt", &own)),
+            Err(why) => Err(self.not_streaming(&why, "", "")),
+        }
+    }
+
+    /// Gives the server its files, and waits until it streams.
+    fn attach(
+        self,
+        mut session: DropAside<Session>,
+        place: Place,
+        rejoins: bool,
+        run: &mut Run<'_>,
+    ) -> Result<Value> {
+        let slot = &self.facts.slot_name;
+        let made = self.reserve(&mut session, place, run)?;
+        if let Err(error) = self.write(&session, rejoins, run) {
+            if made {
+                slot::drop_idle(slot);
+            }
+            return Err(error);
+        }
+        let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
+        let start_timeout = seconds(self.facts.settings.start_timeout);
+        if rejoins {
+            run.blocking(|_| session.start(start_timeout))?;
+        }
+        let why = match self.await_streaming(&mut session, run)? {
+            Ok(own) => return Ok(self.report(if rejoins { "rejoined" } else { "following" }, &own)),
+            Err(why) => why,
+        };
+        let lines = run.blocking(|_| session.log_tail())?;
+        let lines = since_reload(&lines);
+        if rejoins {
+            return Err(self.not_streaming(&why, lines, ""));
+        }
+        if lines.contains(REFUSED) {
+            return Err(self.not_streaming(
+                &why,
+                lines,
+                "It was not restarted: its primary did not let it in, or did not answer.",
+            ));
+        }
+        let stopped = authority::demand_may_stop(&self.facts.settings).and_then(|()| {
+            let (host, directory) = (self.request.dest_host.as_str(), self.request.dest_dir.as_str());
+            stop::stop(&mut session, &self.facts.settings, (host, directory), run)
+        });
+        if let Err(not) = stopped {
+            if not.kind != Kind::InsufficientPrivilege {
+                return Err(not);
+            }
+            return Err(self.not_streaming(&why, lines, &format!("It was not restarted: {}.", not.message)));
+        }
+        let mut session = self.look(run)?;
+        run.blocking(|_| session.start(start_timeout))?;
+        match self.await_streaming(&mut session, run)? {
+            Ok(own) => Ok(self.report("restarted", &own)),
+            Err(why) => {
+                let lines = run.blocking(|_| session.log_tail())?;
+                Err(self.not_streaming(&why, &lines, "It was restarted, which did not help."))
+            }
+        }
+    }
+
+    /// Reserves the WAL that the standby needs with its slot. True if the slot was made for that.
+    fn reserve(&self, session: &mut Session, place: Place, run: &mut Run<'_>) -> Result<bool> {
+        let name = &self.facts.slot_name;
+        if name.is_empty() {
+            return Ok(false);
+        }
+        // the standby uses it already, but has not caught up
+        if walsender(session, &self.expected, &self.asker, run)?.is_ok() {
+            return Ok(false);
+        }
+        let slot = Slot::reserve(name, place.position)?;
+        let made = slot.is_new();
+        slot.keep()?;
+        Ok(made)
+    }
+
+    /// Has the files written, under the lock that a recovery has.
+    fn write(&self, session: &Session, rejoins: bool, run: &mut Run<'_>) -> Result<()> {
+        let replication = self.facts.replication(session.target())?;
+        let wanted = Follow {
+            asker: self.asker.clone(),
+            myrecovery: replication.myrecovery_conf(self.facts.primary.server_version_num / 10_000)?,
+            mode: file_mode(&self.facts),
+            rejoins,
+        };
+        let connector = DropAside::new(self.facts.connector(Arc::clone(run.wire()))?);
+        let (directory, keep) = (Path::new(&self.request.dest_dir), self.facts.keep()?);
+        let reaches = Arc::clone(&connector);
+        let open = |cancel: &Cancel| {
+            Session::open(reaches, directory, Purpose::Recover, keep, Arc::default(), cancel)
+                .map(DropAside::new)
+        };
+        let mut session = run.blocking(open)?;
+        let followed = run.blocking(|_| session.follow(wanted))?;
+        for warning in followed.warnings {
+            log::notice(&format!("pgpool_recovery: {warning}"));
+        }
+        Ok(())
+    }
+
+    /// Waits until the standby streams on this server's timeline, or until it has come no further for `follow_timeout`.
+    fn await_streaming(
+        &self,
+        session: &mut Session,
+        run: &mut Run<'_>,
+    ) -> Result<std::result::Result<Own, String>> {
+        let mut wait = Wait::new(self.facts.settings.follow_timeout);
+        loop {
+            let why = match walsender(session, &self.expected, &self.asker, run)? {
+                Ok(own) if own.is_streaming => return Ok(Ok(own)),
+                Ok(own) => {
+                    own.position.into_iter().for_each(|position| wait.progress(position.to_string()));
+                    format!("Its walsender is in state \"{}\".", own.state)
+                }
+                Err(why) => why,
+            };
+            if wait.is_over() {
+                return Ok(Err(why));
+            }
+            threads::pause(LOOK);
+        }
+    }
+
+    fn report(&self, result: &str, own: &Own) -> Value {
+        let Request { dest_host, dest_dir, .. } = &self.request;
+        let seconds = self.begin.elapsed().as_secs_f64();
+        let timeline = self.asker.history.timeline();
+        log::log(&format!(
+            "pgpool_recovery: the standby in \"{dest_dir}\" on host \"{dest_host}\" streams from this primary on timeline {timeline} ({result}, {seconds:.1} s)"
+        ));
+        let slot = Some(&self.facts.slot_name).filter(|slot| !slot.is_empty());
+        json!({
+            "result": result,
+            "timeline": timeline,
+            "lsn": own.position.map(|position| position.to_string()),
+            "slot": slot,
+            "seconds": (seconds * 1000.0).round() / 1000.0,
+        })
+    }
+
+    fn not_streaming(&self, why: &str, lines: &str, restart: &str) -> Error {
+        let (directory, seconds) = (&self.request.dest_dir, self.facts.settings.follow_timeout.as_secs());
+        // Pgpool-II's log shows the message first: the cause belongs there
+        let cause = launch::cause(lines).map_or_else(String::new, |cause| format!(": {cause}"));
+        let message = format!(
+            "the standby in \"{directory}\" does not stream from this primary after {seconds} s{cause}"
+        );
+        let restart = if restart.is_empty() { String::new() } else { format!("{restart} ") };
+        Error::new(Kind::StartFailed, message)
+            .detail(format!("{why} {restart}The last lines of its log are:\n{lines}"))
+            .hint("Its myrecovery.conf names this server. Check pg_hba.conf here, the replication user and the password file there; then call again.")
+    }
+}
+
+/// What a server logged since it last read its configuration because of a signal: what is before is about its former primary.
+fn since_reload(lines: &str) -> &str {
+    lines.rfind("received SIGHUP, reloading configuration files").map_or(lines, |at| &lines[at..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_of_the_former_primary_is_no_reason() {
+        let log = "FATAL:  could not connect to the primary server: old\nLOG:  received SIGHUP, reloading configuration files\nLOG:  x";
+        assert!(!since_reload(log).contains(REFUSED));
+        assert!(since_reload(&format!("{log}\nFATAL:  {REFUSED}: new")).contains("new"));
+        assert_eq!(since_reload("LOG:  y"), "LOG:  y");
+    }
+}
