@@ -40,7 +40,7 @@ test-unit: setup ## core and agent, without PostgreSQL
 test-indb: setup-pgrx ## inside a PostgreSQL server
 	scripts/test.sh indb
 
-test-e2e: setup ## real clusters, agents and Pgpool-II
+test-e2e: setup ## real clusters, agents and Pgpool-II; TESTS=refusals::check those whose names hold one of these words
 	scripts/test.sh e2e
 
 faults: setup ## every fault at every moment of a run (part of test-e2e)

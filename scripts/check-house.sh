@@ -88,7 +88,7 @@ found=$(code_of '(at|on|on_path)\\("stat( the |")|could not look at' src crates)
 [ -z "$found" ] || complain 'a stat that fails has the words of PostgreSQL: could not stat file "..."' "$found"
 
 found=$(code_of 'feature = "pg1[0-9]"' src | grep -v '^src/pg/compat\.rs' || true)
-[ -z "$found" ] || complain 'versions of PostgreSQL are named in src/pg/compat.rs and crates/pgdata only' "$found"
+[ -z "$found" ] || complain 'code for one version of PostgreSQL is in src/pg/compat.rs only' "$found"
 
 for decision in docs/decisions/2*.md; do
     grep -qF "(${decision##*/})" docs/decisions/README.md || complain 'docs/decisions/README.md does not list' "$decision"

@@ -6,7 +6,7 @@
 # unit  core and agent, without PostgreSQL
 # fuzz  every decoder, for a few seconds each
 # indb  inside a PostgreSQL server, by cargo-pgrx
-# e2e   what `make install` installed: real clusters, agents and Pgpool-II
+# e2e   what `make install` installed: real clusters, agents and Pgpool-II; with TESTS=WORDS those whose names hold one of them
 # faults, soak, histories   of these the faults alone; heavy weather for PGPOOL_RECOVERY_SOAK_ROUNDS rounds;
 #       PGPOOL_RECOVERY_HISTORIES_ROUNDS random histories
 # through, breaks   what `make matrix` runs of e2e for each PostgreSQL and Pgpool-II: recoveries from end
@@ -58,6 +58,11 @@ installed() {
 e2e() {
     say "end to end"
     installed
+    if [ -n "${TESTS:-}" ]; then
+        # shellcheck disable=SC2086 # words
+        e2e_tests $TESTS
+        return
+    fi
     cargo test --package pgpool-recovery-bench
     cargo test --package pgpool-recovery-e2e --lib --bins
     e2e_tests

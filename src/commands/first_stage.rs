@@ -188,7 +188,7 @@ fn rebuild(
     report.reconciled(reconciliation);
     report.lap("data");
 
-    // pg_control is the last file read; only then may the backup end (S4).
+    // pg_control is read after the last data byte, and only then may the backup end (S4).
     let (_, control) = control::read(&facts.data_directory)?;
     run.enter(Phase::WaitWalArchive);
     let stop = backup.stop()?;

@@ -1,4 +1,4 @@
-//! What differs between PostgreSQL 13 and 18. Nothing else in the extension names a version.
+//! What is compiled differently for PostgreSQL 13 to 18. Nothing else in the extension is.
 //!
 //! The newest version is the default branch everywhere: what an older one lacks is listed. So a version that this file
 //! does not name gets a compile error where a signature has changed, and never an empty function.

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use pgdata::control_file::ControlFile;
+use pgpool_recovery_core::compare::wal_map::Lineage;
 use pgpool_recovery_core::error::{Error, Result};
 use pgpool_recovery_core::host::control;
 use pgpool_recovery_core::host::policy::resolve;
@@ -70,6 +71,7 @@ impl PrimaryFacts {
             boot_id: machine::boot_id(),
             system_identifier: primary.system_identifier,
             timeline: primary.timeline,
+            history: Lineage::read(&data_directory.join("pg_wal"), primary.timeline)?,
             major_version: (primary.server_version_num / 10_000).to_string(),
             block_size: primary.block_size,
             wal_segment_size: primary.wal_segment_size,

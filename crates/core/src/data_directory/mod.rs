@@ -2,8 +2,8 @@
 //!
 //! Every access goes component by component from a directory that was opened once, following no
 //! symbolic link, so that nothing in the target's content and nothing a sender says can lead outside.
-//! The two places PostgreSQL itself links elsewhere, tablespaces and `pg_wal`, are opened by the policy
-//! (receiver policy) and known here as further roots.
+//! The two places PostgreSQL itself links elsewhere, tablespaces and `pg_wal`, are judged by the host's policy
+//! (`host::policy`) and known here as further roots (S12).
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;

@@ -1,7 +1,7 @@
 //! Removing whole trees, and listing directories, beneath an opened directory.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
@@ -72,7 +72,10 @@ pub(crate) fn is_mount_point(path: &Path) -> std::io::Result<bool> {
 pub(super) fn enter(parent: impl AsFd, name: impl Arg + Copy) -> Result<OwnedFd, Errno> {
     match open_directory(&parent, name) {
         Err(Errno::ACCESS) => {
-            rustix::fs::chmodat(&parent, name, Mode::RWXU, AtFlags::empty())?;
+            // chmod of a name would follow a link that has come there meanwhile
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let found = rustix::fs::openat(&parent, name, flags, Mode::empty())?;
+            rustix::fs::chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), Mode::RWXU)?;
             open_directory(&parent, name)
         }
         opened => opened,

@@ -71,6 +71,8 @@ pub(crate) fn inspect_opened(
         control.map_or((None, false), |(control, in_place)| (Some(control), in_place));
     let timeline = wal::timeline(&look, control.as_ref());
     let timeline = or_doubt(timeline, &mut doubts.identity, directory, "pg_wal");
+    let history = wal::history(&look, timeline);
+    let history = unless_doubtful(history, &mut doubts.identity);
     let backup = backup::traces(&look).map(Some);
     let backup = or_doubt(backup, &mut doubts.identity, directory, "the files of a backup");
     let marker = marker(&look).map(|(_, marker)| marker);
@@ -133,6 +135,7 @@ pub(crate) fn inspect_opened(
         control,
         control_in_place,
         timeline,
+        history,
         unarchived: wal::unarchived(&look).map_err(Error::on("list pg_wal/archive_status of the target")),
         marker,
         running,
@@ -206,7 +209,7 @@ fn own_directory(look: &Path, shown: &Path) -> Result<Option<fs::Metadata>> {
 /// What was found; else the error becomes the doubt.
 fn unless_doubtful<T>(found: Result<Option<T>>, doubt: &mut Option<Error>) -> Option<T> {
     found.unwrap_or_else(|error| {
-        *doubt = Some(error);
+        doubt.get_or_insert(error);
         None
     })
 }

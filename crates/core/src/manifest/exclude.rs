@@ -137,7 +137,7 @@ impl Rules {
         if EMPTIED.contains(&text) {
             return Verdict::Empty;
         }
-        // WAL travels on its own, after pg_backup_stop; pg_control is read last
+        // WAL travels on a link of its own; pg_control is read after all data
         if text == "pg_wal" {
             return Verdict::Empty;
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use pgdata::wal::Lsn;
 
+use crate::compare::wal_map::Lineage;
 use crate::error::{Error, Kind};
 use crate::host::running;
 use crate::manifest::path::overlap;
@@ -37,6 +38,8 @@ pub struct PrimaryIdentity {
     pub system_identifier: u64,
     /// The timeline that it writes.
     pub timeline: u32,
+    /// What that has sprung from, where its history file is there.
+    pub history: Option<Lineage>,
     /// `15`
     pub major_version: String,
     /// Bytes.
@@ -314,6 +317,7 @@ mod tests {
     use crate::wire::protocol::message::{BackupTraces, Doubts, Marker};
     use pgdata::control_file::ControlFile;
     use pgdata::control_file::sample;
+    use pgdata::history::Ancestor;
 
     /// Beyond what the sample of a pg_control has.
     pub(super) const FLUSHED: Lsn = Lsn(0x600_0000);
@@ -327,10 +331,16 @@ mod tests {
             boot_id: Some("boot".to_owned()),
             system_identifier: 7,
             timeline: 4,
+            history: Some(history(&[(1, 0x100_0000), (3, 0x500_0080)], 4)),
             major_version: "15".to_owned(),
             block_size: 8192,
             wal_segment_size: 16 << 20,
         }
+    }
+
+    pub(super) fn history(ancestors: &[(u32, u64)], timeline: u32) -> Lineage {
+        let ancestor = |&(timeline, end): &(u32, u64)| Ancestor { timeline, end: Lsn(end) };
+        Lineage::new(timeline, &ancestors.iter().map(ancestor).collect::<Vec<_>>())
     }
 
     fn file(inode: u64) -> FileId {
@@ -345,6 +355,7 @@ mod tests {
             control: Some(ControlFile::parse(&sample(7)).expect("valid")),
             control_in_place: true,
             timeline: Some(4),
+            history: primary().history,
             unarchived: Ok(0),
             system_identifier: Some(7),
             marker: None,

@@ -101,11 +101,11 @@ fn is_history(path: &RelPath) -> bool {
     path.parent() == Some("pg_wal") && wal::is_history(path.file_name())
 }
 
-/// Whether it tells that a WAL or history file need not be archived: `pg_wal/archive_status/NAME.done`.
+/// Whether it tells that the history of a timeline need not be archived: `pg_wal/archive_status/NAME.history.done`. The
+/// receiver of WAL says so of segments.
 fn is_archive_status(path: &RelPath) -> bool {
     let name = path.file_name().strip_suffix(".done");
-    path.parent() == Some("pg_wal/archive_status")
-        && name.is_some_and(|name| wal::is_history(name) || wal::segment_timeline(name).is_some())
+    path.parent() == Some("pg_wal/archive_status") && name.is_some_and(wal::is_history)
 }
 
 fn violation(message: String) -> Error {
@@ -196,7 +196,6 @@ mod tests {
             "myrecovery.conf",
             "global/pg_control",
             "pg_wal/archive_status/00000002.history.done",
-            "pg_wal/archive_status/000000010000000000000003.done",
         ] {
             puts.add(&put(name), &kept).expect(name);
             assert_eq!(puts.add(&put(name), &kept).expect_err(name).kind, Kind::ProtocolViolation, "{name}");
@@ -212,11 +211,12 @@ mod tests {
             "pg_wal/000000010000000000000003",
             "pg_wal/archive_status/x.done",
             "pg_wal/archive_status/000000010000000000000003.ready",
+            "pg_wal/archive_status/000000010000000000000003.done",
         ] {
             assert_eq!(puts.add(&put(name), &kept).expect_err(name).kind, Kind::ProtocolViolation, "{name}");
         }
         let taken = puts.take();
-        assert_eq!(taken.len(), 8);
+        assert_eq!(taken.len(), 7);
         assert!(taken.iter().all(|put| put.mode == 0o600), "no set-user-ID");
         assert!(puts.add(&vec![0; MAX_PUTS], &kept).is_err());
     }

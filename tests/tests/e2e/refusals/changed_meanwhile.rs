@@ -160,6 +160,39 @@ fn a_target_on_a_later_timeline_is_lost_only_on_demand() {
     assert_eq!(ahead.get::<i64>("SELECT count(*) FROM pg_class WHERE relname = 'newer'", &[]), 0);
 }
 
+/// Two standbys that were promoted apart are on timelines of the same number.
+#[test]
+fn a_target_that_was_promoted_apart_from_its_primary_is_lost_only_on_demand() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    workload::fill(&primary, 5);
+    let apart = Cluster::standby_by_basebackup(&primary, &Host::here(), "apart");
+    let chosen = Cluster::standby_by_basebackup(&primary, &Host::here(), "chosen");
+    apart.wait_for_replay(&primary);
+    apart.promote();
+    apart.execute("CREATE TABLE newer AS SELECT 1 AS i");
+    primary.execute("INSERT INTO accounts (note) VALUES ('meanwhile')");
+    chosen.wait_for_replay(&primary);
+    primary.stop(Stop::Fast);
+    chosen.promote();
+    chosen.execute("CREATE TABLE longer AS SELECT i FROM generate_series(1, 10000) i");
+    apart.stop(Stop::Fast);
+
+    let (ok, told) = identity(&chosen, &apart, &json!({}));
+    assert!(!ok && told.contains("timeline of its own"), "{told}");
+    let refused = Recovery::of(&apart, &chosen).fail(&chosen).expect("55000");
+    refused.says("ahead of this primary").says("It is on timeline 2, begun at 0/").says("any_cluster");
+    apart.start();
+    assert_eq!(apart.get::<i32>("SELECT i FROM newer", &[]), 1);
+    apart.stop(Stop::Fast);
+
+    Recovery::of(&apart, &chosen).option("overwrite", "any_cluster").run(&chosen);
+    remote_start(&chosen, "localhost", apart.dir());
+    apart.wait_for_replay(&chosen);
+    // the primary before both is on a timeline that the chosen one comes from
+    assert!(identity(&chosen, &primary, &json!({})).0);
+}
+
 fn copy(from: &Path, to: &Path) {
     let mut copy = Command::new("cp");
     copy.arg("-a").arg(from).arg(to);

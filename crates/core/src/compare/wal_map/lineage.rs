@@ -4,10 +4,17 @@
 //! position begin the same timeline twice, and the copy of a storage goes on where its original does. Records that carry
 //! a time in microseconds are not written twice, and two histories that have parted do not meet again.
 
-use pgdata::history::Ancestor;
+use std::path::Path;
+
+use pgdata::history::{self, Ancestor};
 use pgdata::wal::Lsn;
 
 use super::groups::{Group, Grouping};
+use crate::error::{Error, Kind, Result};
+use crate::sys::small_file;
+
+/// Longest history file that is read, bytes.
+const MAX_HISTORY: usize = 1 << 20;
 
 /// What both have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -115,6 +122,18 @@ impl Lineage {
     /// A timeline and what it has sprung from, oldest first.
     pub fn new(timeline: u32, ancestors: &[Ancestor]) -> Self {
         Self { ancestors: ancestors.iter().map(|one| (one.timeline, one.end)).collect(), timeline }
+    }
+
+    /// The history of a timeline, as its file in a pg_wal says; the first one needs none. `None` if there is no file.
+    pub fn read(pg_wal: &Path, timeline: u32) -> Result<Option<Self>> {
+        let file = pg_wal.join(format!("{timeline:08X}.history"));
+        let text = small_file::read(&file, MAX_HISTORY).map_err(Error::on_path("read file", &file))?;
+        let Some(text) = text else { return Ok((timeline == 1).then(|| Self::new(timeline, &[]))) };
+        let ancestors = history::parse(&text).map_err(|invalid| {
+            Error::new(Kind::Unsupported, format!("invalid history file \"{}\"", file.display()))
+                .detail(format!("{invalid}."))
+        })?;
+        Ok(Some(Self::new(timeline, &ancestors)))
     }
 
     /// The timeline that goes on.

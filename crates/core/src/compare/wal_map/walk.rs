@@ -8,7 +8,6 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use pgdata::control_file::{ControlFile, Recovery};
-use pgdata::history;
 use pgdata::wal::directory::Directory;
 use pgdata::wal::page::PAGE_SIZE;
 use pgdata::wal::reader::{Origin, ReadError, Reader, Record};
@@ -28,9 +27,6 @@ const RECORDS: u32 = 4096;
 
 /// How much WAL before a range is looked at for what was changed last, bytes.
 const BEFORE: u64 = 8 << 20;
-
-/// Longest history file that is read, bytes.
-const MAX_HISTORY: usize = 1 << 20;
 
 /// Most timelines of which a target may have WAL.
 const MAX_CHAINS: usize = 16;
@@ -92,13 +88,8 @@ impl<'a> Wal<'a> {
 
     /// The history of a timeline, as its file here says; a timeline without a file has sprung from none.
     pub fn lineage(&self, timeline: u32) -> Result<Lineage> {
-        let file = self.directory.join(format!("{timeline:08X}.history"));
-        let text = small_file::read(&file, MAX_HISTORY).map_err(Error::on_path("read file", &file))?;
-        let ancestors = history::parse(&text.unwrap_or_default()).map_err(|invalid| {
-            Error::new(Kind::Unsupported, format!("invalid history file \"{}\"", file.display()))
-                .detail(format!("{invalid}."))
-        })?;
-        Ok(Lineage::new(timeline, &ancestors))
+        let read = Lineage::read(self.directory, timeline)?;
+        Ok(read.unwrap_or_else(|| Lineage::new(timeline, &[])))
     }
 
     /// The beginning of the oldest segment from which on none is missing before `until`.

@@ -8,6 +8,7 @@ use pgdata::control_file::{ControlFile, wal_system_identifier};
 use pgdata::wal;
 
 use super::is_missing;
+use crate::compare::wal_map::Lineage;
 use crate::data_directory::{DataDirectory, linked_wal};
 use crate::error::{Error, Result};
 use crate::host::places;
@@ -90,6 +91,11 @@ pub(super) fn timeline(directory: &Path, control: Option<&ControlFile>) -> io::R
         latest = latest.max(entry?.file_name().to_str().and_then(wal::segment_timeline));
     }
     Ok(latest)
+}
+
+/// What that timeline has sprung from, as far as a file here says.
+pub(super) fn history(directory: &Path, timeline: Option<u32>) -> Result<Option<Lineage>> {
+    timeline.map_or(Ok(None), |timeline| Lineage::read(&directory.join("pg_wal"), timeline))
 }
 
 /// How many files of pg_wal have not been archived: `archive_status/NAME.ready`.

@@ -6,12 +6,12 @@ use super::{PrimaryIdentity, refused};
 use crate::error::Error;
 use crate::wire::protocol::message::TargetInfo;
 
-/// The answer, if the target is on a timeline that this primary never saw, or further on this primary's timeline than the
+/// The answer, if the target is on a timeline that is not in this primary's history, or further on this primary's timeline than the
 /// primary itself. `flushed`: where the primary's WAL ended after the target was looked at. `resumes`: a recovery from this
 /// primary was interrupted there.
 ///
 /// A server that was primary before this one is on an earlier timeline: what it has beyond this primary cannot be told from
-/// that. The later timeline can, and so can a position that this primary has not reached: its storage was put back to an
+/// that. Another timeline can, and so can a position that this primary has not reached: its storage was put back to an
 /// older state, or it was not promoted. Either is what a wrong choice of the primary would destroy.
 pub(super) fn ahead(
     primary: &PrimaryIdentity,
@@ -27,23 +27,22 @@ pub(super) fn ahead(
         _ => 0,
     };
     let (timeline, shown) = (primary.timeline, target.directory.display());
-    if let Some(later) = target.timeline.filter(|found| *found > timeline.max(copied)) {
+    if let Some(found) = target.timeline.filter(|found| *found > copied)
+        && let Some(Unseen { which, begun }) = unseen(primary, found, target)
+    {
         if any_cluster {
-            let answer =
-                format!("a cluster of this system on a later timeline ({later}); overwrite is any_cluster");
+            let answer = format!("a cluster of this system on {which} ({found}); overwrite is any_cluster");
             return Some(Ok(answer));
         }
-        return Some(Err(refused(format!(
-            "directory \"{shown}\" is ahead of this primary: it is on a later timeline"
-        ))
-        .detail(format!(
-            "It is on timeline {later}, this primary on timeline {timeline}. It was promoted, or followed a server that was, and \
-             holds transactions that this primary has never seen. They would be lost."
-        ))
-        .hint(
-            "Make sure which of the two is to be the primary. If the other's transactions may be lost, set \
-             pgpool_recovery.overwrite = any_cluster, or pass it as an option.",
-        )));
+        return Some(Err(refused(format!("directory \"{shown}\" is ahead of this primary: it is on {which}"))
+            .detail(format!(
+                "It is on timeline {found}{begun}, this primary on timeline {timeline}. It was promoted, or followed a server that \
+                 was, and holds transactions that this primary has never seen. They would be lost."
+            ))
+            .hint(
+                "Make sure which of the two is to be the primary. If the other's transactions may be lost, set \
+                 pgpool_recovery.overwrite = any_cluster, or pass it as an option.",
+            )));
     }
     let flushed = flushed?;
     let reached = beyond(timeline, flushed, target)?;
@@ -65,6 +64,32 @@ pub(super) fn ahead(
     )))
 }
 
+/// A timeline that is not in the primary's history.
+struct Unseen {
+    /// How it is called.
+    which: &'static str,
+    /// Where it was begun, if that is what tells.
+    begun: String,
+}
+
+/// Whether the target's timeline is none of this primary's history.
+fn unseen(primary: &PrimaryIdentity, found: u32, target: &TargetInfo) -> Option<Unseen> {
+    let unseen = |which, begun| Some(Unseen { which, begun });
+    if found > primary.timeline {
+        return unseen("a later timeline", String::new());
+    }
+    // without a history file nothing says that it is another one
+    let Some(ours) = primary.history.as_ref()?.up_to(found) else {
+        return unseen("a timeline of its own", String::new());
+    };
+    let theirs = target.history.as_ref()?;
+    if theirs.ancestors() == ours.ancestors() {
+        return None;
+    }
+    let begun = format!(", begun at {} and not at {}", theirs.begin(), ours.begin());
+    unseen("a timeline of its own", begun)
+}
+
 /// A position on this timeline that the target has reached for sure and the primary has not.
 fn beyond(timeline: u32, flushed: Lsn, target: &TargetInfo) -> Option<Lsn> {
     let control = target.control.as_ref()?;
@@ -80,8 +105,8 @@ fn beyond(timeline: u32, flushed: Lsn, target: &TargetInfo) -> Option<Lsn> {
 
 #[cfg(test)]
 mod tests {
-    use crate::preflight::check_target::tests::{first_refusal, primary, refusal, target};
-    use crate::preflight::check_target::{Strategy, check_target, strategy};
+    use crate::preflight::check_target::tests::{FLUSHED, first_refusal, history, primary, refusal, target};
+    use crate::preflight::check_target::{PrimaryIdentity, Strategy, check_target, strategy};
     use crate::wire::protocol::message::{Marker, TargetInfo};
     use pgdata::control_file::ControlFile;
     use pgdata::control_file::sample;
@@ -145,7 +170,7 @@ mod tests {
         // a former primary is nearly always further on the timeline that this one has left
         let mut former = stopped.clone();
         former.control.as_mut().expect("it has one").timeline = 3;
-        former.timeline = Some(3);
+        (former.timeline, former.history) = (Some(3), None);
         assert_eq!(refused(&former, Some(Lsn(0x500_0000)), false), None);
         // an interrupted recovery has destroyed what there was
         let begun = TargetInfo { marker: Some(marker(4)), control_in_place: false, ..standby };
@@ -153,10 +178,43 @@ mod tests {
     }
 
     #[test]
+    fn a_timeline_that_was_begun_elsewhere_is_not_lost_unasked() {
+        // this primary came from timeline 1 to 3 and, at 0/5000080, to 4
+        let on = |timeline, ancestors: &[(u32, u64)]| TargetInfo {
+            timeline: Some(timeline),
+            history: Some(history(ancestors, timeline)),
+            ..target()
+        };
+        let refused = |target: &TargetInfo| first_refusal(target, false).map(|(_, error)| error.detail);
+        let (first, second) = ((1, 0x100_0000), (3, 0x500_0080));
+        for followed in [on(4, &[first, second]), on(3, &[first]), on(1, &[])] {
+            assert_eq!(refused(&followed), None);
+        }
+        for (parallel, said) in [
+            (on(4, &[first, (3, 0x400_0000)]), "timeline 4, begun at 0/4000000 and not at 0/5000080, this"),
+            (on(3, &[(1, 0x200_0000)]), "timeline 3, begun at 0/2000000 and not at 0/1000000, this"),
+            (on(2, &[(1, 0x100_0000)]), "timeline 2, this primary on timeline 4"),
+        ] {
+            let detail = refused(&parallel).flatten().expect("refused");
+            assert!(detail.contains(said), "{detail}");
+            assert!(first_refusal(&parallel, true).is_none());
+            // a copy of such a one is nothing of its own
+            let copied = Some(marker(4));
+            assert_eq!(refused(&TargetInfo { marker: copied, ..parallel }), None);
+        }
+        // without a history file nothing says that it is another one
+        assert_eq!(refused(&TargetInfo { history: None, ..target() }), None);
+        let unknown = PrimaryIdentity { history: None, ..primary() };
+        let findings = check_target(&unknown, Some(FLUSHED), &on(2, &[]), true, false);
+        assert!(findings.iter().all(|finding| finding.answer.is_ok()));
+    }
+
+    #[test]
     fn what_this_primary_never_saw_is_not_lost_unasked() {
         let step = Some("target_identity");
         for (timeline, refused) in [(None, None), (Some(3), None), (Some(4), None), (Some(5), step)] {
-            assert_eq!(refusal(|target| target.timeline = timeline), refused, "{timeline:?}");
+            let on = |target: &mut TargetInfo| (target.timeline, target.history) = (timeline, None);
+            assert_eq!(refusal(on), refused, "{timeline:?}");
         }
         let ahead = TargetInfo { timeline: Some(5), ..target() };
         let (_, error) = first_refusal(&ahead, false).expect("refused");

@@ -324,6 +324,9 @@ pub struct TargetInfo {
     pub control_in_place: bool,
     /// The latest timeline of which there is WAL, or which pg_control tells.
     pub timeline: Option<u32>,
+    /// What that has sprung from, where its history file is there.
+    #[serde(default)]
+    pub history: Option<Lineage>,
     /// How many of its WAL and history files wait to be archived, or why that cannot be told.
     pub unarchived: Result<u32>,
     /// The system identifier in pg_control, or failing that in the target's WAL.
