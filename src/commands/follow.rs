@@ -85,9 +85,11 @@ impl Following {
         match self.facts.standing(&mut session, &self.asker, false, run)? {
             Standing::Follows(place) => self.attach(session, place, false, run),
             Standing::Rejoins(place) => self.attach(session, place, true, run),
-            Standing::Diverged(error) => self.diverged(session, error, run),
+            Standing::Diverged(error) => self.diverged(session, error),
             Standing::Primary(place) => {
                 self.stop_primary(&mut session, place, run)?;
+                let mut run = Run::quiet();
+                let run = &mut run;
                 let mut session = self.look(run)?;
                 let stopped = |error: Error| {
                     let detail = error.detail.clone().map_or_else(String::new, |detail| detail + " ");
@@ -97,7 +99,7 @@ impl Following {
                 };
                 match self.facts.standing(&mut session, &self.asker, true, run)? {
                     Standing::Rejoins(place) => self.attach(session, place, true, run),
-                    Standing::Diverged(error) => self.diverged(session, stopped(error), run),
+                    Standing::Diverged(error) => self.diverged(session, stopped(error)),
                     Standing::Follows(place) | Standing::Primary(place) => Err(self
                         .runs_as_primary(place)
                         .detail("It was stopped, and something has started it again.")),
@@ -106,7 +108,7 @@ impl Following {
         }
     }
 
-    /// A session that looks at the directory, or starts or stops its server.
+    /// A session that looks at the directory, or starts or stops its server. Its end ends its run: each has one of its own.
     fn look(&self, run: &mut Run<'_>) -> Result<DropAside<Session>> {
         let Request { dest_host, dest_dir, .. } = &self.request;
         reach::look(dest_host, Path::new(dest_dir), self.facts.is_local(), &self.facts.settings, run)
@@ -143,12 +145,13 @@ impl Following {
                 .detail("It says that it is no standby, and its files say that it is one."));
         }
         let (host, directory) = (&self.request.dest_host, &self.request.dest_dir);
-        let mut session = self.look(run)?;
-        stop::stop(&mut session, &self.facts.settings, (host, directory), run).map(drop)
+        let mut run = Run::quiet();
+        let mut session = self.look(&mut run)?;
+        stop::stop(&mut session, &self.facts.settings, (host, directory), &mut run).map(drop)
     }
 
     /// Reports a server that cannot follow, or rebuilds it.
-    fn diverged(self, session: DropAside<Session>, error: Error, run: &mut Run<'_>) -> Result<Value> {
+    fn diverged(self, session: DropAside<Session>, error: Error) -> Result<Value> {
         if self.facts.settings.on_diverged == OnDiverged::Report {
             return Err(error);
         }
@@ -167,8 +170,9 @@ impl Following {
         let settings = Settings { stop_target: own.stop_target || is_running, start: true, ..own.clone() };
         script::forget(&self.request.dest_host, directory);
         first_stage::first_stage(self.request.clone(), settings)?;
-        let mut session = self.look(run)?;
-        match walsender(&mut session, &self.expected, &self.asker, run)? {
+        let mut run = Run::quiet();
+        let mut session = self.look(&mut run)?;
+        match walsender(&mut session, &self.expected, &self.asker, &mut run)? {
             Ok(own) => Ok(self.report("rebuilt", &own)),
             Err(why) => Err(self.not_streaming(&why, "", "")),
         }
@@ -184,7 +188,7 @@ impl Following {
     ) -> Result<Value> {
         let slot = &self.facts.slot_name;
         let made = self.reserve(&mut session, place, run)?;
-        if let Err(error) = self.write(&session, rejoins, run) {
+        if let Err(error) = self.write(&session, rejoins) {
             if made {
                 slot::drop_idle(slot);
             }
@@ -221,9 +225,10 @@ impl Following {
             }
             return Err(self.not_streaming(&why, lines, &format!("It was not restarted: {}.", not.message)));
         }
-        let mut session = self.look(run)?;
+        let mut run = Run::quiet();
+        let mut session = self.look(&mut run)?;
         run.blocking(|_| session.start(start_timeout))?;
-        match self.await_streaming(&mut session, run)? {
+        match self.await_streaming(&mut session, &mut run)? {
             Ok(own) => Ok(self.report("restarted", &own)),
             Err(why) => {
                 let lines = run.blocking(|_| session.log_tail())?;
@@ -249,7 +254,8 @@ impl Following {
     }
 
     /// Has the files written, under the lock that a recovery has.
-    fn write(&self, session: &Session, rejoins: bool, run: &mut Run<'_>) -> Result<()> {
+    fn write(&self, session: &Session, rejoins: bool) -> Result<()> {
+        let mut run = Run::quiet();
         let replication = self.facts.replication(session.target())?;
         let wanted = Follow {
             asker: self.asker.clone(),
