@@ -74,7 +74,7 @@ pub fn standing(
 
 /// Refuses a server of another system or another major version.
 fn demand_kin(primary: &Primary<'_>, target: &Description, directory: &Path) -> Result<()> {
-    let refused = |what: &str, theirs: &str, ours: &str| {
+    let other = |what: &str, theirs: &str, ours: &str| {
         let message = format!("the server in \"{}\" is of another {what}", directory.display());
         Err(Error::new(Kind::TargetRefused, message)
             .detail(format!("Its {what} is {theirs}, this server's is {ours}."))
@@ -82,11 +82,11 @@ fn demand_kin(primary: &Primary<'_>, target: &Description, directory: &Path) -> 
     };
     let (theirs, ours) = (target.control.system_identifier, primary.system_identifier);
     if theirs != ours {
-        return refused("system identifier", &theirs.to_string(), &ours.to_string());
+        return other("system identifier", &theirs.to_string(), &ours.to_string());
     }
     let theirs = target.major_version.as_deref().unwrap_or("unknown");
     if theirs != primary.major_version {
-        return refused("major version", theirs, primary.major_version);
+        return other("major version", theirs, primary.major_version);
     }
     Ok(())
 }
