@@ -57,10 +57,7 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     if let Some(failure) = failure.filter(|_| !is_complete_standby(session.target())) {
         return Err(failure);
     }
-    let (own, target) = (catalog::data_directory()?, session.target().clone());
-    if let Some(unknown) = run.blocking(|_| one_host::demand_own_tablespaces(Path::new(&own), &target))? {
-        log::log(&format!("pgpool_recovery: cannot tell whether the standby shares a tablespace: {unknown}"));
-    }
+    one_host::demand_own_tablespaces_of(session.target().clone(), &mut run)?;
     let expected = stop::expected(session.target())?;
     let timeout = u32::try_from(settings.start_timeout.as_secs()).unwrap_or(u32::MAX);
     let launched = run.blocking(|_| session.start(timeout))?;

@@ -18,7 +18,9 @@ use pgpool_recovery_core::sys::machine;
 use pgpool_recovery_core::sys::space::{Pool, WatchedSpace};
 use pgpool_recovery_core::wire::protocol::message::{PrimarySpace, TargetInfo};
 
+use crate::pg::{catalog, log};
 use crate::preflight::PrimaryFacts;
+use crate::run::Run;
 
 /// Where this primary writes.
 pub(crate) fn primary_space(facts: &PrimaryFacts) -> Result<PrimarySpace> {
@@ -94,10 +96,19 @@ impl Tablespaces {
     }
 }
 
+/// [`demand_own_tablespaces`] of this primary, with a line in the log where it cannot be told.
+pub(crate) fn demand_own_tablespaces_of(target: TargetInfo, run: &mut Run<'_>) -> Result<()> {
+    let own = catalog::data_directory()?;
+    if let Some(unknown) = run.blocking(|_| demand_own_tablespaces(Path::new(&own), &target))? {
+        log::log(&format!("pgpool_recovery: cannot tell whether the standby shares a tablespace: {unknown}"));
+    }
+    Ok(())
+}
+
 /// Refuses to start a standby on this host that does not have every tablespace of the primary `primary` in a
 /// directory of its own: it would replay the creation of the others. Returns why that cannot be told where it need not be.
 /// Not for the main thread: it looks at the standby's directories.
-pub(crate) fn demand_own_tablespaces(primary: &Path, target: &TargetInfo) -> Result<Option<Error>> {
+fn demand_own_tablespaces(primary: &Path, target: &TargetInfo) -> Result<Option<Error>> {
     if target.running.is_some()
         || !machine::may_be_one(machine::boot_id().as_deref(), target.boot_id.as_deref())
     {

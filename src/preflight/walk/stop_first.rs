@@ -15,7 +15,7 @@ use pgpool_recovery_core::wire::protocol::stop::Role;
 use super::{Context, Stop, not_worked_on, open, unreachable_by};
 use crate::pg::log;
 use crate::plan;
-use crate::preflight::{PrimaryFacts, reach, stop};
+use crate::preflight::{PrimaryFacts, one_host, reach, stop};
 use crate::run::Run;
 use crate::settings::Settings;
 
@@ -39,7 +39,10 @@ impl Stopped {
                 let timeout = u32::try_from(self.settings.start_timeout.as_secs()).unwrap_or(u32::MAX);
                 let directory = Path::new(&self.directory);
                 let started = reach::look(&self.host, directory, self.is_local, &self.settings, &mut run)
-                    .and_then(|mut session| run.blocking(|_| session.start(timeout)));
+                    .and_then(|mut session| {
+                        one_host::demand_own_tablespaces_of(session.target().clone(), &mut run)?;
+                        run.blocking(|_| session.start(timeout))
+                    });
                 match started {
                     Ok(_) => "and was started again".to_owned(),
                     Err(why) => format!("and could not be started again: {}", why.message),

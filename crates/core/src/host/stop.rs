@@ -83,10 +83,20 @@ fn demand_same(directory: &Path, asker: &Asker, judged: &Judged) -> Result<()> {
         .hint("See what runs there, and try again if it is to be stopped."))
 }
 
-/// What postmaster.pid says.
+/// What postmaster.pid says. Refuses one whose number another process has by now: pg_ctl would signal that one.
 fn postmaster(directory: &Path) -> Result<Option<PidFile>> {
     let path = directory.join("postmaster.pid");
-    PidFile::read(directory).map_err(Error::on_path("read file", &path))
+    let file = PidFile::read(directory).map_err(Error::on_path("read file", &path))?;
+    let Some(process) = running::find(directory)? else { return Ok(file) };
+    if file.as_ref().is_some_and(|file| file.process == process) {
+        return Ok(file);
+    }
+    let message = format!("the server in \"{}\" has lost its postmaster", directory.display());
+    Err(Error::new(Kind::InUse, message)
+        .detail(format!(
+            "Process {process} still works in the directory, but is not the one that postmaster.pid names."
+        ))
+        .hint("End that process on its host: no shutdown reaches it any more."))
 }
 
 /// What its files tell of the server. What cannot be told is an error.
@@ -298,6 +308,29 @@ mod tests {
         let cluster = Cluster { stop_command: Some(words), ..cluster };
         let error = stop_with(&cluster, server).expect_err("refused");
         assert!(error.detail.is_some_and(|detail| detail.contains("not allowed")));
+    }
+
+    #[test]
+    fn a_process_that_has_got_the_postmasters_number_is_not_signalled() {
+        let (data, cluster, mut server) = standby("kill $(head -1 $PGDATA/postmaster.pid)");
+        let place = cluster.data_directory.clone();
+        server.kill().and_then(|()| server.wait()).expect("the postmaster is killed");
+        // a backend that has not noticed
+        let program = data.path().join("postgres");
+        fs::copy("/bin/sleep", &program).expect("copy");
+        let mut orphan = std::process::Command::new(&program);
+        let mut orphan = orphan.arg("30").current_dir(&place).spawn().expect("started");
+        let mut other = std::process::Command::new("/bin/sleep");
+        let mut other = other.arg("30").current_dir("/").spawn().expect("started");
+        let text = format!("{}\n{}\n77\n", other.id(), place.display());
+        fs::write(place.join("postmaster.pid"), text).expect("write");
+        let stopped = stop(&cluster, &asker(), Duration::from_secs(1), &Cancel::new());
+        let hit = other.try_wait().expect("asked");
+        for process in [&mut orphan, &mut other] {
+            process.kill().and_then(|()| process.wait()).expect("ended");
+        }
+        assert_eq!(hit, None);
+        assert!(stopped.is_err_and(|error| error.message.contains("lost its postmaster")));
     }
 
     #[test]

@@ -72,10 +72,12 @@ impl Room {
     }
 
     /// Bytes that stay free on the file system of pg_wal while WAL comes: half of what is demanded before the run, because a
-    /// primary on the same file system writes meanwhile, too.
+    /// primary on the same file system writes meanwhile, too; or of what was free there, if that was less and the run frees what it
+    /// needs.
     pub(super) fn kept_beside_wal(&self) -> u64 {
+        let kept = |one: &FileSystem| one.kept.min(one.free) / 2;
         let of_wal = self.all.iter().find(|one| one.device == self.wal_device);
-        of_wal.map_or_else(|| self.all.iter().map(|one| one.kept).max().unwrap_or(SLACK), |one| one.kept) / 2
+        of_wal.map_or_else(|| self.all.iter().map(kept).max().unwrap_or(SLACK / 2), kept)
     }
 }
 
@@ -296,6 +298,22 @@ mod tests {
         assert_eq!(beside(Vec::new()), SLACK / 2, "the primary uses another one");
         let wal = RelPath::parse("pg_wal").expect("valid");
         assert!(beside(vec![(wal, 1)]) > SLACK / 2, "the primary uses it, too");
+    }
+
+    #[test]
+    fn what_fits_has_room_for_its_first_segment() {
+        const MB: u64 = 1 << 20;
+        let data = tempfile::tempdir().expect("temporary directory");
+        let target = DataDirectory::open(data.path()).expect("open");
+        let device = target.device_of(&RelPath::parse("x").expect("valid"));
+        // the primary's own file system, nearly full; the target's pg_wal is emptied first
+        let (free, freed, reserve) = (3000 * MB, 1000 * MB, 32 * MB);
+        let one = FileSystem { device, pool: None, shown: "x".to_owned(), free, kept: 10_240 * MB };
+        let room = Room { all: vec![one], wal_device: device };
+        let header = PlanHeader { reserve, ..PlanHeader::default() };
+        let found = Found { freed: HashMap::from([(device, freed)]), ..Found::default() };
+        room.check(&target, &FileList::default(), &header, &found).expect("it becomes no fuller");
+        assert!(free + freed >= reserve + room.kept_beside_wal());
     }
 
     #[test]

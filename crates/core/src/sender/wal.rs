@@ -84,7 +84,7 @@ impl WalStream {
         let (Link { sink, source: answers, .. }, durable) = conversation.attach_wal()?;
         let cancel = conversation.cancel.clone();
         let positions = Arc::clone(&source.positions);
-        positions.begin(durable);
+        positions.begin(segment_start(source.start, source.segment_size), durable)?;
         let wake = Arc::clone(&positions);
         cancel.on_trip(Box::new(move || wake.wake()));
         let place = conversation.place.clone();

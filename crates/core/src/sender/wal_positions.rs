@@ -49,10 +49,14 @@ impl WalPositions {
         self.changed.notify_all();
     }
 
-    /// What the target has already.
-    pub(super) fn begin(&self, durable: Lsn) {
+    /// The target has nothing before `start`, and goes on there.
+    pub(super) fn begin(&self, start: Lsn, durable: Lsn) -> Result<()> {
+        if durable != start {
+            return Err(claimed(durable).detail(format!("Nothing was sent yet, and WAL begins at {start}.")));
+        }
         let mut now = lock(&self.now);
         (now.sent, now.durable) = (durable, durable);
+        Ok(())
     }
 
     pub(super) fn set_sent(&self, position: Lsn) {
@@ -65,8 +69,7 @@ impl WalPositions {
         // a frame may be answered before the thread that sent it comes to say so
         let most = now.flushed.max(now.sent);
         if position < now.durable || position > most {
-            let message = format!("WAL is said to be durable up to {position}");
-            return Err(Error::new(Kind::ProtocolViolation, message)
+            return Err(claimed(position)
                 .detail(format!("It was durable up to {} and is flushed up to {most}.", now.durable)));
         }
         now.durable = position;
@@ -125,6 +128,10 @@ impl WalPositions {
     }
 }
 
+fn claimed(position: Lsn) -> Error {
+    Error::new(Kind::ProtocolViolation, format!("WAL is said to be durable up to {position}"))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -134,7 +141,7 @@ mod tests {
     #[test]
     fn nothing_goes_back_and_nothing_is_durable_that_was_not_flushed() {
         let positions = WalPositions::default();
-        positions.begin(Lsn(100));
+        positions.begin(Lsn(100), Lsn(100)).expect("nothing is there");
         positions.set_flushed(Lsn(500));
         positions.set_flushed(Lsn(400));
         assert_eq!(positions.behind(), 400);
@@ -147,9 +154,18 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_durable_before_anything_was_sent() {
+        let positions = WalPositions::default();
+        for wrong in [99, 101, u64::MAX] {
+            let error = positions.begin(Lsn(100), Lsn(wrong)).expect_err("a lie");
+            assert_eq!((error.kind, positions.durable()), (Kind::ProtocolViolation, Lsn(0)));
+        }
+    }
+
+    #[test]
     fn what_is_flushed_after_the_end_does_not_count() {
         let (positions, cancel) = (WalPositions::default(), Cancel::new());
-        positions.begin(Lsn(100));
+        positions.begin(Lsn(100), Lsn(100)).expect("nothing is there");
         positions.set_flushed(Lsn(200));
         assert_eq!(positions.await_beyond(Lsn(150), &cancel), Ok(Some(Lsn(200))));
         positions.end_at(Lsn(300));

@@ -20,7 +20,6 @@ use super::groups::{Digester, Group, Grouping};
 use super::lineage::{Lineage, Next};
 use crate::error::{Error, Kind, Result};
 use crate::sys::cancel::Cancel;
-use crate::sys::small_file;
 
 /// Records after which a cancel is noticed.
 const RECORDS: u32 = 4096;
