@@ -144,7 +144,9 @@ impl Session<Opened> {
         progress: Arc<Progress>,
         cancel: &Cancel,
     ) -> Result<Self> {
-        let link = connector.connect(cancel)?;
+        // the end of a session is not the end of the run that it belongs to
+        let cancel = cancel.child();
+        let link = connector.connect(&cancel)?;
         let place = connector.place();
         let control = Control::new(link, cancel.clone(), place.clone())?;
         let open = Request::Open { directory: directory.to_owned(), purpose, keep };
@@ -155,7 +157,7 @@ impl Session<Opened> {
         let conversation = Conversation {
             connector,
             control,
-            cancel: cancel.clone(),
+            cancel,
             progress,
             target,
             digest_key: DigestKey::random()?,

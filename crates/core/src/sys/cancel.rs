@@ -29,6 +29,20 @@ impl Cancel {
         Self::default()
     }
 
+    /// A switch that trips with this one, and that can trip without it.
+    pub fn child(&self) -> Self {
+        let child = Self::new();
+        // a strong reference would keep the parent by its own list
+        let (parent, switch) = (Arc::downgrade(&self.0), child.clone());
+        self.on_trip(Box::new(move || {
+            if !switch.is_tripped() {
+                let cause = parent.upgrade().and_then(|parent| lock(&parent.reason).clone());
+                switch.trip_with(cause.unwrap_or_else(Error::canceled));
+            }
+        }));
+        child
+    }
+
     /// Trips the switch and wakes everything that registered. Tripping twice is harmless.
     pub fn trip(&self) {
         self.0.tripped.store(true, Ordering::SeqCst);
@@ -76,6 +90,18 @@ impl Cancel {
 mod tests {
     use super::*;
     use crate::error::Kind;
+
+    #[test]
+    fn a_child_trips_with_its_parent_and_not_the_other_way_round() {
+        let (parent, cause) = (Cancel::new(), Error::new(Kind::DiskFull, "full"));
+        let (ended, child) = (parent.child(), parent.child());
+        ended.trip();
+        assert!(!parent.is_tripped() && !child.is_tripped());
+        parent.trip_with(cause.clone());
+        assert_eq!(child.cause(), Some(cause.clone()));
+        assert_eq!(parent.child().cause(), Some(cause), "one that is made too late");
+        assert_eq!(ended.cause(), Some(Error::canceled()), "its own end came first");
+    }
 
     #[test]
     fn wakes_once_and_late_registrants_at_once() {
