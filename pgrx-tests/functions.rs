@@ -8,7 +8,7 @@ mod tests {
     use crate::server_tests::support::{Session, eventually, fails, holds, value};
 
     /// Exactly as users and Pgpool-II know them.
-    const SIGNATURES: [&str; 15] = [
+    const SIGNATURES: [&str; 16] = [
         "pgpool_pgctl(action text, stop_mode text) boolean",
         "pgpool_recovery(script_name text, remote_host text, remote_data_directory text) boolean",
         "pgpool_recovery(script_name text, remote_host text, remote_data_directory text, primary_port text) boolean",
@@ -20,6 +20,7 @@ mod tests {
         "pgpool_recovery_1st_stage(dest_host text, dest_dir text, port text) jsonb",
         "pgpool_recovery_check(dest_host text, dest_dir text, port integer, options jsonb DEFAULT '{}'::jsonb) TABLE(step text, ok boolean, detail text, hint text)",
         "pgpool_recovery_follow(dest_host text, dest_dir text, dest_port integer, primary_host text, primary_port integer, node_id integer, options jsonb DEFAULT '{}'::jsonb) jsonb",
+        "pgpool_recovery_promote(old_host text, old_dir text, old_port integer, options jsonb DEFAULT '{}'::jsonb) jsonb",
         "pgpool_recovery_status() TABLE(host text, directory text, state text, phase text, percent integer, bytes_per_second bigint, seconds_left double precision, streams integer, total_bytes bigint, compared_bytes bigint, sent_bytes bigint, cloned_bytes bigint, known_bytes bigint, wal_bytes bigint, transport text, strategy text, pid integer, started double precision, ended double precision, sqlstate text, error text, detail text, hint text)",
         "pgpool_recovery_stop(dest_host text, dest_dir text, options jsonb DEFAULT '{}'::jsonb) jsonb",
         "pgpool_remote_start(remote_host text, remote_data_directory text) boolean",
@@ -66,7 +67,7 @@ mod tests {
 
     #[pg_test]
     fn a_null_argument_is_named() {
-        let calls: [(&str, &[(&str, &str)]); 14] = [
+        let calls: [(&str, &[(&str, &str)]); 15] = [
             ("pgpool_pgctl", &[("action", "'status'"), ("stop_mode", "''")]),
             ("pgpool_recovery", &CLASSIC),
             ("pgpool_recovery", &CLASSIC[..6]),
@@ -81,6 +82,10 @@ mod tests {
             ("pgpool_recovery_1st_stage", &FIRST_STAGE[..3]),
             ("pgpool_recovery_check", &FIRST_STAGE),
             ("pgpool_recovery_follow", &FOLLOW),
+            (
+                "pgpool_recovery_promote",
+                &[("old_host", "'h'"), ("old_dir", "'/d'"), ("old_port", "5432"), ("options", "'{}'::jsonb")],
+            ),
             (
                 "pgpool_recovery_stop",
                 &[("dest_host", "'h'"), ("dest_dir", "'/d'"), ("options", "'{}'::jsonb")],
@@ -260,6 +265,7 @@ mod tests {
             "pgpool_remote_start('h', '/d')",
             "pgpool_recovery_stop('h', '/d')",
             "pgpool_recovery_follow('h', '/d', 5433, 'p', 5432, 1)",
+            "pgpool_recovery_promote('h', '/d', 5432)",
         ] {
             let error = fails("42501", &format!("SELECT {call}"));
             assert_eq!(error.message, "permission denied to recover standbys", "{call}");

@@ -161,15 +161,25 @@ AS 'MODULE_PATHNAME', 'pgpool_recovery_check_wrapper';
 CREATE FUNCTION "pgpool_recovery_follow"(
     "dest_host" text,
     "dest_dir" text,
-    "dest_port" integer,
+    "dest_port" INT,
     "primary_host" text,
-    "primary_port" integer,
-    "node_id" integer,
+    "primary_port" INT,
+    "node_id" INT,
     "options" jsonb DEFAULT '{}'
 ) RETURNS jsonb
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_follow_wrapper';
+
+CREATE FUNCTION "pgpool_recovery_promote"(
+    "old_host" text,
+    "old_dir" text,
+    "old_port" INT,
+    "options" jsonb DEFAULT '{}'
+) RETURNS jsonb
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_promote_wrapper';
 
 CREATE FUNCTION "pgpool_recovery_status"() RETURNS TABLE (
     "host" TEXT,
@@ -231,6 +241,7 @@ REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer, jsonb)
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_check(text, text, integer, jsonb) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_stop(text, text, jsonb) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_follow(text, text, integer, text, integer, integer, jsonb) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_recovery_promote(text, text, integer, jsonb) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text, text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text, text, integer) FROM PUBLIC;

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
-use pgpool_recovery_core::error::Result;
+use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::progress::{Phase, Progress};
 use pgpool_recovery_core::sender::WalPositions;
 use pgpool_recovery_core::sys::cancel::Cancel;
@@ -21,18 +22,25 @@ pub(crate) struct Run<'a> {
     wire: Arc<AtomicU64>,
     /// A command that moves no data shows nothing.
     watch: Option<Watch<'a>>,
+    /// When its time is over, and how much that was.
+    end: Option<(Instant, Duration)>,
 }
 
 impl<'a> Run<'a> {
     /// Shows nothing.
     pub(crate) fn quiet() -> Self {
-        Self { cancel: Cancel::new(), progress: Arc::default(), wire: Arc::default(), watch: None }
+        Self { cancel: Cancel::new(), progress: Arc::default(), wire: Arc::default(), watch: None, end: None }
+    }
+
+    /// Shows nothing, and fails when its time is over.
+    pub(crate) fn within(time: Duration) -> Self {
+        Self { end: Some((Instant::now() + time, time)), ..Self::quiet() }
     }
 
     /// Shows its progress, and writes it to `recording`; a dry run has none.
     pub(crate) fn watched(progress: Arc<Progress>, recording: Option<&'a Recording<'a>>) -> Self {
         let watch = Watch::start(Arc::clone(&progress), recording);
-        Self { cancel: Cancel::new(), progress, wire: Arc::default(), watch: Some(watch) }
+        Self { cancel: Cancel::new(), progress, wire: Arc::default(), watch: Some(watch), end: None }
     }
 
     pub(crate) const fn progress(&self) -> &Arc<Progress> {
@@ -72,8 +80,12 @@ impl<'a> Run<'a> {
 
     /// The switch of a job, and what the main thread does while it runs.
     fn at_work(&mut self, slot: Option<&Slot>) -> (&Cancel, impl FnMut() -> Result<()>) {
-        let Self { cancel, watch, .. } = self;
-        (cancel, move || watch.as_mut().map_or(Ok(()), |watch| watch.tick(slot)))
+        let Self { cancel, watch, end, .. } = self;
+        let tick = move || match end {
+            Some((end, time)) if Instant::now() >= *end => Err(too_late(*time)),
+            _ => watch.as_mut().map_or(Ok(()), |watch| watch.tick(slot)),
+        };
+        (cancel, tick)
     }
 
     /// Enters a phase and shows it at once.
@@ -111,4 +123,9 @@ impl<'a> Run<'a> {
             watch.data_done();
         }
     }
+}
+
+fn too_late(time: Duration) -> Error {
+    Error::new(Kind::Unreachable, format!("it took longer than {:.1} s", time.as_secs_f32()))
+        .hint("Check that its host is up and reachable.")
 }

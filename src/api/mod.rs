@@ -15,9 +15,10 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{JsonB, default, extension_sql, name, pg_extern};
 
 use crate::api::caller::{act, call};
-use crate::commands::{check, first_stage, follow, status, stop};
+use crate::commands::{check, first_stage, follow, promote, status, stop};
 use crate::pg::json::{JsonText, to_jsonb};
 use crate::pg::text::{Text, server_text};
+use crate::preflight::authority;
 use crate::settings::Settings;
 use crate::settings::request::{self, Request, required};
 
@@ -205,6 +206,27 @@ fn pgpool_recovery_follow(
     })
 }
 
+#[pg_extern(volatile, parallel_unsafe)]
+fn pgpool_recovery_promote(
+    old_host: Option<Text>,
+    old_dir: Option<Text>,
+    old_port: Option<i32>,
+    options: default!(Option<JsonText>, "'{}'"),
+) -> Result<JsonB, ErrorReport> {
+    act(|caller| {
+        let old = promote::Old::read(
+            old_host.map(|host| string("old_host", Some(host))).transpose()?,
+            old_dir.map(|dir| string("old_dir", Some(dir))).transpose()?,
+            old_port,
+        )?;
+        let options = required("options", options)?.parse("options")?;
+        let set = caller.settings()?;
+        let settings = set.clone().overlay(&options)?;
+        authority::demand_no_weaker_fence(&settings, set.fence)?;
+        Ok(to_jsonb(&promote::promote(old.as_ref(), &settings)?))
+    })
+}
+
 extension_sql!(
     r"
 CREATE VIEW pgpool_recovery_status AS
@@ -235,6 +257,7 @@ REVOKE EXECUTE ON FUNCTION pgpool_recovery_1st_stage(text, text, integer, jsonb)
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_check(text, text, integer, jsonb) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_stop(text, text, jsonb) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery_follow(text, text, integer, text, integer, integer, jsonb) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pgpool_recovery_promote(text, text, integer, jsonb) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text, text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pgpool_recovery(text, text, text, text, integer) FROM PUBLIC;

@@ -44,8 +44,22 @@ pub(crate) fn follow(request: Request, settings: Settings) -> Result<Value> {
         )
         .hint("Leave it out: a recovery has it."));
     }
-    let begin = Instant::now();
     let mut run = Run::quiet();
+    prepare(request, settings, &mut run)?.run(&mut run)
+}
+
+/// Tells the server to follow this one, and waits for nothing. It is neither restarted nor rebuilt.
+pub(crate) fn tell(
+    request: Request,
+    settings: Settings,
+    run: &mut Run<'_>,
+) -> Result<std::result::Result<Value, Told>> {
+    let following = prepare(request, Settings { on_diverged: OnDiverged::Report, ..settings }, run)?;
+    following.tell_or_report(run)
+}
+
+fn prepare(request: Request, settings: Settings, run: &mut Run<'_>) -> Result<Following> {
+    let begin = Instant::now();
     let own = catalog::own_address()?;
     let (host, directory) = (request.dest_host.clone(), request.dest_dir.clone());
     let (transport, reach) = (settings.transport, settings.reach()?);
@@ -55,8 +69,39 @@ pub(crate) fn follow(request: Request, settings: Settings) -> Result<Value> {
     let facts = PrimaryFacts::gather(named, settings, own.server, is_local)?;
     facts.demand_may_be_followed()?;
     run.blocking(|_| facts.demand_other_directory())?;
-    let (asker, expected) = (stop::asker(&mut run)?, facts.expected()?);
-    Following { request, facts, asker, expected, begin }.run(&mut run)
+    let (asker, expected) = (stop::asker(run)?, facts.expected()?);
+    Ok(Following { request, facts, asker, expected, begin })
+}
+
+/// A server that has been told to follow, and is not seen to yet.
+pub(crate) struct Told {
+    following: Following,
+    session: DropAside<Session>,
+    rejoins: bool,
+}
+
+impl Told {
+    /// What a follow would return, once it streams; until then why it does not.
+    pub(crate) fn look(&mut self, run: &mut Run<'_>) -> Result<std::result::Result<Value, String>> {
+        let Following { expected, asker, .. } = &self.following;
+        Ok(match walsender(&mut self.session, expected, asker, run)? {
+            Ok(own) if own.is_streaming => Ok(self.following.report(how(self.rejoins), &own)),
+            Ok(own) => Err(format!("Its walsender is in state \"{}\".", own.state)),
+            Err(why) => Err(why),
+        })
+    }
+
+    /// Why it is not waited for any longer.
+    pub(crate) fn given_up(&mut self, why: &str, run: &mut Run<'_>) -> Error {
+        let lines = run.blocking(|_| self.session.log_tail()).unwrap_or_default();
+        let lines = if self.rejoins { lines.as_str() } else { since_reload(&lines) };
+        self.following.not_streaming(why, lines, "It was not restarted.")
+    }
+}
+
+/// How a server that follows has come to that.
+const fn how(rejoins: bool) -> &'static str {
+    if rejoins { "rejoined" } else { "following" }
 }
 
 /// One server on its way to follow this one.
@@ -178,6 +223,54 @@ impl Following {
         }
     }
 
+    /// Gives the server its files; it is started if it rejoins.
+    fn tell(
+        &self,
+        session: &mut DropAside<Session>,
+        place: Place,
+        rejoins: bool,
+        run: &mut Run<'_>,
+    ) -> Result<()> {
+        let made = self.reserve(session, place, run)?;
+        if let Err(error) = self.write(session, rejoins) {
+            if made {
+                slot::drop_idle(&self.facts.slot_name);
+            }
+            return Err(error);
+        }
+        if rejoins {
+            let start_timeout = self.start_timeout();
+            run.blocking(|_| session.start(start_timeout))?;
+        }
+        Ok(())
+    }
+
+    fn start_timeout(&self) -> u32 {
+        u32::try_from(self.facts.settings.start_timeout.as_secs()).unwrap_or(u32::MAX)
+    }
+
+    /// The same as [`Self::run`] without what takes long: the report of a server that streams already, or the server that was told.
+    fn tell_or_report(self, run: &mut Run<'_>) -> Result<std::result::Result<Value, Told>> {
+        let mut session = self.look(run)?;
+        demand_cluster(session.target())?;
+        let is_running = session.target().running.is_some();
+        if is_running
+            && session.target().system_identifier == Some(self.asker.system_identifier)
+            && let Ok(own) = walsender(&mut session, &self.expected, &self.asker, run)?
+            && own.is_streaming
+        {
+            return Ok(Ok(self.report("following", &own)));
+        }
+        let (place, rejoins) = match self.facts.standing(&mut session, &self.asker, false, run)? {
+            Standing::Follows(place) => (place, false),
+            Standing::Rejoins(place) => (place, true),
+            Standing::Diverged(error) => return Err(error),
+            Standing::Primary(place) => return Err(self.runs_as_primary(place)),
+        };
+        self.tell(&mut session, place, rejoins, run)?;
+        Ok(Err(Told { following: self, session, rejoins }))
+    }
+
     /// Gives the server its files, and waits until it streams.
     fn attach(
         self,
@@ -186,21 +279,10 @@ impl Following {
         rejoins: bool,
         run: &mut Run<'_>,
     ) -> Result<Value> {
-        let slot = &self.facts.slot_name;
-        let made = self.reserve(&mut session, place, run)?;
-        if let Err(error) = self.write(&session, rejoins) {
-            if made {
-                slot::drop_idle(slot);
-            }
-            return Err(error);
-        }
-        let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
-        let start_timeout = seconds(self.facts.settings.start_timeout);
-        if rejoins {
-            run.blocking(|_| session.start(start_timeout))?;
-        }
+        self.tell(&mut session, place, rejoins, run)?;
+        let start_timeout = self.start_timeout();
         let why = match self.await_streaming(&mut session, run)? {
-            Ok(own) => return Ok(self.report(if rejoins { "rejoined" } else { "following" }, &own)),
+            Ok(own) => return Ok(self.report(how(rejoins), &own)),
             Err(why) => why,
         };
         let lines = run.blocking(|_| session.log_tail())?;

@@ -6,6 +6,7 @@ pub(crate) mod first_stage;
 pub(crate) mod follow;
 pub(crate) mod legacy_call;
 pub(crate) mod pgctl;
+pub(crate) mod promote;
 pub(crate) mod remote_start;
 pub(crate) mod script;
 pub(crate) mod status;

@@ -100,6 +100,34 @@ pub(crate) fn primary() -> Result<Primary> {
     Ok(primary)
 }
 
+/// What a standby says of its recovery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Replay {
+    /// How far it has received WAL since its start; `None`: it has received none.
+    pub(crate) received: Option<Lsn>,
+    /// Whether replay is paused, or is asked to pause.
+    pub(crate) is_paused: bool,
+    /// Whether the startup process waits for WAL: all that can be read is replayed.
+    pub(crate) waits_for_wal: bool,
+}
+
+/// What this server says of its recovery, as long as that goes on.
+pub(crate) fn replay() -> Result<Replay> {
+    let sql = "SELECT (pg_catalog.pg_last_wal_receive_lsn() - '0/0'::pg_lsn)::text,
+                   (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_is_wal_replay_paused() ELSE false END)::text,
+                   EXISTS (SELECT FROM pg_catalog.pg_stat_activity AS a WHERE a.backend_type = 'startup'
+                       AND a.wait_event IN ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval'))::text";
+    let mut row = query::row(sql, &[])?;
+    let received = row.string("a position")?.and_then(|lsn| lsn.parse().ok().map(Lsn));
+    let mut truth = || row.bytes().as_deref() == Some(b"true");
+    Ok(Replay { received, is_paused: truth(), waits_for_wal: truth() })
+}
+
+/// Asks this server, a standby, to end its recovery; waits for nothing.
+pub(crate) fn request_promotion() -> Result<()> {
+    query::row("SELECT pg_catalog.pg_promote(false)::text", &[]).map(drop)
+}
+
 /// The parameters of which a hot standby must have as much as this server.
 pub(crate) fn required_by_standbys() -> Result<Vec<Required>> {
     let sql = "SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(

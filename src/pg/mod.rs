@@ -34,6 +34,7 @@ pub(crate) mod privileges;
 pub(crate) mod progress;
 pub(crate) mod query;
 pub(crate) mod raised;
+pub(crate) mod recovery;
 pub(crate) mod slot;
 pub(crate) mod text;
 pub(crate) mod threads;

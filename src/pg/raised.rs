@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use pgpool_recovery_core::error::{Error, Kind};
+use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 
@@ -23,6 +23,15 @@ pub(crate) fn noting<T>(act: impl FnOnce() -> T, note: impl FnOnce(Raised)) -> T
     catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|payload| {
         note(Raised::of(&*payload));
         resume_unwind(payload)
+    })
+}
+
+/// Runs `act`, of which an ERROR is an error like any other. Only for what leaves nothing behind that a transaction's end would
+/// have to clean up. A cancel or a termination goes on its way.
+pub(crate) fn caught<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|payload| {
+        let error = Raised::of(&*payload).error();
+        if error.kind == Kind::Canceled { resume_unwind(payload) } else { Err(error) }
     })
 }
 

@@ -9,8 +9,8 @@ use pgpool_recovery_core::manifest::path::normalize_directory;
 use pgpool_recovery_core::replication::own_address::{Leads, Server, leads};
 use pgpool_recovery_core::sys::cancel::Cancel;
 
-use crate::settings::Settings;
 use crate::settings::request::{Request, shown};
+use crate::settings::{Fence, Settings};
 
 /// Reads `local_directories`: comma-separated absolute directories.
 pub(crate) fn local_directories(text: &str) -> Result<Vec<PathBuf>> {
@@ -56,6 +56,17 @@ pub(crate) fn demand_may_stop(settings: &Settings) -> Result<()> {
     Err(Error::new(Kind::InsufficientPrivilege, "permission denied to stop a server")
         .detail("Only a superuser may, or a role that may recover standbys where pgpool_recovery.stop_target is on.")
         .hint("Ask an administrator to set pgpool_recovery.stop_target, or to stop the server."))
+}
+
+/// Refuses to promote with less of a fence than an administrator has set, for a caller who is no superuser. That he may
+/// promote is the right to have exactly the primary of this standby stopped, so more of it is his to choose.
+pub(crate) fn demand_no_weaker_fence(settings: &Settings, set: Fence) -> Result<()> {
+    if settings.caller_is_superuser || settings.fence.fencing() >= set.fencing() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::InsufficientPrivilege, "permission denied to pass a weaker \"fence\" than is set")
+        .detail("Only superusers may.")
+        .hint("Leave the option out, or ask an administrator to set pgpool_recovery.fence."))
 }
 
 /// The addresses of this server.
@@ -196,6 +207,19 @@ mod tests {
         };
         assert!(may(true, false).is_ok() && may(false, true).is_ok());
         assert_eq!(may(false, false).expect_err("no right").kind, Kind::InsufficientPrivilege);
+    }
+
+    #[test]
+    fn a_role_may_fence_more_than_is_set_and_not_less() {
+        let may = |caller_is_superuser, fence, set| {
+            let settings = Settings { caller_is_superuser, fence, ..Settings::default() };
+            demand_no_weaker_fence(&settings, set).is_ok()
+        };
+        assert!(may(false, Fence::Required, Fence::BestEffort) && may(false, Fence::BestEffort, Fence::Off));
+        assert!(may(false, Fence::Off, Fence::Off) && may(true, Fence::Off, Fence::Required));
+        assert!(
+            !may(false, Fence::Off, Fence::BestEffort) && !may(false, Fence::BestEffort, Fence::Required)
+        );
     }
 
     #[test]

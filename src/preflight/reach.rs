@@ -48,6 +48,41 @@ pub(crate) fn connector(
     Ok(Arc::new(AgentConnector::new(host, settings.agent_port, secret, wire)?))
 }
 
+/// The way to a directory that is only looked at, found out before a thread goes it.
+pub(crate) struct Way {
+    host: String,
+    directory: PathBuf,
+    transport: Transport,
+    reach: Reach,
+    local: LocalConnector,
+    /// Read only if it is needed: a set-up without agents has no secret.
+    agent: Result<Arc<dyn Connector>>,
+}
+
+impl Way {
+    pub(crate) fn to(host: &str, directory: &str, settings: &Settings) -> Result<Self> {
+        let (programs, origin) = (catalog::bin_directory()?.into(), catalog::data_directory()?.into());
+        let reach = settings.reach()?;
+        Ok(Self {
+            host: host.to_owned(),
+            directory: directory.into(),
+            transport: settings.transport,
+            local: LocalConnector::new(programs, origin, reach.clone()),
+            reach,
+            agent: connector(host, settings, None, Arc::default()),
+        })
+    }
+
+    /// Goes it. Touches nothing of PostgreSQL's.
+    pub(crate) fn look(self, cancel: &Cancel) -> Result<DropAside<Session>> {
+        let Self { host, directory, transport, reach, local, agent } = self;
+        let is_local = is_local(&host, transport, &reach, &directory.to_string_lossy(), cancel)?;
+        let connector: Arc<dyn Connector> = if is_local { Arc::new(local) } else { agent? };
+        Session::open(connector, &directory, Purpose::Look, Vec::new(), Arc::default(), cancel)
+            .map(DropAside::new)
+    }
+}
+
 /// A session that only looks at a directory, or starts or stops its server.
 pub(crate) fn look(
     host: &str,

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use pgdata::wal::Lsn;
 use pgpool_recovery_core::compare::wal_map::Wal;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::control;
@@ -15,7 +16,7 @@ use pgpool_recovery_core::sys::{FileId, machine};
 use pgpool_recovery_core::wire::protocol::message::TargetInfo;
 use pgpool_recovery_core::wire::protocol::stop::{Asker, Mode, Role, Stopped};
 
-use crate::pg::{catalog, log, threads};
+use crate::pg::{catalog, log, recovery, threads};
 use crate::preflight::PrimaryFacts;
 use crate::run::Run;
 use crate::settings::Settings;
@@ -29,15 +30,35 @@ const LOOK: Duration = Duration::from_millis(100);
 /// This server, as it asks for the end of another.
 pub(crate) fn asker(run: &mut Run<'_>) -> Result<Asker> {
     let primary = catalog::primary()?;
+    let timeline = primary.timeline;
+    asker_on(primary, timeline, None, run)
+}
+
+/// This standby, as it asks for the end of the primary that it has followed.
+pub(crate) fn asking_standby(run: &mut Run<'_>) -> Result<Asker> {
+    let (timeline, replayed) = recovery::replayed();
+    asker_on(catalog::primary()?, timeline, Some(replayed), run)
+}
+
+fn asker_on(
+    primary: catalog::Primary,
+    timeline: u32,
+    replayed: Option<Lsn>,
+    run: &mut Run<'_>,
+) -> Result<Asker> {
     let directory = Path::new(&primary.data_directory);
     let metadata = std::fs::metadata(directory).map_err(Error::on_path("stat directory", directory))?;
     let (control, _) = control::read(directory)?;
     let wal_directory = directory.join("pg_wal");
     let wal = Wal::new(&wal_directory, &control);
-    let history = wal.lineage(primary.timeline)?;
+    let history = wal.lineage(timeline)?;
+    let pasts = run.blocking(|cancel| match replayed {
+        Some(to) => wal.pasts_of_standby(&history, to, cancel),
+        None => wal.pasts(&history, cancel),
+    })?;
     Ok(Asker {
         system_identifier: primary.system_identifier,
-        pasts: run.blocking(|cancel| wal.pasts(&history, cancel))?,
+        pasts,
         history,
         identity: FileId::from(&metadata),
         boot_id: machine::boot_id(),
@@ -85,11 +106,12 @@ const fn described(role: Role) -> &'static str {
     match role {
         Role::Standby => "a standby",
         Role::FormerPrimary => "a primary that was replaced",
+        Role::OwnPrimary => "the primary that this standby followed",
     }
 }
 
 /// As pg_ctl calls it.
-const fn mode_name(mode: Mode) -> &'static str {
+pub(crate) const fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Fast => "fast",
         Mode::Immediate => "immediate",

@@ -4,6 +4,7 @@
 //!  table     every setting and option, one row each: begin here to add one
 //!  macros    what is made of a row
 //!  kinds     integers, texts, choices, ...: how a value is stored, read and checked
+//!  nodes     the nodes beside a standby that is promoted
 //!  values    texts that hold a list
 //!  options   the options of one call, laid over the settings
 //!  request   the arguments of the SQL functions
@@ -15,6 +16,7 @@
 
 mod kinds;
 mod macros;
+mod nodes;
 pub(crate) mod options;
 pub(crate) mod request;
 mod table;
@@ -25,8 +27,9 @@ use pgrx::guc::{GucContext, GucFlags};
 
 use crate::pg::compat;
 use crate::settings::kinds::{Definition, Setting, Text};
+pub(crate) use crate::settings::nodes::OtherNode;
 pub(crate) use crate::settings::table::{
-    Compression, OnDiverged, Overwrite, Scripts, Settings, SkipUnchanged, Transport,
+    Compression, Fence, OnDiverged, Overwrite, Scripts, Settings, SkipUnchanged, Transport,
 };
 
 static PG_CTL: Text = Text::new(c"");

@@ -103,13 +103,13 @@ pub(super) fn choice<T: Copy>(key: &str, value: &Value, choices: &[(&CStr, T)]) 
     })
 }
 
-fn invalid(key: &str, value: &Value, expected: &str) -> Error {
+pub(super) fn invalid(key: &str, value: &Value, expected: &str) -> Error {
     Error::new(Kind::InvalidArgument, format!("invalid value for option \"{key}\""))
         .detail(format!("{expected}; found {}.", found(value)))
         .hint(format!("Options are: {}.", names()))
 }
 
-fn found(value: &Value) -> String {
+pub(super) fn found(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
         Value::Bool(truth) => truth.to_string(),
@@ -128,7 +128,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::settings::{Compression, Overwrite, Scripts, Transport};
+    use crate::settings::{Compression, Fence, Overwrite, Scripts, Transport};
 
     fn overlay(options: Value) -> Result<Settings> {
         Settings { caller_is_superuser: true, ..Settings::default() }.overlay(&options)
@@ -142,7 +142,7 @@ mod tests {
             "restore_command": "cp %f %p", "overwrite": "any_cluster", "keep_files": "a, b",
             "tablespace_mapping": "/a=/b", "jobs": 3, "compression": "zstd", "max_rate": 1024,
             "clone": false, "verify_checksums": false, "scripts": "refuse", "start_timeout": 5, "node_id": 2,
-            "dest_port": 65535, "wait_for_checkpoint": true, "start": true, "dry_run": false
+            "fence": "required", "deadline": 3600, "nodes": [], "dest_port": 65535, "wait_for_checkpoint": true, "start": true, "dry_run": false
         }))
         .expect("valid options");
         let expected = Settings {
@@ -166,6 +166,8 @@ mod tests {
             verify_checksums: false,
             scripts: Scripts::Refuse,
             start_timeout: Duration::from_secs(5),
+            fence: Fence::Required,
+            deadline: Duration::from_secs(3600),
             caller_is_superuser: true,
             node_id: Some(2),
             dest_port: Some(65535),
@@ -180,6 +182,9 @@ mod tests {
     fn every_key_refuses_a_wrong_type_by_name() {
         for key in all().map(|option| option.name) {
             for value in [json!(null), json!([]), json!({}), json!(-1.5), json!(-1)] {
+                if key == "nodes" && value == json!([]) {
+                    continue;
+                }
                 let error = overlay(json!({ key: value })).expect_err(key);
                 assert_eq!(error.kind, Kind::InvalidArgument, "{key}: {error}");
                 assert!(error.message.contains(&format!("\"{key}\"")), "{error}");

@@ -2,6 +2,7 @@
 
 use crate::settings::kinds::{Boolean, Choice, Integer, Real, Seconds, Text};
 use crate::settings::macros::{choices, settings};
+use crate::settings::nodes::{OtherNode, nodes};
 use crate::settings::options::{boolean, integer};
 use crate::settings::request::host;
 use crate::settings::values::{keep_files, tablespace_mapping};
@@ -91,6 +92,13 @@ settings! {
         on_diverged: Choice<OnDiverged> = Choice::new(OnDiverged::Report), option: All, shown: All,
             "What pgpool_recovery_follow() does with a server that has diverged: report it, or rebuild it.";
 
+        fence: Choice<Fence> = Choice::new(Fence::BestEffort), option: All, shown: All,
+            "Whether a promotion stops the old primary first: best_effort, required or off.";
+
+        // at most an hour
+        deadline: Seconds = Seconds::new(20, 1..=3600), option: All, shown: All,
+            "How long a promotion may take, with all that belongs to it.";
+
         // read when it binds a caller: preflight::authority
         local_directories: Text = Text::new(c""), option: NoOne, shown: Superusers,
             "Directories beneath which callers who are not superusers may have local targets, separated by commas.";
@@ -102,6 +110,9 @@ settings! {
 
         dest_port: Option<u16> = |key, value| integer(key, value, &(1..=65_535)).map(|port| Some(port as u16)),
             "The target's own port.";
+
+        nodes: Vec<OtherNode> = nodes,
+            "The nodes that are to follow a standby that is promoted.";
 
         wait_for_checkpoint: bool = boolean,
             "Whether the backup waits for a spread checkpoint instead of asking for a fast one.";
@@ -128,6 +139,16 @@ choices! {
         Agent = c"agent",
         /// Always written directly.
         Local = c"local",
+    }
+
+    /// What is done to the old primary before a standby is promoted.
+    Fence {
+        /// It is stopped if it can be reached.
+        BestEffort = c"best_effort",
+        /// Without its end nothing is promoted.
+        Required = c"required",
+        /// Nothing.
+        Off = c"off",
     }
 
     /// Which non-empty target may be replaced.

@@ -33,7 +33,7 @@ impl Stopped {
     pub(super) fn start_again(&self, error: Error) -> Error {
         let outcome = match self.role {
             // it would be a second primary (S11)
-            Role::FormerPrimary => "and stays stopped".to_owned(),
+            Role::FormerPrimary | Role::OwnPrimary => "and stays stopped".to_owned(),
             Role::Standby => {
                 let mut run = Run::quiet();
                 let timeout = u32::try_from(self.settings.start_timeout.as_secs()).unwrap_or(u32::MAX);

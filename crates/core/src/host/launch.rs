@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::patience::Patience;
 use super::policy::Cluster;
 use super::server_log::{Logs, START_LOG};
-use super::{configured, running};
+use super::{configured, fence, running};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::MARKER;
 use crate::sys::cancel::Cancel;
@@ -42,6 +42,7 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
             .detail("A recovery of this directory was interrupted.")
             .hint("Run the recovery again; it sends only what is missing."));
     }
+    fence::demand_none(directory)?;
     // a server keeps the file until it is promoted
     if !directory.join(STANDBY_SIGNAL).exists() {
         return Err(no_standby(directory));
@@ -232,6 +233,8 @@ fn shell_quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::exclude::FENCED;
+    use crate::wire::protocol::describe::FenceMark;
 
     /// A cluster whose server is a `sleep` that postmaster.pid names, started by `start` in the data directory. As
     /// `postgres -C data_directory` says, its configuration leads to `configured`.
@@ -316,6 +319,25 @@ mod tests {
         let log = "LOG:  invalid value for parameter \"port\": \"x\"\nFATAL:  configuration file \"f\" contains errors";
         assert_eq!(cause(log).as_deref(), Some("invalid value for parameter \"port\": \"x\""));
         assert_eq!(cause("waiting for server to start"), None);
+    }
+
+    #[test]
+    fn what_was_fenced_is_not_started() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        fs::write(data.path().join(STANDBY_SIGNAL), "").expect("write");
+        let refused = || {
+            start(&in_directory(data.path()), Duration::from_secs(1), &Cancel::new()).expect_err("refused")
+        };
+        let mark = FenceMark { by: "node 1".to_owned(), ..FenceMark::default() };
+        fence::write(data.path(), &mark).expect("writes");
+        let error = refused();
+        assert!(error.message.contains("was fenced") && error.hint.is_some(), "{error:?}");
+        assert!(error.detail.is_some_and(|it| it.contains("node 1") && it.contains(FENCED)));
+        fs::write(data.path().join(FENCED), "nonsense").expect("write");
+        assert!(refused().message.contains("cannot be understood"));
+        assert_eq!(fence::remove(data.path()), Ok(true));
+        assert_eq!(fence::remove(data.path()), Ok(false));
+        assert!(!refused().message.contains("fenced"));
     }
 
     #[test]

@@ -71,12 +71,21 @@ pub(super) fn may_stop(asker: &Asker, running: &Running, directory: &Path) -> Re
     Ok(Role::FormerPrimary)
 }
 
-/// Refuses a primary whose WAL does not show that it is the one whose timeline the asker's history has left.
-pub(super) fn demand_past(asker: &Asker, running: &Running, directory: &Path, cancel: &Cancel) -> Result<()> {
+/// What the proof of a primary that was replaced is about, and what to do without it.
+pub(super) const REPLACED: (&str, &str) = ("was replaced", "If it was, stop it on its own host.");
+
+/// Refuses a primary whose WAL does not show that it is the one whose timeline the asker's history has left, or is on.
+pub(super) fn demand_past(
+    asker: &Asker,
+    running: &Running,
+    directory: &Path,
+    (question, hint): (&str, &str),
+    cancel: &Cancel,
+) -> Result<()> {
     let timeline = running.history.timeline();
     let refused = |detail: String| {
-        let message = format!("cannot tell whether the primary in \"{}\" was replaced", directory.display());
-        Error::new(Kind::TargetRefused, message).detail(detail).hint("If it was, stop it on its own host.")
+        let message = format!("cannot tell whether the primary in \"{}\" {question}", directory.display());
+        Error::new(Kind::TargetRefused, message).detail(detail).hint(hint)
     };
     let Some(past) = asker.pasts.iter().find(|past| past.timeline == timeline) else {
         return Err(refused(format!(
@@ -186,7 +195,7 @@ mod tests {
         let former = running(State::InProduction, 3, false);
         let demand = |pasts| {
             let asker = Asker { pasts, ..asker() };
-            demand_past(&asker, &former, data.path(), &Cancel::new()).expect_err("refused")
+            demand_past(&asker, &former, data.path(), REPLACED, &Cancel::new()).expect_err("refused")
         };
         let past = |timeline| Past { timeline, from: Lsn(1 << 24), to: Lsn(1 << 25), digest: [0; 16] };
         for (pasts, why) in

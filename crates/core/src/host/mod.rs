@@ -5,14 +5,18 @@ pub mod configured;
 pub mod control;
 pub mod describe;
 pub mod fence;
+pub mod fence_primary;
 pub mod inspect;
 pub mod launch;
 pub mod policy;
 pub(crate) mod running;
 pub mod stop;
+pub mod turn;
+pub mod upstream;
 
 pub(crate) mod follow;
 pub(crate) mod login;
+mod may_fence;
 mod may_stop;
 pub(crate) mod neighbours;
 mod patience;

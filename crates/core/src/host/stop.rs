@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::launch::STANDBY_SIGNAL;
-use super::may_stop::{Running, demand_past, may_stop};
+use super::may_stop::{REPLACED, Running, demand_past, may_stop};
 use super::policy::Cluster;
 use super::procfs::PidFile;
 use super::{control, inspect, running, server_log};
@@ -20,11 +20,16 @@ use crate::wire::protocol::stop::{Asker, Mode, Role, Stopped};
 const IMMEDIATE: Duration = Duration::from_secs(10);
 
 /// A running server that may be stopped.
-struct Judged {
+pub(super) struct Judged {
     role: Role,
     timeline: u32,
     postmaster: Option<PidFile>,
+    /// What has said so, and is asked again.
+    by: Judge,
 }
+
+/// What the server is that is found in a directory, if it may be stopped.
+pub(super) type Judge = fn(&Asker, &Running, &Path) -> Result<Role>;
 
 /// Stops the server in a directory, if it is one that `asker` may stop. `None` if none runs there.
 ///
@@ -32,10 +37,21 @@ struct Judged {
 /// the server may still be stopped then.
 pub fn stop(cluster: &Cluster, asker: &Asker, timeout: Duration, cancel: &Cancel) -> Result<Option<Stopped>> {
     let Some(judged) = judge(cluster, asker, cancel)? else { return Ok(None) };
+    stop_judged(cluster, asker, &judged, timeout, cancel).map(Some)
+}
+
+/// Stops a server that was judged.
+pub(super) fn stop_judged(
+    cluster: &Cluster,
+    asker: &Asker,
+    judged: &Judged,
+    timeout: Duration,
+    cancel: &Cancel,
+) -> Result<Stopped> {
     let begin = Instant::now();
-    let mode = shut_down(cluster, asker, &judged, timeout, cancel)?;
+    let mode = shut_down(cluster, asker, judged, timeout, cancel)?;
     let milliseconds = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-    Ok(Some(Stopped { role: judged.role, mode, milliseconds }))
+    Ok(Stopped { role: judged.role, mode, milliseconds })
 }
 
 /// What the server in a directory is to `asker`, if one runs there. Fails if it may not be stopped.
@@ -44,13 +60,8 @@ pub fn may_be_stopped(cluster: &Cluster, asker: &Asker, cancel: &Cancel) -> Resu
 }
 
 fn judge(cluster: &Cluster, asker: &Asker, cancel: &Cancel) -> Result<Option<Judged>> {
+    demand_allowed(cluster)?;
     let directory = &cluster.data_directory;
-    if !cluster.allow_stop {
-        let message = format!("the agent may not stop the server in \"{}\"", directory.display());
-        return Err(Error::new(Kind::InsufficientPrivilege, message)
-            .detail("Its configuration does not say allow_stop = true for this directory.")
-            .hint("Set allow_stop = true for the cluster in agent.toml and reload the agent, or stop the server by hand."));
-    }
     if running::server(directory)?.is_none() {
         return Ok(None);
     }
@@ -58,9 +69,28 @@ fn judge(cluster: &Cluster, asker: &Asker, cancel: &Cancel) -> Result<Option<Jud
     let found = look(directory)?;
     let role = may_stop(asker, &found, directory)?;
     if role == Role::FormerPrimary {
-        demand_past(asker, &found, directory, cancel)?;
+        demand_past(asker, &found, directory, REPLACED, cancel)?;
     }
-    Ok(Some(Judged { role, timeline: found.history.timeline(), postmaster }))
+    Ok(Some(Judged::new(role, &found, postmaster, may_stop)))
+}
+
+/// Refuses a directory whose server an agent may not stop.
+pub(super) fn demand_allowed(cluster: &Cluster) -> Result<()> {
+    let directory = &cluster.data_directory;
+    if !cluster.allow_stop {
+        let message = format!("the agent may not stop the server in \"{}\"", directory.display());
+        return Err(Error::new(Kind::InsufficientPrivilege, message)
+            .detail("Its configuration does not say allow_stop = true for this directory.")
+            .hint("Set allow_stop = true for the cluster in agent.toml and reload the agent, or stop the server by hand."));
+    }
+    Ok(())
+}
+
+impl Judged {
+    /// A server that was found to be this to the asker, and whose WAL has shown it.
+    pub(super) fn new(role: Role, found: &Running, postmaster: Option<PidFile>, by: Judge) -> Self {
+        Self { role, timeline: found.history.timeline(), postmaster, by }
+    }
 }
 
 /// Refuses a server that is no longer the one that was judged: promoted meanwhile, or another one. Its WAL is not read
@@ -68,7 +98,7 @@ fn judge(cluster: &Cluster, asker: &Asker, cancel: &Cancel) -> Result<Option<Jud
 fn demand_same(directory: &Path, asker: &Asker, judged: &Judged) -> Result<()> {
     let postmaster = postmaster(directory)?;
     let found = look(directory)?;
-    let role = may_stop(asker, &found, directory)?;
+    let role = (judged.by)(asker, &found, directory)?;
     let process = |file: &Option<PidFile>| file.as_ref().map(|file| (file.process, file.started));
     let is_same = role == judged.role
         && process(&postmaster) == process(&judged.postmaster)
@@ -84,7 +114,7 @@ fn demand_same(directory: &Path, asker: &Asker, judged: &Judged) -> Result<()> {
 }
 
 /// What postmaster.pid says. Refuses one whose number another process has by now: pg_ctl would signal that one.
-fn postmaster(directory: &Path) -> Result<Option<PidFile>> {
+pub(super) fn postmaster(directory: &Path) -> Result<Option<PidFile>> {
     let path = directory.join("postmaster.pid");
     let file = PidFile::read(directory).map_err(Error::on_path("read file", &path))?;
     let Some(process) = running::find(directory)? else { return Ok(file) };

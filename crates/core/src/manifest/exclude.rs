@@ -252,6 +252,7 @@ mod tests {
             "backup_label",
             "backup_manifest",
             "pgpool_recovery.incomplete",
+            "pgpool_recovery.fenced",
             "global/pg_control",
             "global/pg_control.pgpool_recovery",
             "base/pgsql_tmp/pgsql_tmp12.0",

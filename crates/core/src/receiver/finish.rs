@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::host::inspect::{auto_configuration, configuration, main_configuration, myrecovery_path};
 use crate::host::policy::Cluster;
 use crate::host::running;
-use crate::manifest::exclude::{CONTROL_ASIDE, MARKER, MYRECOVERY_CONF, POSTGRESQL_CONF};
+use crate::manifest::exclude::{CONTROL_ASIDE, FENCED, MARKER, MYRECOVERY_CONF, POSTGRESQL_CONF};
 use crate::manifest::path::RelPath;
 use crate::replication::recovery_settings;
 use crate::replication::standby;
@@ -125,6 +125,8 @@ pub(super) fn finish(run: &Run, cluster: &Cluster, puts: Vec<Put>, wal_end: Lsn)
     identity::demand_own(run, &installed)?;
     run.target.install(&control.path, &control.content, control.mode)?;
     run.target.remove(&RelPath::parse(CONTROL_ASIDE)?)?;
+    // what was fenced as a primary is a standby now
+    run.target.remove(&RelPath::parse(FENCED)?)?;
     run.target.remove(&RelPath::parse(MARKER)?)?;
     run.target.sync_directories()?;
     Ok(warnings)

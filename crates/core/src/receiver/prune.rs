@@ -8,7 +8,7 @@ use rustix::fs::FileType;
 
 use crate::data_directory::DataDirectory;
 use crate::error::Result;
-use crate::manifest::exclude::{CONTROL_ASIDE, MARKER, Rules};
+use crate::manifest::exclude::{CONTROL_ASIDE, FENCED, MARKER, Rules};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::Directory;
 use crate::wire::protocol::message::PlanHeader;
@@ -109,7 +109,7 @@ impl<'a> Pruning<'a> {
     fn is_protected(&self, path: &RelPath) -> Result<bool> {
         Ok(self.keep.iter().any(|kept| path.is_at_or_below(kept.as_str()))
             || self.rules.is_host_directory(path)
-            || matches!(path.as_str(), MARKER | CONTROL_ASIDE)
+            || matches!(path.as_str(), MARKER | CONTROL_ASIDE | FENCED)
             || self.has_control && path.as_str() == PG_CONTROL
             || self.is_of_a_file_system(path)?)
     }

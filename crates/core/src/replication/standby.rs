@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::{MYRECOVERY_CONF, is_of_the_copy};
 use crate::manifest::path::{RelPath, normalize_directory};
-use crate::replication::{places, recovery_settings};
+use crate::replication::{conninfo, places, recovery_settings};
 
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +115,7 @@ impl ReplicationConfig {
             pairs.push(("require_auth", "!password"));
         }
         let words: Vec<String> =
-            pairs.into_iter().map(|(key, value)| format!("{key}={}", quote_conninfo(value))).collect();
+            pairs.into_iter().map(|(key, value)| format!("{key}={}", conninfo::quoted(value))).collect();
         words.join(" ")
     }
 
@@ -218,12 +218,6 @@ pub fn mapped_tablespace_map(tablespaces: &[crate::manifest::plan::Tablespace]) 
             format!("{} {escaped}\n", tablespace.oid)
         })
         .collect()
-}
-
-fn quote_conninfo(value: &str) -> String {
-    let plain = !value.is_empty()
-        && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-:/%@+,".contains(&byte));
-    if plain { value.to_owned() } else { format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'")) }
 }
 
 /// A value in postgresql.conf: single quotes, doubled inside, backslashes doubled (guc-file.l).

@@ -26,6 +26,7 @@ use crate::wire::link::control::Control;
 use crate::wire::protocol::PUT;
 use crate::wire::protocol::data::Put;
 use crate::wire::protocol::describe::Description;
+use crate::wire::protocol::fence::Fenced;
 use crate::wire::protocol::follow::{Follow, Followed};
 use crate::wire::protocol::message::{Marker, PlanHeader, Purpose, Reply, Request, TargetInfo};
 use crate::wire::protocol::stop::{Asker, Role, Stopped};
@@ -242,6 +243,15 @@ impl Session<Opened> {
     pub fn stop(&mut self, asker: Asker, timeout: u32) -> Result<Option<Stopped>> {
         match self.conversation.request(&Request::Stop { asker, timeout })? {
             Reply::Stopped { stopped } => Ok(stopped),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Stops the server in the directory for good, if it is the primary that `asker` has followed; `by` is what its mark calls
+    /// the asker.
+    pub fn fence(&mut self, asker: Asker, by: String, timeout: u32) -> Result<Fenced> {
+        match self.conversation.request_new("fence", &Request::Fence { asker, by, timeout })? {
+            Reply::Fenced { fenced } => Ok(fenced),
             other => Err(unexpected(&other)),
         }
     }

@@ -10,6 +10,7 @@ mod file_id;
 pub(crate) mod hexadecimal;
 pub(crate) mod lock;
 pub mod machine;
+pub mod parallel;
 pub(crate) mod process;
 pub mod size;
 pub(crate) mod small_file;

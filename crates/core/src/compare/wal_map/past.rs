@@ -1,5 +1,7 @@
 //! Is a timeline of another server the one that this server's history has left? Its number does not tell: two standbys that are
 //! promoted begin the same timeline twice, even at the same position. The WAL just before the history left it does.
+//!
+//! The same question about the timeline that a standby is on itself, and the same answer: the last WAL that it has replayed.
 
 use pgdata::history::Ancestor;
 use pgdata::wal::Lsn;
@@ -20,14 +22,14 @@ const EARLIER: u64 = 4;
 /// Of how many timelines this is told at most.
 const MOST: usize = 16;
 
-/// The last WAL of a timeline before a history left it.
+/// The last WAL of a timeline before a history left it; of the one that it is on, the last that was replayed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Past {
     /// The timeline.
     pub timeline: u32,
     /// The records that begin from here on ..
     pub from: Lsn,
-    /// .. up to here, where the next timeline begins.
+    /// .. up to here, where the next timeline begins, or where replay is.
     pub to: Lsn,
     /// The digest of these records and their positions.
     pub digest: [u8; DIGEST],
@@ -50,6 +52,12 @@ impl Wal<'_> {
             pasts.push(past);
         }
         Ok(pasts)
+    }
+
+    /// The same of a standby, with that of the timeline it is on, as far as it has replayed it: `to` is where a record ends.
+    pub fn pasts_of_standby(&self, history: &Lineage, to: Lsn, cancel: &Cancel) -> Result<Vec<Past>> {
+        let own = self.past(history, history.timeline(), to, cancel)?;
+        Ok(own.into_iter().chain(self.pasts(history, cancel)?).collect())
     }
 
     /// Whether the WAL here has the same records there, where the server's own `history` is on the timeline.
@@ -195,6 +203,54 @@ mod tests {
         // a commit from before the timeline began says nothing about the timeline
         let later = Lineage::new(1, &[Ancestor { timeline: 0, end: Lsn(4 << 20) }]);
         assert!(!target.has(&later, &past));
+    }
+
+    #[test]
+    fn what_a_standby_has_replayed_is_the_past_of_its_own_timeline() {
+        let mut primary = writer();
+        commit(&mut primary, 1);
+        write_on(&mut primary, 50);
+        let (replayed, replica) = (primary.position(), primary.clone());
+        // it has received more than it has replayed
+        write_on(&mut primary, 10);
+        let standby = Made::new().with(1, &primary);
+        write_on(&mut primary, 9000);
+        let history = Lineage::new(1, &[]);
+        let of_standby = |standby: &Made, history: &Lineage, to| {
+            standby.wal().pasts_of_standby(history, to, &Cancel::new()).expect("readable")
+        };
+        let [past] = of_standby(&standby, &history, replayed).try_into().expect("of one timeline");
+        assert_eq!((past.timeline, past.to), (1, replayed));
+        assert!(Made::new().with(1, &primary).has(&history, &past), "its primary");
+        assert!(!Made::new().with(1, &writer()).has(&history, &past), "nothing was written there");
+        // a server that went another way on a timeline of the same number
+        let mut other = writer();
+        commit(&mut other, 2);
+        write_on(&mut other, 70);
+        assert!(!Made::new().with(1, &other).has(&history, &past));
+        // one that parted just before: a commit is not written twice
+        let mut parted = replica;
+        commit(&mut parted, 3);
+        let to = parted.position();
+        let [past] = of_standby(&Made::new().with(1, &parted), &history, to).try_into().expect("one");
+        assert!(!Made::new().with(1, &primary).has(&history, &past));
+        assert_eq!(of_standby(&standby, &history, Lsn(to.0 + 8)), [], "no record ends there");
+    }
+
+    #[test]
+    fn the_timelines_before_are_a_standbys_pasts_as_well() {
+        let mut common = writer();
+        commit(&mut common, 1);
+        let history = left(&common);
+        let mut next = common.clone();
+        next.timeline = 2;
+        let standby = Made::new().with(1, &common).with(2, &next);
+        let pasts = |to| standby.wal().pasts_of_standby(&history, to, &Cancel::new()).expect("readable");
+        let timelines = |pasts: Vec<Past>| pasts.iter().map(|past| past.timeline).collect::<Vec<_>>();
+        assert_eq!(timelines(pasts(next.position())), [1], "it has no record of its own yet");
+        commit(&mut next, 2);
+        standby.write(&next, 2, BASE);
+        assert_eq!(timelines(pasts(next.position())), [2, 1]);
     }
 
     #[test]

@@ -12,7 +12,9 @@ use super::plan::Planned;
 use super::{present, wal};
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
-use crate::host::{describe, launch, login, readiness, references, running, server_log, stop, walreceiver};
+use crate::host::{
+    describe, fence_primary, launch, login, readiness, references, running, server_log, stop, walreceiver,
+};
 use crate::manifest::list::{FileIndex, FileList};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan;
@@ -315,6 +317,16 @@ impl Stage {
                         "the server was stopped");
                 }
                 Ok(Reply::Stopped { stopped })
+            }
+            Request::Fence { asker, by, timeout } => {
+                if !self.only_looks() {
+                    return Err(out_of_order("a directory that was opened to look"));
+                }
+                let timeout = Duration::from_secs(timeout.into());
+                let fenced = fence_primary::fence(cluster, &asker, &by, timeout, cancel)?;
+                info!(directory = %data_directory.display(), by, stopped = ?fenced.stopped,
+                    checkpoint = ?fenced.checkpoint, "the old primary was fenced");
+                Ok(Reply::Fenced { fenced })
             }
             Request::Walreceiver => {
                 let (found, startup) =

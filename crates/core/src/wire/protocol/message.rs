@@ -20,6 +20,7 @@ use crate::replication::streaming::Walreceiver;
 use crate::sys::FileId;
 use crate::sys::space::Pool;
 use crate::wire::protocol::describe::Description;
+use crate::wire::protocol::fence::Fenced;
 use crate::wire::protocol::follow::{Follow, Followed};
 use crate::wire::protocol::status::{Run, Status};
 use crate::wire::protocol::stop::{Asker, Role, Stopped};
@@ -138,6 +139,16 @@ pub enum Request {
     Stop {
         /// Who asks.
         asker: Asker,
+        /// How long a fast shutdown may take before it becomes an immediate one, seconds.
+        timeout: u32,
+    },
+    /// Stop the server in a directory that was opened to look for good, if it is the primary that the asker, a standby that is
+    /// going to be promoted, has followed; mark the directory. Answer: [`Reply::Fenced`].
+    Fence {
+        /// Who asks.
+        asker: Asker,
+        /// What the mark calls it.
+        by: String,
         /// How long a fast shutdown may take before it becomes an immediate one, seconds.
         timeout: u32,
     },
@@ -290,6 +301,11 @@ pub enum Reply {
     Stopped {
         /// The one that did.
         stopped: Option<Stopped>,
+    },
+    /// The server does not run, and the directory is marked.
+    Fenced {
+        /// How it ended.
+        fenced: Fenced,
     },
     /// The end of the server's log.
     Log {

@@ -58,6 +58,7 @@ use std::time::Duration;
 pub mod data;
 pub mod describe;
 pub mod examine;
+pub mod fence;
 pub mod follow;
 pub mod message;
 pub mod plan;

@@ -12,7 +12,7 @@ pub struct Asker {
     pub system_identifier: u64,
     /// The timeline that it writes, or replays, and those from which that has sprung.
     pub history: Lineage,
-    /// What proves that a primary on one of these timelines is the one that it has sprung from.
+    /// What proves that a primary on one of these timelines is the one that it has sprung from, or follows.
     #[serde(default)]
     pub pasts: Vec<Past>,
     /// What directory its data directory is.
@@ -29,6 +29,8 @@ pub enum Role {
     Standby,
     /// A primary whose timeline the asker's history has left behind.
     FormerPrimary,
+    /// The primary on the timeline of the asker, a standby. Only a standby that is going to be promoted stops it.
+    OwnPrimary,
 }
 
 /// How a server was shut down, as pg_ctl calls it.

@@ -1,0 +1,112 @@
+//! Several questions at once, each of which may block.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Kind, Result};
+use crate::sys::cancel::Cancel;
+
+/// How often it is looked at whether all have answered.
+const TURN: Duration = Duration::from_millis(10);
+
+/// One question, with a name for the error of one that takes too long.
+pub struct Job<'a, T> {
+    /// What is asked: `the agent at db1:9897`.
+    pub name: String,
+    /// Asks. It must return soon after its switch trips.
+    pub work: Box<dyn FnOnce(&Cancel) -> Result<T> + Send + 'a>,
+}
+
+/// Asks all at once and returns the answers in the order of the questions; one that has not come within `time` is an error.
+pub fn ask<T: Send>(jobs: Vec<Job<'_, T>>, time: Duration, cancel: &Cancel) -> Vec<Result<T>> {
+    let end = Instant::now() + time;
+    std::thread::scope(|scope| {
+        let mut asked = Vec::new();
+        for Job { name, work } in jobs {
+            let own = Cancel::new();
+            let switch = own.clone();
+            let thread = std::thread::Builder::new().name("question".to_owned());
+            // what it opened may have tripped the switch when it was closed: that says nothing about the answer
+            let thread = thread.spawn_scoped(scope, move || work(&switch));
+            asked.push((name, own, thread.map_err(Error::on("start a thread"))));
+        }
+        let late = AtomicBool::new(false);
+        while asked.iter().any(|(.., thread)| thread.as_ref().is_ok_and(|thread| !thread.is_finished())) {
+            if cancel.is_tripped() {
+                let cause = cancel.cause().unwrap_or_else(Error::canceled);
+                asked.iter().for_each(|(_, own, _)| own.trip_with(cause.clone()));
+            } else if Instant::now() >= end && !late.swap(true, Ordering::Relaxed) {
+                for (name, own, thread) in &asked {
+                    if thread.as_ref().is_ok_and(|thread| !thread.is_finished()) {
+                        own.trip_with(no_answer(name, time));
+                    }
+                }
+            }
+            std::thread::sleep(TURN);
+        }
+        let answers = asked.into_iter().map(|(name, _, thread)| {
+            thread?
+                .join()
+                .unwrap_or_else(|_| Err(Error::new(Kind::Internal, format!("what asked {name} panicked"))))
+        });
+        answers.collect()
+    })
+}
+
+fn no_answer(name: &str, time: Duration) -> Error {
+    let seconds = time.as_secs_f32();
+    Error::new(Kind::Unreachable, format!("no answer from {name} within {seconds:.1} s"))
+        .hint("Check that its host is up and reachable.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(name: &str, work: impl FnOnce(&Cancel) -> Result<u32> + Send + 'static) -> Job<'static, u32> {
+        Job { name: name.to_owned(), work: Box::new(work) }
+    }
+
+    /// Blocks until it is woken.
+    fn blocks(cancel: &Cancel) -> Result<u32> {
+        while !cancel.is_tripped() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        cancel.check().map(|()| 7)
+    }
+
+    #[test]
+    fn all_are_asked_at_once_and_the_late_ones_are_named() {
+        let jobs = vec![
+            job("one", |_| Ok(1)),
+            job("two", blocks),
+            job("three", blocks),
+            job("four", |_| Err(Error::new(Kind::InUse, "no"))),
+            job("five", |cancel| {
+                // as the end of a session does
+                cancel.trip();
+                Ok(5)
+            }),
+        ];
+        let begin = Instant::now();
+        let answers = ask(jobs, Duration::from_millis(300), &Cancel::new());
+        assert!(begin.elapsed() < Duration::from_secs(10));
+        assert_eq!(answers[0], Ok(1));
+        for (answer, name) in [(&answers[1], "two"), (&answers[2], "three")] {
+            let error = answer.as_ref().expect_err("late");
+            assert!(error.kind == Kind::Unreachable && error.message.contains(name), "{error}");
+        }
+        assert_eq!(answers[4], Ok(5));
+        assert_eq!(answers[3].as_ref().expect_err("refused").kind, Kind::InUse);
+    }
+
+    #[test]
+    fn a_cancel_ends_them_all() {
+        let cancel = Cancel::new();
+        cancel.trip();
+        let answers = ask(vec![job("one", blocks), job("two", blocks)], Duration::from_secs(600), &cancel);
+        assert!(
+            answers.iter().all(|answer| answer.as_ref().is_err_and(|error| error.kind == Kind::Canceled))
+        );
+    }
+}

@@ -1,0 +1,353 @@
+//! `pgpool_recovery_promote`: makes this standby the primary, and no second one.
+//!
+//! Everything that can refuse is asked before the old primary is stopped, and asked again after that where the answer may have
+//! changed. Once this server is promoted nothing is an error any more: the report says what did not work.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use pgdata::wal::Lsn;
+use pgpool_recovery_core::compare::wal_map::Wal;
+use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::host::turn::{self, Turn};
+use pgpool_recovery_core::host::{control, upstream};
+use pgpool_recovery_core::preflight::promote::{self, Fencing, Node, OldPrimary, Own};
+use pgpool_recovery_core::sender::Session;
+use pgpool_recovery_core::wire::protocol::fence::Fenced;
+use pgpool_recovery_core::wire::protocol::stop::Stopped;
+use serde_json::{Value, json};
+
+use crate::pg::threads::{self, DropAside};
+use crate::pg::{catalog, log, recovery};
+use crate::preflight::stop::{asking_standby, mode_name};
+use crate::run::Run;
+use crate::settings::request::{self, required};
+use crate::settings::{Fence, Settings};
+
+mod asked;
+mod followers;
+
+use asked::Asked;
+
+/// How long the old primary may take to be stopped, and how much of that a fast shutdown has.
+const STOP: Duration = Duration::from_secs(10);
+const FAST: Duration = Duration::from_secs(6);
+
+/// How often a state is looked at that is waited for.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How long WAL that another standby has already may be on its way to this one.
+const ON_ITS_WAY: Duration = Duration::from_secs(2);
+
+/// The primary in whose place this standby is promoted, as the caller calls it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Old {
+    host: String,
+    directory: String,
+    port: u16,
+}
+
+impl Old {
+    /// Reads the arguments; all are NULL where no primary is known.
+    pub(crate) fn read(
+        host: Option<String>,
+        directory: Option<String>,
+        port: Option<i32>,
+    ) -> Result<Option<Self>> {
+        if host.is_none() && directory.is_none() && port.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            host: request::host("old_host", &required("old_host", host)?)?,
+            directory: request::directory("old_dir", &required("old_dir", directory)?)?,
+            port: request::port_number("old_port", required("old_port", port)?)?,
+        }))
+    }
+
+    fn name(&self) -> String {
+        let host = if self.host.is_empty() { "localhost" } else { &self.host };
+        format!("the old primary ({host}:{})", self.port)
+    }
+}
+
+impl Fence {
+    pub(crate) const fn fencing(self) -> Fencing {
+        match self {
+            Self::BestEffort => Fencing::BestEffort,
+            Self::Required => Fencing::Required,
+            Self::Off => Fencing::Off,
+        }
+    }
+}
+
+/// The time that all of it has.
+pub(crate) struct Clock {
+    begin: Instant,
+    deadline: Duration,
+}
+
+impl Clock {
+    fn new(deadline: Duration) -> Self {
+        Self { begin: Instant::now(), deadline }
+    }
+
+    pub(crate) fn left(&self) -> Duration {
+        self.deadline.saturating_sub(self.begin.elapsed())
+    }
+
+    fn over(&self, what: &str) -> Error {
+        Error::new(Kind::Canceled, format!("{what} took too long"))
+            .detail(format!("The promotion has {} s for all of it.", self.deadline.as_secs()))
+            .hint("Option \"deadline\" gives it more.")
+    }
+
+    /// Waits a moment for something; fails when the time is over.
+    fn wait(&self, what: &str) -> Result<()> {
+        if self.left().is_zero() {
+            return Err(self.over(what));
+        }
+        threads::pause(LOOK);
+        Ok(())
+    }
+}
+
+/// Promotes this standby in the place of `old`.
+pub(crate) fn promote(old: Option<&Old>, settings: &Settings) -> Result<Value> {
+    let clock = Clock::new(settings.deadline);
+    if !recovery::goes_on() {
+        return already(&clock);
+    }
+    let directory = catalog::data_directory()?;
+    let _turn = take_turn(Path::new(&directory), &clock)?;
+    if !recovery::goes_on() {
+        return already(&clock);
+    }
+    demand_replay_not_paused()?;
+    let fencing = settings.fence.fencing();
+    let mut asked = Asked::ask(old, settings, &clock)?;
+    let warnings = demand_foremost(&asked.nodes, &clock)?;
+    warnings.iter().for_each(|warning| log::warning(warning));
+    let fenced = fence(&mut asked, fencing, &clock)?;
+    if matches!(fenced, Some(Ok(Fenced { stopped: Some(_), .. }))) {
+        // the shutdown has sent the last WAL, perhaps not to all
+        asked.ask_nodes_again(settings, &clock)?;
+        demand_foremost(&asked.nodes, &clock)?;
+    }
+    await_replay(&clock)?;
+    become_primary(&clock)?;
+    let (timeline, begin) = here()?;
+    log::log(&format!("pgpool_recovery: this standby was promoted: timeline {timeline} begins at {begin}"));
+    let nodes = followers::lead(settings, old, begin, &clock);
+    Ok(json!({
+        "result": "promoted",
+        "timeline": timeline,
+        "lsn": begin.to_string(),
+        "fenced": fenced.as_ref().map(told),
+        "nodes": nodes,
+        "seconds": clock.begin.elapsed().as_secs_f64(),
+    }))
+}
+
+/// The report of a call on a primary.
+fn already(clock: &Clock) -> Result<Value> {
+    let (timeline, begin) = here()?;
+    log::notice("this server is a primary already: nothing was done");
+    Ok(json!({
+        "result": "already_primary",
+        "already_primary": true,
+        "timeline": timeline,
+        "lsn": begin.to_string(),
+        "fenced": null,
+        "nodes": [],
+        "seconds": clock.begin.elapsed().as_secs_f64(),
+    }))
+}
+
+/// The timeline of this primary, and where it begins.
+fn here() -> Result<(u32, Lsn)> {
+    let primary = catalog::primary()?;
+    let directory = Path::new(&primary.data_directory);
+    let (control, _) = control::read(directory)?;
+    let history = Wal::new(&directory.join("pg_wal"), &control).lineage(primary.timeline)?;
+    Ok((primary.timeline, history.begin()))
+}
+
+/// One promotion at a time: another call waits, and then finds a primary.
+fn take_turn(directory: &Path, clock: &Clock) -> Result<Turn> {
+    loop {
+        if let Some(turn) = turn::take(directory)? {
+            return Ok(turn);
+        }
+        if clock.left().is_zero() {
+            return Err(Error::new(Kind::InUse, "another promotion of this standby is going on")
+                .detail("Or something else of pgpool_recovery's has locked its data directory.")
+                .hint("See pg_stat_activity for the call, and wait until it has ended."));
+        }
+        threads::pause(LOOK);
+    }
+}
+
+/// Refuses a standby whose replay somebody has paused, and who may have had a reason.
+fn demand_replay_not_paused() -> Result<()> {
+    if !catalog::replay()?.is_paused {
+        return Ok(());
+    }
+    Err(Error::new(Kind::WrongState, "replay on this standby is paused: nothing is promoted")
+        .detail("A promotion would end the pause, and with it what it was made for.")
+        .hint("Call pg_wal_replay_resume() here, then promote again."))
+}
+
+/// This standby, as others are compared with it.
+fn own() -> Result<Own> {
+    let primary = catalog::primary()?;
+    let (timeline, replayed) = recovery::replayed();
+    let directory = Path::new(&primary.data_directory);
+    let (control, _) = control::read(directory)?;
+    Ok(Own {
+        system_identifier: primary.system_identifier,
+        history: Wal::new(&directory.join("pg_wal"), &control).lineage(timeline)?,
+        received: replayed.max(catalog::replay()?.received.unwrap_or_default()),
+    })
+}
+
+/// Refuses to promote this standby beside another primary, or before one that has more.
+fn demand_foremost(nodes: &[Node], clock: &Clock) -> Result<Vec<String>> {
+    let begin = Instant::now();
+    loop {
+        let own = own()?;
+        if !own.lacks(nodes) || begin.elapsed() >= ON_ITS_WAY.min(clock.left()) {
+            return own.demand_foremost(nodes);
+        }
+        threads::pause(LOOK);
+    }
+}
+
+/// Stops the old primary for good, as far as that is wanted and it can be reached. Fails if it lives on.
+fn fence(asked: &mut Asked, fencing: Fencing, clock: &Clock) -> Result<Option<Result<Fenced>>> {
+    let system_identifier = catalog::primary()?.system_identifier;
+    let fenced = match &mut asked.old {
+        Some(Ok(session)) if fencing != Fencing::Off => Some(stop_for_good(session, clock)),
+        Some(Err(error)) if fencing != Fencing::Off => Some(Err(error.clone())),
+        _ => None,
+    };
+    let is_fenced = matches!(fenced, Some(Ok(_)));
+    let lives = match &asked.old {
+        Some(Ok(session)) if !is_fenced => promote::lives(session.target(), system_identifier),
+        _ => None,
+    };
+    if is_fenced && asked.upstream_is_primary() {
+        asked.ask_upstream_again(system_identifier, clock)?;
+    }
+    let lives = lives.or_else(|| match asked.upstream {
+        Some(Ok(upstream::Answer::Primary(timeline))) => Some(format!(
+            "The server that this standby follows (primary_conninfo) answers as a primary on timeline {timeline}."
+        )),
+        _ => None,
+    });
+    let old = OldPrimary { fenced, lives };
+    if let Some(warning) = old.demand_gone(fencing)? {
+        log::warning(&warning);
+    }
+    Ok(old.fenced)
+}
+
+fn stop_for_good(session: &mut DropAside<Session>, clock: &Clock) -> Result<Fenced> {
+    let mut run = Run::quiet();
+    let asker = asking_standby(&mut run)?;
+    let by = format!("the standby in \"{}\", port {}", catalog::data_directory()?, catalog::own_port()?);
+    let time = STOP.min(clock.left());
+    let fast = u32::try_from(FAST.min(time).as_secs()).unwrap_or(0).max(1);
+    let directory = session.target().directory.display().to_string();
+    let (cancel, end) = (session.cancel().clone(), Instant::now() + time);
+    let mut tick = || if Instant::now() < end { Ok(()) } else { Err(not_stopped(&directory, time)) };
+    let fenced = threads::wait(&cancel, &mut tick, || session.fence(asker, by, fast))?;
+    log::log(&match &fenced.stopped {
+        Some(Stopped { mode, milliseconds, .. }) => format!(
+            "pgpool_recovery: the old primary in \"{directory}\" was fenced ({}, {milliseconds} ms)",
+            mode_name(*mode)
+        ),
+        None => format!("pgpool_recovery: the old primary in \"{directory}\" was not running and is fenced"),
+    });
+    Ok(fenced)
+}
+
+fn not_stopped(directory: &str, time: Duration) -> Error {
+    let message = format!("the server in \"{directory}\" was not stopped within {} s", time.as_secs());
+    Error::new(Kind::InUse, message).hint("See on its host whether it is stopping.")
+}
+
+/// What the report says of a fence.
+fn told(fenced: &Result<Fenced>) -> Value {
+    match fenced {
+        Ok(Fenced { stopped, checkpoint }) => json!({
+            "fenced": true,
+            "was_running": stopped.is_some(),
+            "mode": stopped.as_ref().map(|stopped| mode_name(stopped.mode)),
+            "seconds": stopped.as_ref().map_or(0.0, |stopped| stopped.milliseconds as f64 / 1000.0),
+            "lsn": checkpoint.map(|checkpoint| checkpoint.to_string()),
+        }),
+        Err(error) => json!({ "fenced": false, "error": error.message, "detail": error.detail }),
+    }
+}
+
+/// Waits until everything that was received is replayed. The end of what was received may be half a record, which never is.
+fn await_replay(clock: &Clock) -> Result<()> {
+    let mut idle_at = None;
+    loop {
+        if !recovery::goes_on() {
+            return Ok(());
+        }
+        demand_replay_not_paused()?;
+        let (replay, (_, replayed)) = (catalog::replay()?, recovery::replayed());
+        let is_idle = replay.waits_for_wal && idle_at == Some(replayed);
+        if replayed >= replay.received.unwrap_or_default() || is_idle {
+            return Ok(());
+        }
+        idle_at = replay.waits_for_wal.then_some(replayed);
+        if clock.left().is_zero() {
+            let received = replay.received.unwrap_or_default();
+            return Err(Error::new(Kind::WrongState, "this standby has not replayed all that it has received")
+                .detail(format!("It has received WAL up to {received} and replayed it up to {replayed}."))
+                .hint("A query here, or recovery_min_apply_delay, can hold replay up. Promote again when it is done; \"deadline\" is how long a call waits."));
+        }
+        threads::pause(LOOK);
+    }
+}
+
+/// Ends the recovery.
+fn become_primary(clock: &Clock) -> Result<()> {
+    if recovery::goes_on() {
+        catalog::request_promotion()?;
+    }
+    while recovery::goes_on() {
+        clock.wait("the promotion").map_err(|error| {
+            error.hint(
+                "It was requested and goes on: see the log of this server, and call again to wait for it.",
+            )
+        })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_primary_is_known_or_not() {
+        assert_eq!(Old::read(None, None, None), Ok(None));
+        let text = |text: &str| Some(text.to_owned());
+        let old = Old::read(text("db1"), text("/srv/data"), Some(5432)).expect("valid").expect("known");
+        assert_eq!(old.name(), "the old primary (db1:5432)");
+        for (host, directory, port, kind) in [
+            (None, text("/srv"), Some(1), Kind::NullArgument),
+            (text("db1"), None, Some(1), Kind::NullArgument),
+            (text("db1"), text("/srv"), None, Kind::NullArgument),
+            (text("a b"), text("/srv"), Some(1), Kind::InvalidArgument),
+            (text("db1"), text("srv"), Some(1), Kind::InvalidArgument),
+            (text("db1"), text("/srv"), Some(0), Kind::InvalidArgument),
+        ] {
+            assert_eq!(Old::read(host, directory, port).expect_err("refused").kind, kind);
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Calls of `pgpool_recovery_promote`: what is asked of a primary, two at once, arguments, rights.
+
+use pgpool_recovery_e2e::recovery::SqlError;
+use serde_json::json;
+
+use super::{MARK, Trio, promote};
+
+#[test]
+fn a_primary_is_promoted_already() {
+    let trio = Trio::new();
+    let lives = trio.old.postmaster();
+    // nothing else is done, whatever is named
+    let report = promote(&trio.old, Some(&trio.two), &trio.nodes(&[&trio.one])).expect("success");
+    assert_eq!(
+        (&report["result"], &report["already_primary"]),
+        (&json!("already_primary"), &json!(true)),
+        "{report}"
+    );
+    assert_eq!((&report["timeline"], &report["nodes"]), (&json!(1), &json!([])), "{report}");
+    trio.demand_nothing_promoted();
+    assert_eq!((trio.old.postmaster(), trio.two.has(MARK)), (lives, false));
+}
+
+#[test]
+fn of_two_calls_at_once_one_promotes_and_the_other_finds_a_primary() {
+    let trio = Trio::new();
+    trio.kill_primary();
+    let options = trio.nodes(&[&trio.two]);
+    let reports = std::thread::scope(|scope| {
+        let call = || promote(&trio.one, Some(&trio.old), &options).expect("success");
+        let calls = [scope.spawn(call), scope.spawn(call)];
+        calls.map(|call| call.join().expect("no panic"))
+    });
+    let mut results = reports.map(|report| report["result"].as_str().unwrap_or_default().to_owned());
+    results.sort();
+    assert_eq!(results, ["already_primary", "promoted"]);
+    let timeline = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)";
+    assert_eq!(trio.one.get::<String>(timeline, &[]), "00000002", "promoted once");
+}
+
+#[test]
+fn arguments_are_checked_and_change_nothing() {
+    let trio = Trio::new();
+    let mut client = trio.one.connect();
+    for (arguments, sqlstate) in [
+        ("NULL, '/srv/b', 5432", "22004"),
+        ("'localhost', NULL, 5432", "22004"),
+        ("'localhost', '/srv/b', NULL", "22004"),
+        ("NULL, NULL, NULL, NULL", "22004"),
+        ("'local host', '/srv/b', 5432", "22023"),
+        ("'localhost', 'relative', 5432", "22023"),
+        ("'localhost', '/srv/b', 0", "22023"),
+        ("NULL, NULL, NULL, '{\"unknown\": 1}'", "22023"),
+        ("NULL, NULL, NULL, '{\"fence\": \"perhaps\"}'", "22023"),
+        ("NULL, NULL, NULL, '{\"fence\": true}'", "22023"),
+        ("NULL, NULL, NULL, '{\"deadline\": 0}'", "22023"),
+        ("NULL, NULL, NULL, '{\"nodes\": {}}'", "22023"),
+        ("NULL, NULL, NULL, '{\"nodes\": [{\"host\": \"x\"}]}'", "22023"),
+        ("NULL, NULL, NULL, '[]'", "22023"),
+    ] {
+        let sql = format!("SELECT pgpool_recovery_promote({arguments})");
+        let error = client.query_one(&sql, &[]).expect_err(&sql);
+        SqlError::from(&error).expect(sqlstate);
+    }
+    trio.demand_nothing_promoted();
+}
+
+#[test]
+fn a_role_that_may_promote_fences_the_primary_of_this_standby_alone() {
+    let trio = Trio::new();
+    trio.old.execute(
+        "CREATE ROLE stranger LOGIN; CREATE ROLE operator LOGIN REPLICATION;
+         GRANT EXECUTE ON FUNCTION pgpool_recovery_promote, pgpool_recovery_stop TO stranger, operator",
+    );
+    trio.one.wait_for_replay(&trio.old);
+    let secret = trio.options["secret_file"].as_str().expect("a path");
+    trio.one.append_conf("pgpool_recovery.secret_file", secret);
+    trio.one.use_agent(trio.agent.port());
+    let call = |role: &str, sql: &str| {
+        let mut client = trio.one.connect();
+        client.batch_execute(&format!("SET SESSION AUTHORIZATION {role}")).expect("a role");
+        client.simple_query(sql).map(drop).map_err(|error| SqlError::from(&error))
+    };
+    let named = |options: &str| {
+        let (dir, port) = (trio.old.dir(), trio.old.port());
+        format!("SELECT pgpool_recovery_promote('localhost', '{dir}', {port}, '{options}')")
+    };
+    call("stranger", &named("{}")).expect_err("refused").expect("42501").says("REPLICATION");
+    call("operator", &named("{\"fence\": \"off\"}")).expect_err("refused").expect("42501").says("weaker");
+    call("operator", &named("{\"agent_port\": 1}")).expect_err("refused").expect("42501");
+    let stop = format!("SELECT pgpool_recovery_stop('localhost', '{}')", trio.old.dir());
+    call("operator", &stop).expect_err("refused").expect("42501").says("stop_target");
+    trio.demand_nothing_promoted();
+    assert!(trio.old.postmaster().is_some());
+    call("operator", &named("{\"fence\": \"required\"}")).expect("promoted");
+    assert!(!trio.one.in_recovery() && trio.old.has(MARK));
+}

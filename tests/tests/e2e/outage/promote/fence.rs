@@ -1,0 +1,183 @@
+//! The old primary of a promotion: it does not live on beside the new one, and no other server is stopped in its place.
+
+use pgpool_recovery_e2e::cluster::Stop;
+use pgpool_recovery_e2e::ports::Port;
+use pgpool_recovery_e2e::recovery::{SqlError, try_remote_start};
+use serde_json::{Value, json};
+
+use super::{MARK, Trio, demand_following, mark, promote, with};
+
+fn fenced(report: &Value) -> (&Value, &Value) {
+    (&report["fenced"]["fenced"], &report["fenced"]["was_running"])
+}
+
+#[test]
+fn an_old_primary_that_lives_is_stopped_and_rejoins_without_a_copy() {
+    let trio = Trio::new();
+    let (one, old) = (&trio.one, &trio.old);
+    old.execute("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n");
+    let report = promote(one, Some(old), &trio.nodes(&[&trio.two])).expect("promoted");
+    assert_eq!(fenced(&report), (&json!(true), &json!(true)), "{report}");
+    assert_eq!(report["fenced"]["mode"], "fast", "{report}");
+    assert_eq!(old.postmaster(), None);
+    assert_eq!(old.control("Database cluster state"), "shut down");
+    assert!(mark(old)["lsn"].as_u64().is_some(), "{:?}", mark(old));
+    // a clean end loses nothing, although nobody waited for the standby
+    assert_eq!(one.get::<i64>("SELECT count(*) FROM kept", &[]), 1000);
+    demand_following(one, &trio.two);
+    // nothing of ours starts it, whatever it looks like
+    one.append_conf("pgpool_recovery.secret_file", trio.options["secret_file"].as_str().expect("a path"));
+    one.use_agent(trio.agent.port());
+    for signal in [false, true] {
+        if signal {
+            pgpool_recovery_e2e::scratch::write_as_postgres(
+                &old.directory().join("standby.signal"),
+                "",
+                0o600,
+            );
+        }
+        let refused = try_remote_start(one, "localhost", old.dir()).expect_err("refused");
+        refused.expect("58000").says("was fenced").says(MARK);
+        assert_eq!(old.postmaster(), None);
+    }
+    std::fs::remove_file(old.directory().join("standby.signal")).expect("there");
+    let sql = "SELECT pgpool_recovery_follow('localhost', $1, $2, $3, $4, 0, $5)";
+    let (port, own) = (i32::from(old.port()), i32::from(one.port()));
+    let row = one.connect().query_one(sql, &[&old.dir(), &port, &one.host().address(), &own, &trio.options]);
+    let report: Value = row.unwrap_or_else(|error| panic!("{:?}", SqlError::from(&error))).get(0);
+    assert_eq!(report["result"], "rejoined", "{report}");
+    assert!(!old.has(MARK));
+    demand_following(one, old);
+}
+
+#[test]
+fn a_promotion_that_names_the_old_primary_among_the_nodes_turns_the_two_round() {
+    let trio = Trio::new();
+    trio.old.execute("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n");
+    let report = promote(&trio.one, Some(&trio.old), &trio.nodes(&[&trio.old, &trio.two])).expect("promoted");
+    assert_eq!(fenced(&report), (&json!(true), &json!(true)), "{report}");
+    assert_eq!(report["nodes"][0]["result"], "rejoined", "{report}");
+    assert_eq!(report["nodes"][1]["result"], "following", "{report}");
+    for standby in [&trio.old, &trio.two] {
+        demand_following(&trio.one, standby);
+        assert_eq!(standby.get::<i64>("SELECT count(*) FROM kept", &[]), 1000);
+    }
+    assert!(!trio.old.has(MARK));
+}
+
+#[test]
+fn without_the_fence_that_is_required_nothing_is_promoted() {
+    let trio = Trio::new();
+    trio.kill_primary();
+    let nobody = Port::claim();
+    let required = with(&trio.option("fence", "required"), "agent_port", nobody.number());
+    let error = promote(&trio.one, Some(&trio.old), &required).expect_err("refused");
+    error.expect("08001").says("could not be fenced").says("required");
+    let error = promote(&trio.one, None, &trio.option("fence", "required")).expect_err("refused");
+    error.expect("22023").says("no old primary is named");
+    trio.demand_nothing_promoted();
+    assert!(!trio.old.has(MARK));
+    let report = promote(&trio.one, Some(&trio.old), &trio.option("fence", "required")).expect("promoted");
+    assert_eq!(fenced(&report), (&json!(true), &json!(false)), "{report}");
+}
+
+#[test]
+fn an_old_primary_of_which_nothing_answers_holds_up_nothing() {
+    let trio = Trio::new();
+    trio.kill_primary();
+    let nobody = Port::claim();
+    let options = trio.option("agent_port", nobody.number());
+    let report = promote(&trio.one, Some(&trio.old), &options).expect("promoted");
+    assert_eq!(report["fenced"]["fenced"], false, "{report}");
+    assert!(
+        report["fenced"]["error"].as_str().is_some_and(|error| error.contains("could not connect")),
+        "{report}"
+    );
+    assert!(!trio.one.in_recovery() && !trio.old.has(MARK));
+}
+
+#[test]
+fn nothing_is_promoted_beside_a_primary_that_lives() {
+    let trio = Trio::with("");
+    let lives = trio.old.postmaster();
+    let nobody = Port::claim();
+    // its agent may not stop it; there is no agent, but it answers; it is not to be fenced; it is not named
+    for (old, options) in [
+        (Some(&trio.old), trio.options.clone()),
+        (Some(&trio.old), trio.option("agent_port", nobody.number())),
+        (Some(&trio.old), trio.option("fence", "off")),
+        (None, trio.options.clone()),
+        (Some(&trio.two), trio.options.clone()),
+    ] {
+        let error = promote(&trio.one, old, &options).expect_err("refused");
+        error.expect("55000").says("another primary is alive");
+    }
+    trio.demand_nothing_promoted();
+    assert_eq!((trio.old.postmaster(), trio.old.has(MARK)), (lives, false));
+    assert!(trio.two.postmaster().is_some() && !trio.two.has(MARK));
+    // the agent alone tells it, too
+    trio.without(&trio.one, || ());
+    let error = promote(&trio.one, Some(&trio.old), &trio.options).expect_err("refused");
+    error.expect("55000").says("runs as a primary").says("allow_stop");
+    trio.demand_nothing_promoted();
+}
+
+#[test]
+fn a_standby_in_the_old_primarys_place_is_not_stopped() {
+    let trio = Trio::new();
+    trio.kill_primary();
+    let running = trio.two.postmaster();
+    let required = trio.option("fence", "required");
+    promote(&trio.one, Some(&trio.two), &required).expect_err("refused").expect("55000").says("standby");
+    let report = promote(&trio.one, Some(&trio.two), &trio.options).expect("promoted");
+    assert_eq!(report["fenced"]["fenced"], false, "{report}");
+    assert_eq!((trio.two.postmaster(), trio.two.has(MARK)), (running, false));
+}
+
+#[test]
+fn a_primary_that_was_promoted_in_the_old_ones_place_is_not_stopped() {
+    let trio = Trio::new();
+    trio.kill_primary();
+    trio.two.promote();
+    let running = trio.two.postmaster();
+    for fence in ["best_effort", "required", "off"] {
+        let error = promote(&trio.one, Some(&trio.two), &trio.option("fence", fence)).expect_err("refused");
+        error.expect("55000").says("another primary is alive");
+    }
+    // the same number, but not the same timeline
+    trio.one.promote();
+    let third = pgpool_recovery_e2e::Cluster::standby_by_basebackup(&trio.one, trio.one.host(), "third");
+    trio.one.kill();
+    let error = promote(&third, Some(&trio.two), &trio.options).expect_err("refused");
+    error.expect("55000").says("another primary is alive");
+    assert!(third.in_recovery());
+    assert_eq!((trio.two.postmaster(), trio.two.has(MARK)), (running, false));
+}
+
+#[test]
+fn a_fence_that_fails_leaves_no_mark() {
+    let trio = Trio::with(&format!(
+        "{}stop_command = [\"/bin/sh\", \"-c\", \"echo interactive authentication required; exit 4\"]\n",
+        super::ALLOWED
+    ));
+    let lives = trio.old.postmaster();
+    let error = promote(&trio.one, Some(&trio.old), &trio.options).expect_err("refused");
+    error.expect("55000").says("another primary is alive").says("interactive authentication");
+    trio.demand_nothing_promoted();
+    assert_eq!((trio.old.postmaster(), trio.old.has(MARK)), (lives, false));
+}
+
+#[test]
+fn a_rebuild_takes_the_mark_away() {
+    let trio = Trio::new();
+    promote(&trio.one, Some(&trio.old), &trio.options).expect("promoted");
+    assert!(trio.old.has(MARK));
+    let mut recovery = pgpool_recovery_e2e::Recovery::of(&trio.old, &trio.one).option("start", true);
+    for (name, value) in trio.options.as_object().expect("options") {
+        recovery = recovery.option(name, value.clone());
+    }
+    recovery.option("dest_port", trio.old.port()).run(&trio.one);
+    assert!(!trio.old.has(MARK));
+    demand_following(&trio.one, &trio.old);
+    trio.old.stop(Stop::Fast);
+}

@@ -1,0 +1,124 @@
+//! The other nodes of a promotion: nothing that one of them has is lost, and all follow.
+
+use pgpool_recovery_e2e::Cluster;
+use serde_json::json;
+
+use super::{MARK, Trio, demand_following, mark, promote, with};
+
+#[test]
+fn the_primary_is_killed_and_all_follow_with_all_rows() {
+    let trio = Trio::new();
+    trio.kill_primary();
+    let running = trio.two.postmaster();
+    let report = promote(&trio.one, Some(&trio.old), &trio.nodes(&[&trio.two])).expect("promoted");
+    assert_eq!((&report["result"], &report["timeline"]), (&json!("promoted"), &json!(2)), "{report}");
+    assert_eq!(report["fenced"]["fenced"], true, "{report}");
+    assert_eq!(report["fenced"]["was_running"], false, "{report}");
+    assert_eq!(report["nodes"][0]["result"], "following", "{report}");
+    assert_eq!(report["nodes"][0]["node_id"], 2, "{report}");
+    assert_eq!(report["nodes"][0]["error"], json!(null), "{report}");
+    assert!(report["seconds"].as_f64().is_some_and(|seconds| seconds < 20.0), "{report}");
+    assert!(!trio.one.in_recovery());
+    for cluster in [&trio.one, &trio.two] {
+        assert_eq!(cluster.get::<i64>("SELECT count(*) FROM kept", &[]), 1000);
+    }
+    demand_following(&trio.one, &trio.two);
+    assert_eq!(trio.two.postmaster(), running, "it was told, not restarted");
+    let slot = format!("node_{}", trio.two.port());
+    let sql = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active";
+    assert_eq!(trio.one.get::<i64>(sql, &[&slot]), 1);
+    let mark = mark(&trio.old);
+    assert!(mark["by"].as_str().is_some_and(|by| by.contains(trio.one.dir())), "{mark:?}");
+    assert_eq!(mark["lsn"], json!(null), "it was killed");
+}
+
+#[test]
+fn no_standby_is_promoted_before_one_that_has_received_more() {
+    let trio = Trio::new();
+    let name = format!("localhost:{}", trio.two.port());
+    trio.without(&trio.one, || {
+        trio.old.execute("CREATE TABLE seen_by_two AS SELECT 1 AS n");
+        trio.two.wait_for_replay(&trio.old);
+    });
+    let lives = trio.old.postmaster();
+    let error = promote(&trio.one, Some(&trio.old), &trio.nodes(&[&trio.two])).expect_err("refused");
+    error.expect("55000").says("has received more").says(&name);
+    assert_eq!(
+        (trio.old.postmaster(), trio.old.has(MARK)),
+        (lives, false),
+        "asked before anything is stopped"
+    );
+    trio.old.kill();
+    let error = promote(&trio.one, Some(&trio.old), &trio.nodes(&[&trio.two])).expect_err("refused");
+    error.expect("55000").says("has received more").says(&name);
+    trio.demand_nothing_promoted();
+    // the one that was named is the right one
+    let report = promote(&trio.two, Some(&trio.old), &trio.nodes(&[&trio.one])).expect("promoted");
+    assert_eq!(report["nodes"][0]["result"], "following", "{report}");
+    assert_eq!(trio.two.get::<i32>("SELECT n FROM seen_by_two", &[]), 1);
+    demand_following(&trio.two, &trio.one);
+}
+
+#[test]
+fn no_standby_is_promoted_beside_a_node_that_is_a_primary_already() {
+    let trio = Trio::new();
+    trio.kill_primary();
+    trio.two.promote();
+    let running = trio.two.postmaster();
+    for old in [Some(&trio.old), None] {
+        let error = promote(&trio.one, old, &trio.nodes(&[&trio.two])).expect_err("refused");
+        error.expect("55000").says("runs as a primary already").says("timeline 2");
+    }
+    assert!(trio.one.in_recovery());
+    assert_eq!(trio.two.postmaster(), running);
+    // a standby of that primary tells of it, too
+    let third = Cluster::standby_by_basebackup(&trio.two, trio.two.host(), "third");
+    let options = with(&trio.nodes(&[&third]), "transport", "local");
+    promote(&trio.one, None, &options).expect_err("refused").expect("55000").says("timeline 2");
+    assert!(trio.one.in_recovery());
+}
+
+#[test]
+fn a_node_that_cannot_follow_is_no_error_of_the_promotion() {
+    let trio = Trio::new();
+    trio.kill_primary();
+    let two = trio.two.directory().to_owned();
+    trio.two.stop(pgpool_recovery_e2e::cluster::Stop::Fast);
+    let mut options = trio.nodes(&[&trio.two]);
+    let nodes = options["nodes"].as_array_mut().expect("nodes");
+    nodes.push(json!({ "node_id": 7, "host": "localhost", "port": 1, "directory": "/nonexistent/data" }));
+    let report = promote(&trio.one, Some(&trio.old), &options).expect("promoted");
+    assert_eq!(report["result"], "promoted", "{report}");
+    assert!(!trio.one.in_recovery());
+    let error = |node: usize| report["nodes"][node]["error"].as_str().unwrap_or_default().to_owned();
+    assert!(error(0).contains(two.to_str().expect("ASCII")), "{report}");
+    assert!(error(1).contains("does not serve"), "{report}");
+    // its slot keeps the WAL for it
+    let sql = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND restart_lsn IS NOT NULL";
+    assert_eq!(trio.one.get::<i64>(sql, &[&format!("node_{}", trio.two.port())]), 1);
+}
+
+#[test]
+fn paused_replay_is_not_resumed() {
+    let trio = Trio::new();
+    trio.one.execute("SELECT pg_wal_replay_pause()");
+    let lives = trio.old.postmaster();
+    let error = promote(&trio.one, Some(&trio.old), &trio.nodes(&[&trio.two])).expect_err("refused");
+    error.expect("55000").says("replay on this standby is paused").says("pg_wal_replay_resume");
+    assert_eq!((trio.old.postmaster(), trio.old.has(MARK)), (lives, false));
+    assert!(trio.one.get::<bool>("SELECT pg_is_wal_replay_paused()", &[]));
+    trio.demand_nothing_promoted();
+    trio.kill_primary_while_paused();
+    trio.one.execute("SELECT pg_wal_replay_resume()");
+    promote(&trio.one, Some(&trio.old), &trio.options).expect("promoted");
+}
+
+impl Trio {
+    fn kill_primary_while_paused(&self) {
+        self.old.execute("CREATE TABLE received_but_not_replayed AS SELECT 1 AS n");
+        self.two.wait_for_replay(&self.old);
+        self.old.kill();
+        let error = promote(&self.one, Some(&self.old), &self.options).expect_err("refused");
+        error.expect("55000").says("is paused");
+    }
+}
