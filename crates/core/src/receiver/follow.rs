@@ -90,10 +90,13 @@ fn reload(postmaster: u32) -> Result<()> {
     kill_process(process, Signal::HUP).map_err(Error::on("signal the server"))
 }
 
+/// Content and permission bits of a file; `None`: there was none.
+type Content = Option<(Vec<u8>, u32)>;
+
 /// The files of one change, with what they were before.
 struct Files<'a> {
     target: &'a DataDirectory,
-    before: Vec<(RelPath, Option<(Vec<u8>, u32)>)>,
+    before: Vec<(RelPath, Content)>,
 }
 
 impl Files<'_> {
@@ -118,7 +121,7 @@ impl Files<'_> {
         Ok(())
     }
 
-    fn read(&self, path: &RelPath) -> Result<Option<(Vec<u8>, u32)>> {
+    fn read(&self, path: &RelPath) -> Result<Content> {
         let Some(stat) = self.target.stat(path)? else { return Ok(None) };
         let text = self.target.read(path, MAX_BYTES)?.ok_or_else(|| {
             let message = format!("\"{}\" is not a regular file", self.target.path().join(path).display());
@@ -129,7 +132,7 @@ impl Files<'_> {
 
     /// Those that are not as they were.
     fn changed(&self) -> Vec<String> {
-        let differs = |(path, before): &&(RelPath, Option<(Vec<u8>, u32)>)| {
+        let differs = |(path, before): &&(RelPath, Content)| {
             self.read(path)
                 .map_or(true, |now| now.map(|now| now.0) != before.as_ref().map(|before| before.0.clone()))
         };
