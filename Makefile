@@ -19,7 +19,7 @@ setup: ## install what building, the demos and most tests need (packages)
 setup-pgrx: setup
 	scripts/setup.sh pgrx
 
-install: ## extension into the server of PG_CONFIG=..., agent into PREFIX=/usr/local (or below DESTDIR=)
+install: ## extension into the server of PG_CONFIG=..., agent and hook into PREFIX=/usr/local (or below DESTDIR=)
 	scripts/install.sh
 
 demo: setup install ## the tutorial: a real Pgpool-II brings a dead node back, on one host
@@ -34,7 +34,7 @@ lint: setup-pgrx ## formatting, clippy, the rules of the house
 test: lint ## every test
 	scripts/test.sh
 
-test-unit: setup ## core and agent, without PostgreSQL
+test-unit: setup ## core, agent and hook, without PostgreSQL
 	scripts/test.sh unit
 
 test-indb: setup-pgrx ## inside a PostgreSQL server
@@ -68,7 +68,7 @@ bench: setup install ## our engine side by side with rsync, pg_basebackup, pgBac
 		$(if $(RATE),--rate $(RATE)) $(if $(FILES),--files $(FILES)) $(if $(CURVE_MAX),--curve-max $(CURVE_MAX)) \
 		$(if $(DIRECTORY),--directory $(DIRECTORY)) $(if $(JSON),--json $(JSON)) $(ARGS)
 
-package: ## Debian packages of extension and agent into target/packages
+package: ## Debian packages of extension, agent and hook into target/packages
 	scripts/package.sh
 
 try-packages: package ## install them on a Debian 12 of their own (a chroot), change over from the C extension, purge (root only)

@@ -43,11 +43,16 @@ forbid 'pgdata knows none of our other crates' \
     'pgpool_recovery.*' '$' crates/pgdata/src
 forbid 'the agent knows the core only' \
     'use pgpool_recovery(_e2e)?(::.*|;)|pgpool_recovery(_e2e)?::.*' '$' crates/agent
+forbid 'the hook knows none of our other crates' \
+    'pgpool_recovery(_core|_agent|_pgdata|_e2e)?::.*' '$' crates/hook
 
-for manifest in crates/pgdata/Cargo.toml crates/core/Cargo.toml crates/agent/Cargo.toml tests/Cargo.toml bench/Cargo.toml; do
+for manifest in crates/{pgdata,core,agent,hook}/Cargo.toml tests/Cargo.toml bench/Cargo.toml; do
     found=$(grep -nE '^pgrx|^pgpool[-_]recovery( |=)' "$manifest" || true)
     [ -z "$found" ] || complain "$manifest depends on what it must not know" "$found"
 done
+# no secret on Pgpool-II's host, so nothing that could use one
+found=$(grep -nE '^(pgpool|pgdata)|rustls|postgres' crates/hook/Cargo.toml | grep -v '^[0-9]*:name = ' || true)
+[ -z "$found" ] || complain 'the hook depends on none of our other crates, and speaks to servers by psql' "$found"
 found=$(grep -nE '^pgpool' crates/core/Cargo.toml || true)
 [ -z "$found" ] || complain 'the core depends on pgdata and on none of our other crates' "$found"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the extension and the agent and installs them: the extension into the PostgreSQL of PG_CONFIG,
-# the agent into PREFIX/bin. With DESTDIR everything goes below that directory instead.
+# Builds the extension, the agent and the hook and installs them: the extension into the PostgreSQL of PG_CONFIG,
+# the programs into PREFIX/bin. With DESTDIR everything goes below that directory instead.
 #
 #   PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config PREFIX=/usr/local DESTDIR= PROFILE=release scripts/install.sh
 #
@@ -20,7 +20,7 @@ as_owner() {
 }
 
 cargo build --profile "$PROFILE" --package pgpool_recovery --no-default-features --features "pg$(pg_major)"
-cargo build --profile "$PROFILE" --package pgpool-recovery-agent
+cargo build --profile "$PROFILE" --package pgpool-recovery-agent --package pgpool-recovery-hook
 BUILT=$TARGET_DIR/$PROFILE
 # cargo's name for the directory of this one profile
 [ "$PROFILE" != dev ] || BUILT=$TARGET_DIR/debug
@@ -37,4 +37,6 @@ put 0755 "$BUILT/libpgpool_recovery.so" "$("$PG_CONFIG" --pkglibdir)/pgpool_reco
 for file in sql/pgpool_recovery--*.sql pgpool_recovery.control; do
     put 0644 "$file" "$extension/${file##*/}"
 done
-put 0755 "$BUILT/pgpool-recovery-agent" "$PREFIX/bin/pgpool-recovery-agent"
+for program in pgpool-recovery-agent pgpool-recovery-hook; do
+    put 0755 "$BUILT/$program" "$PREFIX/bin/$program"
+done

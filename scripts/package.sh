@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the Debian packages of the extension (for PostgreSQL 15) and the agent into target/packages.
+# Builds the Debian packages of the extension (for PostgreSQL 15), the agent and the hook into target/packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh

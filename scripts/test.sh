@@ -3,7 +3,7 @@
 #
 #   scripts/test.sh [unit|fuzz|indb|e2e|faults|soak|histories|through|breaks]...      default: unit fuzz indb e2e, in this order
 #
-# unit  core and agent, without PostgreSQL
+# unit  core, agent and hook, without PostgreSQL
 # fuzz  every decoder, for a few seconds each
 # indb  inside a PostgreSQL server, by cargo-pgrx
 # e2e   what `make install` installed: real clusters, agents and Pgpool-II; with TESTS=WORDS those whose names hold one of them
@@ -22,8 +22,9 @@ cd "$(dirname "$0")/.."
 say() { printf '\n== %s ==\n' "$*"; }
 
 unit() {
-    say "core and agent"
-    cargo test --package pgpool-recovery-pgdata --package pgpool-recovery-core --package pgpool-recovery-agent
+    say "core, agent and hook"
+    cargo test --package pgpool-recovery-pgdata --package pgpool-recovery-core --package pgpool-recovery-agent \
+        --package pgpool-recovery-hook
 }
 
 fuzz() {

@@ -46,7 +46,7 @@ sql "CREATE EXTENSION pgpool_recovery; CREATE ROLE operator; GRANT EXECUTE ON FU
 [ "$(sql "SELECT extversion FROM pg_extension WHERE extname = 'pgpool_recovery'")" = 1.4 ] || fail "not 1.4"
 
 say "install"
-cp "$packages"/postgresql-15-pgpool-recovery_*.deb "$packages"/pgpool-recovery-agent_*.deb "$root/tmp/"
+cp "$packages"/postgresql-15-pgpool-recovery_*.deb "$packages"/pgpool-recovery-{agent,hook}_*.deb "$root/tmp/"
 inside sh -c 'apt-get install -y -q -o Dpkg::Use-Pty=0 --no-install-recommends /tmp/*.deb' | grep -E '^(Setting up|Adding)'
 grep -q "2.0.0" "$root$control" || fail "the control file is not ours"
 grep -q "1.4" "$root$control.pgpool2" || fail "the other control file is gone"
@@ -64,6 +64,12 @@ inside runuser -u postgres -- pgpool-recovery-agent secret --output /etc/pgpool-
 inside runuser -u postgres -- pgpool-recovery-agent check
 inside test -e /lib/systemd/system/pgpool-recovery-agent.service || fail "no unit"
 inside test -e /usr/share/man/man8/pgpool-recovery-agent.8.gz || fail "no manual page"
+inside test -e /usr/share/pgpool-recovery-agent/may-start.conf || fail "no drop-in"
+inside runuser -u postgres -- pgpool-recovery-agent may-start /var/lib/postgresql/15/main
+
+say "hook"
+inside test -e /usr/share/man/man8/pgpool-recovery-hook.8.gz || fail "no manual page of the hook"
+inside runuser -u postgres -- pgpool-recovery-hook check && fail "a check without pgpool.conf is good"
 
 say "what the packages say of themselves"
 for package in postgresql-15-pgpool-recovery pgpool-recovery-agent; do

@@ -63,6 +63,13 @@ impl Host {
         self.command(server::program(program))
     }
 
+    /// [`Host::command`] for the installed hook.
+    pub fn hook(&self) -> Command {
+        let program = std::env::var_os("PGPOOL_RECOVERY_HOOK")
+            .map_or_else(|| PathBuf::from("/usr/local/bin/pgpool-recovery-hook"), PathBuf::from);
+        self.command(program)
+    }
+
     /// [`Host::command`] for the installed agent.
     pub fn agent(&self) -> Command {
         let program = std::env::var_os("PGPOOL_RECOVERY_AGENT")

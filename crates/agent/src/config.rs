@@ -87,6 +87,20 @@ impl Config {
                     )));
                 }
             }
+            for node in &cluster.nodes {
+                if node.host.trim().is_empty() || node.port == 0 {
+                    return Err(Error::new(
+                        Kind::InvalidArgument,
+                        format!("nodes has host \"{}\" and port {}", node.host, node.port),
+                    )
+                    .hint(
+                        "Write the name or address of another node's agent, and its port if it is not 9897.",
+                    ));
+                }
+                if let Some(directory) = &node.data_directory {
+                    normalize_directory(&directory.to_string_lossy())?;
+                }
+            }
             if seen.contains(&directory) {
                 return Err(Error::new(
                     Kind::InvalidArgument,
@@ -154,6 +168,10 @@ mod tests {
             (cluster.replace("BIN", "/nowhere"), "/nowhere/postgres"),
             (cluster.to_owned() + "start_command = []\n", "start_command"),
             (cluster.to_owned() + "stop_command = []\n", "stop_command"),
+            (cluster.to_owned() + "nodes = [{ host = '' }]\n", "nodes"),
+            (cluster.to_owned() + "nodes = [{ host = 'b', port = 0 }]\n", "port 0"),
+            (cluster.to_owned() + "nodes = [{ host = 'b', data_directory = 'd' }]\n", "not absolute"),
+            (cluster.to_owned() + "nodes = [{ host = 'b', prot = 1 }]\n", "prot"),
         ] {
             let error = read(&text).expect_err(named);
             assert!(error.to_string().contains(named), "{error}");

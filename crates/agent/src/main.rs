@@ -18,6 +18,7 @@ mod door;
 mod endpoint;
 mod init;
 mod manual;
+mod may_start;
 mod metrics;
 mod serve;
 mod status;
@@ -61,6 +62,15 @@ enum Command {
         /// Print JSON, for programs.
         #[arg(long)]
         json: bool,
+    },
+    /// May the server in a directory be started? Fails if another node has replaced it, and says which. For a unit's
+    /// ExecStartPre.
+    MayStart {
+        /// The configuration file: it tells the other nodes and the secret.
+        #[arg(long, default_value = "/etc/pgpool-recovery/agent.toml")]
+        config: PathBuf,
+        /// The data directory, as the configuration lists it.
+        directory: PathBuf,
     },
     /// Print a completion script for a shell.
     #[command(hide = true)]
@@ -106,6 +116,7 @@ fn run(command: Command) -> Result<()> {
         Command::Serve { .. } if init::is_process_1() => init::run(),
         Command::Serve { config } => serve::serve(&config),
         Command::Status { config, host, json } => status::print(&Config::read(&config)?, host, json),
+        Command::MayStart { config, directory } => may_start::demand(Config::read(&config)?, &directory),
         Command::Secret { output } => Secret::random()?.write(&output),
         Command::Completion { shell } => {
             let mut command = Arguments::command();

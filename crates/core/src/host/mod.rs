@@ -8,6 +8,7 @@ pub mod fence;
 pub mod fence_primary;
 pub mod inspect;
 pub mod launch;
+pub mod may_start;
 pub mod policy;
 pub(crate) mod running;
 pub mod stop;

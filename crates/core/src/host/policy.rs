@@ -37,6 +37,30 @@ pub struct Cluster {
     /// Whether blocks that WAL proves equal may be left out (`pgpool_recovery.skip_unchanged`).
     #[serde(default = "allowed")]
     pub allow_skip: bool,
+    /// The agents of the other nodes, which are asked before the server is started at a boot.
+    #[serde(default)]
+    pub nodes: Vec<Node>,
+    /// Whether it may be started if none of them answers.
+    #[serde(default = "allowed")]
+    pub start_alone: bool,
+}
+
+/// Another host's agent, with the same secret.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Its name or address.
+    pub host: String,
+    /// Where it listens.
+    #[serde(default = "usual_port")]
+    pub port: u16,
+    /// The data directory there, if it is another one than here.
+    #[serde(default)]
+    pub data_directory: Option<PathBuf>,
+}
+
+const fn usual_port() -> u16 {
+    9897
 }
 
 const fn allowed() -> bool {
@@ -56,6 +80,8 @@ impl Cluster {
             log_file: None,
             tablespace_roots: Vec::new(),
             allow_skip: allowed(),
+            nodes: Vec::new(),
+            start_alone: allowed(),
         }
     }
 }

@@ -76,6 +76,16 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_whose_session_has_ended_is_one() {
+        let work = Box::new(|cancel: &Cancel| {
+            cancel.trip();
+            Ok(7)
+        });
+        let job = Job { name: "b".to_owned(), work };
+        assert_eq!(ask(vec![job], Duration::from_secs(60), &Cancel::new()), [Ok(7)]);
+    }
+
+    #[test]
     fn all_are_asked_at_once_and_the_late_ones_are_named() {
         let jobs = vec![
             job("one", |_| Ok(1)),

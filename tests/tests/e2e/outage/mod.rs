@@ -2,6 +2,8 @@
 
 mod follow; // standbys that follow a promotion, rejoin, or have diverged and are rebuilt
 mod follow_refused; // what cannot follow, and is left as it was
+mod hook; // what Pgpool-II calls, without Pgpool-II
+mod may_start; // an old primary that boots again
 mod promote; // a standby that becomes the primary, and the old primary that does not live on
 mod stop; // servers that are stopped: standbys and replaced primaries, and no others
 mod stop_given_up; // a stop whose caller has left, or whose server has become another one meanwhile

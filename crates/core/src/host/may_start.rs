@@ -1,0 +1,320 @@
+//! May the server in a directory be started, when its host boots say? An old primary must not: another node has been
+//! promoted, and clients would write to both.
+//!
+//! What the directory itself says comes first ([`Own::demand_unmarked`]), then what the other nodes' agents found
+//! ([`Own::judge`]). Nothing changes.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::{control, fence, inspect};
+use crate::error::{Error, Kind, Result};
+use crate::manifest::exclude::{FENCED, MARKER};
+use crate::sys::FileId;
+use crate::sys::machine;
+use crate::wire::protocol::message::{Content, TargetInfo};
+
+/// Present in the directory of a standby.
+const STANDBY_SIGNAL: &str = "standby.signal";
+
+/// A directory whose server is about to be started.
+#[derive(Debug, Clone)]
+pub struct Own {
+    directory: PathBuf,
+    system_identifier: u64,
+    timeline: u32,
+    is_standby: bool,
+    is_fenced: bool,
+    identity: FileId,
+    boot_id: Option<String>,
+}
+
+/// What a node's answer means, if it does not forbid the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The node is this directory.
+    Itself,
+    /// Nothing there speaks against the start.
+    Good,
+    /// The same, but an administrator should know this.
+    Noted(String),
+    /// It could not be told, for this reason: as if the node had not answered.
+    Unknown(String),
+}
+
+impl Own {
+    /// Looks at the directory. What cannot be told is an error.
+    pub fn look(directory: &Path) -> Result<Self> {
+        let metadata = fs::metadata(directory).map_err(Error::on_path("stat directory", directory))?;
+        let is_there = |name: &str| {
+            let path = directory.join(name);
+            match fs::symlink_metadata(&path) {
+                Ok(_) => Ok(true),
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                    Ok(false)
+                }
+                Err(error) => Err(Error::at("stat file", &path, &error)),
+            }
+        };
+        if is_there(MARKER)? {
+            return Err(not_to_be_started(directory, "a recovery of it broke off")
+                .hint("Run the recovery again, with pcp_recovery_node say; it sends only what is missing."));
+        }
+        if !is_there("PG_VERSION")? {
+            let message = format!("\"{}\" is not a PostgreSQL data directory", directory.display());
+            return Err(Error::new(Kind::TargetRefused, message)
+                .detail("It has no PG_VERSION.")
+                .hint("Give the data directory of the server that is to be started."));
+        }
+        let (control, _) = control::read(directory)?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            system_identifier: control.system_identifier,
+            timeline: inspect::latest_timeline(directory, &control)?,
+            is_standby: is_there(STANDBY_SIGNAL)?,
+            is_fenced: is_there(FENCED)?,
+            identity: FileId::from(&metadata),
+            boot_id: machine::boot_id(),
+        })
+    }
+
+    /// Whether it is a standby: that may always start, since it accepts no transactions of its own.
+    pub const fn is_standby(&self) -> bool {
+        self.is_standby
+    }
+
+    /// The latest timeline of which it has WAL, or which pg_control tells.
+    pub const fn timeline(&self) -> u32 {
+        self.timeline
+    }
+
+    /// Refuses a directory that a promotion has fenced, unless it has become a standby since.
+    pub fn demand_unmarked(&self) -> Result<()> {
+        if !self.is_fenced || self.is_standby {
+            return Ok(());
+        }
+        let path = self.directory.join(FENCED);
+        let refusal = not_to_be_started(&self.directory, "it was stopped because another node was promoted")
+            .hint(format!(
+                "Rebuild it with pcp_recovery_node. If it is the right one after all, remove \"{}\".",
+                path.display()
+            ));
+        // a file that cannot be read is a mark all the same
+        Err(match fence::read(&self.directory) {
+            Ok(Some(mark)) => refusal.detail(format!("It was fenced for {}. {}", mark.by, mark.why)),
+            Ok(None) => refusal,
+            Err(error) => refusal.detail(error.message),
+        })
+    }
+
+    /// What the agent at `place` found in its node's directory: a refusal, or what else it means. Any later timeline of
+    /// this system forbids a start, whether a server runs there or not: hosts that boot together answer before their servers
+    /// do.
+    pub fn judge(&self, place: &str, found: &TargetInfo) -> Result<Answer> {
+        if machine::may_be_one(self.boot_id.as_deref(), found.boot_id.as_deref())
+            && found.identity == Some(self.identity)
+        {
+            return Ok(Answer::Itself);
+        }
+        if matches!(found.content, Content::Missing | Content::Empty) {
+            return Ok(Answer::Good);
+        }
+        let marker = found.marker.as_ref().map(|marker| (marker.system_identifier, marker.timeline));
+        let of_marker =
+            marker.filter(|(system, _)| *system == self.system_identifier).map(|(_, timeline)| timeline);
+        let Some(system) = found.system_identifier.or(marker.map(|(system, _)| system)) else {
+            return Ok(Answer::Unknown(match &found.doubts.identity {
+                Some(doubt) => doubt.to_string(),
+                None => "what it has does not tell whose it is".to_owned(),
+            }));
+        };
+        if system != self.system_identifier {
+            return Ok(Answer::Unknown(format!(
+                "it has another system: its system identifier is {system}, that of \"{}\" {}",
+                self.directory.display(),
+                self.system_identifier
+            )));
+        }
+        let Some(theirs) = found.timeline.max(of_marker) else {
+            return Ok(Answer::Unknown("it does not tell its timeline".to_owned()));
+        };
+        let is_primary = found.running.is_some() && !found.backup.has_standby_signal;
+        let ours = self.timeline;
+        let does = match (found.running, is_primary) {
+            (_, true) => "runs this system as a primary",
+            (Some(_), false) => "runs a standby of this system",
+            (None, _) => "has this system, not running,",
+        };
+        if theirs > ours || (theirs == ours && is_primary) {
+            let (beside, hint) = if theirs > ours {
+                (
+                    format!("this directory has only reached timeline {ours}"),
+                    "It was replaced while it was down: ",
+                )
+            } else {
+                ("which is this directory's, too".to_owned(), "There would be two primaries: ")
+            };
+            let why = format!("{place} {does} on timeline {theirs}, {beside}");
+            return Err(not_to_be_started(&self.directory, &why).hint(format!(
+                "{hint}rebuild it with pcp_recovery_node. If it is the right one after all, take the other node out \
+                 of nodes in agent.toml first."
+            )));
+        }
+        if is_primary {
+            return Ok(Answer::Noted(format!(
+                "{place} still {does} on timeline {theirs}, which this directory has left for {ours}: stop that server"
+            )));
+        }
+        if let Some(doubt) = &found.doubts.server
+            && theirs == ours
+            && !found.backup.has_standby_signal
+        {
+            return Ok(Answer::Unknown(doubt.to_string()));
+        }
+        Ok(Answer::Good)
+    }
+}
+
+/// The refusal in one line: what, and why.
+pub fn not_to_be_started(directory: &Path, why: &str) -> Error {
+    Error::new(
+        Kind::TargetRefused,
+        format!("the server in \"{}\" must not be started: {why}", directory.display()),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use pgdata::control_file::sample;
+
+    use super::*;
+    use crate::host::policy::Cluster;
+    use crate::sys::cancel::Cancel;
+    use crate::wire::protocol::message::Marker;
+
+    /// A data directory of system 42; the sample's timeline is 3.
+    fn directory() -> tempfile::TempDir {
+        let data = tempfile::tempdir().expect("temporary directory");
+        for name in ["global", "pg_wal", "base"] {
+            fs::create_dir(data.path().join(name)).expect("make");
+        }
+        fs::write(data.path().join("PG_VERSION"), "15\n").expect("write");
+        fs::write(data.path().join("global/pg_control"), sample(42)).expect("write");
+        data
+    }
+
+    /// What an agent tells of such a directory, whose server runs as a primary.
+    fn found(data: &Path) -> TargetInfo {
+        let programs = tempfile::tempdir().expect("temporary directory");
+        crate::sys::process::tests::script(
+            &programs.path().join("postgres"),
+            "echo 'postgres (PostgreSQL) 15.4'",
+        );
+        let cluster = Cluster::new(data.to_owned(), programs.path().to_owned());
+        let mut found = inspect::inspect(&cluster, &[], "", None, &Cancel::new()).expect("looked");
+        found.running = Some(7);
+        found
+    }
+
+    fn judge(change: impl FnOnce(&mut TargetInfo)) -> std::result::Result<Answer, String> {
+        let (ours, theirs) = (directory(), directory());
+        let own = Own::look(ours.path()).expect("a data directory");
+        let mut found = found(theirs.path());
+        change(&mut found);
+        own.judge("the agent at b:1", &found).map_err(|error| error.message)
+    }
+
+    #[test]
+    fn a_later_timeline_forbids_a_start_whoever_has_it() {
+        let later = |running: Option<u32>, is_standby: bool| {
+            judge(|found| {
+                (found.timeline, found.running) = (Some(9), running);
+                found.backup.has_standby_signal = is_standby;
+            })
+            .expect_err("refused")
+        };
+        for (running, is_standby, said) in [
+            (Some(7), false, "runs this system as a primary on timeline 9"),
+            (Some(7), true, "runs a standby of this system on timeline 9"),
+            (None, false, "has this system, not running, on timeline 9"),
+        ] {
+            let message = later(running, is_standby);
+            assert!(message.contains("b:1") && message.contains(said), "{message}");
+            assert!(message.contains("reached timeline "), "{message}");
+        }
+        let message = judge(|found| {
+            (found.system_identifier, found.timeline) = (None, None);
+            found.marker = Some(Marker { system_identifier: 42, timeline: 9, ..Marker::default() });
+        });
+        assert!(message.expect_err("of the primary that rebuilds it").contains("timeline 9"));
+    }
+
+    #[test]
+    fn the_same_timeline_forbids_it_only_if_a_primary_runs_there() {
+        assert!(judge(|_| {}).expect_err("two primaries").contains("this directory's, too"));
+        assert_eq!(judge(|found| found.backup.has_standby_signal = true), Ok(Answer::Good));
+        assert_eq!(judge(|found| found.running = None), Ok(Answer::Good));
+        let unknown = judge(|found| {
+            found.running = None;
+            found.doubts.server = Some(Error::new(Kind::TargetRefused, "cannot tell"));
+        });
+        assert_eq!(unknown, Ok(Answer::Unknown("cannot tell".to_owned())), "an error is no \"no\"");
+    }
+
+    #[test]
+    fn an_earlier_timeline_is_at_most_noted() {
+        assert!(
+            matches!(judge(|found| found.timeline = Some(1)), Ok(Answer::Noted(note)) if note.contains("stop"))
+        );
+        assert_eq!(judge(|found| (found.timeline, found.running) = (Some(1), None)), Ok(Answer::Good));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_told_apart() {
+        let of = |change: fn(&mut TargetInfo)| judge(change).expect("no refusal");
+        assert!(
+            matches!(of(|found| found.system_identifier = Some(43)), Answer::Unknown(_)),
+            "another system"
+        );
+        assert!(matches!(of(|found| found.system_identifier = None), Answer::Unknown(_)));
+        assert!(matches!(of(|found| found.timeline = None), Answer::Unknown(_)));
+        assert_eq!(of(|found| found.content = Content::Missing), Answer::Good);
+        let own = directory();
+        let look = Own::look(own.path()).expect("a data directory");
+        assert_eq!(look.judge("itself", &found(own.path())), Ok(Answer::Itself));
+    }
+
+    #[test]
+    fn marks_in_the_directory_come_first() {
+        let data = directory();
+        let look = || Own::look(data.path());
+        look().expect("good").demand_unmarked().expect("unmarked");
+        let fenced = |mark: &str| {
+            fs::write(data.path().join(FENCED), mark).expect("write");
+            look().expect("looked").demand_unmarked().expect_err("fenced").detail.unwrap_or_default()
+        };
+        let mark = r#"{ "fenced": 1, "by": "the standby on node2", "why": "It was going to be promoted." }"#;
+        assert_eq!(fenced(mark), "It was fenced for the standby on node2. It was going to be promoted.");
+        assert!(fenced("nonsense").contains("cannot be understood"), "a mark all the same");
+        fs::write(data.path().join(STANDBY_SIGNAL), "").expect("write");
+        let own = look().expect("looked");
+        own.demand_unmarked().expect("a standby may always start");
+        assert!(own.is_standby());
+        fs::write(data.path().join(MARKER), "{}").expect("write");
+        assert!(look().expect_err("incomplete").message.contains("broke off"));
+    }
+
+    #[test]
+    fn what_is_no_data_directory_is_refused() {
+        let data = directory();
+        fs::remove_file(data.path().join("PG_VERSION")).expect("remove");
+        assert!(
+            Own::look(data.path()).expect_err("none").message.contains("is not a PostgreSQL data directory")
+        );
+        assert_eq!(Own::look(&data.path().join("none")).expect_err("none").kind, Kind::MissingFile);
+        fs::write(data.path().join("PG_VERSION"), "15\n").expect("write");
+        fs::write(data.path().join("global/pg_control"), "").expect("write");
+        assert_eq!(Own::look(data.path()).expect_err("damaged").kind, Kind::Corrupt);
+    }
+}

@@ -1,0 +1,148 @@
+//! `attach`: Pgpool-II attaches whatever it is told to, running or not; this asks first.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::Context;
+use crate::conf::Node;
+use crate::event::Place;
+use crate::failure::{Failure, Result};
+use crate::follow::{let_follow, node};
+use crate::pcp::Status;
+use crate::sql::within;
+
+/// How long a node may take to say what it is.
+const LOOK: Duration = Duration::from_secs(8);
+
+const ROLE: &str = "SELECT json_build_object('is_standby', pg_is_in_recovery(), 'system', \
+                    (SELECT system_identifier::text FROM pg_control_system()))";
+
+/// What a server says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Role {
+    pub(crate) is_standby: bool,
+    pub(crate) system: String,
+}
+
+impl Node {
+    /// Where its server is.
+    pub(crate) fn place(&self) -> Place {
+        Place { node: self.id, host: self.host.clone(), port: self.port }
+    }
+}
+
+/// What the node's server is.
+pub(crate) fn role(context: &Context, node: &Node) -> Result<Role> {
+    let said = context.login.json(&node.place(), ROLE, &[], within(LOOK, context.end));
+    let said = said.map_err(|failure| failure.at(node.name()))?;
+    match (said["is_standby"].as_bool(), said["system"].as_str()) {
+        (Some(is_standby), Some(system)) => Ok(Role { is_standby, system: system.to_owned() }),
+        _ => Err(Failure::new(format!("{} gave an unexpected answer: {said}", node.name()))),
+    }
+}
+
+/// What all nodes are, asked side by side.
+pub(crate) fn roles(context: &Context) -> Vec<(&Node, Result<Role>)> {
+    std::thread::scope(|scope| {
+        let asked: Vec<_> =
+            context.nodes.iter().map(|node| (node, scope.spawn(|| role(context, node)))).collect();
+        let answers = asked.into_iter().map(|(node, answer)| {
+            let answer = answer.join().unwrap_or_else(|_| Err(Failure::new("the question failed")));
+            (node, answer)
+        });
+        answers.collect()
+    })
+}
+
+/// Returns what was done.
+pub(crate) fn attach(context: &Context, id: u32) -> Result<String> {
+    let wanted = node(context, id)?;
+    let started = Instant::now();
+    let roles = roles(context);
+    let own = roles.iter().find(|(node, _)| node.id == id).map(|(_, role)| role.clone());
+    let own = own.unwrap_or_else(|| Err(Failure::new("it was not asked")))?;
+    let report = match primary(&roles, id)? {
+        Some((primary, role)) => {
+            if !own.is_standby {
+                return Err(Failure::new(format!(
+                    "{} is a primary, and so is {}",
+                    wanted.name(),
+                    primary.name()
+                ))
+                .hint("Rebuild one of the two with pcp_recovery_node."));
+            }
+            if own.system != role.system {
+                return Err(Failure::new(format!(
+                    "{} has system identifier {}, the primary {} {}",
+                    wanted.name(),
+                    own.system,
+                    primary.name(),
+                    role.system
+                )));
+            }
+            let_follow(context, wanted, &primary.place(), context.end)
+                .map_err(|failure| failure.at(wanted.name()))?
+        }
+        None if own.is_standby => {
+            return Err(Failure::new(format!("{} is a standby, and no node is a primary", wanted.name()))
+                .hint(failures(&roles)));
+        }
+        // the primary itself
+        None => Value::Null,
+    };
+    if context.pcp.status(id, context.end).is_ok_and(|status| status == Status::Up) {
+        return Ok(format!("{} is up already: {report}", wanted.name()));
+    }
+    context.pcp.attach(id, context.end).map_err(|failure| failure.at(wanted.name()))?;
+    let seconds = started.elapsed().as_secs_f32();
+    Ok(format!("{} is attached, after {seconds:.1} s: {report}", wanted.name()))
+}
+
+type Answers<'a> = [(&'a Node, Result<Role>)];
+
+/// The one primary among the other nodes.
+fn primary<'a, 'b>(roles: &'b Answers<'a>, except: u32) -> Result<Option<(&'a Node, &'b Role)>> {
+    let mut primaries = roles.iter().filter_map(|(node, role)| match role {
+        Ok(role) if !role.is_standby && node.id != except => Some((*node, role)),
+        _ => None,
+    });
+    let first = primaries.next();
+    if let (Some((one, _)), Some((other, _))) = (first, primaries.next()) {
+        return Err(Failure::new(format!("two nodes are primaries: {} and {}", one.name(), other.name()))
+            .hint("Stop the wrong one and rebuild it with pcp_recovery_node."));
+    }
+    Ok(first)
+}
+
+/// Why nodes did not answer.
+fn failures(roles: &Answers<'_>) -> String {
+    let failures = roles.iter().filter_map(|(_, role)| Some(role.as_ref().err()?.to_string()));
+    let failures: Vec<_> = failures.collect();
+    if failures.is_empty() { "All nodes are standbys: promote one.".to_owned() } else { failures.join(" ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_primaries_are_refused() {
+        let node = |id: u32| Node {
+            id,
+            host: format!("host{id}"),
+            port: 5432,
+            data_directory: String::new(),
+            application_name: String::new(),
+            flags: String::new(),
+        };
+        let (a, b, c) = (node(0), node(1), node(2));
+        let role = |is_standby: bool| Ok(Role { is_standby, system: "1".to_owned() });
+        let one = [(&a, role(true)), (&b, role(false)), (&c, Err(Failure::new("it is down")))];
+        assert_eq!(primary(&one, 0).expect("one").map(|(node, _)| node.id), Some(1));
+        assert_eq!(primary(&one, 1), Ok(None), "itself does not count");
+        assert!(failures(&one).contains("it is down"));
+        let two = [(&a, role(false)), (&b, role(false)), (&c, role(true))];
+        assert!(primary(&two, 2).expect_err("two").message.contains("host1:5432"));
+    }
+}

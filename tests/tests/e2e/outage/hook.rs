@@ -1,0 +1,167 @@
+//! `pgpool-recovery-hook` without Pgpool-II: what it does with nonsense and with hosts that do not answer.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use pgpool_recovery_e2e::process::{self, Finished};
+use pgpool_recovery_e2e::{Cluster, Host, Scratch};
+
+/// A pgpool.conf with these nodes.
+fn conf(scratch: &Scratch, nodes: &[(&str, u16, &str)]) -> std::path::PathBuf {
+    let mut text =
+        String::from("backend_clustering_mode = 'streaming_replication'\nrecovery_user = 'postgres'\n");
+    for (id, (host, port, directory)) in nodes.iter().enumerate() {
+        text += &format!(
+            "backend_hostname{id} = '{host}'\nbackend_port{id} = {port}\nbackend_data_directory{id} = '{directory}'\n\
+             backend_application_name{id} = 'server{id}'\n"
+        );
+    }
+    scratch.write("pgpool.conf", &text, 0o600)
+}
+
+/// Runs it, and says how long that took.
+fn hook(command: &str, conf: &Path, arguments: &[&str]) -> (Finished, Duration) {
+    let mut hook = Host::here().hook();
+    hook.arg(command).arg("--config").arg(conf).args(arguments);
+    let started = Instant::now();
+    (process::run(hook), started.elapsed())
+}
+
+#[track_caller]
+fn fails(finished: &Finished, words: &[&str]) {
+    assert!(!finished.status.success(), "{finished:?}");
+    for word in words {
+        assert!(finished.stderr.contains(word), "no \"{word}\" in {finished:?}");
+    }
+}
+
+/// The old primary is node 0, the new main node 1.
+fn failover_of(nodes: &[(&str, u16, &str)]) -> Vec<String> {
+    let (old, new) = (nodes[0], nodes[1]);
+    let port = |node: (&str, u16, &str)| node.1.to_string();
+    vec![
+        "0".to_owned(),
+        old.0.to_owned(),
+        port(old),
+        old.2.to_owned(),
+        "1".to_owned(),
+        new.0.to_owned(),
+        "0".to_owned(),
+        "0".to_owned(),
+        port(new),
+        new.2.to_owned(),
+        old.0.to_owned(),
+        port(old),
+    ]
+}
+
+fn texts(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn nonsense_is_named_and_a_missing_pgpool_conf_too() {
+    let scratch = Scratch::new();
+    let nodes = [("127.0.0.1", 1, "/srv/a"), ("127.0.0.1", 2, "/srv/b")];
+    let conf = conf(&scratch, &nodes);
+    let words = failover_of(&nodes);
+    for command in ["failover", "follow"] {
+        fails(&hook(command, &conf, &[]).0, &["WORDS"]);
+        fails(&hook(command, &conf, &["0"]).0, &["too few"]);
+        let mut wrong = texts(&words);
+        wrong[4] = "one";
+        fails(&hook(command, &conf, &wrong).0, &["FAILED", "%m", "one"]);
+        wrong[4] = "9";
+        fails(&hook(command, &conf, &wrong).0, &["no node of that number"]);
+        fails(&hook(command, &scratch.join("none.conf"), &texts(&words)).0, &["none.conf"]);
+    }
+    fails(&hook("attach", &conf, &["7"]).0, &["no node 7"]);
+    let finished = hook("check", &scratch.join("none.conf"), &[]).0;
+    assert!(!finished.status.success() && finished.stdout.contains("FAIL"), "{finished:?}");
+    fails(&hook("promote", &conf, &[]).0, &["promote"]);
+    // this machine has one at a usual place, or none
+    let bad = scratch.write("bad.conf", "backend_hostname0 'a\n", 0o600);
+    fails(&hook("failover", &bad, &texts(&words)).0, &["line 1"]);
+}
+
+#[test]
+fn a_standbys_failure_is_nothing_to_do() {
+    let scratch = Scratch::new();
+    // nothing answers there: it must not even be asked
+    let nodes = [("127.0.0.1", 1, "/srv/a"), ("127.0.0.1", 2, "/srv/b"), ("127.0.0.1", 3, "")];
+    let conf = conf(&scratch, &nodes);
+    for (words, why) in [
+        // as Pgpool-II 4.3 calls it when node 1, a standby, fails; an empty %D disappears
+        ("1 127.0.0.1 2 /srv/b 0 127.0.0.1 0 0 1 /srv/a 127.0.0.1 1", "node 0 is the primary"),
+        ("2 127.0.0.1 3 0 127.0.0.1 0 0 1 /srv/a 127.0.0.1 1", "node 0 is the primary"),
+    ] {
+        let (finished, _) = hook("failover", &conf, &words.split(' ').collect::<Vec<_>>());
+        assert!(finished.status.success(), "{finished:?}");
+        assert!(finished.stderr.contains("nothing to do") && finished.stderr.contains(why), "{finished:?}");
+    }
+    let last = ["0", "127.0.0.1", "1", "/srv/a", "-1", "", "0", "0", "", "", "127.0.0.1", "1"];
+    let (finished, _) = hook("failover", &conf, &last);
+    assert!(finished.status.success() && finished.stderr.contains("no node is left"), "{finished:?}");
+    fails(&hook("follow", &conf, &last).0, &["no new primary"]);
+}
+
+#[test]
+fn hosts_that_do_not_answer_hold_it_up_for_no_longer_than_its_limit() {
+    let scratch = Scratch::new();
+    // the kernel accepts, and nobody says a word
+    let silent = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = silent.local_addr().expect("address").port();
+    for (host, port, said) in [
+        ("127.0.0.1", port, "timeout expired"),
+        ("no-such-host.invalid", 5432, "no-such-host.invalid"),
+        ("127.0.0.1", 1, "Connection refused"),
+    ] {
+        let nodes = [("127.0.0.1", 1, "/srv/a"), (host, port, "/srv/b")];
+        let conf = conf(&scratch, &nodes);
+        let words = failover_of(&nodes);
+        for command in ["failover", "follow"] {
+            let (finished, took) = hook(command, &conf, &texts(&words));
+            fails(&finished, &["FAILED", said]);
+            assert!(took < Duration::from_secs(20), "{took:?}: {finished:?}");
+        }
+    }
+    let nodes = [("127.0.0.1", 1, "/srv/a"), ("127.0.0.1", port, "/srv/b")];
+    let conf = conf(&scratch, &nodes);
+    let words = failover_of(&nodes);
+    let mut arguments = vec!["--timeout", "2"];
+    arguments.extend(texts(&words));
+    let (finished, took) = hook("failover", &conf, &arguments);
+    fails(&finished, &["gave no answer within 2 s"]);
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    let (finished, took) = hook("attach", &conf, &["--timeout", "2", "1"]);
+    fails(&finished, &["FAILED"]);
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    let (finished, took) = hook("check", &conf, &["--timeout", "3"]);
+    assert!(!finished.status.success() && took < Duration::from_secs(20), "{took:?} {finished:?}");
+    for line in ["FAIL  node 0", "FAIL  node 1", "FAIL  no node is a primary", "FAIL  PCP"] {
+        assert!(finished.stdout.contains(line), "no \"{line}\" in {finished:?}");
+    }
+}
+
+#[test]
+fn a_refusal_of_the_servers_is_told_with_its_sqlstate_and_changes_nothing() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
+    // the function is not there
+    primary.execute("DROP EXTENSION pgpool_recovery");
+    standby.wait_for_replay(&primary);
+    let nodes = [("127.0.0.1", primary.port(), primary.dir()), ("127.0.0.1", standby.port(), standby.dir())];
+    let conf = conf(&scratch, &nodes);
+    let words = failover_of(&nodes);
+    let (finished, _) = hook("failover", &conf, &texts(&words));
+    fails(&finished, &["FAILED", "node 1", "pgpool_recovery_promote", "(42883)"]);
+    assert_eq!(finished.stderr.lines().filter(|line| line.contains("FAILED")).count(), 1, "{finished:?}");
+    assert!(standby.in_recovery() && !primary.in_recovery());
+    let (finished, _) = hook("check", &conf, &[]);
+    assert!(!finished.status.success(), "{finished:?}");
+    for line in ["lacks functions", "no standby streams from node 0", "\"standby\"", "FAIL  PCP"] {
+        assert!(finished.stdout.contains(line), "no \"{line}\" in {finished:?}");
+    }
+}

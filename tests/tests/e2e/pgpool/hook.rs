@@ -1,0 +1,242 @@
+//! The lean set-up: `pgpool-recovery-hook` is the failover_command, and there is no follow_primary_command.
+
+use std::time::Duration;
+
+use pgpool_recovery_e2e::pgpool::{self, Pgpool, Setup};
+use pgpool_recovery_e2e::{Cluster, Host, Scratch, wait};
+
+/// Three nodes on one host are told apart by the node id.
+fn node(scratch: &Scratch, id: usize) -> Cluster {
+    Cluster::place(scratch, &Host::here(), &format!("node{id}"))
+        .with("pgpool_recovery.application_name", "server%n")
+        .with("pgpool_recovery.slot_name", "server%n")
+        .with("pgpool_recovery.primary_host", "127.0.0.1")
+}
+
+/// A primary and two standbys behind Pgpool-II, all up.
+struct Lean {
+    pgpool: Pgpool,
+    nodes: Vec<Cluster>,
+    scratch: Scratch,
+}
+
+impl Lean {
+    fn new() -> Self {
+        Self::with(|setup, scratch| setup.with("failover_command", Self::hook(scratch, "failover")))
+    }
+
+    fn with(commands: impl FnOnce(Setup, &Scratch) -> Setup) -> Self {
+        let scratch = Scratch::new();
+        let first = node(&scratch, 0).into_primary();
+        let nodes = vec![first, node(&scratch, 1), node(&scratch, 2)];
+        let setup = Setup::new(&scratch, &Host::here(), &nodes.iter().collect::<Vec<_>>());
+        let pgpool = commands(setup.with("health_check_max_retries", 0), &scratch).start();
+        let lean = Self { pgpool, nodes, scratch };
+        for id in [1, 2] {
+            lean.pgpool.wait_for_node(id, "down", "standby", "");
+            lean.pgpool.recover(id).unwrap_or_else(|error| panic!("{error}\n{}", lean.nodes[0].log()));
+            lean.pgpool.wait_for_node(id, "up", "standby", "streaming");
+        }
+        lean.execute("CREATE TABLE seen (id int)");
+        // whoever has more is promoted
+        lean.nodes[1].wait_for_replay(&lean.nodes[0]);
+        for id in [2, 1] {
+            lean.nodes[id].wait_for_what_is_flushed(&lean.nodes[0]);
+        }
+        lean
+    }
+
+    /// As pgpool.conf has it; the shell gives it the password of PCP.
+    fn hook(scratch: &Scratch, command: &str) -> String {
+        let mut hook = Host::here().hook();
+        hook.arg(command);
+        format!(
+            "PCPPASSFILE={} {} {command} %d %h %p %D %m %H %M %P %r %R %N %S",
+            scratch.join("pcppass").display(),
+            hook.get_program().to_string_lossy()
+        )
+    }
+
+    /// From now on it receives nothing.
+    fn cut_off(&self, id: usize) {
+        self.nodes[id].execute("ALTER SYSTEM SET primary_conninfo = ''");
+        self.nodes[id].reload();
+        wait::until_true("the walreceiver to end", wait::PATIENCE, || {
+            self.nodes[id].get::<i64>("SELECT count(*) FROM pg_stat_wal_receiver", &[]) == 0
+        });
+    }
+
+    fn execute(&self, sql: &str) {
+        self.pgpool.connect().batch_execute(sql).expect(sql);
+    }
+
+    #[track_caller]
+    fn wait_for_promotion(&self, id: usize) {
+        wait::until_true(&format!("node {id} to be promoted"), wait::PATIENCE, || {
+            !self.nodes[id].in_recovery()
+        });
+        self.pgpool.wait_for_node(id, "up", "primary", "");
+    }
+
+    /// Its row in the primary's pg_stat_replication.
+    #[track_caller]
+    fn wait_for_follower(&self, id: usize, primary: usize) {
+        self.nodes[primary].wait_for_standby(&format!("server{id}"));
+        self.pgpool.wait_for_node(id, "up", "standby", "streaming");
+        self.nodes[id].wait_for_replay(&self.nodes[primary]);
+    }
+
+    /// Pgpool-II has never taken it out of use since `from`, a length of its log.
+    #[track_caller]
+    fn assert_never_detached(&self, id: usize, from: usize) {
+        let log = self.pgpool.log();
+        let since = &log[from..];
+        let port = self.nodes[id].port();
+        for words in [
+            format!("starting degeneration. shutdown host 127.0.0.1({port})"),
+            "follow backends have been degenerated".to_owned(),
+            format!("shutdown host 127.0.0.1({port})"),
+        ] {
+            assert!(!since.contains(&words), "\"{words}\" in {since}");
+        }
+        assert_eq!(pgpool::nodes(&self.scratch, self.pgpool.port()).expect("answers")[id].status, "up");
+    }
+}
+
+#[test]
+fn a_standby_is_promoted_and_the_other_one_follows_without_being_detached() {
+    let lean = Lean::new();
+    let from = lean.pgpool.log().len();
+    lean.nodes[0].kill();
+    lean.wait_for_promotion(1);
+    lean.wait_for_follower(2, 1);
+    lean.assert_never_detached(2, from);
+    lean.execute("INSERT INTO seen VALUES (1)");
+    lean.nodes[2].wait_for_replay(&lean.nodes[1]);
+    let log = lean.pgpool.log();
+    assert!(log.contains("pgpool-recovery-hook failover: node 1 "), "{log}");
+    // a standby's failure is none of its business
+    lean.nodes[2].kill();
+    lean.pgpool.wait_for_node(2, "down", "standby", "");
+    wait::until_true("the hook to say so", wait::PATIENCE, || lean.pgpool.log().contains("nothing to do"));
+    assert!(!lean.nodes[1].in_recovery());
+}
+
+/// With a follow command that takes its time Pgpool-II handles no second failover; without one it does.
+#[test]
+fn the_next_primary_may_die_fifteen_seconds_later() {
+    let lean = Lean::new();
+    lean.nodes[0].kill();
+    lean.wait_for_promotion(1);
+    std::thread::sleep(Duration::from_secs(15));
+    lean.nodes[1].kill();
+    lean.wait_for_promotion(2);
+    lean.execute("INSERT INTO seen VALUES (2)");
+}
+
+#[test]
+fn an_old_primary_that_is_alive_is_fenced_and_rejoins() {
+    let lean = Lean::new();
+    // its host is well, but Pgpool-II is told otherwise
+    lean.pgpool.pcp("pcp_detach_node", &["-n", "0"]).ok();
+    lean.wait_for_promotion(1);
+    lean.wait_for_follower(2, 1);
+    // stopped in order before the promotion, it has nothing that the new primary has not
+    lean.wait_for_follower(0, 1);
+    let log = lean.pgpool.log();
+    assert!(log.contains("the old primary, follows"), "{log}");
+    lean.execute("INSERT INTO seen VALUES (2)");
+}
+
+#[test]
+fn a_switchover_loses_nothing_and_goes_back() {
+    if pgpool::version() < (4, 3) {
+        return;
+    }
+    let lean = Lean::new();
+    let mut primary = 0;
+    for (round, next) in [1, 0, 2].into_iter().enumerate() {
+        lean.execute(&format!("INSERT INTO seen VALUES ({round})"));
+        lean.pgpool.pcp("pcp_promote_node", &["-s", "-n", &next.to_string()]).ok();
+        lean.wait_for_promotion(next);
+        for id in (0..3).filter(|id| *id != next) {
+            lean.wait_for_follower(id, next);
+        }
+        assert!(lean.nodes[primary].in_recovery());
+        assert_eq!(lean.nodes[next].get::<i64>("SELECT count(*) FROM seen", &[]), round as i64 + 1);
+        primary = next;
+    }
+}
+
+/// Pgpool-II's new main node is the one with the lowest number, however little it has received.
+#[test]
+fn the_standby_that_has_received_more_is_promoted() {
+    let lean = Lean::new();
+    lean.cut_off(1);
+    lean.execute("INSERT INTO seen SELECT generate_series(1, 100)");
+    lean.nodes[2].wait_for_replay(&lean.nodes[0]);
+    lean.nodes[0].kill();
+    lean.wait_for_promotion(2);
+    assert_eq!(lean.nodes[2].get::<i64>("SELECT count(*) FROM seen", &[]), 100);
+    lean.wait_for_follower(1, 2);
+    let log = lean.pgpool.log();
+    assert!(log.contains("node 1 is not promoted but node 2"), "{log}");
+}
+
+#[test]
+fn with_a_follow_command_the_other_standby_is_attached_again() {
+    let lean = Lean::with(|setup, scratch| {
+        let setup = setup.with("failover_command", Lean::hook(scratch, "failover"));
+        setup.with("follow_primary_command", Lean::hook(scratch, "follow"))
+    });
+    lean.nodes[0].kill();
+    lean.wait_for_promotion(1);
+    lean.wait_for_follower(2, 1);
+    let log = lean.pgpool.log();
+    assert!(log.contains("pgpool-recovery-hook follow: node 2 ") && log.contains("and is attached"), "{log}");
+    // the node that is down has a reason to be
+    assert!(log.contains("pgpool-recovery-hook follow: FAILED: node 0 "), "{log}");
+}
+
+/// The promotion is not ours, so that a standby is left that has more than the new primary.
+#[test]
+fn a_standby_that_has_diverged_is_rebuilt_after_the_follow_commands() {
+    let lean =
+        Lean::with(|setup, scratch| setup.with("follow_primary_command", Lean::hook(scratch, "follow")));
+    lean.cut_off(1);
+    lean.execute("INSERT INTO seen SELECT generate_series(1, 100)");
+    lean.nodes[2].wait_for_replay(&lean.nodes[0]);
+    lean.nodes[0].kill();
+    lean.wait_for_promotion(1);
+    lean.wait_for_follower(2, 1);
+    let log = lean.pgpool.log();
+    assert!(log.contains("diverged") && log.contains("is rebuilt and up"), "{log}");
+    assert_eq!(lean.nodes[2].get::<i64>("SELECT count(*) FROM seen", &[]), 0);
+}
+
+#[test]
+fn a_node_is_attached_only_if_it_follows() {
+    let lean = Lean::new();
+    let run = |command: &str, arguments: &[&str]| {
+        let mut hook = Host::here().hook();
+        hook.env("PCPPASSFILE", lean.scratch.join("pcppass"));
+        hook.arg(command).arg("--config").arg(lean.scratch.join("pgpool.conf")).args(arguments);
+        pgpool_recovery_e2e::process::run(hook)
+    };
+    let checked = run("check", &[]);
+    assert!(checked.status.success() && !checked.stdout.contains("FAIL"), "{checked:?}");
+    let up = run("attach", &["2"]);
+    assert!(up.status.success() && up.stderr.contains("is up already"), "{up:?}");
+    lean.pgpool.pcp("pcp_detach_node", &["-n", "2"]).ok();
+    lean.pgpool.wait_for_node(2, "down", "standby", "streaming");
+    let attached = run("attach", &["2"]);
+    assert!(attached.status.success() && attached.stderr.contains("is attached"), "{attached:?}");
+    lean.pgpool.wait_for_node(2, "up", "standby", "streaming");
+    lean.nodes[2].stop(pgpool_recovery_e2e::cluster::Stop::Fast);
+    lean.pgpool.wait_for_node(2, "down", "standby", "");
+    let stopped = run("attach", &["2"]);
+    assert!(!stopped.status.success() && stopped.stderr.contains("FAILED: node 2"), "{stopped:?}");
+    lean.pgpool.wait_for_node(2, "down", "standby", "");
+    let checked = run("check", &[]);
+    assert!(!checked.status.success() && checked.stdout.contains("FAIL  node 2"), "{checked:?}");
+}
