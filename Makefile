@@ -7,7 +7,7 @@ DESTDIR ?=
 export PG_CONFIG PREFIX DESTDIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-pgrx install demo demo-agent lint test test-unit test-indb test-e2e faults fuzz soak histories matrix bench package try-packages guide clean
+.PHONY: help setup setup-pgrx install demo demo-agent demo-outage lint test test-unit test-indb test-e2e faults fuzz soak histories matrix bench package try-packages guide clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ demo: setup install ## the tutorial: a real Pgpool-II brings a dead node back, o
 
 demo-agent: setup install ## the same on three hosts (network namespaces), through agents
 	demo/agents.sh
+
+demo-outage: setup install ## a whole outage on four hosts: the primary is killed twice, and everything comes back
+	demo/outage.sh
 
 lint: setup-pgrx ## formatting, clippy, the rules of the house
 	scripts/lint.sh
