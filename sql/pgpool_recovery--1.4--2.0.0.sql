@@ -161,29 +161,6 @@ VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_check_wrapper';
 
-CREATE FUNCTION "pgpool_recovery_follow"(
-    "dest_host" text,
-    "dest_dir" text,
-    "dest_port" INT,
-    "primary_host" text,
-    "primary_port" INT,
-    "node_id" INT,
-    "options" jsonb DEFAULT '{}'
-) RETURNS jsonb
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'pgpool_recovery_follow_wrapper';
-
-CREATE FUNCTION "pgpool_recovery_promote"(
-    "old_host" text,
-    "old_dir" text,
-    "old_port" INT,
-    "options" jsonb DEFAULT '{}'
-) RETURNS jsonb
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'pgpool_recovery_promote_wrapper';
-
 CREATE FUNCTION "pgpool_recovery_status"() RETURNS TABLE (
     "host" TEXT,
     "directory" TEXT,
@@ -221,6 +198,29 @@ CREATE FUNCTION "pgpool_recovery_stop"(
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_stop_wrapper';
+
+CREATE FUNCTION "pgpool_recovery_follow"(
+    "dest_host" text,
+    "dest_dir" text,
+    "dest_port" INT,
+    "primary_host" text,
+    "primary_port" INT,
+    "node_id" INT,
+    "options" jsonb DEFAULT '{}'
+) RETURNS jsonb
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_follow_wrapper';
+
+CREATE FUNCTION "pgpool_recovery_promote"(
+    "old_host" text,
+    "old_dir" text,
+    "old_port" INT,
+    "options" jsonb DEFAULT '{}'
+) RETURNS jsonb
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'pgpool_recovery_promote_wrapper';
 
 CREATE VIEW pgpool_recovery_status AS
     SELECT s.host, s.directory, s.state, s.phase, s.percent, s.bytes_per_second,
