@@ -9,12 +9,15 @@ use crate::sys::cancel::Cancel;
 /// How often it is looked at whether all have answered.
 const TURN: Duration = Duration::from_millis(10);
 
+/// What is done for an answer.
+pub type Work<'a, T> = Box<dyn FnOnce(&Cancel) -> Result<T> + Send + 'a>;
+
 /// One question, with a name for the error of one that takes too long.
 pub struct Job<'a, T> {
     /// What is asked: `the agent at db1:9897`.
     pub name: String,
     /// Asks. It must return soon after its switch trips.
-    pub work: Box<dyn FnOnce(&Cancel) -> Result<T> + Send + 'a>,
+    pub work: Work<'a, T>,
 }
 
 /// Asks all at once and returns the answers in the order of the questions; one that has not come within `time` is an error.
