@@ -102,12 +102,8 @@ pub(crate) fn demand_cluster(target: &TargetInfo) -> Result<()> {
             .detail("Nothing is there that could follow this server.")
             .hint("Check the directory, or make a standby there with pgpool_recovery_1st_stage."));
     }
-    for doubt in [&target.doubts.identity, &target.doubts.server] {
-        if let Some(doubt) = doubt {
-            return Err(doubt.clone());
-        }
-    }
-    Ok(())
+    let doubt = target.doubts.identity.as_ref().or(target.doubts.server.as_ref());
+    doubt.map_or(Ok(()), |doubt| Err(doubt.clone()))
 }
 
 /// The walsender of exactly this standby, or why none is proved to be.

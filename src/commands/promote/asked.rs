@@ -32,7 +32,7 @@ pub(super) struct Asked {
 
 /// One answer.
 enum Found {
-    Old(DropAside<Session>),
+    Old(Box<DropAside<Session>>),
     Node(Box<Description>),
     Upstream(Answer),
 }
@@ -45,7 +45,7 @@ impl Asked {
             let way = Way::to(&old.host, &old.directory, settings)?;
             jobs.push(Job {
                 name: old.name(),
-                work: Box::new(move |cancel| way.look(cancel).map(Found::Old)),
+                work: Box::new(move |cancel| way.look(cancel).map(|session| Found::Old(Box::new(session)))),
             });
         }
         let asks_upstream = upstream_job(system_identifier)?.map(|job| jobs.push(job)).is_some();
@@ -57,7 +57,7 @@ impl Asked {
         let unexpected = || Error::new(Kind::Internal, "an answer to another question");
         let mut next = || answers.next().unwrap_or_else(|| Err(unexpected()));
         let old = old.map(|_| match next() {
-            Ok(Found::Old(session)) => Ok(session),
+            Ok(Found::Old(session)) => Ok(*session),
             Ok(_) => Err(unexpected()),
             Err(error) => Err(error),
         });
