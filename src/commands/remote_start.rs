@@ -162,7 +162,7 @@ fn streams(
         // it replays what it has, or what restore_command brings
         startup.into_iter().for_each(|sign| wait.progress(sign));
     }
-    Ok(match streaming::find(&walsenders, expected, walreceiver.as_ref()) {
+    Ok(match streaming::find_walsender(&walsenders, expected, walreceiver.as_ref()) {
         Ok(walsender) if walsender.is_streaming() => Ok(()),
         Ok(walsender) => {
             walsender.sent.into_iter().for_each(|sent| wait.progress(sent.to_string()));
@@ -180,8 +180,8 @@ fn replay_stands(session: &mut Session, expected: &Expected, run: &mut Run<'_>) 
     loop {
         let walsenders = catalog::walsenders()?;
         let (walreceiver, _) = run.blocking(|_| session.walreceiver())?;
-        let found = streaming::find(&walsenders, expected, walreceiver.as_ref());
-        if !found.is_ok_and(|walsender| replay.stands(walsender)) {
+        let found = streaming::find_walsender(&walsenders, expected, walreceiver.as_ref());
+        if !found.is_ok_and(|walsender| replay.is_stalled(walsender)) {
             return Ok(false);
         }
         if Instant::now() >= end {

@@ -19,7 +19,7 @@ use crate::run::Run;
 pub(crate) struct Own {
     /// Whether the standby has all WAL of this server's own timeline, and gets more as it is written.
     pub(crate) is_streaming: bool,
-    /// What the standby has, by its last word; else what it was sent.
+    /// What the standby has, as it last reported; else what it was sent.
     pub(crate) position: Option<Lsn>,
     pub(crate) state: String,
 }
@@ -116,7 +116,7 @@ pub(crate) fn walsender(
     let walsenders = catalog::walsenders()?;
     // Asked after the walsenders: a connection is then never older than the walreceiver that made it.
     let (walreceiver, _) = run.blocking(|_| session.walreceiver())?;
-    Ok(streaming::find(&walsenders, expected, walreceiver.as_ref()).map(|own| seen(own, asker)))
+    Ok(streaming::find_walsender(&walsenders, expected, walreceiver.as_ref()).map(|own| seen(own, asker)))
 }
 
 fn seen(own: &Walsender, asker: &Asker) -> Own {

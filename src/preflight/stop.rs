@@ -143,7 +143,7 @@ impl PrimaryFacts {
         // asked first: a connection is then never older than the walreceiver that made it
         let walsenders = catalog::walsenders()?;
         let (walreceiver, _) = run.blocking(|_| session.walreceiver())?;
-        let Ok(own) = streaming::find(&walsenders, &expected(target)?, walreceiver.as_ref()) else {
+        let Ok(own) = streaming::find_walsender(&walsenders, &expected(target)?, walreceiver.as_ref()) else {
             return Ok(finding);
         };
         let is_reason = finding.step != "replication_slot" || own.slot_name.as_ref() == Some(&self.slot_name);

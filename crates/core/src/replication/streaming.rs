@@ -52,9 +52,9 @@ pub struct Walsender {
     pub age: u64,
     /// What it has sent.
     pub sent: Option<Lsn>,
-    /// What the standby has synced, by its last word.
+    /// What the standby has synced, as it last reported.
     pub flushed: Option<Lsn>,
-    /// What the standby has replayed, by its last word.
+    /// What the standby has replayed, as it last reported.
     pub replayed: Option<Lsn>,
 }
 
@@ -77,7 +77,7 @@ pub struct Expected {
 }
 
 impl Expected {
-    fn is(&self, walsender: &Walsender) -> bool {
+    fn matches(&self, walsender: &Walsender) -> bool {
         match &self.slot_name {
             Some(slot) => walsender.slot_name.as_ref() == Some(slot),
             None => walsender.application_name == self.application_name,
@@ -92,7 +92,7 @@ impl Expected {
     }
 }
 
-/// The walsender that serves `walreceiver`, or a sentence that says why none can be told to.
+/// The walsender that serves `walreceiver`, or a sentence that says why it cannot be found.
 ///
 /// 1. The walsender whose client is the walreceiver's own end of a TCP connection. If the standby has a slot, that
 ///    walsender must use it.
@@ -100,7 +100,7 @@ impl Expected {
 ///    that does not show the walreceiver's connections), the walsender that has the standby's slot or name, if no other
 ///    has it, nothing speaks against it, and its connection is not older than the walreceiver, which makes one
 ///    connection in its life.
-pub fn find<'a>(
+pub fn find_walsender<'a>(
     walsenders: &'a [Walsender],
     expected: &Expected,
     walreceiver: Option<&Walreceiver>,
@@ -117,14 +117,14 @@ pub fn find<'a>(
         connections.is_some_and(|known| known.tcp.iter().any(|own| Some(canonical(*own)) == client))
     };
     if let Some(own) = walsenders.iter().find(is_other_end) {
-        if expected.slot_name.is_some() && !expected.is(own) {
+        if expected.slot_name.is_some() && !expected.matches(own) {
             let slot = own.slot_name.as_ref().map_or("no slot".to_owned(), |slot| format!("slot \"{slot}\""));
             let pid = own.pid;
             return Err(format!("Process {pid} serves it with {slot} instead of {}.", expected.shown()));
         }
         return Ok(own);
     }
-    let named: Vec<&Walsender> = walsenders.iter().filter(|walsender| expected.is(walsender)).collect();
+    let named: Vec<&Walsender> = walsenders.iter().filter(|walsender| expected.matches(walsender)).collect();
     match named.as_slice() {
         [] => Err(format!("No walsender of this primary serves {}.", expected.shown())),
         [one] => match contradiction(one, expected, walreceiver) {
@@ -171,6 +171,7 @@ fn contradiction(
 }
 
 fn is_older(walsender: &Walsender, walreceiver: &Walreceiver) -> Option<&'static str> {
+    // the two hosts' clocks may run at slightly different speeds
     let limit = walreceiver.age + SLACK + walreceiver.age / 1000;
     (walsender.age > limit).then_some("its connection is older than the standby's walreceiver")
 }
@@ -183,7 +184,7 @@ pub struct Replay {
 
 impl Replay {
     /// Whether there is WAL to replay and none has been replayed since the first look.
-    pub fn stands(&mut self, walsender: &Walsender) -> bool {
+    pub fn is_stalled(&mut self, walsender: &Walsender) -> bool {
         let (Some(flushed), Some(replayed)) = (walsender.flushed, walsender.replayed) else {
             return false;
         };
@@ -230,40 +231,47 @@ mod tests {
     }
 
     #[track_caller]
-    fn is_not_proved(
+    fn assert_not_proved(
         walsenders: &[Walsender],
         expected: &Expected,
         walreceiver: Option<&Walreceiver>,
         why: &str,
     ) {
-        let reason = find(walsenders, expected, walreceiver).expect_err(why);
+        let reason = find_walsender(walsenders, expected, walreceiver).expect_err(why);
         assert!(reason.contains(why), "{reason}");
     }
 
     #[test]
     fn the_two_ends_of_one_connection_are_found_among_equal_names() {
         let senders = [sender(1, "n", "10.0.0.2:40000", 9_000), sender(2, "n", "10.0.0.2:40001", 10)];
-        let proved =
-            |tcp| find(&senders, &named("n"), Some(&receiver(5, &[tcp], false))).map(|found| found.pid);
+        let proved = |tcp| {
+            find_walsender(&senders, &named("n"), Some(&receiver(5, &[tcp], false))).map(|found| found.pid)
+        };
         assert_eq!(proved("10.0.0.2:40000"), Ok(1));
         assert_eq!(proved("[::ffff:10.0.0.2]:40001"), Ok(2));
         // the walreceiver's name may be cluster_name, which is not known here
         let receiver = receiver(5, &["10.0.0.2:40000"], false);
-        assert_eq!(find(&senders, &named("walreceiver"), Some(&receiver)).map(|found| found.pid), Ok(1));
+        assert_eq!(
+            find_walsender(&senders, &named("walreceiver"), Some(&receiver)).map(|found| found.pid),
+            Ok(1)
+        );
     }
 
     #[test]
     fn a_neighbour_of_the_same_name_is_another_standby() {
         let neighbour = [sender(1, "localhost", "127.0.0.1:40000", 10)];
         let expected = named("localhost");
-        is_not_proved(&neighbour, &expected, None, "runs no walreceiver");
-        is_not_proved(&neighbour, &expected, Some(&receiver(10, &[], false)), "has no connection");
+        assert_not_proved(&neighbour, &expected, None, "runs no walreceiver");
+        assert_not_proved(&neighbour, &expected, Some(&receiver(10, &[], false)), "has no connection");
         let elsewhere = receiver(10, &["127.0.0.1:50000"], false);
-        is_not_proved(&neighbour, &expected, Some(&elsewhere), "another process of the same host");
+        assert_not_proved(&neighbour, &expected, Some(&elsewhere), "another process of the same host");
         let through_a_proxy = Expected { port: 5433, ..expected.clone() };
-        assert_eq!(find(&neighbour, &through_a_proxy, Some(&elsewhere)).map(|found| found.pid), Ok(1));
+        assert_eq!(
+            find_walsender(&neighbour, &through_a_proxy, Some(&elsewhere)).map(|found| found.pid),
+            Ok(1)
+        );
         let unix = receiver(10, &[], true);
-        is_not_proved(&neighbour, &expected, Some(&unix), "uses TCP, the standby does not");
+        assert_not_proved(&neighbour, &expected, Some(&unix), "uses TCP, the standby does not");
     }
 
     #[test]
@@ -271,36 +279,42 @@ mod tests {
         let expected = Expected { slot_name: Some("s".to_owned()), ..named("n") };
         let own = receiver(10, &["10.0.0.2:40000"], false);
         let without = sender(1, "n", "10.0.0.2:40000", 10);
-        is_not_proved(std::slice::from_ref(&without), &expected, Some(&own), "with no slot instead of");
+        assert_not_proved(std::slice::from_ref(&without), &expected, Some(&own), "with no slot instead of");
         let other = with_slot(sender(2, "m", "10.0.0.3:40000", 10), "s");
-        is_not_proved(&[without.clone(), other], &expected, Some(&own), "with no slot instead of");
+        assert_not_proved(&[without.clone(), other], &expected, Some(&own), "with no slot instead of");
         let used = [with_slot(without, "s")];
-        assert_eq!(find(&used, &expected, Some(&own)).map(|found| found.pid), Ok(1));
+        assert_eq!(find_walsender(&used, &expected, Some(&own)).map(|found| found.pid), Ok(1));
     }
 
     #[test]
     fn where_ends_cannot_be_compared_name_and_age_decide() {
         // a unix socket
         let local = [sender(1, "n", "", 5_000)];
-        let proved =
-            |age, unix| find(&local, &named("n"), Some(&receiver(age, &[], unix))).map(|found| found.pid);
+        let proved = |age, unix| {
+            find_walsender(&local, &named("n"), Some(&receiver(age, &[], unix))).map(|found| found.pid)
+        };
         assert_eq!(proved(5_000, true), Ok(1));
-        is_not_proved(&local, &named("n"), Some(&receiver(1_000, &[], true)), "older than the standby's");
+        assert_not_proved(&local, &named("n"), Some(&receiver(1_000, &[], true)), "older than the standby's");
         let tcp = receiver(5_000, &["10.0.0.2:1"], false);
-        is_not_proved(&local, &named("n"), Some(&tcp), "uses a unix socket, the standby does not");
+        assert_not_proved(&local, &named("n"), Some(&tcp), "uses a unix socket, the standby does not");
         // address translation, and a kernel that does not show connections
         let translated = [sender(1, "n", "192.0.2.1:33333", 5_000), sender(2, "m", "192.0.2.1:44444", 1)];
         let found = |expected: &str, walreceiver: &Walreceiver| {
-            find(&translated, &named(expected), Some(walreceiver)).map(|found| found.pid)
+            find_walsender(&translated, &named(expected), Some(walreceiver)).map(|found| found.pid)
         };
         assert_eq!(found("n", &receiver(5_000, &["10.0.0.2:40000"], false)), Ok(1));
         let hidden = Walreceiver { pid: 77, age: 4_950, connections: None };
         assert_eq!(found("n", &hidden), Ok(1));
         let retrying = [sender(1, "n", "192.0.2.1:33333", 500)];
-        is_not_proved(&retrying, &named("n"), Some(&Walreceiver { age: 10, ..hidden }), "older than");
-        is_not_proved(&translated, &named("x"), Some(&receiver(9, &["10.0.0.2:4"], false)), "No walsender");
+        assert_not_proved(&retrying, &named("n"), Some(&Walreceiver { age: 10, ..hidden }), "older than");
+        assert_not_proved(
+            &translated,
+            &named("x"),
+            Some(&receiver(9, &["10.0.0.2:4"], false)),
+            "No walsender",
+        );
         let twins = [sender(1, "n", "", 10), sender(2, "n", "", 10)];
-        is_not_proved(&twins, &named("n"), Some(&receiver(10, &[], true)), "2 walsenders");
+        assert_not_proved(&twins, &named("n"), Some(&receiver(10, &[], true)), "2 walsenders");
     }
 
     #[test]
@@ -308,7 +322,7 @@ mod tests {
         let sender = Walsender { state: "catchup".to_owned(), ..sender(1, "n", "10.0.0.2:40000", 10) };
         let own = receiver(10, &["10.0.0.2:40000"], false);
         let senders = [sender];
-        let found = find(&senders, &named("n"), Some(&own)).expect("it serves the standby");
+        let found = find_walsender(&senders, &named("n"), Some(&own)).expect("it serves the standby");
         assert!(!found.is_streaming());
     }
 
@@ -320,10 +334,10 @@ mod tests {
             ..sender(1, "n", "", 10)
         };
         let mut replay = Replay::default();
-        assert!(!replay.stands(&at(10, 10)), "nothing to do");
-        assert!(replay.stands(&at(20, 10)));
-        assert!(replay.stands(&at(30, 10)), "WAL comes, replay stays");
-        assert!(!replay.stands(&at(30, 11)), "it moves");
-        assert!(!replay.stands(&Walsender { flushed: None, ..at(30, 11) }), "it has not said");
+        assert!(!replay.is_stalled(&at(10, 10)), "nothing to do");
+        assert!(replay.is_stalled(&at(20, 10)));
+        assert!(replay.is_stalled(&at(30, 10)), "WAL comes, replay stays");
+        assert!(!replay.is_stalled(&at(30, 11)), "it moves");
+        assert!(!replay.is_stalled(&Walsender { flushed: None, ..at(30, 11) }), "it has not said");
     }
 }
