@@ -8,7 +8,6 @@ use super::policy::Cluster;
 use super::{fence, running, stop};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::MARKER;
-use crate::sys::machine;
 use crate::wire::protocol::stop::Asker;
 
 /// Refuses what is not a running standby of the asker's system, or, if it `rejoins`, a stopped primary that was shut down in order
@@ -27,18 +26,12 @@ pub(crate) fn demand_follower(cluster: &Cluster, asker: &Asker, rejoins: bool) -
     }
     let process = running::server(directory)?;
     let found = stop::look(directory)?;
-    let one_machine = machine::may_be_one(asker.boot_id.as_deref(), found.boot_id.as_deref());
-    if one_machine && asker.identity == found.identity {
-        return Err(refused("It is the server that was asked to have it follow.".to_owned()));
-    }
-    let (theirs, ours) = (found.control.system_identifier, asker.system_identifier);
-    if theirs != ours {
-        return Err(refused(format!("Its system identifier is {theirs}, this server's is {ours}.")));
+    if let Some(why) = found.why_no_kin(asker, "It is the server that was asked to have it follow.") {
+        return Err(refused(why));
     }
     if !rejoins {
         let postmaster = process.filter(|process| running::postmaster_pid(directory) == Some(*process));
-        let is_primary = matches!(found.control.state, State::InProduction | State::ShuttingDown);
-        if postmaster.is_none() || !found.has_signal || is_primary {
+        if postmaster.is_none() || !found.has_signal || found.writes() {
             return Err(refused(format!("No standby runs there, with a {STANDBY_SIGNAL}.")));
         }
         return Ok(postmaster);
@@ -72,6 +65,7 @@ mod tests {
     use super::*;
     use crate::compare::wal_map::Lineage;
     use crate::sys::FileId;
+    use crate::sys::machine;
 
     const DB_SHUTDOWNED: u32 = 1;
     const DB_IN_ARCHIVE_RECOVERY: u32 = 5;

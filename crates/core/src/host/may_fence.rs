@@ -7,7 +7,6 @@ use pgdata::control_file::State;
 
 use super::may_stop::Running;
 use crate::error::{Error, Kind, Result};
-use crate::sys::machine;
 use crate::wire::protocol::stop::{Asker, Role};
 
 /// What the server that runs in a directory is to a standby that is going to be promoted.
@@ -27,21 +26,14 @@ fn may_fence(asker: &Asker, found: &Running, is_running: bool, directory: &Path)
             "Only the primary that the standby has followed is stopped for its promotion. Check the directory that was named, and see what runs there.",
         )
     };
-    let one_machine = machine::may_be_one(asker.boot_id.as_deref(), found.boot_id.as_deref());
-    if one_machine && asker.identity == found.identity {
-        return Err(refused("It is the server that is going to be promoted.".to_owned()));
+    if let Some(why) = found.why_no_kin(asker, "It is the server that is going to be promoted.") {
+        return Err(refused(why));
     }
-    let (theirs, ours) = (found.control.system_identifier, asker.system_identifier);
-    if theirs != ours {
-        return Err(refused(format!("Its system identifier is {theirs}, this server's is {ours}.")));
-    }
-    let state = found.control.state;
-    // a signal file that was put into a running primary's directory makes no standby of it
-    let is_primary = matches!(state, State::InProduction | State::ShuttingDown);
     let is_standby = if is_running {
-        found.has_signal && !is_primary
+        found.has_signal && !found.writes()
     } else {
-        found.has_signal || matches!(state, State::InArchiveRecovery | State::ShutDownInRecovery)
+        found.has_signal
+            || matches!(found.control.state, State::InArchiveRecovery | State::ShutDownInRecovery)
     };
     if is_standby {
         return Err(refused("It is a standby: it has been rebuilt, or it never was the primary.".to_owned()));

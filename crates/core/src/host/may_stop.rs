@@ -31,6 +31,24 @@ pub(super) struct Running {
     pub(super) boot_id: Option<String>,
 }
 
+impl Running {
+    /// Why it is not another server of the asker's system; `itself` is what to say of the asker.
+    pub(super) fn why_no_kin(&self, asker: &Asker, itself: &str) -> Option<String> {
+        let one_machine = machine::may_be_one(asker.boot_id.as_deref(), self.boot_id.as_deref());
+        if one_machine && asker.identity == self.identity {
+            return Some(itself.to_owned());
+        }
+        let (theirs, ours) = (self.control.system_identifier, asker.system_identifier);
+        (theirs != ours).then(|| format!("Its system identifier is {theirs}, this server's is {ours}."))
+    }
+
+    /// Whether pg_control says that it writes. A standby.signal that was put into a running primary's directory makes no standby
+    /// of it.
+    pub(super) const fn writes(&self) -> bool {
+        matches!(self.control.state, State::InProduction | State::ShuttingDown)
+    }
+}
+
 /// What the server in a directory is, if it may be stopped.
 pub(super) fn may_stop(asker: &Asker, running: &Running, directory: &Path) -> Result<Role> {
     let refused = |detail: String| {
@@ -39,17 +57,10 @@ pub(super) fn may_stop(asker: &Asker, running: &Running, directory: &Path) -> Re
             "Only a standby of this system, or a primary that a promotion has replaced, is stopped. Stop any other server on its own host.",
         )
     };
-    let one_machine = machine::may_be_one(asker.boot_id.as_deref(), running.boot_id.as_deref());
-    if one_machine && asker.identity == running.identity {
-        return Err(refused("It is the server that was asked to stop it.".to_owned()));
+    if let Some(why) = running.why_no_kin(asker, "It is the server that was asked to stop it.") {
+        return Err(refused(why));
     }
-    let (theirs, ours) = (running.control.system_identifier, asker.system_identifier);
-    if theirs != ours {
-        return Err(refused(format!("Its system identifier is {theirs}, this server's is {ours}.")));
-    }
-    // a standby.signal that was put into a running primary's directory makes no standby of it
-    let is_primary = matches!(running.control.state, State::InProduction | State::ShuttingDown);
-    if running.has_signal && !is_primary {
+    if running.has_signal && !running.writes() {
         return Ok(Role::Standby);
     }
     let (timeline, own) = (running.history.timeline(), asker.history.timeline());
