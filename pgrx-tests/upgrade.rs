@@ -98,7 +98,7 @@ mod tests {
         )
         .expect("installed");
         let fresh = functions(&home);
-        assert_eq!(fresh.len(), 14, "{fresh:?}");
+        assert_eq!(fresh.len(), 16, "{fresh:?}");
         let fresh_view = view(&home);
         assert!(fresh_view.as_ref().is_some_and(|view| view.ends_with("|t|t")), "{fresh_view:?}");
         Spi::run("CREATE ROLE upgrade_user REPLICATION; CREATE ROLE upgrade_admin SUPERUSER").expect("roles");
