@@ -13,8 +13,7 @@ use crate::program;
 const CONNECT: &str = "5";
 
 /// No timeout of a role or a database ends a statement of ours: between a fence and its promotion that would leave no primary.
-const UNLIMITED: &str =
-    "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0";
+const UNLIMITED: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0";
 
 /// The same of those that only later versions have.
 const LATER: &str = "SELECT count(set_config(name, '0', false)) AS unlimited FROM pg_settings \

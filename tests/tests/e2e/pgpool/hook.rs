@@ -218,7 +218,8 @@ fn a_standby_that_has_diverged_is_rebuilt_after_the_follow_commands() {
 fn a_node_is_attached_only_if_it_follows() {
     let lean = Lean::new();
     // no timeout of the role's ends what the hook has begun
-    lean.nodes[0].execute("CREATE ROLE impatient SUPERUSER LOGIN; ALTER ROLE impatient SET statement_timeout = 1");
+    lean.nodes[0]
+        .execute("CREATE ROLE impatient SUPERUSER LOGIN; ALTER ROLE impatient SET statement_timeout = 1");
     lean.nodes[2].wait_for_replay(&lean.nodes[0]);
     let run = |command: &str, arguments: &[&str]| {
         let mut hook = Host::here().hook();
