@@ -145,6 +145,10 @@ fn stray(context: &Context, work: &Work, wanted: &Node, primary: &Node) -> Resul
 
 /// Lets a node follow that nobody has told to, and takes it out of use if it does not.
 fn survivor(context: &Context, work: &Work, wanted: &Node, primary: &Node) -> Result<String> {
+    if status(context, wanted, Instant::now() + SOON)? != Status::Up {
+        // one that was stopped would be started
+        return Ok(format!("{} was out of use before", wanted.name()));
+    }
     match let_follow(context, wanted, &primary.place(), Instant::now() + LED) {
         Ok(report) => Ok(format!("{} follows {}: {report}", wanted.name(), primary.name())),
         Err(failure) => {

@@ -165,3 +165,26 @@ fn a_refusal_of_the_servers_is_told_with_its_sqlstate_and_changes_nothing() {
         assert!(finished.stdout.contains(line), "no \"{line}\" in {finished:?}");
     }
 }
+
+/// Its call waits for another one, and gives up; then the server is a primary all the same.
+#[test]
+fn a_promotion_that_has_happened_in_spite_of_an_error_is_one() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
+    let nodes = [("127.0.0.1", primary.port(), primary.dir()), ("127.0.0.1", standby.port(), standby.dir())];
+    let conf = conf(&scratch, &nodes);
+    let words = failover_of(&nodes);
+    let arguments: Vec<_> = ["--timeout", "8"].into_iter().chain(texts(&words)).collect();
+    let turn = std::fs::File::open(standby.directory()).expect("open");
+    turn.lock().expect("nobody else");
+    let finished = std::thread::scope(|scope| {
+        let called = scope.spawn(|| hook("failover", &conf, &arguments).0);
+        std::thread::sleep(Duration::from_secs(1));
+        standby.promote();
+        called.join().expect("no panic")
+    });
+    assert!(finished.status.success(), "{finished:?}");
+    assert!(finished.stderr.contains("node 1 is promoted all the same"), "{finished:?}");
+    assert!(finished.stderr.contains("is the primary") && !standby.in_recovery(), "{finished:?}");
+}

@@ -143,8 +143,10 @@ fn an_old_primary_that_is_alive_is_fenced_and_rejoins() {
     lean.wait_for_follower(2, 1);
     // stopped in order before the promotion, it has nothing that the new primary has not
     lean.wait_for_follower(0, 1);
-    let log = lean.pgpool.log();
-    assert!(log.contains("the old primary, follows"), "{log}");
+    // which it proves once more when it is attached
+    wait::until_true("the worker to say so", wait::PATIENCE, || {
+        lean.pgpool.log().contains("the old primary, follows")
+    });
     lean.execute("INSERT INTO seen VALUES (2)");
 }
 
@@ -218,8 +220,9 @@ fn a_standby_that_has_diverged_is_rebuilt_after_the_follow_commands() {
 fn a_node_is_attached_only_if_it_follows() {
     let lean = Lean::new();
     // no timeout of the role's ends what the hook has begun
-    lean.nodes[0]
-        .execute("CREATE ROLE impatient SUPERUSER LOGIN; ALTER ROLE impatient SET statement_timeout = 1");
+    lean.nodes[0].execute(
+        "CREATE ROLE impatient SUPERUSER REPLICATION LOGIN; ALTER ROLE impatient SET statement_timeout = 1",
+    );
     lean.nodes[2].wait_for_replay(&lean.nodes[0]);
     let run = |command: &str, arguments: &[&str]| {
         let mut hook = Host::here().hook();
