@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::process::{self, Finished};
 use pgpool_recovery_e2e::{Cluster, Host, Scratch};
 
@@ -187,4 +188,23 @@ fn a_promotion_that_has_happened_in_spite_of_an_error_is_one() {
     assert!(finished.status.success(), "{finished:?}");
     assert!(finished.stderr.contains("node 1 is promoted all the same"), "{finished:?}");
     assert!(finished.stderr.contains("is the primary") && !standby.in_recovery(), "{finished:?}");
+}
+
+/// Pgpool-II knew no primary when the node failed, which was one. Somebody had shut it down, and it stays so.
+#[test]
+fn the_node_that_failed_is_fenced_where_no_primary_was_known() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
+    let nodes = [("127.0.0.1", primary.port(), primary.dir()), ("127.0.0.1", standby.port(), standby.dir())];
+    let conf = conf(&scratch, &nodes);
+    let mut words = failover_of(&nodes);
+    words.splice(6..8, ["-1".to_owned(), "-1".to_owned()]);
+    words.splice(10..12, [String::new(), String::new()]);
+    primary.stop(Stop::Fast);
+    let (finished, _) = hook("failover", &conf, &texts(&words));
+    assert!(finished.status.success() && !standby.in_recovery(), "{finished:?}");
+    assert!(finished.stderr.contains(r#""was_running":false"#), "{finished:?}");
+    assert!(primary.directory().join("pgpool_recovery.fenced").exists(), "{finished:?}");
+    assert!(!primary.directory().join("standby.signal").exists(), "it is not made to follow unasked");
 }
