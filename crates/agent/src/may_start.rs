@@ -21,10 +21,15 @@ use crate::config::Config;
 /// How long all nodes together have for their answers.
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// How old an answer may be when the server is started, and how long nodes have to repeat theirs.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// What came of asking a node.
 struct Asked {
+    node: Node,
     place: String,
     found: Result<Box<TargetInfo>>,
+    at: Instant,
 }
 
 /// Fails if the server in the directory must not be started.
@@ -42,7 +47,12 @@ pub(crate) fn demand(config: Config, directory: &Path) -> Result<()> {
         return Ok(());
     }
     let (mut answered, mut silent) = (0, 0);
-    for Asked { place, found } in ask(&config.secret_file, &cluster, LIMIT) {
+    let mut early = Vec::new();
+    let asked = ask(&config.secret_file, &cluster, &cluster.nodes, LIMIT);
+    for Asked { node, place, found, at } in asked {
+        if found.is_ok() && at.elapsed() > FRESH {
+            early.push(node);
+        }
         match found.map(|found| own.judge(&place, &found)) {
             Ok(answer) => match answer? {
                 Answer::Itself => {}
@@ -62,6 +72,15 @@ pub(crate) fn demand(config: Config, directory: &Path) -> Result<()> {
             }
         }
     }
+    // while the others were waited for, one of them may have been promoted
+    for Asked { place, found, .. } in ask(&config.secret_file, &cluster, &early, FRESH) {
+        match found.map(|found| own.judge(&place, &found)) {
+            Ok(answer) => drop(answer?),
+            Err(error) => warn!("{place} was not heard a second time: {error}"),
+        }
+    }
+    // and its promotion may have fenced this one
+    Own::look(&cluster.data_directory)?.demand_unmarked()?;
     conclude(&cluster, &own, answered, silent)
 }
 
@@ -89,23 +108,24 @@ fn conclude(cluster: &Cluster, own: &Own, answered: usize, silent: usize) -> Res
 }
 
 /// What the nodes have, in the order in which they answer. The one whose answer is late has none.
-fn ask(secret_file: &Path, cluster: &Cluster, limit: Duration) -> Vec<Asked> {
+fn ask(secret_file: &Path, cluster: &Cluster, nodes: &[Node], limit: Duration) -> Vec<Asked> {
     let end = Instant::now() + limit;
     let secret = Secret::read(secret_file);
     let (send, answers) = channel();
     let mut waiting = Vec::new();
     let mut asked = Vec::new();
-    for (number, node) in cluster.nodes.iter().enumerate() {
+    for (number, node) in nodes.iter().enumerate() {
         let place = format!("the agent at {}:{}", node.host, node.port);
         let cancel = Cancel::new();
         let ask = match &secret {
             Ok(secret) => asker(node, secret.clone(), cluster, cancel.clone()),
             Err(error) => Err(error.clone()),
         };
+        let answer = |place, found| Asked { node: node.clone(), place, found, at: Instant::now() };
         let ask = match ask {
             Ok(ask) => ask,
             Err(error) => {
-                asked.push(Asked { place, found: Err(error) });
+                asked.push(answer(place, Err(error)));
                 continue;
             }
         };
@@ -117,21 +137,21 @@ fn ask(secret_file: &Path, cluster: &Cluster, limit: Duration) -> Vec<Asked> {
         });
         match started {
             Ok(_) => waiting.push((number, place, cancel)),
-            Err(error) => {
-                asked.push(Asked { place, found: Err(Error::io("start a thread", &error)) });
-            }
+            Err(error) => asked.push(answer(place, Err(Error::io("start a thread", &error)))),
         }
     }
-    collect(&answers, waiting, &mut asked, end, limit);
+    collect(&answers, waiting, end, limit, |number, place, found| {
+        asked.push(Asked { node: nodes[number].clone(), place, found, at: Instant::now() });
+    });
     asked
 }
 
 fn collect(
     answers: &Receiver<(usize, Result<Box<TargetInfo>>)>,
     mut waiting: Vec<(usize, String, Cancel)>,
-    asked: &mut Vec<Asked>,
     end: Instant,
     limit: Duration,
+    mut take: impl FnMut(usize, String, Result<Box<TargetInfo>>),
 ) {
     while !waiting.is_empty() {
         let Ok((number, found)) = answers.recv_timeout(end.saturating_duration_since(Instant::now())) else {
@@ -139,13 +159,13 @@ fn collect(
         };
         if let Some(place) = waiting.iter().position(|(waits, ..)| *waits == number) {
             let (_, place, _) = waiting.swap_remove(place);
-            asked.push(Asked { place, found });
+            take(number, place, found);
         }
     }
-    for (_, place, cancel) in waiting {
+    for (number, place, cancel) in waiting {
         cancel.trip();
         let message = format!("no answer within {} s", limit.as_secs());
-        asked.push(Asked { place, found: Err(Error::new(Kind::Unreachable, message)) });
+        take(number, place, Err(Error::new(Kind::Unreachable, message)));
     }
 }
 
@@ -185,14 +205,14 @@ mod tests {
         let secret = directory.path().join("secret");
         Secret::random().expect("secret").write(&secret).expect("write");
         let started = Instant::now();
-        let asked = ask(&secret, &cluster, Duration::from_secs(1));
+        let asked = ask(&secret, &cluster, &cluster.nodes, Duration::from_secs(1));
         assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
         assert_eq!(asked.len(), 3);
-        for Asked { place, found } in asked {
+        for Asked { place, found, .. } in asked {
             let error = found.expect_err("nothing answers");
             assert!(place.contains("127.0.0.1:") && error.message.contains("within 1 s"), "{place} {error}");
         }
-        let asked = ask(&directory.path().join("none"), &cluster, Duration::from_secs(1));
+        let asked = ask(&directory.path().join("none"), &cluster, &cluster.nodes, Duration::from_secs(1));
         assert!(asked.iter().all(|asked| asked.found.is_err()) && asked.len() == 3, "no secret, no answer");
     }
 }

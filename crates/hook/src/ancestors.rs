@@ -1,7 +1,9 @@
 //! The processes that this one comes from: Pgpool-II runs its commands by a shell, in its main process (a failover) or in one
 //! that it has forked for it (the follow command).
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, Result};
@@ -89,7 +91,14 @@ pub(crate) fn pgpool_conf() -> Result<PathBuf> {
         let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
         if let Some(path) = option_f(&words) {
             let below = fs::read_link(format!("/proc/{number}/cwd")).unwrap_or_default();
-            return Ok(below.join(path));
+            let variables = fs::read(format!("/proc/{number}/environ")).unwrap_or_default();
+            match resolve(Path::new(&path), &below, &variables) {
+                Some(path) => return Ok(path),
+                None => eprintln!(
+                    "pgpool-recovery-hook: Pgpool-II was started with -f {path}, and in which directory is not known: \
+                     name its file with --config"
+                ),
+            }
         }
     }
     let usual = USUAL.iter().map(Path::new).find(|path| path.exists());
@@ -97,6 +106,17 @@ pub(crate) fn pgpool_conf() -> Result<PathBuf> {
         Failure::new("no pgpool.conf was found")
             .hint(format!("Name it with --config. Looked at: {}.", USUAL.join(", ")))
     })
+}
+
+/// Where the file is. A daemon has left the directory that a relative path belongs to; its shell has said which it was.
+fn resolve(path: &Path, now: &Path, variables: &[u8]) -> Option<PathBuf> {
+    if path.is_absolute() {
+        return Some(path.to_owned());
+    }
+    let variables = variables.split(|byte| *byte == 0);
+    let start = variables.filter_map(|variable| variable.strip_prefix(b"PWD=")).next();
+    let start = start.map(|start| Path::new(OsStr::from_bytes(start)));
+    [Some(now), start].into_iter().flatten().map(|below| below.join(path)).find(|path| path.is_file())
 }
 
 /// The value of `-f` or `--config-file`.
@@ -139,6 +159,19 @@ mod tests {
             let words: Vec<_> = line.split(' ').collect();
             assert_eq!(option_f(&words).as_deref(), path, "{line}");
         }
+    }
+
+    #[test]
+    fn a_daemons_relative_path_belongs_to_where_it_was_started() {
+        let start = tempfile::tempdir().expect("temporary directory");
+        fs::write(start.path().join("p.conf"), "").expect("write");
+        let variables = format!("A=1\0PWD={}\0OLDPWD=/tmp\0", start.path().display());
+        let path = Path::new("p.conf");
+        let found = Some(start.path().join("p.conf"));
+        assert_eq!(resolve(path, Path::new("/"), variables.as_bytes()), found);
+        assert_eq!(resolve(path, start.path(), b""), found, "it has stayed there");
+        assert_eq!(resolve(path, Path::new("/"), b"A=1\0"), None);
+        assert_eq!(resolve(Path::new("/a/p.conf"), Path::new("/"), b""), Some("/a/p.conf".into()));
     }
 
     #[test]

@@ -42,6 +42,12 @@ pub(crate) fn role(context: &Context, node: &Node) -> Result<Role> {
     }
 }
 
+/// Whether the server there is a standby.
+pub(crate) fn is_standby(context: &Context, place: &Place, end: Instant) -> Result<bool> {
+    let said = context.login.json(place, "SELECT to_json(pg_is_in_recovery())", &[], end)?;
+    said.as_bool().ok_or_else(|| Failure::new(format!("it gave an unexpected answer: {said}")))
+}
+
 /// What all nodes are, asked side by side.
 pub(crate) fn roles(context: &Context) -> Vec<(&Node, Result<Role>)> {
     std::thread::scope(|scope| {

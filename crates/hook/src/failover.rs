@@ -1,30 +1,36 @@
 //! `failover`: the primary failed, so another node becomes the primary and the rest follow it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
 use crate::Context;
+use crate::attach::is_standby;
 use crate::conf::Node;
 use crate::event::{Event, Place};
 use crate::failure::{Failure, Result};
 use crate::worker::{self, Job, Work};
 
-/// What pgpool_recovery_promote has less of than the whole: a login before it, and what is said after it.
+/// What pgpool_recovery_promote has less of than the whole, for what is said after it, seconds.
 const MARGIN: u64 = 5;
 
-const PROMOTE: &str = "SELECT pgpool_recovery_promote(NULLIF(:'old_host', ''), NULLIF(:'old_dir', ''), \
-                       NULLIF(:'old_port', '')::integer, :'options'::jsonb)";
+/// How long a server may take to say whether it was promoted all the same, and how long the call has at least that is repeated
+/// then.
+const LOOK: Duration = Duration::from_secs(3);
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// The time that is left is that after the login, by the clock of this host.
+const PROMOTE: &str = "\\set now `date +%s`\n\
+                       SELECT pgpool_recovery_promote(NULLIF(:'old_host', ''), NULLIF(:'old_dir', ''), \
+                       NULLIF(:'old_port', '')::integer, :'options'::jsonb || jsonb_build_object('deadline', \
+                       greatest(1, least(:'left'::bigint, :'until'::bigint - NULLIF(:'now', '')::bigint))))";
 
 /// What is to be done.
 #[derive(Debug, PartialEq, Eq)]
 enum Decision<'a> {
     Nothing(String),
-    /// That node becomes the primary in the place of another one, if that is known.
-    Promote {
-        new: &'a Place,
-        old: Option<u32>,
-    },
+    /// That node becomes the primary in the place of the one that failed.
+    Promote(&'a Place),
 }
 
 fn decide(event: &Event) -> Decision<'_> {
@@ -35,7 +41,8 @@ fn decide(event: &Event) -> Decision<'_> {
         Some(old) if old != event.node => {
             Decision::Nothing(format!("node {} has failed, a standby; node {old} is the primary", event.node))
         }
-        old => Decision::Promote { new, old },
+        // of an unknown one this may be the primary: what is no primary is not fenced
+        _ => Decision::Promote(new),
     }
 }
 
@@ -43,20 +50,13 @@ fn decide(event: &Event) -> Decision<'_> {
 pub(crate) fn failover(context: &Context, rebuilds: bool, words: &[String]) -> Result<String> {
     let event = Event::parse(words, &context.nodes)?;
     warn_of_other_names(&event, &context.nodes);
-    let (new, old) = match decide(&event) {
+    let new = match decide(&event) {
         Decision::Nothing(why) => return Ok(format!("nothing to do: {why}")),
-        Decision::Promote { new, old } => (new, old),
+        Decision::Promote(new) => new,
     };
     let started = Instant::now();
-    let (new, report) = promote_foremost(context, &event, new, old)?;
-    let of = |job, node: u32, rebuild| Work { job, node, primary: new.node, rebuild, after: None };
-    let mut works = Vec::new();
-    for (id, failure) in stray(&report) {
-        crate::say("failover", &format!("node {id} does not follow: {failure}"));
-        works.push(of(Job::Stray, id, rebuilds && is_diverged(&failure)));
-    }
-    // what it has committed alone is for a person to look at: it is never rebuilt unasked
-    works.extend(old.map(|old| of(Job::Rejoin, old, false)));
+    let (new, report) = promote_foremost(context, &event, new)?;
+    let works = works(&report, &context.nodes, &event, new.node, rebuilds);
     for work in &works {
         // the promotion is what counts
         if let Err(failure) = worker::spawn(&context.common, &context.conf.path, work) {
@@ -70,6 +70,34 @@ pub(crate) fn failover(context: &Context, rebuilds: bool, words: &[String]) -> R
         new.port,
         started.elapsed().as_secs_f32()
     ))
+}
+
+/// What is left to be done after the promotion, and says so.
+fn works(report: &Value, nodes: &[Node], event: &Event, primary: u32, rebuilds: bool) -> Vec<Work> {
+    let of = |job, node: u32, rebuild| Work { job, node, primary, rebuild, after: None };
+    let (stray, reported) = (stray(report), reported(report));
+    let mut works = Vec::new();
+    for node in nodes.iter().filter(|node| node.id != event.node && node.id != primary) {
+        if let Some((_, failure)) = stray.iter().find(|(id, _)| *id == node.id) {
+            crate::say("failover", &format!("node {} does not follow: {failure}", node.id));
+            works.push(of(Job::Stray, node.id, rebuilds && is_diverged(failure)));
+        } else if node.data_directory.is_empty() {
+            let name = node.name();
+            crate::say(
+                "failover",
+                &format!("{name} follows nobody: backend_data_directory{} is empty", node.id),
+            );
+            works.push(of(Job::Stray, node.id, false));
+        } else if !reported.contains(&node.id) {
+            works.push(of(Job::Survivor, node.id, rebuilds));
+        }
+    }
+    // one that was down before is somebody's: it is not started unasked. What this one has committed alone is for a person to
+    // look at: it is never rebuilt unasked
+    if report["fenced"]["was_running"] == true {
+        works.push(of(Job::Rejoin, event.node, false));
+    }
+    works
 }
 
 /// Pgpool-II may have been told other names since it read the file; it is the one that is believed.
@@ -88,20 +116,25 @@ fn warn_of_other_names(event: &Event, nodes: &[Node]) {
 }
 
 /// Promotes the new main node, which Pgpool-II has chosen by its number, or the node that has more than that.
-fn promote_foremost(
-    context: &Context,
-    event: &Event,
-    chosen: &Place,
-    old: Option<u32>,
-) -> Result<(Place, Value)> {
+fn promote_foremost(context: &Context, event: &Event, chosen: &Place) -> Result<(Place, Value)> {
     let mut asked = Vec::new();
     let mut new = chosen.clone();
     loop {
         asked.push(new.node);
-        let failure = match promote(context, event, &new, old) {
+        let failure = match promote(context, event, &new, context.end) {
             Ok(report) => return Ok((new, report)),
             Err(failure) => failure,
         };
+        if may_be_promoted(&failure)
+            && is_standby(context, &new, Instant::now() + LOOK).is_ok_and(|is_standby| !is_standby)
+        {
+            crate::say("failover", &format!("node {} is promoted all the same: {failure}", new.node));
+            // which leads the other nodes
+            let end = context.end.max(Instant::now() + AGAIN);
+            let report = promote(context, event, &new, end)
+                .unwrap_or_else(|failure| json!({ "result": "promoted", "error": failure.to_string() }));
+            return Ok((new, report));
+        }
         let excluded: Vec<u32> = asked.iter().copied().chain([event.node]).collect();
         let Some(other) = better(&failure, &context.nodes, &excluded) else {
             return Err(failure.at(format!("node {} ({}:{})", new.node, new.host, new.port)));
@@ -111,15 +144,18 @@ fn promote_foremost(
     }
 }
 
-fn promote(context: &Context, event: &Event, new: &Place, old: Option<u32>) -> Result<Value> {
+/// Whether a promotion may have happened that failed with this: what a server refuses it has not done, and where there is no
+/// login nothing was asked.
+fn may_be_promoted(failure: &Failure) -> bool {
+    let has_refused = failure.is("55000") || failure.is("42883") || failure.is("42501");
+    let has_no_login = failure.message.starts_with("connection to server at ");
+    !has_refused && !has_no_login
+}
+
+fn promote(context: &Context, event: &Event, new: &Place, end: Instant) -> Result<Value> {
     let others = context.nodes.iter().filter(|node| node.id != new.node && node.id != event.node);
-    let (known, unknown): (Vec<_>, Vec<_>) = others.partition(|node| !node.data_directory.is_empty());
-    for node in unknown {
-        let name = node.name();
-        crate::say("failover", &format!("{name} is left out: backend_data_directory{} is empty", node.id));
-    }
+    let known = others.filter(|node| !node.data_directory.is_empty());
     let nodes: Vec<Value> = known
-        .iter()
         .map(|node| {
             json!({
                 "node_id": node.id,
@@ -129,22 +165,27 @@ fn promote(context: &Context, event: &Event, new: &Place, old: Option<u32>) -> R
             })
         })
         .collect();
-    let left = context.end.saturating_duration_since(Instant::now()).as_secs();
-    let options = json!({ "nodes": nodes, "deadline": left.saturating_sub(MARGIN).max(1) });
+    let options = json!({ "nodes": nodes }).to_string();
+    let left = end.saturating_duration_since(Instant::now()).as_secs().saturating_sub(MARGIN).max(1);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let (left, until) = (left.to_string(), (now + left).to_string());
     let port = event.port.to_string();
-    // the node that failed is the old primary, if one was known
-    let (host, directory, port) = match old {
-        Some(_) if event.directory.is_empty() => {
-            let id = event.node;
-            crate::say("failover", &format!("node {id} is not fenced: its data directory is not known"));
-            ("", "", "")
-        }
-        Some(_) => (event.host.as_str(), event.directory.as_str(), port.as_str()),
-        None => ("", "", ""),
+    let (host, directory, port) = if event.directory.is_empty() {
+        let id = event.node;
+        crate::say("failover", &format!("node {id} is not fenced: its data directory is not known"));
+        ("", "", "")
+    } else {
+        (event.host.as_str(), event.directory.as_str(), port.as_str())
     };
-    let values =
-        [("old_host", host), ("old_dir", directory), ("old_port", port), ("options", &options.to_string())];
-    context.login.json(new, PROMOTE, &values, context.end)
+    let values = [
+        ("old_host", host),
+        ("old_dir", directory),
+        ("old_port", port),
+        ("options", &options),
+        ("left", &left),
+        ("until", &until),
+    ];
+    context.login.json(new, PROMOTE, &values, end)
 }
 
 /// The node that has received more than the one that was asked, if that is why it refused.
@@ -176,6 +217,12 @@ fn stray(report: &Value) -> Vec<(u32, Failure)> {
             Some((id, failure))
         })
         .collect()
+}
+
+/// The nodes of which the report says anything.
+fn reported(report: &Value) -> Vec<u32> {
+    let nodes = report["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    nodes.iter().filter_map(|node| u32::try_from(node["node_id"].as_u64()?).ok()).collect()
 }
 
 /// Whether only a rebuild helps.
@@ -217,9 +264,9 @@ mod tests {
         assert!(is_nothing(&event(0, None, Some(0))), "no node is left");
         assert!(is_nothing(&event(0, None, None)));
         let primary = event(0, Some(1), Some(0));
-        assert!(matches!(decide(&primary), Decision::Promote { new, old: Some(0) } if new.node == 1));
+        assert!(matches!(decide(&primary), Decision::Promote(new) if new.node == 1));
         let unknown = event(0, Some(1), None);
-        assert!(matches!(decide(&unknown), Decision::Promote { new, old: None } if new.node == 1));
+        assert!(matches!(decide(&unknown), Decision::Promote(new) if new.node == 1));
     }
 
     #[test]
@@ -236,6 +283,37 @@ mod tests {
         assert_eq!(better(&refusal(&more("host1:5432"))), None, "one that was asked");
         assert_eq!(better(&refusal(&more("thehost2:5432"))), None, "another host");
         assert_eq!(better(&Failure::new(more("host2:5432"))), None, "no ERROR of the server's");
+    }
+
+    #[test]
+    fn what_is_left_to_do_is_what_the_report_does_not_tell() {
+        let mut nodes = nodes();
+        nodes.extend([Node { id: 4, data_directory: String::new(), ..nodes[0].clone() }]);
+        let works = |report: &Value, rebuilds| {
+            let works = super::works(report, &nodes, &event(0, Some(1), None), 1, rebuilds);
+            works.iter().map(|work| (work.job, work.node, work.rebuild)).collect::<Vec<_>>()
+        };
+        let report = json!({ "fenced": { "fenced": true, "was_running": true }, "nodes": [
+            { "node_id": 2, "slot": "b" }, { "node_id": 3, "error": "the server has diverged" },
+        ]});
+        let stray = |id, rebuild| (Job::Stray, id, rebuild);
+        assert_eq!(works(&report, true), [stray(3, true), stray(4, false), (Job::Rejoin, 0, false)]);
+        // it was down before; and a primary that was promoted before leads nobody
+        let report = json!({ "fenced": { "fenced": true, "was_running": false }, "nodes": [] });
+        let survivor = |id| (Job::Survivor, id, false);
+        assert_eq!(works(&report, false), [survivor(2), survivor(3), stray(4, false)]);
+    }
+
+    #[test]
+    fn what_a_server_refuses_it_has_not_done() {
+        let failure = |sqlstate: &str| Failure { sqlstate: Some(sqlstate.to_owned()), ..Failure::new("x") };
+        assert!(!may_be_promoted(&failure("55000")));
+        assert!(may_be_promoted(&failure("57014")), "it took too long");
+        assert!(may_be_promoted(&failure("57P01")), "its session was ended");
+        assert!(may_be_promoted(&Failure::new("h:1 gave no answer within 30 s")));
+        assert!(!may_be_promoted(&Failure::new(
+            "connection to server at \"h\", port 1 failed: timeout expired"
+        )));
     }
 
     #[test]

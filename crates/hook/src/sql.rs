@@ -12,6 +12,13 @@ use crate::program;
 /// How long a connection to each address of a host may take, seconds.
 const CONNECT: &str = "5";
 
+/// No timeout of a role or a database ends a statement of ours: between a fence and its promotion that would leave no primary.
+const UNLIMITED: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0";
+
+/// The same of those that only later versions have.
+const LATER: &str = "SELECT count(set_config(name, '0', false)) AS unlimited FROM pg_settings \
+                     WHERE name IN ('transaction_timeout', 'idle_session_timeout') \\gset\n";
+
 /// As whom, and to which database.
 #[derive(Debug, Clone)]
 pub(crate) struct Login {
@@ -49,6 +56,8 @@ impl Login {
         command.env("PGHOST", &place.host).env("PGPORT", place.port.to_string());
         command.env("PGDATABASE", &self.database).env("PGAPPNAME", "pgpool-recovery-hook");
         command.env("PGCLIENTENCODING", "UTF8").env("LC_ALL", "C").env_remove("PGHOSTADDR");
+        let options = std::env::var("PGOPTIONS").unwrap_or_default();
+        command.env("PGOPTIONS", format!("{options} {UNLIMITED}"));
         if let Some(user) = &self.user {
             command.env("PGUSER", user);
         }
@@ -56,7 +65,7 @@ impl Login {
             command.env("PGCONNECT_TIMEOUT", CONNECT);
         }
         let left = end.saturating_duration_since(Instant::now());
-        let finished = program::run(command, &format!("{sql};\n"), end)?.ok_or_else(|| {
+        let finished = program::run(command, &format!("{LATER}{sql};\n"), end)?.ok_or_else(|| {
             Failure::new(format!(
                 "{}:{} gave no answer within {} s",
                 place.host,

@@ -31,6 +31,9 @@ const REBUILD: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a detachment, and the look afterwards, may take.
 const SOON: Duration = Duration::from_secs(60);
 
+/// How long a node may take that is used all the while.
+const LED: Duration = Duration::from_secs(20);
+
 const STOP: &str = "SELECT pgpool_recovery_stop(:'host', :'dir')";
 
 /// What is to be done with a node.
@@ -57,6 +60,8 @@ pub(crate) struct Work {
 pub(crate) enum Job {
     /// It is used and does not follow the primary: take it out of use, or it answers with old data.
     Stray,
+    /// It may not follow the primary: let it, or else it is a stray.
+    Survivor,
     /// It was the primary: let it follow the new one, and attach it.
     Rejoin,
     /// It cannot follow: rebuild it, which attaches it.
@@ -67,6 +72,7 @@ impl Job {
     const fn name(self) -> &'static str {
         match self {
             Self::Stray => "stray",
+            Self::Survivor => "survivor",
             Self::Rejoin => "rejoin",
             Self::Rebuild => "rebuild",
         }
@@ -113,6 +119,7 @@ pub(crate) fn work(context: &Context, work: &Work) -> Result<String> {
     let (wanted, primary) = (node(context, work.node)?, node(context, work.primary)?);
     match work.job {
         Job::Stray => stray(context, work, wanted, primary),
+        Job::Survivor => survivor(context, work, wanted, primary),
         Job::Rejoin => rejoin(context, work, wanted, primary),
         Job::Rebuild => rebuild(context, work, wanted, primary),
     }
@@ -136,6 +143,22 @@ fn stray(context: &Context, work: &Work, wanted: &Node, primary: &Node) -> Resul
     ))
 }
 
+/// Lets a node follow that nobody has told to, and takes it out of use if it does not.
+fn survivor(context: &Context, work: &Work, wanted: &Node, primary: &Node) -> Result<String> {
+    if status(context, wanted, Instant::now() + SOON)? != Status::Up {
+        // one that was stopped would be started
+        return Ok(format!("{} was out of use before", wanted.name()));
+    }
+    match let_follow(context, wanted, &primary.place(), Instant::now() + LED) {
+        Ok(report) => Ok(format!("{} follows {}: {report}", wanted.name(), primary.name())),
+        Err(failure) => {
+            let rebuild = work.rebuild && is_diverged(&failure);
+            crate::say("worker", &failure.at(wanted.name()).to_string());
+            stray(context, &Work { rebuild, ..work.clone() }, wanted, primary)
+        }
+    }
+}
+
 /// What Pgpool-II says of the node. Its PCP starts anew after a failover.
 fn status(context: &Context, wanted: &Node, end: Instant) -> Result<Status> {
     loop {
@@ -152,6 +175,11 @@ fn rejoin(context: &Context, work: &Work, wanted: &Node, primary: &Node) -> Resu
     match let_follow(context, wanted, &primary.place(), end) {
         Ok(report) => {
             context.pcp.attach(wanted.id, end + SOON).map_err(|failure| failure.at(wanted.name()))?;
+            // in use from now on, it must not have parted meanwhile: another node may have been promoted
+            if let Err(failure) = let_follow(context, wanted, &primary.place(), Instant::now() + LED) {
+                crate::say("worker", &failure.at(wanted.name()).to_string());
+                return stray(context, work, wanted, primary);
+            }
             Ok(format!(
                 "{}, the old primary, follows {} and is attached: {report}",
                 wanted.name(),
@@ -179,6 +207,10 @@ fn rebuild(context: &Context, work: &Work, wanted: &Node, primary: &Node) -> Res
             }
             sleep(Duration::from_millis(200));
         }
+    }
+    // somebody may have rebuilt it meanwhile
+    if status(context, wanted, Instant::now() + SOON)? == Status::Up {
+        return Ok(format!("{} is up again: it is not rebuilt", wanted.name()));
     }
     // where its agent allows it: a recovery refuses a running target, unless stop_target is set
     let values = [("host", wanted.host.as_str()), ("dir", wanted.data_directory.as_str())];

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::launch::STANDBY_SIGNAL;
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::FENCED;
@@ -43,8 +44,13 @@ pub(super) fn remove(directory: &Path) -> Result<bool> {
     Ok(removed)
 }
 
-/// Refuses to start a server that was stopped for good. A mark that cannot be read is one, too.
+/// Refuses to start a server that was stopped for good, unless it has become a standby since. A mark that cannot be read is
+/// one, too.
 pub(super) fn demand_none(directory: &Path) -> Result<()> {
+    let signal = directory.join(STANDBY_SIGNAL);
+    if signal.try_exists().map_err(Error::on_path("stat file", &signal))? {
+        return Ok(());
+    }
     let Some(mark) = read(directory)? else { return Ok(()) };
     let FenceMark { by, why, fenced, .. } = mark;
     let path = directory.join(FENCED);

@@ -324,7 +324,6 @@ mod tests {
     #[test]
     fn what_was_fenced_is_not_started() {
         let data = tempfile::tempdir().expect("temporary directory");
-        fs::write(data.path().join(STANDBY_SIGNAL), "").expect("write");
         let refused = || {
             start(&in_directory(data.path()), Duration::from_secs(1), &Cancel::new()).expect_err("refused")
         };
@@ -335,6 +334,8 @@ mod tests {
         assert!(error.detail.is_some_and(|it| it.contains("node 1") && it.contains(FENCED)));
         fs::write(data.path().join(FENCED), "nonsense").expect("write");
         assert!(refused().message.contains("cannot be understood"));
+        fs::write(data.path().join(STANDBY_SIGNAL), "").expect("write");
+        assert!(!refused().message.contains("cannot be understood"), "a standby may always start");
         assert_eq!(fence::remove(data.path()), Ok(true));
         assert_eq!(fence::remove(data.path()), Ok(false));
         assert!(!refused().message.contains("fenced"));

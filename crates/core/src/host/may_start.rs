@@ -8,11 +8,15 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use pgdata::wal::Lsn;
+
 use super::{control, fence, inspect};
+use crate::compare::wal_map::Wal;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::{FENCED, MARKER};
 use crate::sys::FileId;
 use crate::sys::machine;
+use crate::wire::protocol::describe::FenceMark;
 use crate::wire::protocol::message::{Content, TargetInfo};
 
 /// Present in the directory of a standby.
@@ -26,6 +30,8 @@ pub struct Own {
     timeline: u32,
     is_standby: bool,
     is_fenced: bool,
+    /// Where the timeline begins that pg_control tells, if it has sprung from another one.
+    begin: Option<Lsn>,
     identity: FileId,
     boot_id: Option<String>,
 }
@@ -68,12 +74,15 @@ impl Own {
                 .hint("Give the data directory of the server that is to be started."));
         }
         let (control, _) = control::read(directory)?;
+        let history = Wal::new(&directory.join("pg_wal"), &control).lineage(control.timeline);
         Ok(Self {
             directory: directory.to_owned(),
             system_identifier: control.system_identifier,
             timeline: inspect::latest_timeline(directory, &control)?,
             is_standby: is_there(STANDBY_SIGNAL)?,
             is_fenced: is_there(FENCED)?,
+            // without a history it is not known: then a mark counts
+            begin: history.ok().map(|history| history.begin()).filter(|begin| begin.0 > 0),
             identity: FileId::from(&metadata),
             boot_id: machine::boot_id(),
         })
@@ -89,7 +98,7 @@ impl Own {
         self.timeline
     }
 
-    /// Refuses a directory that a promotion has fenced, unless it has become a standby since.
+    /// Refuses a directory that a promotion has fenced, unless it has become a standby since, or a later primary.
     pub fn demand_unmarked(&self) -> Result<()> {
         if !self.is_fenced || self.is_standby {
             return Ok(());
@@ -102,6 +111,10 @@ impl Own {
             ));
         // a file that cannot be read is a mark all the same
         Err(match fence::read(&self.directory) {
+            // what was shut down before its timeline began has followed another server since, and was promoted itself
+            Ok(Some(FenceMark { lsn: Some(end), .. })) if self.begin.is_some_and(|begin| begin > end) => {
+                return Ok(());
+            }
             Ok(Some(mark)) => refusal.detail(format!("It was fenced for {}. {}", mark.by, mark.why)),
             Ok(None) => refusal,
             Err(error) => refusal.detail(error.message),
@@ -303,6 +316,30 @@ mod tests {
         assert!(own.is_standby());
         fs::write(data.path().join(MARKER), "{}").expect("write");
         assert!(look().expect_err("incomplete").message.contains("broke off"));
+    }
+
+    #[test]
+    fn the_mark_of_an_earlier_timeline_is_void() {
+        let data = directory();
+        // pg_control is on timeline 3
+        let history = |begin: &str| {
+            fs::write(data.path().join("pg_wal/00000003.history"), format!("1\t{begin}\t\n")).expect("write");
+        };
+        let demand = |mark: &str| {
+            fs::write(data.path().join(FENCED), mark).expect("write");
+            Own::look(data.path()).expect("looked").demand_unmarked()
+        };
+        let mark = |lsn: u64| {
+            let mark = FenceMark { lsn: Some(Lsn(lsn)), ..FenceMark::default() };
+            serde_json::to_string(&mark).expect("encoded")
+        };
+        history("0/7000000");
+        demand(&mark(0x6FF_FFFF)).expect("promoted since");
+        demand(&mark(0x700_0000)).expect_err("on this timeline");
+        demand(r#"{ "fenced": 1, "by": "", "why": "" }"#).expect_err("not shut down in order: not known");
+        demand("nonsense").expect_err("a mark all the same");
+        fs::remove_file(data.path().join("pg_wal/00000003.history")).expect("remove");
+        demand(&mark(1)).expect_err("it has no history");
     }
 
     #[test]

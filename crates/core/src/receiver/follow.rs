@@ -76,10 +76,11 @@ fn write(
     demand_following(cluster, warnings)?;
     if follow.rejoins {
         files.install(STANDBY_SIGNAL, |_| Vec::new(), follow.mode)?;
-        // the last step: without the mark, and with the signal, it may be started
-        files.remember(FENCED)?;
-        target.remove(&RelPath::parse(FENCED)?)?;
     }
+    // the last step: without the mark, and with the signal, it may be started. A standby that runs has outlived its mark, which
+    // would forbid its start once it is promoted
+    files.remember(FENCED)?;
+    target.remove(&RelPath::parse(FENCED)?)?;
     target.sync_directories()
 }
 
@@ -243,9 +244,11 @@ mod tests {
     #[test]
     fn a_standby_gets_its_files_and_is_told_to_read_them() {
         let standby = Standby::new();
+        fs::write(standby.data.path().join(FENCED), "{}").expect("write");
         let done = standby.follow().expect("done");
         assert!(done.is_told);
-        assert_eq!(done.changed, [MYRECOVERY_CONF, AUTO_CONF, POSTGRESQL_CONF]);
+        assert_eq!(done.changed, [MYRECOVERY_CONF, AUTO_CONF, POSTGRESQL_CONF, FENCED]);
+        assert_eq!(standby.read(FENCED), None, "the mark of the primary that it was");
         assert_eq!(standby.read(MYRECOVERY_CONF).as_deref(), Some("primary_conninfo = 'host=new'\n"));
         let kept = "work_mem = '8MB'\nrecovery_min_apply_delay = '1h'\nport = 5433\n";
         assert_eq!(standby.read(AUTO_CONF).as_deref(), Some(kept), "what an operator asked for stays");

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::process::{self, Finished};
 use pgpool_recovery_e2e::{Cluster, Host, Scratch};
 
@@ -164,4 +165,46 @@ fn a_refusal_of_the_servers_is_told_with_its_sqlstate_and_changes_nothing() {
     for line in ["lacks functions", "no standby streams from node 0", "\"standby\"", "FAIL  PCP"] {
         assert!(finished.stdout.contains(line), "no \"{line}\" in {finished:?}");
     }
+}
+
+/// Its call waits for another one, and gives up; then the server is a primary all the same.
+#[test]
+fn a_promotion_that_has_happened_in_spite_of_an_error_is_one() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
+    let nodes = [("127.0.0.1", primary.port(), primary.dir()), ("127.0.0.1", standby.port(), standby.dir())];
+    let conf = conf(&scratch, &nodes);
+    let words = failover_of(&nodes);
+    let arguments: Vec<_> = ["--timeout", "8"].into_iter().chain(texts(&words)).collect();
+    let turn = std::fs::File::open(standby.directory()).expect("open");
+    turn.lock().expect("nobody else");
+    let finished = std::thread::scope(|scope| {
+        let called = scope.spawn(|| hook("failover", &conf, &arguments).0);
+        std::thread::sleep(Duration::from_secs(1));
+        standby.promote();
+        called.join().expect("no panic")
+    });
+    assert!(finished.status.success(), "{finished:?}");
+    assert!(finished.stderr.contains("node 1 is promoted all the same"), "{finished:?}");
+    assert!(finished.stderr.contains("is the primary") && !standby.in_recovery(), "{finished:?}");
+}
+
+/// Pgpool-II knew no primary when the node failed, which was one. Somebody had shut it down, and it stays so.
+#[test]
+fn the_node_that_failed_is_fenced_where_no_primary_was_known() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
+    let nodes = [("127.0.0.1", primary.port(), primary.dir()), ("127.0.0.1", standby.port(), standby.dir())];
+    let conf = conf(&scratch, &nodes);
+    let mut words = failover_of(&nodes);
+    words.splice(6..8, ["-1".to_owned(), "-1".to_owned()]);
+    words.splice(10..12, [String::new(), String::new()]);
+    primary.stop(Stop::Fast);
+    let (finished, _) = hook("failover", &conf, &texts(&words));
+    assert!(finished.status.success() && !standby.in_recovery(), "{finished:?}");
+    assert!(finished.stderr.contains(r#""was_running":false"#), "{finished:?}");
+    assert!(primary.directory().join("pgpool_recovery.fenced").exists(), "{finished:?}");
+    assert!(!primary.directory().join("standby.signal").exists(), "it is not made to follow unasked");
 }

@@ -128,6 +128,29 @@ fn marks_in_the_directory_forbid_a_start() {
     granted(&pair.ask(&nodes), "");
 }
 
+/// Another node keeps the question waiting for 5 s.
+#[test]
+fn what_happens_while_nodes_are_waited_for_forbids_the_start_too() {
+    let pair = Pair::new();
+    let silent = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let hanging = silent.local_addr().expect("address").port();
+    let nodes = format!("nodes = [{}, {}]\n", pair.node(), node(hanging, &pair.standby));
+    let ask_meanwhile = |change: &dyn Fn()| {
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| pair.ask(&nodes));
+            std::thread::sleep(Duration::from_millis(2500));
+            change();
+            asked.join().expect("no panic")
+        })
+    };
+    granted(&ask_meanwhile(&|| {}), "no node that was heard (1)");
+    let mark = pair.primary.directory().join("pgpool_recovery.fenced");
+    let marked = ask_meanwhile(&|| write_as_postgres(&mark, "at noon", 0o600));
+    refused(&marked, &["another node was promoted"]);
+    std::fs::remove_file(&mark).expect("remove");
+    refused(&ask_meanwhile(&|| pair.standby.promote()), &["runs this system as a primary on timeline 2"]);
+}
+
 #[test]
 fn a_host_that_boots_alone_starts_and_says_so_unless_it_must_not() {
     let pair = Pair::new();

@@ -143,8 +143,10 @@ fn an_old_primary_that_is_alive_is_fenced_and_rejoins() {
     lean.wait_for_follower(2, 1);
     // stopped in order before the promotion, it has nothing that the new primary has not
     lean.wait_for_follower(0, 1);
-    let log = lean.pgpool.log();
-    assert!(log.contains("the old primary, follows"), "{log}");
+    // which it proves once more when it is attached
+    wait::until_true("the worker to say so", wait::PATIENCE, || {
+        lean.pgpool.log().contains("the old primary, follows")
+    });
     lean.execute("INSERT INTO seen VALUES (2)");
 }
 
@@ -183,6 +185,19 @@ fn the_standby_that_has_received_more_is_promoted() {
     assert!(log.contains("node 1 is not promoted but node 2"), "{log}");
 }
 
+/// Its promotion leads nobody, because another one was there before.
+#[test]
+fn the_other_standby_follows_a_node_that_was_promoted_already() {
+    let lean = Lean::new();
+    lean.cut_off(2);
+    let from = lean.pgpool.log().len();
+    lean.nodes[1].promote();
+    lean.nodes[0].kill();
+    lean.wait_for_promotion(1);
+    lean.wait_for_follower(2, 1);
+    lean.assert_never_detached(2, from);
+}
+
 #[test]
 fn with_a_follow_command_the_other_standby_is_attached_again() {
     let lean = Lean::with(|setup, scratch| {
@@ -217,8 +232,13 @@ fn a_standby_that_has_diverged_is_rebuilt_after_the_follow_commands() {
 #[test]
 fn a_node_is_attached_only_if_it_follows() {
     let lean = Lean::new();
+    // no timeout of the role's ends what the hook has begun
+    lean.nodes[0]
+        .execute("CREATE ROLE impatient SUPERUSER LOGIN; ALTER ROLE impatient SET statement_timeout = 1");
+    lean.nodes[2].wait_for_replay(&lean.nodes[0]);
     let run = |command: &str, arguments: &[&str]| {
         let mut hook = Host::here().hook();
+        hook.env("PGUSER", "impatient");
         hook.env("PCPPASSFILE", lean.scratch.join("pcppass"));
         hook.arg(command).arg("--config").arg(lean.scratch.join("pgpool.conf")).args(arguments);
         pgpool_recovery_e2e::process::run(hook)
