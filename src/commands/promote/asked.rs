@@ -247,3 +247,42 @@ fn at_once(jobs: Vec<Job<'_, Found>>) -> Result<Vec<Result<Found>>> {
     let cancel = Cancel::new();
     threads::wait(&cancel, &mut || Ok(()), || Ok(parallel::ask(jobs, &cancel)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn silence(detail: &str) -> Result<Found> {
+        Err(Error::new(Kind::Unreachable, "no answer").detail(detail))
+    }
+
+    #[test]
+    fn silence_does_not_take_back_that_a_primary_lives() {
+        let settings = Settings::default();
+        let mut asked = Asked {
+            named: None,
+            settings: &settings,
+            others: Vec::new(),
+            old: None,
+            old_has_answered: false,
+            nodes: Vec::new(),
+            upstream: None,
+        };
+        let mut after = |answer: Result<Found>| {
+            asked.hear(Whom::Upstream, answer);
+            asked.upstream_lives()
+        };
+        assert_eq!(after(silence("timeout expired")), None);
+        for lives in [Answer::Primary(1), Answer::Lives("FATAL: no".to_owned())] {
+            assert!(after(Ok(Found::Upstream(lives))).is_some());
+            assert!(after(silence("timeout expired")).is_some());
+            assert_eq!(after(silence("Connection refused")), None);
+        }
+        assert_eq!(after(Ok(Found::Upstream(Answer::Other))), None);
+        // the host of the old primary is another matter: what it says now counts, and that it says nothing any more
+        asked.hear(Whom::Old, silence("no agent"));
+        assert_eq!(asked.old_lives(42), None);
+        asked.old_has_answered = true;
+        assert!(asked.old_lives(42).is_some_and(|why| why.contains("answered before")));
+    }
+}

@@ -143,7 +143,7 @@ fn what_would_be_refused_after_the_fence_is_refused_before_it() {
 fn a_primary_that_lets_nobody_in_lives() {
     let trio = Trio::new();
     trio.one.wait_for_replay(&trio.old);
-    trio.old.execute("CREATE ROLE other LOGIN REPLICATION CONNECTION LIMIT 0");
+    trio.old.execute("CREATE ROLE other REPLICATION");
     let (host, port) = (trio.old.host().address(), trio.old.port());
     trio.one.append_conf("primary_conninfo", &format!("host={host} port={port} user=other"));
     trio.one.reload();
@@ -152,7 +152,7 @@ fn a_primary_that_lets_nobody_in_lives() {
     let nobody = Port::claim();
     let options = trio.option("agent_port", nobody.number());
     let error = promote(&trio.one, Some(&trio.old), &options).expect_err("refused");
-    error.expect("55000").says("another primary is alive").says("too many connections for role");
+    error.expect("55000").says("another primary is alive").says("not permitted to log in");
     trio.demand_nothing_promoted();
     // a fence proves more than that
     let report = promote(&trio.one, Some(&trio.old), &trio.options).expect("promoted");
@@ -202,6 +202,34 @@ fn a_fence_that_fails_leaves_no_mark() {
     error.expect("55000").says("another primary is alive").says("interactive authentication");
     trio.demand_nothing_promoted();
     assert_eq!((trio.old.postmaster(), trio.old.has(MARK)), (lives, false));
+}
+
+/// A trio in which this stops the old primary.
+fn stopped_by(commands: &str) -> Trio {
+    let command = format!("stop_command = ['/bin/sh', '-c', '{commands}']\n");
+    Trio::with(&format!("{}{command}", super::ALLOWED))
+}
+
+#[test]
+fn what_a_supervisor_starts_again_after_a_crash_is_stopped_again() {
+    let trio = stopped_by(
+        "cd $BIN; [ ! -e $TWO/once ] || exec ./pg_ctl stop -D $OLD; touch $TWO/once; ./pg_ctl stop -m immediate -D $OLD; \
+         (sleep 0.7; ./pg_ctl start -W -l /dev/null -D $OLD) &",
+    );
+    let report = promote(&trio.one, Some(&trio.old), &trio.options).expect("promoted");
+    assert_eq!(fenced(&report), (&json!(true), &json!(true)), "{report}");
+    assert!(trio.two.has("once"));
+    assert_eq!((trio.old.postmaster(), trio.old.has(MARK)), (None, true));
+    assert_eq!(trio.old.control("Database cluster state"), "shut down");
+}
+
+#[test]
+fn another_standby_that_is_promoted_meanwhile_is_seen() {
+    let trio = stopped_by("cd $BIN; ./pg_ctl stop -D $OLD; ./pg_ctl promote -D $TWO");
+    let options = trio.nodes(&[&trio.two]);
+    let error = promote(&trio.one, Some(&trio.old), &options).expect_err("refused");
+    error.expect("55000").says("runs as a primary already");
+    assert!(trio.one.in_recovery() && !trio.two.in_recovery());
 }
 
 #[test]
