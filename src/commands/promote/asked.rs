@@ -78,8 +78,9 @@ impl<'a> Asked<'a> {
         self.ask_these(&[Whom::Old, Whom::Upstream], |_| ANSWER, clock)
     }
 
-    /// After a primary was stopped: was it the one?
+    /// After a primary was stopped: was it the one? What was said before counts no more: a proxy in between may just fall silent.
     pub(super) fn ask_upstream_again(&mut self, clock: &Clock) -> Result<()> {
+        self.upstream = None;
         self.ask_these(&[Whom::Upstream], |_| ANSWER, clock)
     }
 
