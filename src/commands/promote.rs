@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use pgdata::wal::Lsn;
 use pgpool_recovery_core::compare::wal_map::Wal;
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::host::control;
 use pgpool_recovery_core::host::turn::{self, Turn};
-use pgpool_recovery_core::host::{control, upstream};
-use pgpool_recovery_core::preflight::promote::{self, Fencing, Node, OldPrimary, Own};
+use pgpool_recovery_core::preflight::promote::{Fencing, Node, OldPrimary, Own};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::wire::protocol::fence::Fenced;
 use pgpool_recovery_core::wire::protocol::stop::Stopped;
@@ -29,9 +29,12 @@ mod followers;
 
 use asked::Asked;
 
-/// How long the old primary may take to be stopped, and how much of that a fast shutdown has.
-const STOP: Duration = Duration::from_secs(10);
+/// How long the old primary may take to be stopped: a fast shutdown, and after it an immediate one, which the host gives 10 s.
 const FAST: Duration = Duration::from_secs(6);
+const STOP: Duration = Duration::from_secs(16);
+
+/// What is left of the time for what follows.
+const AFTER: Duration = Duration::from_secs(3);
 
 /// How often a state is looked at that is waited for.
 const LOOK: Duration = Duration::from_millis(50);
@@ -114,51 +117,62 @@ impl Clock {
 /// Promotes this standby in the place of `old`.
 pub(crate) fn promote(old: Option<&Old>, settings: &Settings) -> Result<Value> {
     let clock = Clock::new(settings.deadline);
-    if !recovery::goes_on() {
-        return already(&clock);
+    if !recovery::goes_on() && settings.nodes.is_empty() {
+        return already(old, settings, &clock);
     }
     let directory = catalog::data_directory()?;
+    remove_own_mark(Path::new(&directory));
     let _turn = take_turn(Path::new(&directory), &clock)?;
     if !recovery::goes_on() {
-        return already(&clock);
+        return already(old, settings, &clock);
     }
     demand_replay_not_paused()?;
     let fencing = settings.fence.fencing();
     let mut asked = Asked::ask(old, settings, &clock)?;
     let warnings = demand_foremost(&asked.nodes, &clock)?;
     warnings.iter().for_each(|warning| log::warning(warning));
-    let fenced = fence(&mut asked, fencing, &clock)?;
-    if matches!(fenced, Some(Ok(Fenced { stopped: Some(_), .. }))) {
-        // the shutdown has sent the last WAL, perhaps not to all
-        asked.ask_nodes_again(settings, &clock)?;
-        demand_foremost(&asked.nodes, &clock)?;
+    // an end of the old primary that is followed by a refusal leaves nobody to write to
+    let stops = fencing != Fencing::Off && asked.old_runs();
+    await_replay(&clock, if stops { STOP + AFTER } else { Duration::ZERO })?;
+    if stops {
+        demand_time_to_stop(&clock)?;
     }
-    await_replay(&clock)?;
+    let gone = fence(&mut asked, fencing, &clock)?;
+    if gone.is_fenced() {
+        settle(clock.left().min(AFTER))?;
+    } else {
+        await_replay(&clock, Duration::ZERO)?;
+    }
+    let gone = look_again(&mut asked, fencing, gone, &clock)?;
+    if let Some(warning) = gone.demand_gone(fencing)? {
+        log::warning(&warning);
+    }
     become_primary(&clock)?;
     let (timeline, begin) = here()?;
     log::log(&format!("pgpool_recovery: this standby was promoted: timeline {timeline} begins at {begin}"));
-    let nodes = followers::lead(settings, old, begin, &clock);
+    let nodes = followers::lead(settings, old, &asked.silent(), Some(begin), &clock);
     Ok(json!({
         "result": "promoted",
         "timeline": timeline,
         "lsn": begin.to_string(),
-        "fenced": fenced.as_ref().map(told),
+        "fenced": gone.fenced.as_ref().map(told),
         "nodes": nodes,
         "seconds": clock.begin.elapsed().as_secs_f64(),
     }))
 }
 
-/// The report of a call on a primary.
-fn already(clock: &Clock) -> Result<Value> {
+/// The report of a call on a primary. A call that was given up may have left its nodes to this one.
+fn already(old: Option<&Old>, settings: &Settings, clock: &Clock) -> Result<Value> {
     let (timeline, begin) = here()?;
-    log::notice("this server is a primary already: nothing was done");
+    log::notice("this server is a primary already: nothing was promoted");
+    let nodes = followers::lead(settings, old, &[], None, clock);
     Ok(json!({
         "result": "already_primary",
         "already_primary": true,
         "timeline": timeline,
         "lsn": begin.to_string(),
         "fenced": null,
-        "nodes": [],
+        "nodes": nodes,
         "seconds": clock.begin.elapsed().as_secs_f64(),
     }))
 }
@@ -170,6 +184,16 @@ fn here() -> Result<(u32, Lsn)> {
     let (control, _) = control::read(directory)?;
     let history = Wal::new(&directory.join("pg_wal"), &control).lineage(primary.timeline)?;
     Ok((primary.timeline, history.begin()))
+}
+
+/// This server is a standby: a mark from when it was a primary has had its time, and would keep the next primary from starting.
+fn remove_own_mark(directory: &Path) {
+    if matches!(mark::read(directory), Ok(None)) {
+        return;
+    }
+    if let Err(error) = mark::remove(directory) {
+        log::warning(&format!("the mark of an earlier fence was not removed: {}", error.message));
+    }
 }
 
 /// One promotion at a time: another call waits, and then finds a primary.
@@ -222,33 +246,64 @@ fn demand_foremost(nodes: &[Node], clock: &Clock) -> Result<Vec<String>> {
     }
 }
 
+/// Refuses a call that might have to leave the old primary half stopped.
+fn demand_time_to_stop(clock: &Clock) -> Result<()> {
+    let (left, needed) = (clock.left(), STOP + AFTER);
+    if left >= needed {
+        return Ok(());
+    }
+    let message = "too little time is left to stop the old primary: nothing was stopped";
+    Err(Error::new(Kind::Canceled, message)
+        .detail(format!(
+            "It may take {} s, and {:.1} s are left of {} s.",
+            needed.as_secs(),
+            left.as_secs_f64(),
+            clock.deadline.as_secs()
+        ))
+        .hint("Option \"deadline\" gives it more."))
+}
+
 /// Stops the old primary for good, as far as that is wanted and it can be reached. Fails if it lives on.
-fn fence(asked: &mut Asked, fencing: Fencing, clock: &Clock) -> Result<Option<Result<Fenced>>> {
-    let system_identifier = catalog::primary()?.system_identifier;
+fn fence(asked: &mut Asked<'_>, fencing: Fencing, clock: &Clock) -> Result<OldPrimary> {
     let fenced = match &mut asked.old {
         Some(Ok(session)) if fencing != Fencing::Off => Some(stop_for_good(session, clock)),
         Some(Err(error)) if fencing != Fencing::Off => Some(Err(error.clone())),
         _ => None,
     };
-    let is_fenced = matches!(fenced, Some(Ok(_)));
-    let lives = match &asked.old {
-        Some(Ok(session)) if !is_fenced => promote::lives(session.target(), system_identifier),
-        _ => None,
-    };
-    if is_fenced && asked.upstream_is_primary() {
-        asked.ask_upstream_again(system_identifier, clock)?;
+    match (&fenced, &asked.old) {
+        (Some(Ok(_)), _) if asked.upstream_lives().is_some() => asked.ask_upstream_again(clock)?,
+        // the look that was taken before the attempt says nothing of now
+        (Some(Err(_)), Some(Ok(_))) => asked.ask_old_again(clock)?,
+        _ => {}
     }
-    let lives = lives.or_else(|| match asked.upstream {
-        Some(Ok(upstream::Answer::Primary(timeline))) => Some(format!(
-            "The server that this standby follows (primary_conninfo) answers as a primary on timeline {timeline}."
-        )),
-        _ => None,
-    });
-    let old = OldPrimary { fenced, lives };
-    if let Some(warning) = old.demand_gone(fencing)? {
-        log::warning(&warning);
+    demand_gone(asked, fencing, fenced)
+}
+
+/// Refuses to go on beside an old primary that lives.
+fn demand_gone(asked: &Asked<'_>, fencing: Fencing, fenced: Option<Result<Fenced>>) -> Result<OldPrimary> {
+    let system_identifier = catalog::primary()?.system_identifier;
+    let mut gone = OldPrimary { fenced, lives: asked.upstream_lives() };
+    if !gone.is_fenced() {
+        gone.lives = asked.old_lives(system_identifier).or(gone.lives);
     }
-    Ok(old.fenced)
+    gone.demand_gone(fencing)?;
+    Ok(gone)
+}
+
+/// The last look before the promotion: the shutdown of the old primary has sent more WAL, perhaps not to all; another standby
+/// may have been promoted; something may have started the old primary again. That one is stopped again.
+fn look_again(
+    asked: &mut Asked<'_>,
+    fencing: Fencing,
+    gone: OldPrimary,
+    clock: &Clock,
+) -> Result<OldPrimary> {
+    asked.ask_again(clock)?;
+    demand_foremost(&asked.nodes, clock)?;
+    if fencing != Fencing::Off && asked.old_runs_as_primary(catalog::primary()?.system_identifier) {
+        return fence(asked, fencing, clock);
+    }
+    demand_gone(asked, fencing, gone.fenced)
 }
 
 fn stop_for_good(session: &mut DropAside<Session>, clock: &Clock) -> Result<Fenced> {
@@ -290,26 +345,40 @@ fn told(fenced: &Result<Fenced>) -> Value {
     }
 }
 
-/// Waits until everything that was received is replayed. The end of what was received may be half a record, which never is.
-fn await_replay(clock: &Clock) -> Result<()> {
+/// Waits until everything that is received by now is replayed. Fails when only `reserve` is left of the time.
+fn await_replay(clock: &Clock, reserve: Duration) -> Result<()> {
+    let received = catalog::replay()?.received.unwrap_or_default();
+    let goes_on = || demand_replay_not_paused().map(|()| clock.left() > reserve);
+    match missed(received, goes_on)? {
+        None => Ok(()),
+        Some(replayed) => Err(Error::new(Kind::WrongState, "this standby has not replayed all that it has received")
+            .detail(format!("It has received WAL up to {received} and replayed it up to {replayed}."))
+            .hint("A query here, or recovery_min_apply_delay, can hold replay up. Promote again when it is done; \"deadline\" is how long a call waits.")),
+    }
+}
+
+/// Gives replay a moment for the old primary's last WAL. What is left PostgreSQL replays before it ends recovery: nobody is the
+/// primary any more, so this refuses nothing.
+fn settle(time: Duration) -> Result<()> {
+    let end = Instant::now() + time;
+    missed(catalog::replay()?.received.unwrap_or_default(), || Ok(Instant::now() < end)).map(drop)
+}
+
+/// How far replay has come, if it does not get to a position while `goes_on` says so. The end of what was received may be half a
+/// record, which never is replayed.
+fn missed(received: Lsn, goes_on: impl Fn() -> Result<bool>) -> Result<Option<Lsn>> {
     let mut idle_at = None;
     loop {
-        if !recovery::goes_on() {
-            return Ok(());
-        }
-        demand_replay_not_paused()?;
+        let goes_on = recovery::goes_on() && goes_on()?;
         let (replay, (_, replayed)) = (catalog::replay()?, recovery::replayed());
         let is_idle = replay.waits_for_wal && idle_at == Some(replayed);
-        if replayed >= replay.received.unwrap_or_default() || is_idle {
-            return Ok(());
+        if replayed >= received || is_idle || !recovery::goes_on() {
+            return Ok(None);
+        }
+        if !goes_on {
+            return Ok(Some(replayed));
         }
         idle_at = replay.waits_for_wal.then_some(replayed);
-        if clock.left().is_zero() {
-            let received = replay.received.unwrap_or_default();
-            return Err(Error::new(Kind::WrongState, "this standby has not replayed all that it has received")
-                .detail(format!("It has received WAL up to {received} and replayed it up to {replayed}."))
-                .hint("A query here, or recovery_min_apply_delay, can hold replay up. Promote again when it is done; \"deadline\" is how long a call waits."));
-        }
         threads::pause(LOOK);
     }
 }

@@ -96,7 +96,7 @@ settings! {
             "Whether a promotion stops the old primary first: best_effort, required or off.";
 
         // at most an hour
-        deadline: Seconds = Seconds::new(20, 1..=3600), option: All, shown: All,
+        deadline: Seconds = Seconds::new(30, 1..=3600), option: All, shown: All,
             "How long a promotion may take, with all that belongs to it.";
 
         // read when it binds a caller: preflight::authority

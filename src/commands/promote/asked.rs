@@ -5,29 +5,46 @@ use std::time::Duration;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::upstream::{self, Answer};
-use pgpool_recovery_core::preflight::promote::Node;
+use pgpool_recovery_core::preflight::promote::{self, Node};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::parallel::{self, Job};
 use pgpool_recovery_core::wire::protocol::describe::Description;
 
 use super::{Clock, Old};
-use crate::pg::catalog;
 use crate::pg::threads::{self, DropAside};
+use crate::pg::{catalog, log};
 use crate::preflight::reach::Way;
 use crate::settings::{OtherNode, Settings};
 
 /// How long each may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// How long when it is asked again, if it has answered before, and if it has not.
+const AGAIN: Duration = Duration::from_secs(3);
+const SILENT: Duration = Duration::from_secs(1);
+
 /// What was said.
-pub(super) struct Asked {
+pub(super) struct Asked<'a> {
+    named: Option<&'a Old>,
+    settings: &'a Settings,
+    others: Vec<OtherNode>,
     /// A session with the host of the old primary, if one is named.
     pub(super) old: Option<Result<DropAside<Session>>>,
+    /// Whether that host has ever answered.
+    old_has_answered: bool,
     /// The nodes, without the old primary.
     pub(super) nodes: Vec<Node>,
     /// What the server that this standby follows is, if it follows one.
-    pub(super) upstream: Option<Result<Answer>>,
+    upstream: Option<Result<Answer>>,
+}
+
+/// Who is asked.
+#[derive(Clone, Copy)]
+enum Whom {
+    Old,
+    Upstream,
+    Node(usize),
 }
 
 /// One answer.
@@ -37,70 +54,153 @@ enum Found {
     Upstream(Answer),
 }
 
-impl Asked {
-    pub(super) fn ask(old: Option<&Old>, settings: &Settings, clock: &Clock) -> Result<Self> {
+impl<'a> Asked<'a> {
+    pub(super) fn ask(named: Option<&'a Old>, settings: &'a Settings, clock: &Clock) -> Result<Self> {
+        let others = others(named, &settings.nodes);
+        let unasked = |node: &OtherNode| Node {
+            name: node.name(),
+            found: Err(Error::new(Kind::Internal, "it was not asked")),
+        };
+        let nodes = others.iter().map(unasked).collect();
+        let mut asked =
+            Self { named, settings, others, old: None, old_has_answered: false, nodes, upstream: None };
+        asked.ask_these(&asked.all(), |_| ANSWER, clock)?;
+        Ok(asked)
+    }
+
+    /// Asks all again. What was silent before has little time.
+    pub(super) fn ask_again(&mut self, clock: &Clock) -> Result<()> {
+        self.ask_these(&self.all(), again, clock)
+    }
+
+    /// Asks the old primary's host and the upstream server again.
+    pub(super) fn ask_old_again(&mut self, clock: &Clock) -> Result<()> {
+        self.ask_these(&[Whom::Old, Whom::Upstream], |_| ANSWER, clock)
+    }
+
+    /// After a primary was stopped: was it the one? What was said before counts no more: a proxy in between may just fall silent.
+    pub(super) fn ask_upstream_again(&mut self, clock: &Clock) -> Result<()> {
+        self.upstream = None;
+        self.ask_these(&[Whom::Upstream], |_| ANSWER, clock)
+    }
+
+    fn all(&self) -> Vec<Whom> {
+        let nodes = (0..self.others.len()).map(Whom::Node);
+        [Whom::Old, Whom::Upstream].into_iter().chain(nodes).collect()
+    }
+
+    fn ask_these(&mut self, whom: &[Whom], time: fn(bool) -> Duration, clock: &Clock) -> Result<()> {
         let system_identifier = catalog::primary()?.system_identifier;
-        let mut jobs = Vec::new();
-        if let Some(old) = old {
-            let way = Way::to(&old.host, &old.directory, settings)?;
-            jobs.push(Job {
-                name: old.name(),
-                work: Box::new(move |cancel| way.look(cancel).map(|session| Found::Old(Box::new(session)))),
-            });
+        let (mut asked, mut jobs) = (Vec::new(), Vec::new());
+        for &whom in whom {
+            let job = match whom {
+                Whom::Old => {
+                    let time = time(self.old_has_answered).min(clock.left());
+                    self.named.map(|old| old_job(old, self.settings, time)).transpose()?
+                }
+                Whom::Upstream => {
+                    let time = time(matches!(self.upstream, Some(Ok(_)))).min(clock.left());
+                    upstream_job(system_identifier, time)?
+                }
+                Whom::Node(at) => {
+                    let time = time(self.nodes[at].found.is_ok()).min(clock.left());
+                    Some(node_job(&self.others[at], self.settings, time)?)
+                }
+            };
+            if let Some(job) = job {
+                asked.push(whom);
+                jobs.push(job);
+            }
         }
-        let asks_upstream = upstream_job(system_identifier)?.map(|job| jobs.push(job)).is_some();
-        let nodes = others(old, &settings.nodes);
-        for node in &nodes {
-            jobs.push(node_job(node, settings)?);
-        }
-        let mut answers = at_once(jobs, clock)?.into_iter();
-        let unexpected = || Error::new(Kind::Internal, "an answer to another question");
-        let mut next = || answers.next().unwrap_or_else(|| Err(unexpected()));
-        let old = old.map(|_| match next() {
-            Ok(Found::Old(session)) => Ok(*session),
-            Ok(_) => Err(unexpected()),
-            Err(error) => Err(error),
-        });
-        let upstream = asks_upstream.then(|| match next() {
-            Ok(Found::Upstream(answer)) => Ok(answer),
-            Ok(_) => Err(unexpected()),
-            Err(error) => Err(error),
-        });
-        let nodes = nodes.iter().map(|node| Node { name: node.name(), found: described(next()) }).collect();
-        Ok(Self { old, nodes, upstream })
-    }
-
-    /// Asks those nodes again that had an answer.
-    pub(super) fn ask_nodes_again(&mut self, settings: &Settings, clock: &Clock) -> Result<()> {
-        let named: Vec<(&mut Node, &OtherNode)> = self
-            .nodes
-            .iter_mut()
-            .filter(|node| node.found.is_ok())
-            .filter_map(|node| {
-                let other = settings.nodes.iter().find(|other| other.name() == node.name)?;
-                Some((node, other))
-            })
-            .collect();
-        let jobs = named.iter().map(|(_, other)| node_job(other, settings)).collect::<Result<_>>()?;
-        for ((node, _), answer) in named.into_iter().zip(at_once(jobs, clock)?) {
-            node.found = described(answer);
+        for (whom, answer) in asked.into_iter().zip(at_once(jobs)?) {
+            self.hear(whom, answer);
         }
         Ok(())
     }
 
-    pub(super) const fn upstream_is_primary(&self) -> bool {
-        matches!(self.upstream, Some(Ok(Answer::Primary(_))))
+    /// Takes an answer. Silence takes none back, save that of the old primary's host, which is asked for what it says now.
+    fn hear(&mut self, whom: Whom, answer: Result<Found>) {
+        match (whom, answer) {
+            (_, Ok(Found::Old(session))) => {
+                self.old_has_answered = true;
+                self.old = Some(Ok(*session));
+            }
+            (_, Ok(Found::Upstream(answer))) => self.upstream = Some(Ok(answer)),
+            (Whom::Node(at), Ok(Found::Node(description))) => self.nodes[at].found = Ok(*description),
+            (_, Ok(Found::Node(_))) => {}
+            (Whom::Old, Err(error)) => self.old = Some(Err(error)),
+            (Whom::Upstream, Err(error)) => {
+                if !upstream_lives(self.upstream.as_ref()) || upstream::is_refused(&error) {
+                    self.upstream = Some(Err(error));
+                }
+            }
+            (Whom::Node(at), Err(error)) => {
+                let Node { name, found } = &mut self.nodes[at];
+                match found {
+                    Ok(_) => log::warning(&format!("{name} did not answer again: {}", error.message)),
+                    Err(_) => *found = Err(error),
+                }
+            }
+        }
     }
 
-    /// After a primary was stopped: was it the one?
-    pub(super) fn ask_upstream_again(&mut self, system_identifier: u64, clock: &Clock) -> Result<()> {
-        let job = upstream_job(system_identifier)?;
-        self.upstream = at_once(job.into_iter().collect(), clock)?.pop().map(|answer| match answer? {
-            Found::Upstream(answer) => Ok(answer),
-            _ => Err(Error::new(Kind::Internal, "an answer to another question")),
-        });
-        Ok(())
+    /// The nodes that have never answered.
+    pub(super) fn silent(&self) -> Vec<&OtherNode> {
+        let nodes = self.others.iter().zip(&self.nodes);
+        nodes.filter(|(_, node)| node.found.is_err()).map(|(other, _)| other).collect()
     }
+
+    /// Whether a server runs where the old primary should be, or may do so.
+    pub(super) fn old_runs(&self) -> bool {
+        match &self.old {
+            Some(Ok(session)) => {
+                session.target().running.is_some() || session.target().doubts.server.is_some()
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a primary of this system runs there by now.
+    pub(super) fn old_runs_as_primary(&self, system_identifier: u64) -> bool {
+        match &self.old {
+            Some(Ok(session)) => promote::lives(session.target(), system_identifier).is_some(),
+            _ => false,
+        }
+    }
+
+    /// Why the old primary is known to live, by its own host's word. A host that has told and tells no more is no proof of the
+    /// contrary.
+    pub(super) fn old_lives(&self, system_identifier: u64) -> Option<String> {
+        match &self.old {
+            Some(Ok(session)) => promote::lives(session.target(), system_identifier),
+            Some(Err(error)) if self.old_has_answered => Some(format!(
+                "Its host has answered before, and does not say any more whether it runs: {}.",
+                error.message
+            )),
+            _ => None,
+        }
+    }
+
+    /// Why the server that this standby follows is known to live, if it is a primary or may be one.
+    pub(super) fn upstream_lives(&self) -> Option<String> {
+        match &self.upstream {
+            Some(Ok(Answer::Primary(timeline))) => Some(format!(
+                "The server that this standby follows (primary_conninfo) answers as a primary on timeline {timeline}."
+            )),
+            Some(Ok(Answer::Lives(refusal))) => Some(format!(
+                "The server that this standby follows (primary_conninfo) lives, but lets nobody in: {refusal}."
+            )),
+            _ => None,
+        }
+    }
+}
+
+const fn again(has_answered: bool) -> Duration {
+    if has_answered { AGAIN } else { SILENT }
+}
+
+const fn upstream_lives(upstream: Option<&Result<Answer>>) -> bool {
+    matches!(upstream, Some(Ok(Answer::Primary(_) | Answer::Lives(_))))
 }
 
 /// The nodes that are not the old primary.
@@ -115,37 +215,75 @@ impl Old {
     }
 }
 
-fn node_job(node: &OtherNode, settings: &Settings) -> Result<Job<'static, Found>> {
+fn old_job(old: &Old, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
+    let way = Way::to(&old.host, &old.directory, settings)?;
+    let look = move |cancel: &Cancel| way.look(cancel).map(|session| Found::Old(Box::new(session)));
+    Ok(Job { name: old.name(), time, work: Box::new(look) })
+}
+
+fn node_job(node: &OtherNode, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
     let way = Way::to(&node.host, &node.directory, settings)?;
     let describe = move |cancel: &Cancel| {
         let description = way.look(cancel)?.describe()?;
         Ok(Found::Node(Box::new(description)))
     };
-    Ok(Job { name: node.name(), work: Box::new(describe) })
+    Ok(Job { name: node.name(), time, work: Box::new(describe) })
 }
 
-fn described(answer: Result<Found>) -> Result<Description> {
-    match answer? {
-        Found::Node(description) => Ok(*description),
-        _ => Err(Error::new(Kind::Internal, "an answer to another question")),
-    }
-}
-
-fn upstream_job(system_identifier: u64) -> Result<Option<Job<'static, Found>>> {
+fn upstream_job(system_identifier: u64, time: Duration) -> Result<Option<Job<'static, Found>>> {
     let Some(conninfo) = catalog::setting("primary_conninfo")?.filter(|conninfo| !conninfo.is_empty()) else {
         return Ok(None);
     };
     let programs = PathBuf::from(catalog::bin_directory()?);
     let ask = move |cancel: &Cancel| {
-        upstream::ask(&programs, &conninfo, system_identifier, cancel).map(Found::Upstream)
+        upstream::ask(&programs, &conninfo, system_identifier, time, cancel).map(Found::Upstream)
     };
-    Ok(Some(Job { name: "the server that this standby follows".to_owned(), work: Box::new(ask) }))
+    Ok(Some(Job { name: "the server that this standby follows".to_owned(), time, work: Box::new(ask) }))
 }
 
-fn at_once(jobs: Vec<Job<'_, Found>>, clock: &Clock) -> Result<Vec<Result<Found>>> {
+fn at_once(jobs: Vec<Job<'_, Found>>) -> Result<Vec<Result<Found>>> {
     if jobs.is_empty() {
         return Ok(Vec::new());
     }
-    let (time, cancel) = (ANSWER.min(clock.left()), Cancel::new());
-    threads::wait(&cancel, &mut || Ok(()), || Ok(parallel::ask(jobs, time, &cancel)))
+    let cancel = Cancel::new();
+    threads::wait(&cancel, &mut || Ok(()), || Ok(parallel::ask(jobs, &cancel)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn silence(detail: &str) -> Result<Found> {
+        Err(Error::new(Kind::Unreachable, "no answer").detail(detail))
+    }
+
+    #[test]
+    fn silence_does_not_take_back_that_a_primary_lives() {
+        let settings = Settings::default();
+        let mut asked = Asked {
+            named: None,
+            settings: &settings,
+            others: Vec::new(),
+            old: None,
+            old_has_answered: false,
+            nodes: Vec::new(),
+            upstream: None,
+        };
+        let mut after = |answer: Result<Found>| {
+            asked.hear(Whom::Upstream, answer);
+            asked.upstream_lives()
+        };
+        assert_eq!(after(silence("timeout expired")), None);
+        for lives in [Answer::Primary(1), Answer::Lives("FATAL: no".to_owned())] {
+            assert!(after(Ok(Found::Upstream(lives))).is_some());
+            assert!(after(silence("timeout expired")).is_some());
+            assert_eq!(after(silence("Connection refused")), None);
+        }
+        assert_eq!(after(Ok(Found::Upstream(Answer::Other))), None);
+        // the host of the old primary is another matter: what it says now counts, and that it says nothing any more
+        asked.hear(Whom::Old, silence("no agent"));
+        assert_eq!(asked.old_lives(42), None);
+        asked.old_has_answered = true;
+        assert!(asked.old_lives(42).is_some_and(|why| why.contains("answered before")));
+    }
 }

@@ -26,17 +26,25 @@ enum Follower<'a> {
     Waits(Box<Told>, Run<'a>),
 }
 
-/// Makes the slots of the nodes at once, before a checkpoint removes the WAL that they need. Then tells one node after the
-/// other to follow, and waits for all together.
-pub(super) fn lead(settings: &Settings, old: Option<&Old>, begin: Lsn, clock: &Clock) -> Vec<Value> {
-    let slots: Vec<Result<()>> =
-        settings.nodes.iter().map(|node| caught(|| make_slot(node, settings, begin))).collect();
+/// Makes the slots of the nodes at once, before a checkpoint removes the WAL that they need, if they need it from `begin` on: a
+/// primary of some time makes them as each node is told. Then tells one node after the other to follow, and waits for all
+/// together.
+pub(super) fn lead(
+    settings: &Settings,
+    old: Option<&Old>,
+    silent: &[&OtherNode],
+    begin: Option<Lsn>,
+    clock: &Clock,
+) -> Vec<Value> {
+    let slot = |node| begin.map_or(Ok(()), |begin| caught(|| make_slot(node, settings, begin)));
+    let slots: Vec<Result<()>> = settings.nodes.iter().map(slot).collect();
     let mut nodes: Vec<(&OtherNode, Result<()>)> = settings.nodes.iter().zip(slots).collect();
-    // one that is started takes longest
-    nodes.sort_by_key(|(node, _)| old.is_some_and(|old| old.is(node)));
+    // one that is started takes longest, and one that was silent may stay so
+    nodes.sort_by_key(|(node, _)| (silent.contains(node), old.is_some_and(|old| old.is(node))));
     let mut followers = Vec::new();
     for (node, slot) in nodes {
-        let mut run = Run::within(clock.left().max(LEAST));
+        let time = if silent.contains(&node) { LEAST } else { clock.left().max(LEAST) };
+        let mut run = Run::within(time);
         let told = slot.and_then(|()| caught(|| follow::tell(request(node), of(node, settings), &mut run)));
         followers.push((
             node,

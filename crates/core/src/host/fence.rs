@@ -37,7 +37,7 @@ pub(super) fn write(directory: &Path, mark: &FenceMark) -> Result<()> {
 }
 
 /// Removes the mark, durably; true if there was one.
-pub(super) fn remove(directory: &Path) -> Result<bool> {
+pub fn remove(directory: &Path) -> Result<bool> {
     let target = DataDirectory::open(directory)?;
     let removed = target.remove(&RelPath::parse(FENCED)?)?;
     target.sync_directories()?;

@@ -1,7 +1,7 @@
 //! Stopping an old primary for good, so that the standby that asks can be promoted: no start of ours brings it back (S11).
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgdata::control_file::State;
 use pgdata::wal::Lsn;
@@ -19,6 +19,12 @@ use crate::wire::protocol::stop::Asker;
 
 /// How often a server that something starts again is stopped.
 const ATTEMPTS: u32 = 3;
+
+/// How long a supervisor has to start a server again that did not end in order: most do that at once.
+const COMES_BACK: Duration = Duration::from_millis(1500);
+
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What the proof is about, in its refusal.
 pub(super) const FOLLOWED: (&str, &str) = (
@@ -57,8 +63,7 @@ pub fn fence(
                 Err(error) => return Err(mark.taken_back_if_it_goes_on(error)),
             }
         }
-        // a supervisor may have been faster than the mark
-        if running::find(directory)?.is_none() {
+        if stays_away(directory, cancel)? {
             let checkpoint = shutdown_checkpoint(directory)?;
             mark.complete(checkpoint)?;
             return Ok(Fenced { stopped, checkpoint });
@@ -68,6 +73,23 @@ pub fn fence(
     Err(Error::new(Kind::InUse, message)
         .detail(format!("It was stopped {ATTEMPTS} times; something on its host supervises it."))
         .hint("Stop it there by what starts it, and set stop_command in agent.toml to that."))
+}
+
+/// Whether nothing starts the server again that has ended. One that did not end in order a supervisor takes for a crash, and may
+/// need a moment to notice.
+fn stays_away(directory: &Path, cancel: &Cancel) -> Result<bool> {
+    let end = Instant::now() + COMES_BACK;
+    loop {
+        if running::find(directory)?.is_some() {
+            return Ok(false);
+        }
+        if shutdown_checkpoint(directory)?.is_some() || Instant::now() >= end {
+            // it may have been started between the two looks
+            return Ok(running::find(directory)?.is_none());
+        }
+        std::thread::sleep(LOOK);
+        cancel.check()?;
+    }
 }
 
 /// Where the checkpoint begins with which the server was shut down, if it was.
@@ -87,6 +109,9 @@ impl<'a> Mark<'a> {
     /// Makes the mark; one that is there says who was first.
     fn put(directory: &'a Path, by: &str) -> Result<Self> {
         if let Some(text) = fence::read(directory)? {
+            // where the server ended then says nothing of this time
+            let text = FenceMark { lsn: None, ..text };
+            fence::write(directory, &text)?;
             return Ok(Self { directory, text, was_there: true });
         }
         let text = FenceMark {
@@ -266,6 +291,20 @@ mod tests {
                 (Ok(fenced.checkpoint), Some(mark))
             );
         }
+    }
+
+    #[test]
+    fn a_server_that_something_starts_again_after_a_crash_is_stopped_again() {
+        let mut primary = Primary::new(IN_PRODUCTION, STOPS);
+        let place = primary.cluster.data_directory.clone();
+        let supervisor = std::thread::spawn(move || {
+            std::thread::sleep(COMES_BACK / 3);
+            running::tests::serve(&place).wait()
+        });
+        let fenced = primary.fence(&standby(&wal(1))).expect("fenced");
+        supervisor.join().expect("no panic").expect("reaped");
+        assert!(fenced.stopped.is_some() && fenced.checkpoint.is_some(), "{fenced:?}");
+        assert_eq!(primary.mark().expect("marked").lsn, fenced.checkpoint);
     }
 
     #[test]

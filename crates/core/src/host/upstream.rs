@@ -1,27 +1,76 @@
 //! The server that a standby follows, asked over the standby's own connection string: does it live, and as what?
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
 use crate::replication::conninfo;
 use crate::sys::cancel::Cancel;
 use crate::sys::process;
 
-/// How long the answer may take.
-const DEADLINE: Duration = Duration::from_secs(5);
+/// How long one that starts or ends is left alone before it is asked again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What a server says that will soon say something else, or nothing.
+const PASSING: [&str; 5] =
+    ["shutting down", "starting up", "in recovery mode", "accepting connections", "terminating connection"];
+
+/// What libpq says of a server that speaks with it and lets it in no further.
+const UNWANTED: [&str; 3] = ["FATAL:", "fe_sendauth:", "server does not support SSL"];
 
 /// What answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// A primary of this system, on this timeline.
     Primary(u32),
     /// Something else: a standby, or a server of another system.
     Other,
+    /// A server that lives, and did not say what it is: its refusal.
+    Lives(String),
 }
 
 /// Asks the server that `conninfo` leads to, as a walreceiver would; no other gets to see the credentials in it.
-pub fn ask(bin_directory: &Path, conninfo: &str, system_identifier: u64, cancel: &Cancel) -> Result<Answer> {
+///
+/// A server that is starting or shutting down is asked again until `time` is over.
+pub fn ask(
+    bin_directory: &Path,
+    conninfo: &str,
+    system_identifier: u64,
+    time: Duration,
+    cancel: &Cancel,
+) -> Result<Answer> {
+    let end = Instant::now() + time;
+    let mut refusal = None;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        match ask_once(bin_directory, conninfo, system_identifier, left, cancel) {
+            Ok(Answer::Lives(text)) if PASSING.iter().any(|passing| text.contains(passing)) => {
+                refusal = Some(text);
+            }
+            // no answer in time takes back nothing
+            Err(error) if !is_refused(&error) => return refusal.map(Answer::Lives).ok_or(error),
+            answer => return answer,
+        }
+        if cancel.is_tripped() || Instant::now() + PAUSE >= end {
+            return refusal.map(Answer::Lives).ok_or_else(Error::canceled);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Whether nothing listens where the server should be, which is more than that nothing answers.
+pub fn is_refused(error: &Error) -> bool {
+    let texts = ["Connection refused", "No such file or directory"];
+    error.detail.as_ref().is_some_and(|detail| texts.iter().any(|text| detail.contains(text)))
+}
+
+fn ask_once(
+    bin_directory: &Path,
+    conninfo: &str,
+    system_identifier: u64,
+    time: Duration,
+    cancel: &Cancel,
+) -> Result<Answer> {
     let (shown, password) = conninfo::without_password(conninfo).ok_or_else(|| {
         Error::new(Kind::Unsupported, "primary_conninfo of this standby cannot be read")
             .hint("Write it as keywords and values: host=... port=... user=...")
@@ -47,12 +96,22 @@ pub fn ask(bin_directory: &Path, conninfo: &str, system_identifier: u64, cancel:
         // an argument could be seen by every user of the host
         command.env("PGPASSWORD", password);
     }
-    let outcome = process::run(command, DEADLINE, cancel)?;
+    // what libpq says is read here
+    command.env("LC_ALL", "C");
+    let outcome = process::run(command, time, cancel)?;
     let silent = || Error::new(Kind::Unreachable, "the server that this standby follows does not answer");
     if !outcome.status.success() {
-        return Err(silent().detail(outcome.said()));
+        let said = outcome.said();
+        return if is_refusal(&said) { Ok(Answer::Lives(said)) } else { Err(silent().detail(said)) };
     }
     parse(&outcome.stdout, system_identifier).ok_or_else(|| silent().detail(outcome.said()))
+}
+
+/// Whether a server has said that, not libpq for want of one: `connection to server at "db1" (10.0.0.1), port 5432 failed: FATAL:  ...`.
+/// The server's word for FATAL may be of its own language; what follows it is a colon and two spaces in each.
+fn is_refusal(said: &str) -> bool {
+    let speaks = |line: &str| line.split_once(" failed: ").is_some_and(|(_, why)| why.contains(":  "));
+    UNWANTED.iter().any(|unwanted| said.contains(unwanted)) || said.lines().any(speaks)
 }
 
 /// The answers: "7713200000000000001|1|0/3000148|" and "off".
@@ -85,7 +144,7 @@ mod tests {
             &format!("echo \"$* password in its environment: $PGPASSWORD\" > {}; {answer}", asked.display()),
         );
         let conninfo = "host=db1 password='se cret' user=repl";
-        let answer = ask(top.path(), conninfo, 42, &Cancel::new());
+        let answer = ask(top.path(), conninfo, 42, Duration::from_secs(2), &Cancel::new());
         (answer, std::fs::read_to_string(asked).unwrap_or_default())
     }
 
@@ -103,9 +162,14 @@ mod tests {
 
     #[test]
     fn silence_is_an_error() {
-        for (answer, said) in
-            [("echo 'FATAL: no' >&2; exit 2", "FATAL: no"), ("echo '42|3|0/1|'", "42"), ("echo off", "off")]
-        {
+        let at = "psql: error: connection to server at \"db1\" (10.0.0.1), port 5432 failed:";
+        for (answer, said) in [
+            (format!("echo '{at} Connection refused' >&2; exit 2").as_str(), "Connection refused"),
+            (format!("echo '{at} No route to host' >&2; exit 2").as_str(), "No route"),
+            (format!("echo '{at} timeout expired' >&2; exit 2").as_str(), "timeout"),
+            ("echo '42|3|0/1|'", "42"),
+            ("echo off", "off"),
+        ] {
             let error = asked(answer).0.expect_err("no answer");
             assert!(
                 error.kind == Kind::Unreachable && error.detail.as_ref().is_some_and(|it| it.contains(said)),
@@ -113,7 +177,37 @@ mod tests {
             );
         }
         let uri =
-            ask(Path::new("/nonexistent"), "postgresql://db1/", 42, &Cancel::new()).expect_err("unread");
-        assert_eq!(uri.kind, Kind::Unsupported);
+            ask(Path::new("/nonexistent"), "postgresql://db1/", 42, Duration::from_secs(2), &Cancel::new());
+        assert_eq!(uri.expect_err("unread").kind, Kind::Unsupported);
+    }
+
+    const AT: &str = "psql: error: connection to server at \"db1\" (10.0.0.1), port 5432 failed:";
+
+    #[test]
+    fn a_refusal_comes_from_a_server_that_lives() {
+        for why in [
+            "FATAL:  sorry, too many clients already",
+            "FATAL:  no pg_hba.conf entry for replication connection",
+            "ВАЖНО:  some words in its own language",
+            "fe_sendauth: no password supplied",
+        ] {
+            let answer = asked(&format!("echo '{AT} {why}' >&2; exit 2")).0.expect("an answer");
+            assert!(matches!(&answer, Answer::Lives(text) if text.contains(why)), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn one_that_ends_or_starts_is_asked_again() {
+        let first_then = |then: &str| {
+            let begun = "$(dirname $0)/begun";
+            asked(&format!("[ -e {begun} ] || {{ touch {begun}; echo '{AT} FATAL:  the database system is shutting down' >&2; exit 2; }}; {then}")).0
+        };
+        let gone = first_then(&format!("echo '{AT} Connection refused' >&2; exit 2"));
+        assert!(gone.is_err_and(|error| is_refused(&error)));
+        assert_eq!(first_then("echo '42|3|0/1|'; echo off"), Ok(Answer::Primary(3)));
+        for then in ["sleep 60", &format!("echo '{AT} timeout expired' >&2; exit 2"), "exec false"] {
+            let answer = first_then(then).expect("still an answer");
+            assert!(matches!(&answer, Answer::Lives(text) if text.contains("shutting down")), "{answer:?}");
+        }
     }
 }

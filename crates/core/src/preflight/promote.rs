@@ -153,6 +153,11 @@ pub struct OldPrimary {
 }
 
 impl OldPrimary {
+    /// Whether it was stopped for good.
+    pub const fn is_fenced(&self) -> bool {
+        matches!(self.fenced, Some(Ok(_)))
+    }
+
     /// Refuses a promotion beside a primary that lives, or one whose end was required. Returns what an operator should know
     /// if it goes on without.
     pub fn demand_gone(&self, fencing: Fencing) -> Result<Option<String>> {

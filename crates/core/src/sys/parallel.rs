@@ -1,6 +1,6 @@
 //! Several questions at once, each of which may block.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
@@ -16,38 +16,40 @@ pub type Work<'a, T> = Box<dyn FnOnce(&Cancel) -> Result<T> + Send + 'a>;
 pub struct Job<'a, T> {
     /// What is asked: `the agent at db1:9897`.
     pub name: String,
+    /// How long the answer may take.
+    pub time: Duration,
     /// Asks. It must return soon after its switch trips.
     pub work: Work<'a, T>,
 }
 
-/// Asks all at once and returns the answers in the order of the questions; one that has not come within `time` is an error.
-pub fn ask<T: Send>(jobs: Vec<Job<'_, T>>, time: Duration, cancel: &Cancel) -> Vec<Result<T>> {
-    let end = Instant::now() + time;
+/// Asks all at once and returns the answers in the order of the questions; one that has not come in its time is an error.
+pub fn ask<T: Send>(jobs: Vec<Job<'_, T>>, cancel: &Cancel) -> Vec<Result<T>> {
+    let begin = Instant::now();
     std::thread::scope(|scope| {
         let mut asked = Vec::new();
-        for Job { name, work } in jobs {
+        for Job { name, time, work } in jobs {
             let own = Cancel::new();
             let switch = own.clone();
             let thread = std::thread::Builder::new().name("question".to_owned());
             // what it opened may have tripped the switch when it was closed: that says nothing about the answer
             let thread = thread.spawn_scoped(scope, move || work(&switch));
-            asked.push((name, own, thread.map_err(Error::on("start a thread"))));
+            asked.push((name, time, own, thread.map_err(Error::on("start a thread"))));
         }
-        let late = AtomicBool::new(false);
+        let mut late = BTreeSet::new();
         while asked.iter().any(|(.., thread)| thread.as_ref().is_ok_and(|thread| !thread.is_finished())) {
             if cancel.is_tripped() {
                 let cause = cancel.cause().unwrap_or_else(Error::canceled);
-                asked.iter().for_each(|(_, own, _)| own.trip_with(cause.clone()));
-            } else if Instant::now() >= end && !late.swap(true, Ordering::Relaxed) {
-                for (name, own, thread) in &asked {
-                    if thread.as_ref().is_ok_and(|thread| !thread.is_finished()) {
-                        own.trip_with(no_answer(name, time));
-                    }
+                asked.iter().for_each(|(_, _, own, _)| own.trip_with(cause.clone()));
+            }
+            for (at, (name, time, own, thread)) in asked.iter().enumerate() {
+                let is_late = begin.elapsed() >= *time && !thread.as_ref().is_ok_and(|it| it.is_finished());
+                if is_late && late.insert(at) {
+                    own.trip_with(no_answer(name, *time));
                 }
             }
             std::thread::sleep(TURN);
         }
-        let answers = asked.into_iter().map(|(name, _, thread)| {
+        let answers = asked.into_iter().map(|(name, .., thread)| {
             thread?
                 .join()
                 .unwrap_or_else(|_| Err(Error::new(Kind::Internal, format!("what asked {name} panicked"))))
@@ -67,7 +69,7 @@ mod tests {
     use super::*;
 
     fn job(name: &str, work: impl FnOnce(&Cancel) -> Result<u32> + Send + 'static) -> Job<'static, u32> {
-        Job { name: name.to_owned(), work: Box::new(work) }
+        Job { name: name.to_owned(), time: Duration::from_secs(600), work: Box::new(work) }
     }
 
     /// Blocks until it is woken.
@@ -84,16 +86,16 @@ mod tests {
             cancel.trip();
             Ok(7)
         });
-        let job = Job { name: "b".to_owned(), work };
-        assert_eq!(ask(vec![job], Duration::from_secs(60), &Cancel::new()), [Ok(7)]);
+        let job = Job { name: "b".to_owned(), time: Duration::from_secs(60), work };
+        assert_eq!(ask(vec![job], &Cancel::new()), [Ok(7)]);
     }
 
     #[test]
     fn all_are_asked_at_once_and_the_late_ones_are_named() {
         let jobs = vec![
             job("one", |_| Ok(1)),
-            job("two", blocks),
-            job("three", blocks),
+            Job { time: Duration::from_millis(100), ..job("two", blocks) },
+            Job { time: Duration::from_millis(300), ..job("three", blocks) },
             job("four", |_| Err(Error::new(Kind::InUse, "no"))),
             job("five", |cancel| {
                 // as the end of a session does
@@ -102,10 +104,10 @@ mod tests {
             }),
         ];
         let begin = Instant::now();
-        let answers = ask(jobs, Duration::from_millis(300), &Cancel::new());
+        let answers = ask(jobs, &Cancel::new());
         assert!(begin.elapsed() < Duration::from_secs(10));
         assert_eq!(answers[0], Ok(1));
-        for (answer, name) in [(&answers[1], "two"), (&answers[2], "three")] {
+        for (answer, name) in [(&answers[1], "two within 0.1 s"), (&answers[2], "three within 0.3 s")] {
             let error = answer.as_ref().expect_err("late");
             assert!(error.kind == Kind::Unreachable && error.message.contains(name), "{error}");
         }
@@ -117,7 +119,7 @@ mod tests {
     fn a_cancel_ends_them_all() {
         let cancel = Cancel::new();
         cancel.trip();
-        let answers = ask(vec![job("one", blocks), job("two", blocks)], Duration::from_secs(600), &cancel);
+        let answers = ask(vec![job("one", blocks), job("two", blocks)], &cancel);
         assert!(
             answers.iter().all(|answer| answer.as_ref().is_err_and(|error| error.kind == Kind::Canceled))
         );

@@ -3,22 +3,39 @@
 use pgpool_recovery_e2e::recovery::SqlError;
 use serde_json::json;
 
-use super::{MARK, Trio, promote};
+use super::{MARK, Trio, demand_following, promote};
 
 #[test]
 fn a_primary_is_promoted_already() {
     let trio = Trio::new();
     let lives = trio.old.postmaster();
-    // nothing else is done, whatever is named
+    // nothing is promoted or stopped, whatever is named; the nodes follow
     let report = promote(&trio.old, Some(&trio.two), &trio.nodes(&[&trio.one])).expect("success");
     assert_eq!(
         (&report["result"], &report["already_primary"]),
         (&json!("already_primary"), &json!(true)),
         "{report}"
     );
-    assert_eq!((&report["timeline"], &report["nodes"]), (&json!(1), &json!([])), "{report}");
+    assert_eq!(
+        (&report["timeline"], &report["nodes"][0]["result"]),
+        (&json!(1), &json!("following")),
+        "{report}"
+    );
+    let unused = "SELECT count(*) FROM pg_replication_slots WHERE NOT active";
+    assert_eq!(trio.old.get::<i64>(unused, &[]), 0, "it keeps no WAL for nobody");
     trio.demand_nothing_promoted();
     assert_eq!((trio.old.postmaster(), trio.two.has(MARK)), (lives, false));
+}
+
+#[test]
+fn a_call_on_a_primary_leads_the_nodes_that_an_earlier_one_has_left() {
+    let trio = Trio::new();
+    trio.kill_primary();
+    promote(&trio.one, Some(&trio.old), &trio.options).expect("promoted");
+    let report = promote(&trio.one, Some(&trio.old), &trio.nodes(&[&trio.two])).expect("success");
+    assert_eq!(report["result"], "already_primary", "{report}");
+    assert_eq!(report["nodes"][0]["result"], "following", "{report}");
+    demand_following(&trio.one, &trio.two);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::ports::Port;
 use pgpool_recovery_e2e::recovery::{SqlError, try_remote_start};
+use pgpool_recovery_e2e::wait::{PATIENCE, until_true};
 use serde_json::{Value, json};
 
 use super::{MARK, Trio, demand_following, mark, promote, with};
@@ -123,6 +124,42 @@ fn nothing_is_promoted_beside_a_primary_that_lives() {
 }
 
 #[test]
+fn what_would_be_refused_after_the_fence_is_refused_before_it() {
+    let trio = Trio::new();
+    let lives = trio.old.postmaster();
+    let error = promote(&trio.one, Some(&trio.old), &trio.option("deadline", 12)).expect_err("refused");
+    error.expect("57014").says("too little time").says("deadline");
+    trio.one.append_conf("recovery_min_apply_delay", "1h");
+    trio.one.reload();
+    trio.old.execute("CREATE TABLE delayed AS SELECT 1 AS n");
+    trio.two.wait_for_replay(&trio.old);
+    let error = promote(&trio.one, Some(&trio.old), &trio.option("deadline", 22)).expect_err("refused");
+    error.expect("55000").says("has not replayed all").says("recovery_min_apply_delay");
+    trio.demand_nothing_promoted();
+    assert_eq!((trio.old.postmaster(), trio.old.has(MARK)), (lives, false));
+}
+
+#[test]
+fn a_primary_that_lets_nobody_in_lives() {
+    let trio = Trio::new();
+    trio.one.wait_for_replay(&trio.old);
+    trio.old.execute("CREATE ROLE other REPLICATION");
+    let (host, port) = (trio.old.host().address(), trio.old.port());
+    trio.one.append_conf("primary_conninfo", &format!("host={host} port={port} user=other"));
+    trio.one.reload();
+    let is_read = "SELECT current_setting('primary_conninfo') LIKE '%user=other'";
+    until_true("the new setting", PATIENCE, || trio.one.get(is_read, &[]));
+    let nobody = Port::claim();
+    let options = trio.option("agent_port", nobody.number());
+    let error = promote(&trio.one, Some(&trio.old), &options).expect_err("refused");
+    error.expect("55000").says("another primary is alive").says("not permitted to log in");
+    trio.demand_nothing_promoted();
+    // a fence proves more than that
+    let report = promote(&trio.one, Some(&trio.old), &trio.options).expect("promoted");
+    assert_eq!(fenced(&report), (&json!(true), &json!(true)), "{report}");
+}
+
+#[test]
 fn a_standby_in_the_old_primarys_place_is_not_stopped() {
     let trio = Trio::new();
     trio.kill_primary();
@@ -165,6 +202,34 @@ fn a_fence_that_fails_leaves_no_mark() {
     error.expect("55000").says("another primary is alive").says("interactive authentication");
     trio.demand_nothing_promoted();
     assert_eq!((trio.old.postmaster(), trio.old.has(MARK)), (lives, false));
+}
+
+/// A trio in which this stops the old primary.
+fn stopped_by(commands: &str) -> Trio {
+    let command = format!("stop_command = ['/bin/sh', '-c', '{commands}']\n");
+    Trio::with(&format!("{}{command}", super::ALLOWED))
+}
+
+#[test]
+fn what_a_supervisor_starts_again_after_a_crash_is_stopped_again() {
+    let trio = stopped_by(
+        "cd $BIN; [ ! -e $TWO/once ] || exec ./pg_ctl stop -D $OLD; touch $TWO/once; ./pg_ctl stop -m immediate -D $OLD; \
+         (sleep 0.7; ./pg_ctl start -W -l /dev/null -D $OLD) &",
+    );
+    let report = promote(&trio.one, Some(&trio.old), &trio.options).expect("promoted");
+    assert_eq!(fenced(&report), (&json!(true), &json!(true)), "{report}");
+    assert!(trio.two.has("once"));
+    assert_eq!((trio.old.postmaster(), trio.old.has(MARK)), (None, true));
+    assert_eq!(trio.old.control("Database cluster state"), "shut down");
+}
+
+#[test]
+fn another_standby_that_is_promoted_meanwhile_is_seen() {
+    let trio = stopped_by("cd $BIN; ./pg_ctl stop -D $OLD; ./pg_ctl promote -D $TWO");
+    let options = trio.nodes(&[&trio.two]);
+    let error = promote(&trio.one, Some(&trio.old), &options).expect_err("refused");
+    error.expect("55000").says("runs as a primary already");
+    assert!(trio.one.in_recovery() && !trio.two.in_recovery());
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::recovery::SqlError;
+use pgpool_recovery_e2e::server::programs;
 use pgpool_recovery_e2e::{Cluster, Host, Scratch};
 use serde_json::{Value, json};
 
@@ -27,7 +28,7 @@ impl Trio {
         Self::with(ALLOWED)
     }
 
-    /// With these lines in the old primary's section of the agent's configuration.
+    /// With these lines in the old primary's section of the agent's configuration. $OLD, $TWO and $BIN are their directories.
     fn with(lines: &str) -> Self {
         let scratch = Scratch::new();
         let old = Cluster::place(&scratch, &Host::here(), "old").with("wal_keep_size", "64MB").into_primary();
@@ -35,7 +36,9 @@ impl Trio {
         let two = Cluster::standby_by_basebackup(&old, &Host::here(), "two");
         let secret = agent::secret(&scratch, "promote-secret");
         let section = |cluster: &Cluster, lines: &str| agent::cluster(cluster.directory()) + lines;
-        let text = section(&old, lines) + &section(&one, ALLOWED) + &section(&two, ALLOWED);
+        let lines = lines.replace("$OLD", old.dir()).replace("$TWO", two.dir());
+        let lines = lines.replace("$BIN", programs().to_str().expect("ASCII"));
+        let text = section(&old, &lines) + &section(&one, ALLOWED) + &section(&two, ALLOWED);
         let agent = Agent::start_with(&scratch, &Host::here(), &secret, &text);
         let options = json!({ "transport": "agent", "agent_port": agent.port(), "secret_file": secret.to_str(),
             "slot_name": "node_%p", "application_name": "node_%p" });
