@@ -145,7 +145,7 @@ fn a_primary_that_lets_nobody_in_lives() {
     trio.one.wait_for_replay(&trio.old);
     trio.old.execute("CREATE ROLE other REPLICATION");
     let (host, port) = (trio.old.host().address(), trio.old.port());
-    trio.one.append_conf("primary_conninfo", &format!("host={host} port={port} user=other"));
+    trio.one.append_conf("primary_conninfo", format!("host={host} port={port} user=other"));
     trio.one.reload();
     let is_read = "SELECT current_setting('primary_conninfo') LIKE '%user=other'";
     until_true("the new setting", PATIENCE, || trio.one.get(is_read, &[]));
