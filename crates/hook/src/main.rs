@@ -61,7 +61,7 @@ struct Common {
     #[arg(long)]
     pcp_user: Option<String>,
     /// How long all of it may take, seconds.
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=3600))]
     timeout: u32,
 }
 

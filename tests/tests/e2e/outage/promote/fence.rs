@@ -26,22 +26,12 @@ fn an_old_primary_that_lives_is_stopped_and_rejoins_without_a_copy() {
     // a clean end loses nothing, although nobody waited for the standby
     assert_eq!(one.get::<i64>("SELECT count(*) FROM kept", &[]), 1000);
     demand_following(one, &trio.two);
-    // nothing of ours starts it, whatever it looks like
+    // nothing of ours starts it as the primary that it was
     one.append_conf("pgpool_recovery.secret_file", trio.options["secret_file"].as_str().expect("a path"));
     one.use_agent(trio.agent.port());
-    for signal in [false, true] {
-        if signal {
-            pgpool_recovery_e2e::scratch::write_as_postgres(
-                &old.directory().join("standby.signal"),
-                "",
-                0o600,
-            );
-        }
-        let refused = try_remote_start(one, "localhost", old.dir()).expect_err("refused");
-        refused.expect("58000").says("was fenced").says(MARK);
-        assert_eq!(old.postmaster(), None);
-    }
-    std::fs::remove_file(old.directory().join("standby.signal")).expect("there");
+    let refused = try_remote_start(one, "localhost", old.dir()).expect_err("refused");
+    refused.expect("58000").says("was fenced").says(MARK);
+    assert_eq!(old.postmaster(), None);
     let sql = "SELECT pgpool_recovery_follow('localhost', $1, $2, $3, $4, 0, $5)";
     let (port, own) = (i32::from(old.port()), i32::from(one.port()));
     let row = one.connect().query_one(sql, &[&old.dir(), &port, &one.host().address(), &own, &trio.options]);
