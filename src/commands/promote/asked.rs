@@ -129,11 +129,7 @@ impl<'a> Asked<'a> {
             (Whom::Node(at), Ok(Found::Node(description))) => self.nodes[at].found = Ok(*description),
             (_, Ok(Found::Node(_))) => {}
             (Whom::Old, Err(error)) => self.old = Some(Err(error)),
-            (Whom::Upstream, Err(error)) => {
-                if !upstream_lives(self.upstream.as_ref()) || upstream::is_refused(&error) {
-                    self.upstream = Some(Err(error));
-                }
-            }
+            (Whom::Upstream, Err(error)) => self.upstream = Some(after_silence(self.upstream.take(), error)),
             (Whom::Node(at), Err(error)) => {
                 let Node { name, found } = &mut self.nodes[at];
                 match found {
@@ -199,8 +195,14 @@ const fn again(has_answered: bool) -> Duration {
     if has_answered { AGAIN } else { SILENT }
 }
 
-const fn upstream_lives(upstream: Option<&Result<Answer>>) -> bool {
-    matches!(upstream, Some(Ok(Answer::Primary(_) | Answer::Lives(_))))
+/// What counts of the server that this standby follows once it is silent: a refused connection tells that it has ended.
+fn after_silence(before: Option<Result<Answer>>, silence: Error) -> Result<Answer> {
+    match before {
+        Some(Ok(lives @ (Answer::Primary(_) | Answer::Lives(_)))) if !upstream::is_refused(&silence) => {
+            Ok(lives)
+        }
+        _ => Err(silence),
+    }
 }
 
 /// The nodes that are not the old primary.
@@ -253,37 +255,15 @@ fn at_once(jobs: Vec<Job<'_, Found>>) -> Result<Vec<Result<Found>>> {
 mod tests {
     use super::*;
 
-    fn silence(detail: &str) -> Result<Found> {
-        Err(Error::new(Kind::Unreachable, "no answer").detail(detail))
-    }
-
     #[test]
     fn silence_does_not_take_back_that_a_primary_lives() {
-        let settings = Settings::default();
-        let mut asked = Asked {
-            named: None,
-            settings: &settings,
-            others: Vec::new(),
-            old: None,
-            old_has_answered: false,
-            nodes: Vec::new(),
-            upstream: None,
-        };
-        let mut after = |answer: Result<Found>| {
-            asked.hear(Whom::Upstream, answer);
-            asked.upstream_lives()
-        };
-        assert_eq!(after(silence("timeout expired")), None);
+        let silence = |detail: &str| Error::new(Kind::Unreachable, "no answer").detail(detail);
+        let after = |before, detail| after_silence(before, silence(detail));
+        assert!(after(None, "timeout expired").is_err());
+        assert!(after(Some(Ok(Answer::Other)), "timeout expired").is_err());
         for lives in [Answer::Primary(1), Answer::Lives("FATAL: no".to_owned())] {
-            assert!(after(Ok(Found::Upstream(lives))).is_some());
-            assert!(after(silence("timeout expired")).is_some());
-            assert_eq!(after(silence("Connection refused")), None);
+            assert_eq!(after(Some(Ok(lives.clone())), "timeout expired"), Ok(lives.clone()));
+            assert!(after(Some(Ok(lives)), "Connection refused").is_err());
         }
-        assert_eq!(after(Ok(Found::Upstream(Answer::Other))), None);
-        // the host of the old primary is another matter: what it says now counts, and that it says nothing any more
-        asked.hear(Whom::Old, silence("no agent"));
-        assert_eq!(asked.old_lives(42), None);
-        asked.old_has_answered = true;
-        assert!(asked.old_lives(42).is_some_and(|why| why.contains("answered before")));
     }
 }
