@@ -325,11 +325,18 @@ impl Following {
         if name.is_empty() {
             return Ok(false);
         }
+        let is_served = |session: &mut Session, run: &mut Run<'_>| {
+            walsender(session, &self.expected, &self.asker, run).map(|found| found.is_ok())
+        };
         // the standby uses it already, but has not caught up
-        if walsender(session, &self.expected, &self.asker, run)?.is_ok() {
+        if is_served(session, run)? {
             return Ok(false);
         }
-        let slot = Slot::reserve(name, place.position)?;
+        let slot = match Slot::reserve(name, place.position) {
+            // the standby's walreceiver may have come back just now
+            Err(error) if error.kind == Kind::InUse && is_served(session, run)? => return Ok(false),
+            reserved => reserved?,
+        };
         let made = slot.is_new();
         slot.keep()?;
         Ok(made)
