@@ -121,7 +121,10 @@ pub(crate) fn promote(old: Option<&Old>, settings: &Settings) -> Result<Value> {
         return already(old, settings, &clock);
     }
     let directory = catalog::data_directory()?;
-    remove_own_mark(Path::new(&directory));
+    // that of a primary is of a fence that is at work
+    if recovery::goes_on() {
+        remove_own_mark(Path::new(&directory));
+    }
     let _turn = take_turn(Path::new(&directory), &clock)?;
     if !recovery::goes_on() {
         return already(old, settings, &clock);
@@ -186,7 +189,7 @@ fn here() -> Result<(u32, Lsn)> {
     Ok((primary.timeline, history.begin()))
 }
 
-/// This server is a standby: a mark from when it was a primary has had its time, and would keep the next primary from starting.
+/// On a standby the mark of an earlier fence has no use any more, and would keep it from being started once it is the primary.
 fn remove_own_mark(directory: &Path) {
     if matches!(mark::read(directory), Ok(None)) {
         return;
