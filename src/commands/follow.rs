@@ -116,6 +116,33 @@ struct Following {
 
 impl Following {
     fn run(self, run: &mut Run<'_>) -> Result<Value> {
+        let mut session = match self.meet(run)? {
+            Ok(report) => return Ok(report),
+            Err(session) => session,
+        };
+        match self.facts.standing(&mut session, &self.asker, false, run)? {
+            Standing::Follows(place) => self.attach(session, place, false, run),
+            Standing::Rejoins(place) => self.attach(session, place, true, run),
+            Standing::Diverged(error) => self.diverged(session, error, run),
+            Standing::Primary(place) => {
+                self.stop_primary(&mut session, place, run)?;
+                let mut session = self.look(run)?;
+                let stopped = |error: Error| {
+                    error.add_detail("It ran as a primary that this server has replaced, and was stopped.")
+                };
+                match self.facts.standing(&mut session, &self.asker, true, run)? {
+                    Standing::Rejoins(place) => self.attach(session, place, true, run),
+                    Standing::Diverged(error) => self.diverged(session, stopped(error), run),
+                    Standing::Follows(place) | Standing::Primary(place) => Err(self
+                        .runs_as_primary(place)
+                        .detail("It was stopped, and something has started it again.")),
+                }
+            }
+        }
+    }
+
+    /// The report of a server that streams from this one already; else a session with it.
+    fn meet(&self, run: &mut Run<'_>) -> Result<std::result::Result<Value, DropAside<Session>>> {
         let mut session = self.look(run)?;
         demand_cluster(session.target())?;
         let target = session.target();
@@ -125,35 +152,12 @@ impl Following {
             && let Ok(own) = walsender(&mut session, &self.expected, &self.asker, run)?
             && own.is_streaming
         {
-            return Ok(self.report("following", &own));
+            return Ok(Ok(self.report("following", &own)));
         }
-        match self.facts.standing(&mut session, &self.asker, false, run)? {
-            Standing::Follows(place) => self.attach(session, place, false, run),
-            Standing::Rejoins(place) => self.attach(session, place, true, run),
-            Standing::Diverged(error) => self.diverged(session, error),
-            Standing::Primary(place) => {
-                self.stop_primary(&mut session, place, run)?;
-                let mut run = Run::quiet();
-                let run = &mut run;
-                let mut session = self.look(run)?;
-                let stopped = |error: Error| {
-                    let detail = error.detail.clone().map_or_else(String::new, |detail| detail + " ");
-                    error.detail(format!(
-                        "{detail}It ran as a primary that this server has replaced, and was stopped."
-                    ))
-                };
-                match self.facts.standing(&mut session, &self.asker, true, run)? {
-                    Standing::Rejoins(place) => self.attach(session, place, true, run),
-                    Standing::Diverged(error) => self.diverged(session, stopped(error)),
-                    Standing::Follows(place) | Standing::Primary(place) => Err(self
-                        .runs_as_primary(place)
-                        .detail("It was stopped, and something has started it again.")),
-                }
-            }
-        }
+        Ok(Err(session))
     }
 
-    /// A session that looks at the directory, or starts or stops its server. Its end ends its run: each has one of its own.
+    /// A session that looks at the directory, or starts or stops its server.
     fn look(&self, run: &mut Run<'_>) -> Result<DropAside<Session>> {
         let Request { dest_host, dest_dir, .. } = &self.request;
         reach::look(dest_host, Path::new(dest_dir), self.facts.is_local(), &self.facts.settings, run)
@@ -172,11 +176,8 @@ impl Following {
     /// Stops a primary that this server has replaced, if the caller may and that is proved; no other.
     fn stop_primary(&self, session: &mut Session, place: Place, run: &mut Run<'_>) -> Result<()> {
         let refused = |why: Error| {
-            let error = self.runs_as_primary(place);
-            let found = error.detail.clone().unwrap_or_default();
-            let why_not = why.detail.unwrap_or_default();
-            let error = error.detail(format!("{found} It is not stopped: {}. {why_not}", why.message));
-            why.hint.map_or_else(|| error.clone(), |hint| error.clone().hint(hint))
+            let sentence = format!("It is not stopped: {}. {}", why.message, why.detail.unwrap_or_default());
+            or_hint(self.runs_as_primary(place).add_detail(&sentence), why.hint)
         };
         authority::demand_may_stop(&self.facts.settings).map_err(refused)?;
         let asker = self.asker.clone();
@@ -190,22 +191,20 @@ impl Following {
                 .detail("It says that it is no standby, and its files say that it is one."));
         }
         let (host, directory) = (&self.request.dest_host, &self.request.dest_dir);
-        let mut run = Run::quiet();
-        let mut session = self.look(&mut run)?;
-        stop::stop(&mut session, &self.facts.settings, (host, directory), &mut run).map(drop)
+        let mut session = self.look(run)?;
+        stop::stop(&mut session, &self.facts.settings, (host, directory), run).map(drop)
     }
 
     /// Reports a server that cannot follow, or rebuilds it.
-    fn diverged(self, session: DropAside<Session>, error: Error) -> Result<Value> {
+    fn diverged(self, session: DropAside<Session>, error: Error, run: &mut Run<'_>) -> Result<Value> {
         if self.facts.settings.on_diverged == OnDiverged::Report {
             return Err(error);
         }
         let is_running = session.target().running.is_some();
         drop(session);
         if is_running && let Err(why) = authority::demand_may_stop(&self.facts.settings) {
-            let detail = error.detail.clone().map_or_else(String::new, |detail| detail + " ");
-            let error = error.detail(format!("{detail}It is not rebuilt: {}.", why.message));
-            return Err(why.hint.map_or_else(|| error.clone(), |hint| error.clone().hint(hint)));
+            let error = error.add_detail(&format!("It is not rebuilt: {}.", why.message));
+            return Err(or_hint(error, why.hint));
         }
         let directory = &self.request.dest_dir;
         let text = format!("pgpool_recovery: {} and is rebuilt", error.message);
@@ -215,9 +214,8 @@ impl Following {
         let settings = Settings { stop_target: own.stop_target || is_running, start: true, ..own.clone() };
         script::forget(&self.request.dest_host, directory);
         first_stage::first_stage(self.request.clone(), settings)?;
-        let mut run = Run::quiet();
-        let mut session = self.look(&mut run)?;
-        match walsender(&mut session, &self.expected, &self.asker, &mut run)? {
+        let mut session = self.look(run)?;
+        match walsender(&mut session, &self.expected, &self.asker, run)? {
             Ok(own) => Ok(self.report("rebuilt", &own)),
             Err(why) => Err(self.not_streaming(&why, "", "")),
         }
@@ -232,7 +230,7 @@ impl Following {
         run: &mut Run<'_>,
     ) -> Result<()> {
         let made = self.reserve(session, place, run)?;
-        if let Err(error) = self.write(session, rejoins) {
+        if let Err(error) = self.write(session, rejoins, run) {
             if made {
                 slot::drop_idle(&self.facts.slot_name);
             }
@@ -251,16 +249,10 @@ impl Following {
 
     /// The same as [`Self::run`] without what takes long: the report of a server that streams already, or the server that was told.
     fn tell_or_report(self, run: &mut Run<'_>) -> Result<std::result::Result<Value, Told>> {
-        let mut session = self.look(run)?;
-        demand_cluster(session.target())?;
-        let is_running = session.target().running.is_some();
-        if is_running
-            && session.target().system_identifier == Some(self.asker.system_identifier)
-            && let Ok(own) = walsender(&mut session, &self.expected, &self.asker, run)?
-            && own.is_streaming
-        {
-            return Ok(Ok(self.report("following", &own)));
-        }
+        let mut session = match self.meet(run)? {
+            Ok(report) => return Ok(Ok(report)),
+            Err(session) => session,
+        };
         let (place, rejoins) = match self.facts.standing(&mut session, &self.asker, false, run)? {
             Standing::Follows(place) => (place, false),
             Standing::Rejoins(place) => (place, true),
@@ -307,10 +299,9 @@ impl Following {
             }
             return Err(self.not_streaming(&why, lines, &format!("It was not restarted: {}.", not.message)));
         }
-        let mut run = Run::quiet();
-        let mut session = self.look(&mut run)?;
+        let mut session = self.look(run)?;
         run.blocking(|_| session.start(start_timeout))?;
-        match self.await_streaming(&mut session, &mut run)? {
+        match self.await_streaming(&mut session, run)? {
             Ok(own) => Ok(self.report("restarted", &own)),
             Err(why) => {
                 let lines = run.blocking(|_| session.log_tail())?;
@@ -343,8 +334,7 @@ impl Following {
     }
 
     /// Has the files written, under the lock that a recovery has.
-    fn write(&self, session: &Session, rejoins: bool) -> Result<()> {
-        let mut run = Run::quiet();
+    fn write(&self, session: &Session, rejoins: bool, run: &mut Run<'_>) -> Result<()> {
         let replication = self.facts.replication(session.target())?;
         let wanted = Follow {
             asker: self.asker.clone(),
@@ -419,6 +409,11 @@ impl Following {
             .detail(format!("{why} {restart}The last lines of its log are:\n{lines}"))
             .hint("Its myrecovery.conf names this server. Check pg_hba.conf here, the replication user and the password file there; then call again.")
     }
+}
+
+/// An error with another HINT, if there is one.
+fn or_hint(error: Error, hint: Option<String>) -> Error {
+    Error { hint: hint.or(error.hint), ..error }
 }
 
 /// What a server logged since it last read its configuration because of a signal: what is before is about its former primary.

@@ -175,6 +175,13 @@ impl Error {
         self
     }
 
+    /// Adds a sentence to the DETAIL.
+    #[must_use]
+    pub fn add_detail(self, sentence: &str) -> Self {
+        let before = self.detail.as_ref().map_or_else(String::new, |detail| format!("{detail} "));
+        self.detail(before + sentence)
+    }
+
     /// Sets the HINT.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

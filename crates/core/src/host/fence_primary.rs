@@ -35,8 +35,8 @@ pub(super) const FOLLOWED: (&str, &str) = (
 /// Stops the server in a directory and marks the directory, if it is the primary that `asker`, a standby, has followed, or one
 /// before that. Of a server that does not run only the mark is made.
 ///
-/// The mark is there before the server is asked to stop: whoever starts it for us sees it. It is taken back if the server
-/// goes on.
+/// The mark is durable before the server is asked to stop, so that no start of ours misses it. It is removed again if the server
+/// keeps running.
 pub fn fence(
     cluster: &Cluster,
     asker: &Asker,
@@ -133,8 +133,8 @@ impl<'a> Mark<'a> {
         fence::write(self.directory, &FenceMark { lsn: checkpoint, ..self.text })
     }
 
-    /// Removes the mark of a server that could not be stopped. One that is about to end keeps it, or the next start would
-    /// make a primary of it that nobody expects; and so does one of which that cannot be told.
+    /// Removes the mark of a server that could not be stopped. A server that is shutting down keeps it, and so does one whose
+    /// state is unknown: without it the next start would bring back a primary that nobody expects.
     fn taken_back_if_it_goes_on(&self, error: Error) -> Error {
         let goes_on = running::find(self.directory).is_ok_and(|found| found.is_some())
             && running::postmaster_status(self.directory).as_deref() != Some("stopping");
@@ -143,10 +143,7 @@ impl<'a> Mark<'a> {
         }
         match fence::remove(self.directory) {
             Ok(_) => error,
-            Err(why) => {
-                let detail = error.detail.clone().map_or_else(String::new, |detail| detail + " ");
-                error.detail(format!("{detail}Its mark could not be removed: {}.", why.message))
-            }
+            Err(why) => error.add_detail(&format!("Its mark could not be removed: {}.", why.message)),
         }
     }
 }

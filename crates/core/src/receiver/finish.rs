@@ -77,8 +77,7 @@ fn give_back(run: &Run, refusal: Error, may_be_moved: bool, was_marked: bool) ->
     match undo() {
         Ok(()) => refusal,
         Err(error) => {
-            let detail = refusal.detail.clone().map_or_else(String::new, |detail| detail + " ");
-            refusal.detail(format!("{detail}The directory is left with its marker: {}.", error.message))
+            refusal.add_detail(&format!("The directory is left with its marker: {}.", error.message))
         }
     }
 }

@@ -153,13 +153,8 @@ impl Files<'_> {
         };
         match undo() {
             Ok(()) => error,
-            Err(failure) => {
-                let detail = error.detail.clone().map_or_else(String::new, |detail| detail + " ");
-                error.detail(format!(
-                    "{detail}What was changed before could not be put back: {}.",
-                    failure.message
-                ))
-            }
+            Err(failure) => error
+                .add_detail(&format!("What was changed before could not be put back: {}.", failure.message)),
         }
     }
 }
