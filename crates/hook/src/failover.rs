@@ -92,8 +92,8 @@ fn works(report: &Value, nodes: &[Node], event: &Event, primary: u32, rebuilds: 
             works.push(of(Job::Survivor, node.id, rebuilds));
         }
     }
-    // one that was down before is somebody's: it is not started unasked. What this one has committed alone is for a person to
-    // look at: it is never rebuilt unasked
+    // A server that was down before has been stopped by somebody and is not started unasked. Nor is an old primary ever
+    // rebuilt unasked: a person has to look at what it committed alone.
     if report["fenced"]["was_running"] == true {
         works.push(of(Job::Rejoin, event.node, false));
     }
@@ -298,7 +298,7 @@ mod tests {
         ]});
         let stray = |id, rebuild| (Job::Stray, id, rebuild);
         assert_eq!(works(&report, true), [stray(3, true), stray(4, false), (Job::Rejoin, 0, false)]);
-        // it was down before; and a primary that was promoted before leads nobody
+        // it was down before; and a server that was the primary already has told no node to follow
         let report = json!({ "fenced": { "fenced": true, "was_running": false }, "nodes": [] });
         let survivor = |id| (Job::Survivor, id, false);
         assert_eq!(works(&report, false), [survivor(2), survivor(3), stray(4, false)]);

@@ -98,8 +98,8 @@ impl Pcp {
             .ok_or_else(|| Failure::new(format!("pcp_node_info said \"{}\"", one_line(&finished.stdout))))
     }
 
-    /// Attaches the node and sees that it is up; asks again until `end`, since Pgpool-II's PCP process starts anew after
-    /// each failover.
+    /// Attaches the node and checks that it is up. Retries until `end`, because Pgpool-II restarts its PCP process after each
+    /// failover.
     pub(crate) fn attach(&self, id: u32, end: Instant) -> Result<()> {
         self.until(id, "pcp_attach_node", |status| status == Status::Up, end)
     }

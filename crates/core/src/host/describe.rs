@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use pgdata::wal::Lsn;
 
+use super::identify::{self, Identity};
 use super::launch::STANDBY_SIGNAL;
 use super::policy::Cluster;
+use super::procfs::PidFile;
 use super::{control, fence, inspect, running};
 use crate::compare::wal_map::Wal;
 use crate::error::{Error, Kind, Result};
+use crate::replication::conninfo::escaped;
 use crate::sys::cancel::Cancel;
 use crate::sys::{process, small_file};
 use crate::wire::protocol::describe::{Description, Said};
@@ -67,11 +70,11 @@ fn ask(cluster: &Cluster, cancel: &Cancel) -> Result<(u64, Said)> {
         );
     };
     // A walsender that is connected to a database takes SQL, too, and pg_hba.conf treats it as any session.
+    let host = escaped(&host);
     let conninfo =
         format!("host='{host}' port={port} dbname=postgres replication=database connect_timeout=5");
-    let psql = cluster.bin_directory.join("psql");
-    let arguments = ["-X", "-A", "-t", "-w", "-d", &conninfo, "-c", "IDENTIFY_SYSTEM", "-c", QUESTION];
-    let outcome = process::run(process::command(&psql, arguments), DEADLINE, cancel)?;
+    let command = identify::command(&cluster.bin_directory, &conninfo, Some(QUESTION));
+    let outcome = process::run(command, DEADLINE, cancel)?;
     if !outcome.status.success() {
         return Err(failed().detail(outcome.said()));
     }
@@ -80,15 +83,9 @@ fn ask(cluster: &Cluster, cancel: &Cancel) -> Result<(u64, Said)> {
 
 /// The answers: "7713200000000000001|1|0/3000148|" and "said|t|0/3000148|0/3000148|f".
 fn parse(answer: &str) -> Option<(u64, Said)> {
-    let rows: Vec<Vec<&str>> = answer.lines().map(|line| line.trim().split('|').collect()).collect();
-    let [identifier, timeline, position, ..] =
-        rows.iter().find(|row| row.len() == 4 && row[0] != "said")?.as_slice()
-    else {
-        return None;
-    };
-    let ["said", in_recovery, received, replayed, is_paused] =
-        rows.iter().find(|row| row[0] == "said")?.as_slice()
-    else {
+    let Identity { system_identifier, timeline, position } = identify::parse(answer)?;
+    let said = answer.lines().find_map(|line| line.trim().strip_prefix("said|"))?;
+    let [in_recovery, received, replayed, is_paused] = said.split('|').collect::<Vec<_>>()[..] else {
         return None;
     };
     let lsn = |text: &str| if text.is_empty() { Some(None) } else { text.parse::<Lsn>().ok().map(Some) };
@@ -99,31 +96,28 @@ fn parse(answer: &str) -> Option<(u64, Said)> {
     };
     let said = Said {
         in_recovery: flag(in_recovery)?,
-        timeline: timeline.parse().ok()?,
+        timeline,
         position: position.parse().ok()?,
         received: lsn(received)?,
         replayed: lsn(replayed)?,
         is_paused: flag(is_paused)?,
     };
-    Some((identifier.parse().ok()?, said))
+    Some((system_identifier, said))
 }
 
-/// Where the server listens: its socket directory if it has one, else its first address, and its port (miscadmin.h,
-/// `LOCK_FILE_LINE_PORT` and the two after it).
+/// Where the server listens: its socket directory if it has one, else its first address, and its port.
 fn address(directory: &Path) -> Result<Option<(String, u16)>> {
     let file = directory.join("postmaster.pid");
-    let text = small_file::read(&file, 1 << 16).map_err(Error::on_path("read file", &file))?;
-    let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
-    let line = |number: usize| text.lines().nth(number).map(str::trim).filter(|line| !line.is_empty());
-    let Some(port) = line(3).and_then(|port| port.parse().ok()) else { return Ok(None) };
-    let host = line(4).or_else(|| {
-        line(5).map(|address| match address {
-            "*" | "0.0.0.0" | "::" => "localhost",
-            address => address,
-        })
-    });
-    let quoted = |host: &str| host.replace('\\', "\\\\").replace('\'', "\\'");
-    Ok(host.map(|host| (quoted(host), port)))
+    let file = PidFile::read(directory).map_err(Error::on_path("read file", &file))?;
+    Ok(file.and_then(|PidFile { port, socket_directory, listen_address, .. }| {
+        let host = socket_directory.or_else(|| {
+            listen_address.map(|address| match address.as_str() {
+                "*" | "0.0.0.0" | "::" => "localhost".to_owned(),
+                _ => address,
+            })
+        });
+        Some((host?, port?))
+    }))
 }
 
 /// Refuses the answer of another server.

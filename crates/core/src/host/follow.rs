@@ -39,7 +39,7 @@ pub(crate) fn demand_follower(cluster: &Cluster, asker: &Asker, rejoins: bool) -
     if let Some(process) = process {
         return Err(running::refusal(directory, process));
     }
-    // one that cannot be read says that somebody has fenced it, and not who
+    // a mark that cannot be read is an error, not a missing mark
     fence::read(directory)?;
     let (timeline, checkpoint) = (found.control.timeline, found.control.recovery.checkpoint_at);
     let end =

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tracing::info;
 
+use super::identify::{self, Identity};
 use super::policy::Cluster;
 use crate::error::{Error, Kind, Result};
 use crate::replication::standby::ReplicationConfig;
@@ -35,8 +36,7 @@ pub(crate) fn test_replication(
     );
     let conninfo =
         format!("{} replication=true dbname=replication connect_timeout=10", replication.conninfo());
-    let psql = cluster.bin_directory.join("psql");
-    let command = process::command(&psql, ["-X", "-A", "-t", "-w", "-d", &conninfo, "-c", "IDENTIFY_SYSTEM"]);
+    let command = identify::command(&cluster.bin_directory, &conninfo, None);
     let outcome = process::run(command, LOGIN_DEADLINE, cancel)?;
     let refused = || {
         Error::new(
@@ -51,7 +51,7 @@ pub(crate) fn test_replication(
              pgpool_recovery.replication_user and the password file on the target's host.",
         ));
     }
-    let Some(found) = identifier(&outcome.stdout) else {
+    let Some(Identity { system_identifier: found, .. }) = identify::parse(&outcome.stdout) else {
         return Err(refused()
             .detail(format!(
                 "The server there gave no answer to IDENTIFY_SYSTEM. psql said:\n{}",
@@ -69,15 +69,6 @@ pub(crate) fn test_replication(
         .hint(
             "The host and port given for the primary lead to another server as seen from the target's host.",
         ))
-}
-
-/// The first column of the answer to IDENTIFY_SYSTEM: "7713200000000000001|1|0/3000148|".
-fn identifier(answer: &str) -> Option<u64> {
-    answer.lines().find_map(|line| {
-        let (identifier, rest) = line.split_once('|')?;
-        rest.split_once('|')?.0.parse::<u32>().ok()?;
-        identifier.trim().parse().ok()
-    })
 }
 
 fn warnings(said: &str) -> Vec<String> {

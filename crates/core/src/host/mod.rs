@@ -16,6 +16,7 @@ pub mod turn;
 pub mod upstream;
 
 pub(crate) mod follow;
+mod identify;
 pub(crate) mod login;
 mod may_fence;
 mod may_stop;

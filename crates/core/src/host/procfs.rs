@@ -142,12 +142,18 @@ impl Proc {
 }
 
 /// postmaster.pid (src/include/utils/pidfile.h).
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct PidFile {
     /// The postmaster, or a standalone backend.
     pub(crate) process: u32,
     /// When it started, seconds since 1970.
     pub(crate) started: Option<u64>,
+    /// The port, if it listens.
+    pub(crate) port: Option<u16>,
+    /// Its first socket directory, if it has one.
+    pub(crate) socket_directory: Option<String>,
+    /// The first address that it listens on, as `listen_addresses` has it.
+    pub(crate) listen_address: Option<String>,
     /// `ready`, `standby`, `starting`, `stopping`.
     pub(crate) status: Option<String>,
 }
@@ -160,11 +166,15 @@ impl PidFile {
         };
         let text = String::from_utf8_lossy(&text);
         let line = |number: usize| text.lines().nth(number).map(str::trim);
+        let filled = |number| line(number).filter(|line| !line.is_empty()).map(str::to_owned);
         // negative: a standalone backend
         let process = line(0).and_then(|line| line.trim_start_matches('-').parse().ok());
         Ok(process.filter(|process| *process > 0).map(|process| Self {
             process,
             started: line(2).and_then(|line| line.parse().ok()),
+            port: line(3).and_then(|line| line.parse().ok()),
+            socket_directory: filled(4),
+            listen_address: filled(5),
             status: line(7).map(str::to_owned),
         }))
     }
@@ -185,7 +195,7 @@ mod tests {
         let now = crate::sys::clock::now() / 1000;
         let started = proc.started(own).expect("known");
         assert!(started <= now + CLOCKS && now - started < 24 * 3600, "{started} {now}");
-        let file = |process, started| PidFile { process, started, status: None };
+        let file = |process, started| PidFile { process, started, ..PidFile::default() };
         assert!(proc.is_named_by(&file(own, Some(started)), own));
         for other in [file(own, Some(started - 3600)), file(own, None), file(1, Some(started))] {
             assert!(!proc.is_named_by(&other, own), "{other:?}");
@@ -243,7 +253,14 @@ mod tests {
             assert_eq!(found, process, "{text:?}");
         }
         fs::write(data.path().join("postmaster.pid"), "1\n2\n3\n4\n5\n6\n7\nready   \n").expect("write");
-        let file = PidFile { process: 1, started: Some(3), status: Some("ready".to_owned()) };
+        let file = PidFile {
+            process: 1,
+            started: Some(3),
+            port: Some(4),
+            socket_directory: Some("5".to_owned()),
+            listen_address: Some("6".to_owned()),
+            status: Some("ready".to_owned()),
+        };
         assert_eq!(PidFile::read(data.path()).expect("read"), Some(file));
     }
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Turn(#[expect(dead_code, reason = "holds the lock")] File);
 
-/// Takes the turn, if nobody has it.
+/// Takes the turn; `None` if somebody else has it.
 pub fn take(directory: &Path) -> Result<Option<Turn>> {
     let opened = File::open(directory).map_err(Error::on_path("open directory", directory))?;
     match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::identify::{self, Identity};
 use crate::error::{Error, Kind, Result};
 use crate::replication::conninfo;
 use crate::sys::cancel::Cancel;
@@ -29,6 +30,16 @@ pub enum Answer {
     Lives(String),
 }
 
+/// The server that a connection string leads to.
+struct Upstream<'a> {
+    bin_directory: &'a Path,
+    /// Without its password.
+    conninfo: String,
+    password: Option<String>,
+    /// Of the standby that follows it.
+    system_identifier: u64,
+}
+
 /// Asks the server that `conninfo` leads to, as a walreceiver would; no other gets to see the credentials in it.
 ///
 /// A server that is starting or shutting down is asked again until `time` is over.
@@ -39,11 +50,15 @@ pub fn ask(
     time: Duration,
     cancel: &Cancel,
 ) -> Result<Answer> {
+    let (conninfo, password) = conninfo::without_password(conninfo).ok_or_else(|| {
+        Error::new(Kind::Unsupported, "primary_conninfo of this standby cannot be read")
+            .hint("Write it as keywords and values: host=... port=... user=...")
+    })?;
+    let upstream = Upstream { bin_directory, conninfo, password, system_identifier };
     let end = Instant::now() + time;
     let mut refusal = None;
     loop {
-        let left = end.saturating_duration_since(Instant::now());
-        match ask_once(bin_directory, conninfo, system_identifier, left, cancel) {
+        match upstream.ask(end.saturating_duration_since(Instant::now()), cancel) {
             Ok(Answer::Lives(text)) if PASSING.iter().any(|passing| text.contains(passing)) => {
                 refusal = Some(text);
             }
@@ -64,47 +79,29 @@ pub fn is_refused(error: &Error) -> bool {
     error.detail.as_ref().is_some_and(|detail| texts.iter().any(|text| detail.contains(text)))
 }
 
-fn ask_once(
-    bin_directory: &Path,
-    conninfo: &str,
-    system_identifier: u64,
-    time: Duration,
-    cancel: &Cancel,
-) -> Result<Answer> {
-    let (shown, password) = conninfo::without_password(conninfo).ok_or_else(|| {
-        Error::new(Kind::Unsupported, "primary_conninfo of this standby cannot be read")
-            .hint("Write it as keywords and values: host=... port=... user=...")
-    })?;
-    // a server in recovery is read-only whatever its settings say, and this one only then
-    let conninfo = format!(
-        "{shown} replication=true dbname=replication connect_timeout=4 options='-c default_transaction_read_only=off'"
-    );
-    let arguments = [
-        "-X",
-        "-A",
-        "-t",
-        "-w",
-        "-d",
-        &conninfo,
-        "-c",
-        "IDENTIFY_SYSTEM",
-        "-c",
-        "SHOW transaction_read_only",
-    ];
-    let mut command = process::command(&bin_directory.join("psql"), arguments);
-    if let Some(password) = password {
-        // an argument could be seen by every user of the host
-        command.env("PGPASSWORD", password);
+impl Upstream<'_> {
+    fn ask(&self, time: Duration, cancel: &Cancel) -> Result<Answer> {
+        // a server in recovery is read-only whatever its settings say, and this one only then
+        let conninfo = format!(
+            "{} replication=true dbname=replication connect_timeout=4 options='-c default_transaction_read_only=off'",
+            self.conninfo
+        );
+        let mut command =
+            identify::command(self.bin_directory, &conninfo, Some("SHOW transaction_read_only"));
+        if let Some(password) = &self.password {
+            // an argument could be seen by every user of the host
+            command.env("PGPASSWORD", password);
+        }
+        // what libpq says is read here
+        command.env("LC_ALL", "C");
+        let outcome = process::run(command, time, cancel)?;
+        let silent = || Error::new(Kind::Unreachable, "the server that this standby follows does not answer");
+        if !outcome.status.success() {
+            let said = outcome.said();
+            return if is_refusal(&said) { Ok(Answer::Lives(said)) } else { Err(silent().detail(said)) };
+        }
+        parse(&outcome.stdout, self.system_identifier).ok_or_else(|| silent().detail(outcome.said()))
     }
-    // what libpq says is read here
-    command.env("LC_ALL", "C");
-    let outcome = process::run(command, time, cancel)?;
-    let silent = || Error::new(Kind::Unreachable, "the server that this standby follows does not answer");
-    if !outcome.status.success() {
-        let said = outcome.said();
-        return if is_refusal(&said) { Ok(Answer::Lives(said)) } else { Err(silent().detail(said)) };
-    }
-    parse(&outcome.stdout, system_identifier).ok_or_else(|| silent().detail(outcome.said()))
 }
 
 /// Whether a server has said that, not libpq for want of one: `connection to server at "db1" (10.0.0.1), port 5432 failed: FATAL:  ...`.
@@ -116,17 +113,13 @@ fn is_refusal(said: &str) -> bool {
 
 /// The answers: "7713200000000000001|1|0/3000148|" and "off".
 fn parse(answer: &str, system_identifier: u64) -> Option<Answer> {
-    let lines: Vec<&str> = answer.lines().map(str::trim).collect();
-    let (identifier, timeline) = lines.iter().find_map(|line| {
-        let mut columns = line.split('|');
-        Some((columns.next()?.parse::<u64>().ok()?, columns.next()?.parse::<u32>().ok()?))
-    })?;
-    let is_read_only = lines.iter().find_map(|line| match *line {
+    let Identity { system_identifier: found, timeline, .. } = identify::parse(answer)?;
+    let is_read_only = answer.lines().find_map(|line| match line.trim() {
         "on" => Some(true),
         "off" => Some(false),
         _ => None,
     })?;
-    let is_primary = identifier == system_identifier && !is_read_only;
+    let is_primary = found == system_identifier && !is_read_only;
     Some(if is_primary { Answer::Primary(timeline) } else { Answer::Other })
 }
 

@@ -14,7 +14,12 @@ pub(crate) fn without_password(conninfo: &str) -> Option<(String, Option<String>
 pub(crate) fn quoted(value: &str) -> String {
     let plain = !value.is_empty()
         && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-:/%@+,".contains(&byte));
-    if plain { value.to_owned() } else { format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'")) }
+    if plain { value.to_owned() } else { format!("'{}'", escaped(value)) }
+}
+
+/// A value as it stands between the quotes of such a string.
+pub(crate) fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('\'', "\\'")
 }
 
 /// Keywords and values, in their order (conninfo_parse in fe-connect.c).
