@@ -157,6 +157,16 @@ impl Recovery {
 }
 
 impl ControlFile {
+    /// Whether the server replayed what others wrote: it is a standby, or is restored. A primary that was stopped while it recovered
+    /// from a crash is "shut down in recovery", too, but has no minRecoveryPoint.
+    pub fn is_in_archive_recovery(&self) -> bool {
+        match self.state {
+            State::InArchiveRecovery => true,
+            State::ShutDownInRecovery => self.recovery.min_recovery_point != Lsn(0),
+            _ => false,
+        }
+    }
+
     /// Parses the content of the file and verifies its CRC.
     pub fn parse(bytes: &[u8]) -> Result<Self, Invalid> {
         let damaged = |what: &str| Invalid::Damaged(what.to_owned());
@@ -263,6 +273,22 @@ mod tests {
         assert_eq!((recovery.min_recovery_point, recovery.wal_log_hints), (Lsn(0x500_0100), true));
         assert_eq!((recovery.max_alignment, recovery.wal_block_size), (8, 8192));
         assert_eq!((recovery.backup_start_point, recovery.backup_end_required), (Lsn(0), false));
+    }
+
+    #[test]
+    fn a_primary_that_was_stopped_in_crash_recovery_is_no_standby() {
+        let is = |state, min| {
+            let mut control = ControlFile::parse(&sample(7)).expect("valid");
+            control.state = state;
+            control.recovery.min_recovery_point = Lsn(min);
+            control.is_in_archive_recovery()
+        };
+        assert!(is(State::InArchiveRecovery, 0) && is(State::ShutDownInRecovery, 1));
+        assert!(!is(State::ShutDownInRecovery, 0));
+        for state in [State::ShutDown, State::ShuttingDown, State::InCrashRecovery, State::InProduction] {
+            // what a promotion leaves is there until the next checkpoint
+            assert!(!is(state, 1), "{state:?}");
+        }
     }
 
     #[test]

@@ -32,8 +32,7 @@ fn may_fence(asker: &Asker, found: &Running, is_running: bool, directory: &Path)
     let is_standby = if is_running {
         found.has_signal && !found.writes()
     } else {
-        found.has_signal
-            || matches!(found.control.state, State::InArchiveRecovery | State::ShutDownInRecovery)
+        found.has_signal || found.control.is_in_archive_recovery()
     };
     if is_standby {
         return Err(refused("It is a standby: it has been rebuilt, or it never was the primary.".to_owned()));
@@ -102,9 +101,11 @@ mod tests {
             for state in [State::InProduction, State::ShuttingDown, State::InCrashRecovery] {
                 assert_eq!(judge(&found(state, timeline, false), true), Ok(role), "{state:?}");
             }
-            // one that was killed, and one that was shut down in order
-            for state in [State::InProduction, State::ShutDown] {
-                assert_eq!(judge(&found(state, timeline, false), false), Ok(role), "{state:?}");
+            // one that was killed, one that was shut down in order, and one that was stopped before it had recovered
+            for state in [State::InProduction, State::ShutDown, State::ShutDownInRecovery] {
+                let mut ended = found(state, timeline, false);
+                ended.control.recovery.min_recovery_point = Lsn(0);
+                assert_eq!(judge(&ended, false), Ok(role), "{state:?}");
             }
         }
         let signal = found(State::InProduction, 5, true);

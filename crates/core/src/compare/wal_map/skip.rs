@@ -224,7 +224,8 @@ pub fn decide(evidence: &Evidence<'_>) -> Outcome {
         to: evidence.start,
         common_to: common.to,
         target_end: common.target_end,
-        first_blocks: wrote_its_wal(evidence.target.control.state),
+        // one that was promoted, and died before its first checkpoint, looks like the standby that it was
+        first_blocks: wrote_its_wal(&evidence.target.control) || evidence.target_wal.len() > 1,
     })
 }
 
@@ -289,8 +290,8 @@ fn torn(evidence: &Evidence<'_>) -> Option<Reason> {
 }
 
 /// Whether the last WAL in a data directory was written by its own server, and not by that of another one.
-pub const fn wrote_its_wal(state: State) -> bool {
-    matches!(state, State::InProduction | State::ShutDown | State::ShuttingDown | State::InCrashRecovery)
+fn wrote_its_wal(control: &ControlFile) -> bool {
+    control.state != State::Startup && !control.is_in_archive_recovery()
 }
 
 /// The conditions on the target's WAL.
@@ -378,7 +379,7 @@ fn rule(evidence: &Evidence<'_>, parting: &Parting) -> Result<(Rule, Lsn), Unlog
     if evidence.target_wal.iter().all(|chain| chain.ends.count == 0 || chain.ends.last < to) {
         return Ok((Rule::H1, redo.min(to)));
     }
-    if !wrote_its_wal(control.state) {
+    if !wrote_its_wal(control) {
         return Err(Unlogged::Recovery);
     }
     let (own, others) = (&evidence.target_wal[0], &evidence.target_wal[1..]);

@@ -1,6 +1,7 @@
 //! Calls of `pgpool_recovery_promote`: what is asked of a primary, two at once, arguments, rights.
 
 use pgpool_recovery_e2e::recovery::SqlError;
+use pgpool_recovery_e2e::scratch::write_as_postgres;
 use serde_json::json;
 
 use super::{MARK, Trio, demand_following, promote};
@@ -25,6 +26,21 @@ fn a_primary_is_promoted_already() {
     assert_eq!(trio.old.get::<i64>(unused, &[]), 0, "it keeps no WAL for nobody");
     trio.demand_nothing_promoted();
     assert_eq!((trio.old.postmaster(), trio.two.has(MARK)), (lives, false));
+}
+
+/// On a primary it is of a fence that is at work; on a standby it would keep the next primary from being started.
+#[test]
+fn the_mark_of_an_earlier_fence_goes_from_a_standby_only() {
+    let trio = Trio::new();
+    let text = json!({ "fenced": 1, "by": "a test", "why": "It was going to be promoted." }).to_string();
+    for server in [&trio.old, &trio.one] {
+        write_as_postgres(&server.directory().join(MARK), &text, 0o600);
+    }
+    promote(&trio.old, None, &trio.nodes(&[&trio.two])).expect("a primary already");
+    assert!(trio.old.has(MARK));
+    trio.kill_primary();
+    promote(&trio.one, None, &trio.options).expect("promoted");
+    assert!(!trio.one.has(MARK));
 }
 
 #[test]

@@ -203,8 +203,8 @@ fn stopped_by(commands: &str) -> Trio {
 #[test]
 fn what_a_supervisor_starts_again_after_a_crash_is_stopped_again() {
     let trio = stopped_by(
-        "cd $BIN; [ ! -e $TWO/once ] || exec ./pg_ctl stop -D $OLD; touch $TWO/once; ./pg_ctl stop -m immediate -D $OLD; \
-         (sleep 0.7; ./pg_ctl start -W -l /dev/null -D $OLD) &",
+        "cd $BIN; if [ -e $TWO/once ]; then until grep -q ready $OLD/postmaster.pid; do sleep 0.1; done; exec ./pg_ctl stop -D $OLD; fi; \
+         touch $TWO/once; ./pg_ctl stop -m immediate -D $OLD; (sleep 0.3; ./pg_ctl start -W -l /dev/null -D $OLD) &",
     );
     let report = promote(&trio.one, Some(&trio.old), &trio.options).expect("promoted");
     assert_eq!(fenced(&report), (&json!(true), &json!(true)), "{report}");

@@ -144,6 +144,10 @@ fn a_standby_that_lags_needs_no_rule_for_hints() {
     assert_eq!(decision(&case), expected);
     case.target.control.state = State::InProduction;
     assert_eq!(decision(&case), Decision { first_blocks: true, ..expected });
+    // one that was stopped while it recovered from its crash
+    case.target.control.state = State::ShutDownInRecovery;
+    case.target.control.recovery.min_recovery_point = Lsn(0);
+    assert_eq!(decision(&case), Decision { first_blocks: true, ..expected });
 }
 
 #[test]
@@ -213,7 +217,7 @@ fn an_old_primary_that_logged_its_hints_goes_back_to_its_own_checkpoint() {
     changed.target_wal[0].parameters = Some(Lsn(1000));
     assert_eq!(decision(&changed).rule, Rule::H2);
     assert_eq!(
-        hints(old_primary(), |case| case.target.control.state = State::ShutDownInRecovery),
+        hints(old_primary(), |case| case.target.control.state = State::InArchiveRecovery),
         Unlogged::Recovery
     );
     assert_eq!(
@@ -420,6 +424,7 @@ fn wal_of_any_timeline_counts_as_the_targets() {
     case.common.push(Some(Common { from: Lsn(1500), to: Lsn(1900), stamped: None }));
     let found = decision(&case);
     assert_eq!((found.rule, found.common_to, found.target_end), (Rule::H1, Lsn(1900), Lsn(2500)));
+    assert!(found.first_blocks, "it may have been promoted");
     case.target_wal[1].ends = Ends { count: 1, first: Lsn(1950), last: Lsn(1950) };
     assert!(matches!(
         outcome(&case),
