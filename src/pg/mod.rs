@@ -36,5 +36,6 @@ pub(crate) mod query;
 pub(crate) mod raised;
 pub(crate) mod recovery;
 pub(crate) mod slot;
+pub(crate) mod tablespace_lock;
 pub(crate) mod text;
 pub(crate) mod threads;

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::manifest::Side;
@@ -18,9 +19,15 @@ use pgpool_recovery_core::sys::machine;
 use pgpool_recovery_core::sys::space::{Pool, WatchedSpace};
 use pgpool_recovery_core::wire::protocol::message::{PrimarySpace, TargetInfo};
 
-use crate::pg::{catalog, log};
+use crate::pg::{catalog, log, tablespace_lock, threads};
 use crate::preflight::PrimaryFacts;
 use crate::run::Run;
+
+/// How long a command that makes or drops a tablespace is waited for. It takes a moment, if nothing else holds it up.
+const CREATION: Duration = Duration::from_secs(10);
+
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Where this primary writes.
 pub(crate) fn primary_space(facts: &PrimaryFacts) -> Result<PrimarySpace> {
@@ -78,7 +85,7 @@ impl Tablespaces {
     pub(crate) fn now(facts: &PrimaryFacts, target: &TargetInfo) -> Result<Self> {
         let data_directory = facts.data_directory.clone();
         let before = machine::may_be_one(facts.identity().boot_id.as_deref(), target.boot_id.as_deref())
-            .then(|| tablespace_links(&data_directory, Side::Primary))
+            .then(|| settled_links(&data_directory))
             .transpose()?;
         Ok(Self { data_directory, before })
     }
@@ -93,6 +100,27 @@ impl Tablespaces {
             Some((oid, location)) => Err(would_be_shared(*oid, location)
                 .hint("Run the recovery again with this tablespace in tablespace_mapping, and create none while it runs.")),
         }
+    }
+}
+
+/// This primary's tablespaces whose creation is in its WAL already. The link of one may be there before that.
+fn settled_links(data_directory: &Path) -> Result<Vec<(u32, String)>> {
+    let end = Instant::now() + CREATION;
+    loop {
+        let look = || tablespace_links(data_directory, Side::Primary);
+        if let Some(links) = tablespace_lock::while_tablespaces_stand(look) {
+            return links;
+        }
+        if Instant::now() >= end {
+            return Err(Error::new(Kind::InUse, "a tablespace is being created, changed or dropped on the primary")
+                .detail(format!(
+                    "Another transaction has locked pg_tablespace for more than {} seconds. The standby is on the primary's own host, \
+                     where it must have each tablespace in a directory of its own.",
+                    CREATION.as_secs()
+                ))
+                .hint("Find it in pg_locks and pg_stat_activity, and run the recovery again when it has ended. One that waits for a synchronous standby can be canceled with pg_cancel_backend: it has committed."));
+        }
+        threads::pause(LOOK);
     }
 }
 

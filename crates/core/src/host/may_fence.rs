@@ -3,8 +3,6 @@
 
 use std::path::Path;
 
-use pgdata::control_file::State;
-
 use super::may_stop::Running;
 use crate::error::{Error, Kind, Result};
 use crate::wire::protocol::stop::{Asker, Role};
@@ -53,7 +51,7 @@ fn may_fence(asker: &Asker, found: &Running, is_running: bool, directory: &Path)
 
 #[cfg(test)]
 mod tests {
-    use pgdata::control_file::{ControlFile, sample};
+    use pgdata::control_file::{ControlFile, State, sample};
     use pgdata::history::Ancestor;
     use pgdata::wal::Lsn;
 

@@ -63,6 +63,40 @@ fn a_tablespace_created_during_a_run_fails_it(transport: Transport) {
 
 by_both_transports!(a_tablespace_created_during_a_run_fails_it);
 
+/// The link of one that is being created may be there before its WAL: replay would empty the primary's directory, if that WAL
+/// came behind the backup's start.
+#[test]
+fn a_tablespace_that_is_being_created_is_waited_for() {
+    let scratch = Scratch::new();
+    let stage = Stage::on(&scratch).quiet().filled(MEGABYTES).build();
+    let (primary, target) = (&stage.primary, &stage.target);
+    let location = scratch.mkdir("fresh");
+    primary.append_conf("synchronous_standby_names", "nobody");
+    primary.reload();
+    let create = format!("CREATE TABLESPACE fresh LOCATION '{}'", location.display());
+    let mut session = primary.connect();
+    let is_held = "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'CREATE TABLESPACE%'";
+    let recovery = || recovery(target, primary).option("tablespace_mapping", mapping(&location));
+    std::thread::scope(|scope| {
+        let creation = scope.spawn(move || session.batch_execute(&create));
+        wait::until_true("CREATE TABLESPACE to wait", wait::PATIENCE, || primary.get(is_held, &[]));
+        let error = recovery().fail(primary);
+        error.expect("55006").says("is being created").says("pg_tablespace");
+        assert!(!target.directory().join("PG_VERSION").exists() && !target.has("pgpool_recovery.incomplete"));
+        let running = Running::start(primary, &recovery(), "");
+        primary.execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+        creation.join().expect("no panic").expect("it is committed here");
+        running.finish_within(wait::PATIENCE).expect("recovered");
+    });
+    primary.append_conf("synchronous_standby_names", "");
+    primary.reload();
+    primary.execute("CREATE TABLE in_fresh TABLESPACE fresh AS SELECT i FROM generate_series(1, 10000) i");
+    stage.remote_start();
+    target.wait_for_replay(primary);
+    assert_whole(target);
+    assert_whole(primary);
+}
+
 #[test]
 fn a_standby_that_lacks_a_tablespace_is_not_started() {
     let scratch = Scratch::new();
