@@ -64,6 +64,7 @@ impl PrimaryFacts {
             major_version: &(self.primary.server_version_num / 10_000).to_string(),
             history: &asker.history,
             flushed,
+            agrees: self.agrees(target.landmark.as_ref(), flushed)?,
             // one that has all needs none that is there
             has_wal: &|position| position == flushed || numbers.contains(&(position.0 / segment_size)),
         };

@@ -1,11 +1,15 @@
 //! Questions about the target, as its receiver describes it.
 
+use pgdata::wal::Lsn;
+use pgpool_recovery_core::compare::wal_map::{Agreement, Past, Wal};
 use pgpool_recovery_core::error::Result;
+use pgpool_recovery_core::host::control;
 use pgpool_recovery_core::host::policy::resolve;
 use pgpool_recovery_core::manifest::path::normalize_directory;
 use pgpool_recovery_core::manifest::plan::Plan;
-use pgpool_recovery_core::preflight::{self, Finding, Strategy};
+use pgpool_recovery_core::preflight::{self, Finding, OwnWal, Strategy};
 use pgpool_recovery_core::sender::{Planned, Session};
+use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::protocol::message::{PlanHeader, TargetInfo};
 
@@ -30,11 +34,26 @@ impl PrimaryFacts {
     pub(crate) fn target_findings(&self, target: &TargetInfo) -> Result<Vec<Finding>> {
         let any_cluster = self.settings.overwrite == Overwrite::AnyCluster;
         // asked now, when the target has been looked at: a standby has nothing from after that
-        let flushed = (!self.primary.in_recovery).then(backup::flushed);
-        let mut findings =
-            preflight::check_target(&self.identity, flushed, target, self.is_local, any_cluster);
+        let wal = if self.primary.in_recovery { None } else { Some(self.own_wal(target.landmark.as_ref())?) };
+        let mut findings = preflight::check_target(&self.identity, wal, target, self.is_local, any_cluster);
         findings.extend(self.configuration_findings(target));
         Ok(findings)
+    }
+
+    /// What this primary's WAL says of a target.
+    fn own_wal(&self, landmark: Option<&Past>) -> Result<OwnWal> {
+        let flushed = backup::flushed();
+        let agrees = self.agrees(landmark, flushed)?;
+        Ok(OwnWal { flushed, agrees })
+    }
+
+    /// Whether this primary, whose WAL is on its disk up to `flushed`, has these records of another server.
+    pub(crate) fn agrees(&self, landmark: Option<&Past>, flushed: Lsn) -> Result<Agreement> {
+        let Some(landmark) = landmark else { return Ok(Agreement::Unknown) };
+        let directory = self.data_directory.join("pg_wal");
+        let (control, _) = control::read(&self.data_directory)?;
+        let wal = Wal::new(&directory, &control);
+        wal.agrees(&wal.lineage(self.primary.timeline)?, flushed, landmark, &Cancel::new())
     }
 
     /// Proposes a plan: whether there is room for it, and nothing in its way. The session ends.

@@ -45,10 +45,14 @@ pub fn describe(cluster: &Cluster, cancel: &Cancel) -> Result<Description> {
         })
     });
     cancel.check()?;
+    let pg_wal = directory.join("pg_wal");
+    let wal = Wal::new(&pg_wal, &control);
+    let history = wal.lineage(timeline)?;
     Ok(Description {
         running,
         has_standby_signal,
-        history: Wal::new(&directory.join("pg_wal"), &control).lineage(timeline)?,
+        landmark: wal.landmark(&control, &history, cancel)?,
+        history,
         control,
         major_version,
         said,

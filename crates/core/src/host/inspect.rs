@@ -73,6 +73,8 @@ pub(crate) fn inspect_opened(
     let timeline = or_doubt(timeline, &mut doubts.identity, directory, "pg_wal");
     let history = wal::history(&look, timeline);
     let history = unless_doubtful(history, &mut doubts.identity);
+    let landmark = wal::landmark(&look, control.as_ref().filter(|_| control_in_place), timeline, cancel);
+    let landmark = unless_doubtful(landmark, &mut doubts.identity);
     let backup = backup::traces(&look).map(Some);
     let backup = or_doubt(backup, &mut doubts.identity, directory, "the files of a backup");
     let marker = marker(&look).map(|(_, marker)| marker);
@@ -136,6 +138,7 @@ pub(crate) fn inspect_opened(
         control_in_place,
         timeline,
         history,
+        landmark,
         unarchived: wal::unarchived(&look).map_err(Error::on("list pg_wal/archive_status of the target")),
         marker,
         running,

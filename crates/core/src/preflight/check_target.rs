@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use pgdata::wal::Lsn;
 
-use crate::compare::wal_map::Lineage;
+use crate::compare::wal_map::{Agreement, Lineage};
 use crate::error::{Error, Kind};
 use crate::host::running;
 use crate::manifest::path::overlap;
@@ -85,12 +85,20 @@ pub fn strategy(primary: &PrimaryIdentity, target: &TargetInfo) -> Strategy {
     }
 }
 
-/// All questions and their answers. `flushed`: to where the primary's WAL was on its disk after the target was looked at;
-/// `None` of a standby. `same_paths`: the target is written by the primary's own process, so paths mean the same on both
+/// The primary's own WAL, after the target was looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnWal {
+    /// To where it was on the disk.
+    pub flushed: Lsn,
+    /// Whether it has the target's landmark.
+    pub agrees: Agreement,
+}
+
+/// All questions and their answers. `wal`: `None` of a standby. `same_paths`: the target is written by the primary's own process, so paths mean the same on both
 /// sides. `any_cluster`: another cluster may be replaced.
 pub fn check_target(
     primary: &PrimaryIdentity,
-    flushed: Option<Lsn>,
+    wal: Option<OwnWal>,
     target: &TargetInfo,
     same_paths: bool,
     any_cluster: bool,
@@ -98,7 +106,7 @@ pub fn check_target(
     vec![
         Finding::new("target_is_not_primary", not_the_primary(primary, target, same_paths)),
         Finding::new("target_stopped", stopped(target)),
-        Finding::new("target_identity", identity(primary, flushed, target, any_cluster)),
+        Finding::new("target_identity", identity(primary, wal, target, any_cluster)),
         Finding::new("target_version", version(primary, target, any_cluster)),
         Finding::new("target_wal", wal::is_its_own(primary, target, any_cluster)),
         Finding::advice("start_command", target.starter.clone()),
@@ -208,7 +216,7 @@ fn resumes(primary: &PrimaryIdentity, target: &TargetInfo) -> bool {
 
 fn identity(
     primary: &PrimaryIdentity,
-    flushed: Option<Lsn>,
+    wal: Option<OwnWal>,
     target: &TargetInfo,
     any_cluster: bool,
 ) -> Result<String, Error> {
@@ -232,7 +240,7 @@ fn identity(
         None => false,
     };
     if (resumes || is_ours)
-        && let Some(answer) = timeline::ahead(primary, flushed, target, resumes, any_cluster)
+        && let Some(answer) = timeline::ahead(primary, wal, target, resumes, any_cluster)
     {
         return answer;
     }
@@ -320,7 +328,7 @@ mod tests {
     use pgdata::history::Ancestor;
 
     /// Beyond what the sample of a pg_control has.
-    pub(super) const FLUSHED: Lsn = Lsn(0x600_0000);
+    pub(super) const WAL: OwnWal = OwnWal { flushed: Lsn(0x600_0000), agrees: Agreement::Unknown };
 
     pub(super) fn primary() -> PrimaryIdentity {
         PrimaryIdentity {
@@ -356,6 +364,7 @@ mod tests {
             control_in_place: true,
             timeline: Some(4),
             history: primary().history,
+            landmark: None,
             unarchived: Ok(0),
             system_identifier: Some(7),
             marker: None,
@@ -390,7 +399,7 @@ mod tests {
     }
 
     pub(super) fn first_refusal(target: &TargetInfo, any_cluster: bool) -> Option<(&'static str, Error)> {
-        check_target(&primary(), Some(FLUSHED), target, true, any_cluster)
+        check_target(&primary(), Some(WAL), target, true, any_cluster)
             .into_iter()
             .find_map(|finding| Some((finding.step, finding.answer.err()?)))
     }
@@ -430,7 +439,7 @@ mod tests {
         // in another container of the same machine the same path is another directory
         let other = TargetInfo { directory: "/srv/primary".into(), ..target() };
         let accepted = |target: &TargetInfo| {
-            let findings = check_target(&primary(), Some(FLUSHED), target, false, false);
+            let findings = check_target(&primary(), Some(WAL), target, false, false);
             findings.iter().all(|finding| finding.answer.is_ok())
         };
         assert!(accepted(&other));

@@ -5,7 +5,7 @@ use std::path::Path;
 use pgdata::control_file::State;
 use pgdata::wal::Lsn;
 
-use crate::compare::wal_map::Lineage;
+use crate::compare::wal_map::{Agreement, Lineage};
 use crate::error::{Error, Kind, Result};
 use crate::wire::protocol::describe::{Description, Said};
 
@@ -20,6 +20,8 @@ pub struct Primary<'a> {
     pub history: &'a Lineage,
     /// How far it has flushed its WAL, asked after the other server was: that one cannot have more of it.
     pub flushed: Lsn,
+    /// Whether it has the other server's landmark.
+    pub agrees: Agreement,
     /// Whether it still has the WAL from a position on.
     pub has_wal: &'a dyn Fn(Lsn) -> bool,
 }
@@ -112,6 +114,9 @@ fn stopped(
             "It was not shut down in order, or not as a primary.",
         ));
     }
+    if primary.agrees == Agreement::Other {
+        return Ok(diverged(primary, place, directory, OTHER_WAL));
+    }
     // a record that begins before the fork ends there at the latest
     let end = match part(primary, target, place.timeline) {
         Some(_) if place.timeline == primary.history.timeline() => {
@@ -132,6 +137,7 @@ fn stopped(
 }
 
 const UNKNOWN_TIMELINE: &str = "That timeline is not in this server's history.";
+const OTHER_WAL: &str = "Its WAL there is not this server's: it followed a server that was promoted apart, or was promoted itself.";
 const AHEAD: &str = "It has WAL that this server's history does not have.";
 
 fn running(primary: &Primary<'_>, target: &Description, said: &Said, directory: &Path) -> Result<Standing> {
@@ -151,6 +157,9 @@ fn running(primary: &Primary<'_>, target: &Description, said: &Said, directory: 
         if position > end.min(primary.flushed) {
             return Ok(diverged(primary, place, directory, AHEAD));
         }
+    }
+    if primary.agrees == Agreement::Other {
+        return Ok(diverged(primary, latest, directory, OTHER_WAL));
     }
     if !(primary.has_wal)(place.position) {
         return Ok(gone(primary, place, directory));
@@ -215,6 +224,7 @@ mod tests {
             control: ControlFile::parse(&sample(42)).expect("a sample"),
             major_version: Some("15".to_owned()),
             history: history().up_to(timeline).unwrap_or_else(|| Lineage::new(timeline, &[])),
+            landmark: None,
             said: Some(Ok(Said {
                 in_recovery: true,
                 timeline,
@@ -256,9 +266,43 @@ mod tests {
             major_version: "15",
             history: &history,
             flushed: Lsn(0x500),
+            agrees: Agreement::Unknown,
             has_wal,
         };
         standing(&primary, target, Path::new("/srv/b"), was_stopped)
+    }
+
+    #[test]
+    fn one_whose_wal_is_another_one_has_diverged_wherever_it_is() {
+        let history = history();
+        for (target, timeline) in [
+            (standby(5, 0x400), "timeline 5"),
+            (standby(3, 0x200), "timeline 3"),
+            (fenced(3, 0x200), "timeline 3"),
+        ] {
+            for (agrees, is_other) in
+                [(Agreement::Same, false), (Agreement::Unknown, false), (Agreement::Other, true)]
+            {
+                let primary = Primary {
+                    system_identifier: 42,
+                    major_version: "15",
+                    history: &history,
+                    flushed: Lsn(0x500),
+                    agrees,
+                    has_wal: &|_| true,
+                };
+                match standing(&primary, &target, Path::new("/srv/b"), false).expect("an answer") {
+                    Standing::Diverged(error) => {
+                        let detail = error.detail.expect("a detail");
+                        assert!(
+                            is_other && detail.contains(timeline) && detail.contains("promoted apart"),
+                            "{detail}"
+                        );
+                    }
+                    other => assert!(!is_other, "{other:?}"),
+                }
+            }
+        }
     }
 
     fn place(timeline: u32, position: u64) -> Place {

@@ -6,5 +6,7 @@ pub mod follow;
 pub mod hot_standby;
 pub mod promote;
 
-pub use check_target::{BACKUP_LABEL, PrimaryIdentity, Strategy, apart, check_target, clocks, strategy};
+pub use check_target::{
+    BACKUP_LABEL, OwnWal, PrimaryIdentity, Strategy, apart, check_target, clocks, strategy,
+};
 pub use finding::Finding;

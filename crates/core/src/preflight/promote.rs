@@ -251,6 +251,7 @@ mod tests {
             control,
             major_version: Some("15".to_owned()),
             history: Lineage::new(2, &ANCESTORS),
+            landmark: None,
             said,
             fence: None,
         }

@@ -193,6 +193,56 @@ fn a_target_that_was_promoted_apart_from_its_primary_is_lost_only_on_demand() {
     assert!(identity(&chosen, &primary, &json!({})).0);
 }
 
+/// Timelines and positions are the same, and so are the history files: the WAL tells it. The standby of the other one may not follow.
+#[test]
+fn one_that_was_promoted_at_the_same_position_is_lost_only_on_demand() {
+    let scratch = Scratch::new();
+    let primary =
+        Cluster::place(&scratch, &Host::here(), "primary").with("wal_keep_size", "64MB").into_primary();
+    let apart = Cluster::standby_by_basebackup(&primary, &Host::here(), "apart");
+    let chosen = Cluster::standby_by_basebackup(&primary, &Host::here(), "chosen");
+    primary.execute("CREATE TABLE kept AS SELECT 1 AS i");
+    primary.stop(Stop::Fast);
+    for promoted in [&apart, &chosen] {
+        promoted.promote();
+    }
+    let of = Cluster::standby_by_basebackup(&apart, &Host::here(), "of_apart");
+    apart.execute("CREATE TABLE newer AS SELECT 1 AS i");
+    of.wait_for_replay(&apart);
+    // it comes further than the other one, with which a backup has switched segments
+    for i in 0..4 {
+        chosen.execute(&format!("CREATE TABLE longer_{i} AS SELECT 1 AS i; SELECT pg_switch_wal()"));
+    }
+    assert_eq!(apart.read("pg_wal/00000002.history"), chosen.read("pg_wal/00000002.history"));
+
+    let sql = "SELECT pgpool_recovery_follow('localhost', $1, $2, $3, $4, 0, '{\"transport\": \"local\"}')";
+    let (port, own) = (i32::from(of.port()), i32::from(chosen.port()));
+    let error = chosen.connect().query_one(sql, &[&of.dir(), &port, &chosen.host().address(), &own]);
+    let error = SqlError::from(&error.expect_err("it has what the chosen one has not"));
+    error.expect("55000").says("has diverged").says("promoted apart");
+    assert!(of.in_recovery());
+
+    for other in [&of, &apart] {
+        other.stop(Stop::Fast);
+        let (ok, told) = identity(&chosen, other, &json!({}));
+        assert!(!ok && told.contains("timeline of its own"), "{told}");
+        let refused = Recovery::of(other, &chosen).fail(&chosen).expect("55000");
+        refused
+            .says("ahead of this primary")
+            .says("It is on timeline 2, where its WAL at 0/")
+            .says("any_cluster");
+        other.start();
+        assert_eq!(other.get::<i32>("SELECT i FROM newer", &[]), 1);
+        other.stop(Stop::Fast);
+    }
+    Recovery::of(&apart, &chosen).option("overwrite", "any_cluster").run(&chosen);
+    remote_start(&chosen, "localhost", apart.dir());
+    apart.wait_for_replay(&chosen);
+    // it is the chosen one's own now
+    apart.stop(Stop::Fast);
+    assert!(identity(&chosen, &apart, &json!({})).0);
+}
+
 fn copy(from: &Path, to: &Path) {
     let mut copy = Command::new("cp");
     copy.arg("-a").arg(from).arg(to);

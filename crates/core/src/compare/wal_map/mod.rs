@@ -14,6 +14,7 @@
 //! | [`Coverage`] | which part of the primary's history was read |
 //! | [`Search`], [`Lineage`] (`groups`, `lineage`) | how far the WAL of both is the same |
 //! | [`Past`] (`past`) | is another server's timeline the one that this history has left? |
+//! | [`Agreement`] (`landmark`) | is a server's last timeline this one's, or another of the same number? |
 //! | [`skip`] | facts of both sides in, a decision or a [`Reason`] for each condition out |
 //! | [`WalMap`] (`source`) | the decision applied to the files of a plan |
 //! | [`Sample`], [`Witness`] | pages that are read all the same, and what they say of the proof |
@@ -30,6 +31,7 @@ mod encoding;
 mod facts;
 mod follow;
 mod groups;
+mod landmark;
 mod lineage;
 mod past;
 mod reason;
@@ -48,6 +50,7 @@ pub use encoding::MAX_ENCODED;
 pub use facts::{ChainFacts, Completed, ControlRecord, Ends, Unknown};
 pub use follow::Follower;
 pub use groups::{GROUP, Group, Grouping, MAX_GROUPS};
+pub use landmark::Agreement;
 pub use lineage::{Common, Lineage, Next, Search};
 pub use past::Past;
 pub use reason::{Reason, Side, Unlogged};

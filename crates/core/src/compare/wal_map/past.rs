@@ -22,22 +22,22 @@ const EARLIER: u64 = 4;
 /// Of how many timelines this is told at most.
 const MOST: usize = 16;
 
-/// The last WAL of a timeline before a history left it; of the one that it is on, the last that was replayed.
+/// Some WAL of a timeline: the last before a history left it, the last that was replayed, or a landmark.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Past {
     /// The timeline.
     pub timeline: u32,
     /// The records that begin from here on ..
     pub from: Lsn,
-    /// .. up to here, where the next timeline begins, or where replay is.
+    /// .. up to here, where a record ends.
     pub to: Lsn,
     /// The digest of these records and their positions.
     pub digest: [u8; DIGEST],
 }
 
 /// Some records.
-struct Read {
-    digest: [u8; DIGEST],
+pub(super) struct Read {
+    pub(super) digest: [u8; DIGEST],
     /// Whether one of the timeline's own carries a time. Two servers that went different ways may write the same records
     /// without a time at the same place, but hardly the same commit, promotion or checkpoint.
     is_stamped: bool,
@@ -84,7 +84,7 @@ impl Wal<'_> {
     }
 
     /// Reads the records that begin between two positions. `None`: they do not reach `to`, where one ends.
-    fn read_to(
+    pub(super) fn read_to(
         &self,
         history: &Lineage,
         from: Lsn,
@@ -109,7 +109,7 @@ impl Wal<'_> {
     }
 }
 
-const fn carries_a_time(effect: &Effect) -> bool {
+pub(super) const fn carries_a_time(effect: &Effect) -> bool {
     matches!(effect, Effect::TransactionEnd { .. } | Effect::Promotion { .. } | Effect::Checkpoint { .. })
 }
 

@@ -239,6 +239,16 @@ impl<'a> Wal<'a> {
     }
 
     /// The beginning of the oldest segment from which on none is missing before `until`.
+    /// Whether the segments of a range are there, of any timeline of a history.
+    pub(super) fn has_segments(&self, history: &Lineage, from: Lsn, to: Lsn) -> Result<bool> {
+        let of_history =
+            self.segments()?.into_iter().filter(|(timeline, _)| history.range(*timeline).is_some());
+        let there: BTreeSet<u64> =
+            of_history.flat_map(|(_, segments)| segments).map(|(segment, _)| segment).collect();
+        let size = self.segment_size();
+        Ok((from.0 / size..=to.0.saturating_sub(1) / size).all(|segment| there.contains(&segment)))
+    }
+
     fn oldest(&self, segments: &BTreeMap<u32, Segments>, until: Lsn) -> Lsn {
         let size = self.segment_size();
         let there: BTreeSet<u64> = segments.values().flatten().map(|(segment, _)| *segment).collect();

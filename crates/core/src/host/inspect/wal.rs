@@ -8,11 +8,12 @@ use pgdata::control_file::{ControlFile, wal_system_identifier};
 use pgdata::wal;
 
 use super::is_missing;
-use crate::compare::wal_map::Lineage;
+use crate::compare::wal_map::{self as compare, Lineage, Past};
 use crate::data_directory::{DataDirectory, linked_wal};
 use crate::error::{Error, Result};
 use crate::host::places;
 use crate::sys::FileId;
+use crate::sys::cancel::Cancel;
 use crate::sys::small_file;
 use crate::wire::protocol::message::LinkedWal;
 
@@ -96,6 +97,19 @@ pub(super) fn timeline(directory: &Path, control: Option<&ControlFile>) -> io::R
 /// What that timeline has sprung from, as far as a file here says.
 pub(super) fn history(directory: &Path, timeline: Option<u32>) -> Result<Option<Lineage>> {
     timeline.map_or(Ok(None), |timeline| Lineage::read(&directory.join("pg_wal"), timeline))
+}
+
+/// Records that tell that timeline from another one of the same number.
+pub(super) fn landmark(
+    directory: &Path,
+    control: Option<&ControlFile>,
+    timeline: Option<u32>,
+    cancel: &Cancel,
+) -> Result<Option<Past>> {
+    let (Some(control), Some(timeline)) = (control, timeline) else { return Ok(None) };
+    let directory = directory.join("pg_wal");
+    let wal = compare::Wal::new(&directory, control);
+    wal.landmark(control, &wal.lineage(timeline)?, cancel)
 }
 
 /// How many files of pg_wal have not been archived: `archive_status/NAME.ready`.

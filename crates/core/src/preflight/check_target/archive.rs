@@ -26,13 +26,13 @@ pub(super) fn complete(target: &TargetInfo) -> Result<String, Error> {
 mod tests {
     use super::*;
     use crate::preflight::check_target;
-    use crate::preflight::check_target::tests::{FLUSHED, first_refusal, primary, target};
+    use crate::preflight::check_target::tests::{WAL, first_refusal, primary, target};
 
     #[test]
     fn wal_that_was_never_archived_is_told_and_refuses_nothing() {
         let answer = |unarchived| {
             let target = TargetInfo { unarchived, ..target() };
-            let findings = check_target(&primary(), Some(FLUSHED), &target, true, false);
+            let findings = check_target(&primary(), Some(WAL), &target, true, false);
             let finding =
                 findings.into_iter().find(|finding| finding.step == "unarchived_wal").expect("asked");
             assert!(finding.is_advice);

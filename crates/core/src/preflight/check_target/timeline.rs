@@ -2,20 +2,20 @@
 
 use pgdata::wal::Lsn;
 
-use super::{PrimaryIdentity, refused};
+use super::{OwnWal, PrimaryIdentity, refused};
+use crate::compare::wal_map::Agreement;
 use crate::error::Error;
 use crate::wire::protocol::message::TargetInfo;
 
 /// The answer, if the target is on a timeline that is not in this primary's history, or further on this primary's timeline than the
-/// primary itself. `flushed`: where the primary's WAL ended after the target was looked at. `resumes`: a recovery from this
-/// primary was interrupted there.
+/// primary itself. `resumes`: a recovery from this primary was interrupted there.
 ///
 /// A server that was primary before this one is on an earlier timeline: what it has beyond this primary cannot be told from
 /// that. Another timeline can, and so can a position that this primary has not reached: its storage was put back to an
 /// older state, or it was not promoted. Either is what a wrong choice of the primary would destroy.
 pub(super) fn ahead(
     primary: &PrimaryIdentity,
-    flushed: Option<Lsn>,
+    wal: Option<OwnWal>,
     target: &TargetInfo,
     resumes: bool,
     any_cluster: bool,
@@ -28,7 +28,7 @@ pub(super) fn ahead(
     };
     let (timeline, shown) = (primary.timeline, target.directory.display());
     if let Some(found) = target.timeline.filter(|found| *found > copied)
-        && let Some(Unseen { which, begun }) = unseen(primary, found, target)
+        && let Some(Unseen { which, begun }) = unseen(primary, wal, found, target)
     {
         if any_cluster {
             let answer = format!("a cluster of this system on {which} ({found}); overwrite is any_cluster");
@@ -44,7 +44,7 @@ pub(super) fn ahead(
                  pgpool_recovery.overwrite = any_cluster, or pass it as an option.",
             )));
     }
-    let flushed = flushed?;
+    let flushed = wal?.flushed;
     let reached = beyond(timeline, flushed, target)?;
     if any_cluster {
         let answer =
@@ -73,7 +73,7 @@ struct Unseen {
 }
 
 /// Whether the target's timeline is none of this primary's history.
-fn unseen(primary: &PrimaryIdentity, found: u32, target: &TargetInfo) -> Option<Unseen> {
+fn unseen(primary: &PrimaryIdentity, wal: Option<OwnWal>, found: u32, target: &TargetInfo) -> Option<Unseen> {
     let unseen = |which, begun| Some(Unseen { which, begun });
     if found > primary.timeline {
         return unseen("a later timeline", String::new());
@@ -82,12 +82,14 @@ fn unseen(primary: &PrimaryIdentity, found: u32, target: &TargetInfo) -> Option<
     let Some(ours) = primary.history.as_ref()?.up_to(found) else {
         return unseen("a timeline of its own", String::new());
     };
-    let theirs = target.history.as_ref()?;
-    if theirs.ancestors() == ours.ancestors() {
-        return None;
+    if let Some(theirs) = &target.history
+        && theirs.ancestors() != ours.ancestors()
+    {
+        let begun = format!(", begun at {} and not at {}", theirs.begin(), ours.begin());
+        return unseen("a timeline of its own", begun);
     }
-    let begun = format!(", begun at {} and not at {}", theirs.begin(), ours.begin());
-    unseen("a timeline of its own", begun)
+    let mark = target.landmark.as_ref().filter(|_| wal.is_some_and(|wal| wal.agrees == Agreement::Other))?;
+    unseen("a timeline of its own", format!(", where its WAL at {} is another one", mark.from))
 }
 
 /// A position on this timeline that the target has reached for sure and the primary has not.
@@ -105,8 +107,9 @@ fn beyond(timeline: u32, flushed: Lsn, target: &TargetInfo) -> Option<Lsn> {
 
 #[cfg(test)]
 mod tests {
-    use crate::preflight::check_target::tests::{FLUSHED, first_refusal, history, primary, refusal, target};
-    use crate::preflight::check_target::{PrimaryIdentity, Strategy, check_target, strategy};
+    use crate::compare::wal_map::{Agreement, Past};
+    use crate::preflight::check_target::tests::{WAL, first_refusal, history, primary, refusal, target};
+    use crate::preflight::check_target::{OwnWal, PrimaryIdentity, Strategy, check_target, strategy};
     use crate::wire::protocol::message::{Marker, TargetInfo};
     use pgdata::control_file::ControlFile;
     use pgdata::control_file::sample;
@@ -144,8 +147,9 @@ mod tests {
 
     #[test]
     fn a_target_that_is_further_on_the_same_timeline_is_not_lost_unasked() {
-        let refused = |target: &TargetInfo, flushed, any_cluster| {
-            let findings = check_target(&primary(), flushed, target, true, any_cluster);
+        let refused = |target: &TargetInfo, flushed: Option<Lsn>, any_cluster| {
+            let wal = flushed.map(|flushed| OwnWal { flushed, ..WAL });
+            let findings = check_target(&primary(), wal, target, true, any_cluster);
             let error = findings.into_iter().find_map(|finding| finding.answer.err())?;
             assert!(error.hint.is_some_and(|hint| hint.contains("any_cluster")));
             error.detail
@@ -204,8 +208,31 @@ mod tests {
         }
         // without a history file nothing says that it is another one
         assert_eq!(refused(&TargetInfo { history: None, ..target() }), None);
+        // of the same number and from the same position, but other WAL
+        let landmark =
+            Some(Past { timeline: 4, from: Lsn(0x500_0080), to: Lsn(0x500_00C0), digest: [0; 16] });
+        for (agrees, is_refused) in
+            [(Agreement::Same, false), (Agreement::Unknown, false), (Agreement::Other, true)]
+        {
+            let judge = |target: &TargetInfo, any_cluster| {
+                let findings =
+                    check_target(&primary(), Some(OwnWal { agrees, ..WAL }), target, true, any_cluster);
+                findings.into_iter().find_map(|finding| finding.answer.err())
+            };
+            let twin = TargetInfo { landmark: landmark.clone(), ..target() };
+            let error = judge(&twin, false);
+            assert_eq!(error.is_some(), is_refused, "{error:?}");
+            if let Some(error) = error {
+                assert!(
+                    error.message.contains("of its own")
+                        && error.hint.is_some_and(|it| it.contains("any_cluster"))
+                );
+                assert!(error.detail.is_some_and(|it| it.contains("its WAL at 0/5000080 is another one")));
+            }
+            assert_eq!(judge(&twin, true), None);
+        }
         let unknown = PrimaryIdentity { history: None, ..primary() };
-        let findings = check_target(&unknown, Some(FLUSHED), &on(2, &[]), true, false);
+        let findings = check_target(&unknown, Some(WAL), &on(2, &[]), true, false);
         assert!(findings.iter().all(|finding| finding.answer.is_ok()));
     }
 

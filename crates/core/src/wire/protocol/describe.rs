@@ -4,7 +4,7 @@ use pgdata::control_file::ControlFile;
 use pgdata::wal::Lsn;
 use serde::{Deserialize, Serialize};
 
-use crate::compare::wal_map::Lineage;
+use crate::compare::wal_map::{Lineage, Past};
 use crate::error::Result;
 
 /// A directory and its server, as its host sees them.
@@ -20,6 +20,9 @@ pub struct Description {
     pub major_version: Option<String>,
     /// The highest timeline of which there is WAL, or which pg_control tells, and what it has sprung from.
     pub history: Lineage,
+    /// Records that tell its last timeline from another one of the same number.
+    #[serde(default)]
+    pub landmark: Option<Past>,
     /// What a running server says of itself, or why it says nothing: that is no answer.
     pub said: Option<Result<Said>>,
     /// Who stopped the server for good, and when.

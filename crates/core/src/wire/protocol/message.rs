@@ -9,7 +9,7 @@ use pgdata::wal::Lsn;
 use serde::{Deserialize, Serialize};
 
 use crate::compare::wal_map::skip::TargetFacts;
-use crate::compare::wal_map::{ChainFacts, Lineage, Next};
+use crate::compare::wal_map::{ChainFacts, Lineage, Next, Past};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::{Directory, Tablespace};
@@ -404,6 +404,9 @@ pub struct TargetInfo {
     pub listening: Option<Listening>,
     /// The recovery that another session is at, of a directory that was opened to look.
     pub recovery: Option<Run>,
+    /// Records that tell its last timeline from another one of the same number, of a cluster that is stopped.
+    #[serde(default)]
+    pub landmark: Option<Past>,
     /// What a pg_wal that is a link leads to.
     #[serde(default)]
     pub linked_wal: Option<LinkedWal>,
