@@ -4,7 +4,7 @@
 //! changed. Once this server is promoted nothing is an error any more: the report says what did not work.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pgdata::wal::Lsn;
 use pgpool_recovery_core::compare::wal_map::Wal;
@@ -38,6 +38,9 @@ const AFTER: Duration = Duration::from_secs(3);
 
 /// How often a state is looked at that is waited for.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// How long another promotion is left alone before it is looked at again, at least, and up to twice of that.
+const BETWEEN: Duration = Duration::from_millis(250);
 
 /// How long WAL that another standby has already may be on its way to this one.
 const ON_ITS_WAY: Duration = Duration::from_secs(2);
@@ -125,7 +128,7 @@ pub(crate) fn promote(old: Option<&Old>, settings: &Settings) -> Result<Value> {
     if recovery::goes_on() {
         remove_own_mark(Path::new(&directory));
     }
-    let _turn = take_turn(Path::new(&directory), &clock)?;
+    let mut turn = take_turn(Path::new(&directory), &clock)?;
     if !recovery::goes_on() {
         return already(old, settings, &clock);
     }
@@ -146,7 +149,17 @@ pub(crate) fn promote(old: Option<&Old>, settings: &Settings) -> Result<Value> {
     } else {
         await_replay(&clock, Duration::ZERO)?;
     }
-    let gone = look_again(&mut asked, fencing, gone, &clock)?;
+    let mut gone = look_again(&mut asked, fencing, gone, &clock)?;
+    // two that are promoted at once may both see a standby in the other: each has its turn before it looks for the last time
+    while let Some(rival) = rival(&asked)? {
+        drop(turn);
+        give_way(&mut asked, &rival, &clock)?;
+        turn = take_turn(Path::new(&directory), &clock)?;
+        if !recovery::goes_on() {
+            return already(old, settings, &clock);
+        }
+        gone = look_again(&mut asked, fencing, gone, &clock)?;
+    }
     if let Some(warning) = gone.demand_gone(fencing)? {
         log::warning(&warning);
     }
@@ -212,6 +225,40 @@ fn take_turn(directory: &Path, clock: &Clock) -> Result<Turn> {
         }
         threads::pause(LOOK);
     }
+}
+
+/// The name of another standby that may be about to be promoted.
+fn rival(asked: &Asked<'_>) -> Result<Option<String>> {
+    Ok(own()?.rival(&asked.nodes).map(str::to_owned))
+}
+
+/// Waits until another standby has been promoted, which is a refusal, or its promotion was given up. Both may be waiting, each for a
+/// time of its own, while neither has its turn.
+fn give_way(asked: &mut Asked<'_>, rival: &str, clock: &Clock) -> Result<()> {
+    log::log(&format!("pgpool_recovery: {rival} may be about to be promoted: this promotion waits"));
+    let mut name = rival.to_owned();
+    loop {
+        threads::pause(BETWEEN.mul_f64(1.0 + jitter()));
+        if clock.left().is_zero() {
+            return Err(Error::new(Kind::InUse, format!("{name} may be about to be promoted"))
+                .detail(
+                    "Its data directory is locked, as it is while a standby is promoted or told to follow.",
+                )
+                .hint("See pg_stat_activity on that node, and call again if it is no primary then."));
+        }
+        asked.ask_again(clock)?;
+        demand_foremost(&asked.nodes, clock)?;
+        match self::rival(asked)? {
+            Some(still) => name = still,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Something between 0 and 1 that two hosts hardly have in common.
+fn jitter() -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    f64::from(now.subsec_nanos() ^ std::process::id().rotate_left(13)) % 1e6 / 1e6
 }
 
 /// Refuses a standby whose replay somebody has paused, and who may have had a reason.

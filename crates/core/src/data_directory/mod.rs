@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
 use crate::sys::FileId;
+use crate::sys::directory_lock::lock_directory;
 use crate::sys::lock::lock;
 
 use directories::{make_directories, open_directory, open_nearest, remove_made};
@@ -109,9 +110,9 @@ impl DataDirectory {
                 Error::at("open directory", path, &error)
             })
         })?;
-        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(busy(path)),
+        match lock_directory(&fd) {
+            Ok(true) => {}
+            Ok(false) => return Err(busy(path)),
             Err(error) => {
                 return Err(undo(Error::at("lock directory", path, &error.into())));
             }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::directories::{busy, make_directories, open_directory};
@@ -12,6 +12,7 @@ use super::{DataDirectory, Root};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
 use crate::sys::FileId;
+use crate::sys::directory_lock::lock_directory;
 use crate::sys::lock::lock;
 
 /// Where a pg_wal that is a link leads.
@@ -119,9 +120,9 @@ impl DataDirectory {
 
     fn push_root(&mut self, prefix: &RelPath, directory: &Path, fd: OwnedFd) -> Result<()> {
         if !self.is_view {
-            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Err(busy(directory)),
+            match lock_directory(&fd) {
+                Ok(true) => {}
+                Ok(false) => return Err(busy(directory)),
                 Err(error) => {
                     return Err(Error::at("lock directory", directory, &error.into()));
                 }

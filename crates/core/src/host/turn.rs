@@ -3,10 +3,8 @@
 use std::fs::File;
 use std::path::Path;
 
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
-
 use crate::error::{Error, Result};
+use crate::sys::directory_lock::{is_locked, lock_directory};
 
 /// The turn, until it is dropped or the process ends.
 #[derive(Debug)]
@@ -14,12 +12,22 @@ pub struct Turn(#[expect(dead_code, reason = "holds the lock")] File);
 
 /// Takes the turn; `None` if somebody else has it.
 pub fn take(directory: &Path) -> Result<Option<Turn>> {
-    let opened = File::open(directory).map_err(Error::on_path("open directory", directory))?;
-    match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(Turn(opened))),
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(Error::at("lock directory", directory, &error.into())),
-    }
+    let opened = open(directory)?;
+    let is_free = lock_directory(&opened).map_err(failed(directory))?;
+    Ok(is_free.then(|| Turn(opened)))
+}
+
+/// Whether somebody has the turn.
+pub(super) fn is_taken(directory: &Path) -> Result<bool> {
+    is_locked(open(directory)?).map_err(failed(directory))
+}
+
+fn open(directory: &Path) -> Result<File> {
+    File::open(directory).map_err(Error::on_path("open directory", directory))
+}
+
+fn failed(directory: &Path) -> impl FnOnce(rustix::io::Errno) -> Error {
+    move |error| Error::at("lock directory", directory, &error.into())
 }
 
 #[cfg(test)]
@@ -31,7 +39,9 @@ mod tests {
         let data = tempfile::tempdir().expect("temporary directory");
         let first = take(data.path()).expect("a directory").expect("free");
         assert!(take(data.path()).expect("a directory").is_none());
+        assert!(is_taken(data.path()).expect("a directory"));
         drop(first);
+        assert!(!is_taken(data.path()).expect("a directory"));
         assert!(take(data.path()).expect("a directory").is_some());
         assert!(take(&data.path().join("missing")).is_err());
     }

@@ -233,6 +233,7 @@ mod tests {
                 replayed: Some(Lsn(position)),
                 is_paused: false,
             })),
+            is_busy: false,
             fence: None,
         }
     }

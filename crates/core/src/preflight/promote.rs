@@ -54,6 +54,19 @@ impl Own {
         })
     }
 
+    /// The name of another standby that may be about to be promoted.
+    pub fn rival<'a>(&self, nodes: &'a [Node]) -> Option<&'a str> {
+        let rival = nodes.iter().find(|node| match &node.found {
+            Ok(found) => {
+                found.is_busy
+                    && found.running.is_some()
+                    && found.control.system_identifier == self.system_identifier
+            }
+            Err(_) => false,
+        });
+        rival.map(|node| node.name.as_str())
+    }
+
     fn compare(&self, Node { name, found }: &Node) -> Result<Option<String>> {
         let found = match found {
             Ok(found) => found,
@@ -253,6 +266,7 @@ mod tests {
             history: Lineage::new(2, &ANCESTORS),
             landmark: None,
             said,
+            is_busy: false,
             fence: None,
         }
     }

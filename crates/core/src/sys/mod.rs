@@ -6,6 +6,7 @@ pub(crate) mod buffer;
 pub mod cancel;
 pub mod clock;
 pub(crate) mod direct;
+pub(crate) mod directory_lock;
 mod file_id;
 pub(crate) mod hexadecimal;
 pub(crate) mod lock;

@@ -25,6 +25,9 @@ pub struct Description {
     pub landmark: Option<Past>,
     /// What a running server says of itself, or why it says nothing: that is no answer.
     pub said: Option<Result<Said>>,
+    /// Whether a promotion of the server is going on, or something else that its data directory is locked for.
+    #[serde(default)]
+    pub is_busy: bool,
     /// Who stopped the server for good, and when.
     pub fence: Option<FenceMark>,
 }

@@ -72,6 +72,31 @@ fn of_two_calls_at_once_one_promotes_and_the_other_finds_a_primary() {
 }
 
 #[test]
+fn of_two_standbys_that_are_promoted_at_once_one_becomes_the_primary() {
+    for _ in 0..3 {
+        let trio = Trio::new();
+        trio.kill_primary();
+        let results = std::thread::scope(|scope| {
+            let calls = [(&trio.one, &trio.two), (&trio.two, &trio.one)].map(|(standby, other)| {
+                scope.spawn(|| promote(standby, Some(&trio.old), &trio.nodes(&[other])))
+            });
+            calls.map(|call| call.join().expect("no panic"))
+        });
+        let primaries = [&trio.one, &trio.two].map(|node| !node.in_recovery());
+        assert_eq!(primaries.iter().filter(|is| **is).count(), 1, "{results:?}");
+        for (result, is_primary) in results.into_iter().zip(primaries) {
+            match result {
+                Ok(report) => assert!(is_primary && report["result"] == "promoted", "{report}"),
+                Err(error) => {
+                    assert!(!is_primary);
+                    error.expect("55000").says("as a primary already");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn arguments_are_checked_and_change_nothing() {
     let trio = Trio::new();
     let mut client = trio.one.connect();
