@@ -25,6 +25,7 @@ pub mod mount;
 pub mod netns;
 pub mod pgpool;
 pub mod ports;
+pub mod primacy;
 pub mod probe;
 pub mod process;
 pub mod proxy;

@@ -167,10 +167,14 @@ fn md5(host: &Host) -> String {
     process::run(command).ok().trim().to_owned()
 }
 
-fn try_connect(scratch: &Scratch, port: u16) -> Option<Client> {
+fn config(scratch: &Scratch, port: u16) -> postgres::Config {
     let mut config = postgres::Config::new();
     config.host_path(scratch.sockets()).port(port).user("postgres").dbname("postgres");
-    config.connect(NoTls).ok()
+    config
+}
+
+fn try_connect(scratch: &Scratch, port: u16) -> Option<Client> {
+    config(scratch, port).connect(NoTls).ok()
 }
 
 /// `show pool_nodes` of the Pgpool-II at this port, by node id.
@@ -205,6 +209,11 @@ impl Pgpool {
 
     fn try_connect(&self) -> Option<Client> {
         try_connect(&self.scratch, self.port())
+    }
+
+    /// How to reach it.
+    pub fn config(&self) -> postgres::Config {
+        config(&self.scratch, self.port())
     }
 
     /// A session through Pgpool-II.

@@ -2,6 +2,8 @@
 
 mod dropin; // in the C extension's place: the statements of every Pgpool-II release, scripts in the data directory
 mod hook; // the failover_command: promotion, followers, double failure, switchover
+mod lean; // three nodes behind a Pgpool-II with the hook
 mod operator; // what an operator sees of a failure
 mod recovery; // pcp_recovery_node
 mod setup; // a cluster made by pgpool_setup, a fail-over and a follower
+mod switchovers; // with writers at work, and a witness that writes to every node
