@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
@@ -50,20 +51,28 @@ impl PrimaryFacts {
         Ok(tablespaces)
     }
 
-    /// Refuses directories of the target that are the primary's: an agent may run on the primary's host.
+    /// Refuses directories of the target that are the primary's: an agent may run on the primary's host, and links and mounts may lead
+    /// there.
     pub(crate) fn demand_other_locations(&self, target: &TargetInfo, locations: &[FileId]) -> Result<()> {
         if !machine::may_be_one(self.identity.boot_id.as_deref(), target.boot_id.as_deref()) {
             return Ok(());
         }
         let links = tablespace_links(&self.data_directory, Side::Primary)?;
-        let own =
-            links.iter().map(|(_, source)| source.as_str()).chain([self.primary.data_directory.as_str()]);
-        for path in own {
-            let metadata = fs::metadata(path).map_err(Error::on_path("stat directory", path))?;
-            if locations.contains(&FileId::from(&metadata)) {
+        let locations: HashSet<&FileId> = locations.iter().collect();
+        for (_, source) in &links {
+            if locations.contains(&identity(Path::new(source))?) {
                 return Err(
-                    own_location(path).detail("The target's host and the primary's host are one machine.")
+                    own_location(source).detail("The target's host and the primary's host are one machine.")
                 );
+            }
+        }
+        for directory in own_directories(&self.data_directory)? {
+            if locations.contains(&identity(&directory)?) {
+                let message =
+                    format!("the target has the primary's own directory \"{}\"", directory.display());
+                return Err(Error::new(Kind::TargetRefused, message)
+                    .detail("The target's host and the primary's host are one machine, and a link or a mount leads there.")
+                    .hint("Give the standby directories of its own: correct the link, or what is mounted in its data directory."));
             }
         }
         Ok(())
@@ -88,6 +97,30 @@ impl PrimaryFacts {
         };
         Ok(Tablespace { oid, source: source.to_owned(), target })
     }
+}
+
+/// A data directory, what is a directory in it, and those of its databases.
+fn own_directories(data_directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut own = vec![data_directory.to_owned()];
+    for directory in [data_directory.to_owned(), data_directory.join("base")] {
+        let failed = |error| Error::at("list directory", &directory, &error);
+        for entry in fs::read_dir(&directory).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            match fs::metadata(&path) {
+                Ok(found) if found.is_dir() => own.push(path),
+                Ok(_) => {}
+                // dropped meanwhile
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::at("stat file", &path, &error)),
+            }
+        }
+    }
+    Ok(own)
+}
+
+fn identity(directory: &Path) -> Result<FileId> {
+    let metadata = fs::metadata(directory).map_err(Error::on_path("stat directory", directory))?;
+    Ok(FileId::from(&metadata))
 }
 
 fn own_location(path: &str) -> Error {

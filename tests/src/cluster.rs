@@ -247,6 +247,14 @@ impl Cluster {
         self.pg_ctl(&["start", "-w", "-t", "60", "-l", log.to_str().expect("scratch names are ASCII")])
     }
 
+    /// Starts the server by another program than this installation's `postgres`.
+    #[track_caller]
+    pub fn start_by(&self, program: &Path) {
+        let (log, program) = (self.log_file(), program.to_str().expect("scratch names are ASCII"));
+        let log = log.to_str().expect("scratch names are ASCII");
+        self.pg_ctl(&["start", "-w", "-t", "60", "-l", log, "-p", program]).ok();
+    }
+
     #[track_caller]
     pub fn stop(&self, how: Stop) {
         let mode = match how {

@@ -126,8 +126,14 @@ impl Mounted {
     /// A file or directory that is its own mount point, as a container's volume of one file is.
     #[track_caller]
     pub fn itself(scratch: &Scratch, path: &Path) -> Self {
+        Self::of(scratch, path, path)
+    }
+
+    /// What lies at `source`, at `path` too, as a volume that two containers have.
+    #[track_caller]
+    pub fn of(scratch: &Scratch, source: &Path, path: &Path) -> Self {
         let mut bind = Command::new("mount");
-        bind.arg("--bind").arg(path).arg(path);
+        bind.arg("--bind").arg(source).arg(path);
         process::run(bind).ok();
         Self { path: path.to_owned(), _scratch: scratch.clone() }
     }

@@ -10,6 +10,7 @@ use rustix::path::Arg;
 use super::{DataDirectory, Entries, Root, mounted, remove};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::RelPath;
+use crate::sys::FileId;
 
 /// Where something cannot be removed, entered or written, and why.
 #[derive(Debug)]
@@ -78,7 +79,7 @@ struct Probe {
     kind: FileType,
     user: u32,
     mode: u32,
-    device: u64,
+    identity: FileId,
     names: u64,
     /// Bytes that go with its last name.
     frees: u64,
@@ -104,7 +105,7 @@ fn probe(parent: impl AsFd, name: impl Arg + Copy) -> Result<Option<Probe>, Errn
         kind: FileType::from_raw_mode(stat.st_mode),
         user: stat.st_uid,
         mode: stat.st_mode,
-        device: stat.st_dev,
+        identity: FileId::from(&stat),
         names: stat.st_nlink,
         frees: if stat.st_nlink == 1 { blocks.saturating_mul(512) } else { 0 },
         is_mount: remove::is_mount(parent, name)?,
@@ -141,14 +142,15 @@ impl DataDirectory {
     }
 
     /// What keeps a directory from being entered and changed, and its device.
-    pub(crate) fn entrance(&self, path: &RelPath) -> Result<(Option<Obstacle>, u64)> {
+    pub(crate) fn entrance(&self, path: &RelPath) -> Result<(Option<Obstacle>, Option<FileId>)> {
         let failed = |error: Errno| Error::at("stat file", self.shown(path), &error.into());
         if let Some(root) = self.roots.iter().find(|root| root.prefix == path.as_str()) {
-            return Ok((self.root_obstacle(root)?, root.device));
+            let identity = rustix::fs::fstat(&root.fd).map_err(failed)?;
+            return Ok((self.root_obstacle(root)?, Some(FileId::from(&identity))));
         }
         let parent = self.parent(path).map_err(failed)?;
         let Some(found) = probe(&parent, path.file_name()).map_err(failed)? else {
-            return Ok((None, self.device_of(path)));
+            return Ok((None, None));
         };
         let is_closed = || match remove::open_directory(&parent, path.file_name()).and_then(is_read_only) {
             // it belongs to another user, or is opened by the run; or it has gone meanwhile
@@ -164,7 +166,7 @@ impl DataDirectory {
         } else {
             None
         };
-        Ok((why.map(|why| Obstacle::new(self.shown(path), why)), found.device))
+        Ok((why.map(|why| Obstacle::new(self.shown(path), why)), Some(found.identity)))
     }
 
     /// What keeps anything from being made in a directory that paths start from.
@@ -262,7 +264,7 @@ impl DataDirectory {
             return Ok(Some(Obstacle::new(path, Why::Fixed)));
         }
         if found.kind != FileType::Directory {
-            let freed = freed.entry(found.device).or_default();
+            let freed = freed.entry(found.identity.device).or_default();
             *freed = freed.saturating_add(found.frees);
             return Ok(None);
         }

@@ -86,6 +86,8 @@ pub(crate) fn inspect_opened(
     let running = unless_doubtful(running, &mut doubts.server);
     let wal = metadata.as_ref().map_or(Ok(None), |_| wal::linked(opened, &look, directory));
     let wal = unless_doubtful(wal, &mut doubts.wal);
+    let wal_identity = wal.as_ref().map_or_else(|| wal::identity(&look), |wal| Ok(Some(wal.identity)));
+    let wal_identity = unless_doubtful(wal_identity, &mut doubts.wal);
     let main = main_configuration(cluster);
     let keeps = |name: &str| keep.iter().any(|path| path.as_str() == name);
     let settings = configuration::may_be_there(&main).then(|| configuration(cluster));
@@ -145,7 +147,7 @@ pub(crate) fn inspect_opened(
         pg_version,
         server_version: server_version(cluster, cancel)?,
         identity: metadata.as_ref().map(FileId::from),
-        wal_identity: wal.as_ref().map(|wal| wal.identity),
+        wal_identity,
         linked_wal: wal.as_ref().map(|wal| wal.content),
         wal_directory: wal.map(|wal| wal.path),
         configuration_can_be_extended: match &cluster.config_file {
@@ -340,7 +342,7 @@ fn wal_volume(wal: &Path) -> io::Result<Content> {
         if !matches!(name.to_str(), Some("lost+found" | "archive_status" | "summaries")) {
             // WAL tells whose it is
             let holds_wal = !wal::segments(wal)?.is_empty();
-            return Ok(if holds_wal { Content::Cluster } else { Content::Other });
+            return Ok(if holds_wal { Content::Wal } else { Content::Other });
         }
     }
     Ok(Content::Empty)

@@ -33,6 +33,9 @@ pub(crate) struct Wanted {
     pub(crate) path: PathBuf,
     /// Device and inode.
     pub(crate) identity: FileId,
+    /// Whether a link leads to it, perhaps into what another one uses, or around that. Of a directory that was named itself only
+    /// the identity counts.
+    pub(crate) is_linked: bool,
     /// If it is a tablespace's, the directory in it that is the cluster's: `PG_15_202209061`.
     pub(crate) within: Option<String>,
 }
@@ -50,7 +53,7 @@ impl Wanted {
             let version = self.within.as_deref().and_then(major);
             return version.is_none() || used.version.is_none() || version == used.version.as_deref();
         }
-        overlap(&self.path, &used.path)
+        self.is_linked && overlap(&self.path, &used.path)
     }
 }
 
@@ -100,7 +103,7 @@ impl<'a> Neighbours<'a> {
             Ok(used) => used,
             Err(error) => {
                 let why = format!("What \"{}\" uses could not be read: {error}.", directory.display());
-                return Err(cannot_tell(&wanted[0].path, why));
+                return unless_certain(wanted, cannot_tell(&wanted[0].path, why));
             }
         };
         if used.first().is_some_and(|found| Some(found.identity) == self.own) {
@@ -118,7 +121,10 @@ impl<'a> Neighbours<'a> {
     fn running(&self, wanted: &[Wanted]) -> Result<()> {
         let user = rustix::process::geteuid().as_raw();
         let mut seen = HashSet::new();
-        let processes = self.proc.processes().map_err(|error| cannot_tell(&wanted[0].path, error.message))?;
+        let processes = match self.proc.processes() {
+            Ok(processes) => processes,
+            Err(error) => return unless_certain(wanted, cannot_tell(&wanted[0].path, error.message)),
+        };
         // a recovery within a server has its own target open
         for process in processes.into_iter().filter(|process| *process != std::process::id()) {
             match self.proc.look(process) {
@@ -129,7 +135,7 @@ impl<'a> Neighbours<'a> {
                 // it is hidden; as it is where one searches for the target's own server
                 Err(error) => match fs::metadata(self.proc.of(process, "")) {
                     Ok(place) if place.uid() == user => {
-                        return Err(self.unreadable(process, "status", &error, wanted));
+                        self.unreadable(process, "status", &error, wanted)?;
                     }
                     _ => {}
                 },
@@ -155,7 +161,7 @@ impl<'a> Neighbours<'a> {
             }
             Err(error) => {
                 let hidden = self.hidden(process, found.parent, wanted, &whose);
-                return hidden.unwrap_or_else(|| Err(self.unreadable(process, "cwd", &error, wanted)));
+                return hidden.unwrap_or_else(|| self.unreadable(process, "cwd", &error, wanted));
             }
         };
         if Some(identity) == self.own {
@@ -163,7 +169,7 @@ impl<'a> Neighbours<'a> {
         }
         // one that is starting, or only asked for its version, is elsewhere
         let looked = is_data_directory(&cwd)
-            .map_err(|error| self.unreadable(process, "cwd", &error, wanted))
+            .or_else(|error| self.unreadable(process, "cwd", &error, wanted).map(|()| false))
             .and_then(|works| {
                 let is_new = works && seen.insert(identity);
                 let whose = || in_directory(process, &cwd).unwrap_or_else(|| whose.clone());
@@ -183,17 +189,15 @@ impl<'a> Neighbours<'a> {
             // that hides its files hides its directory as well: one that shows the directory alone is just
             // ending, its memory is gone and its files are being closed.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-            Err(error) => Err(self.unreadable(process, "fd", &error, wanted)),
+            Err(error) => self.unreadable(process, "fd", &error, wanted),
         }
     }
 
     /// The refusal where something of a server cannot be read.
-    fn unreadable(&self, process: u32, what: &str, error: &io::Error, wanted: &[Wanted]) -> Error {
+    fn unreadable(&self, process: u32, what: &str, error: &io::Error, wanted: &[Wanted]) -> Result<()> {
         let place = self.proc.of(process, what);
-        cannot_tell(
-            &wanted[0].path,
-            format!("\"{}\" of a server could not be read: {error}.", place.display()),
-        )
+        let why = format!("\"{}\" of a server could not be read: {error}.", place.display());
+        unless_certain(wanted, cannot_tell(&wanted[0].path, why))
     }
 
     /// Of a server that cannot be looked at: what is known of it otherwise. `None`: nothing.
@@ -285,6 +289,12 @@ fn in_use(directory: &Path, whose: &str) -> Error {
         .hint("Let the link in the target's pg_wal or pg_tblspc, or tablespace_mapping, lead to a directory of the standby's own.")
 }
 
+/// What cannot be told is a refusal, where a link leads out of the target's own directory. In that itself another server has its files
+/// only by its own link, or by a mount: of a server that is not seen at all, as in a container, that is not known either.
+fn unless_certain(wanted: &[Wanted], unknown: Error) -> Result<()> {
+    if wanted.iter().any(|wanted| wanted.is_linked) { Err(unknown) } else { Ok(()) }
+}
+
 fn cannot_tell(directory: &Path, why: impl Into<String>) -> Error {
     let message = format!("cannot tell whether another server uses directory \"{}\"", directory.display());
     Error::new(Kind::InUse, message)
@@ -301,7 +311,7 @@ mod tests {
     fn wanted(path: &Path) -> Vec<Wanted> {
         let path = path.canonicalize().expect("there");
         let found = fs::metadata(&path).expect("stat");
-        vec![Wanted { identity: FileId::from(&found), path, within: None }]
+        vec![Wanted { identity: FileId::from(&found), path, is_linked: true, within: None }]
     }
 
     /// Two data directories, the second of which has a pg_wal and a tablespace elsewhere.

@@ -25,6 +25,8 @@ pub(crate) struct Proc {
 pub(crate) struct Process {
     /// The name of its program, cut to 15 bytes.
     pub(crate) name: String,
+    /// The first word of its command line: the program as it was called, or the title that a server's process gives itself.
+    pub(crate) title: String,
     /// Its effective user.
     pub(crate) user: u32,
     /// The process that started it, or inherited it.
@@ -32,9 +34,12 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// "postmaster" is the program's older name.
+    /// "postmaster" is the program's older name. A program that is wrapped has another one (".postgres-wrapped"), but is called by
+    /// that of its wrapper.
     pub(crate) fn is_server(&self) -> bool {
-        matches!(self.name.as_str(), "postgres" | "postmaster")
+        let called = self.title.rsplit('/').next().unwrap_or_default();
+        [self.name.as_str(), called].iter().any(|name| matches!(*name, "postgres" | "postmaster"))
+            || self.title.starts_with("postgres: ")
     }
 }
 
@@ -104,9 +109,22 @@ impl Proc {
         );
         match (name, user, parent) {
             (Some(name), Some(user), Some(parent)) => {
-                Ok(Some(Process { name: name.to_owned(), user, parent }))
+                let title = self.title(process)?;
+                Ok(Some(Process { name: name.to_owned(), title, user, parent }))
             }
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it lacks Name, Uid or PPid")),
+        }
+    }
+
+    /// The first word of a process's command line; empty if it has none any more.
+    fn title(&self, process: u32) -> io::Result<String> {
+        match fs::read(self.of(process, "cmdline")) {
+            Ok(line) => {
+                let first = line.split(|byte| *byte == 0).next().unwrap_or_default();
+                Ok(String::from_utf8_lossy(first).into_owned())
+            }
+            Err(error) if is_gone(&error) => Ok(String::new()),
+            Err(error) => Err(error),
         }
     }
 
@@ -200,6 +218,21 @@ mod tests {
         for other in [file(own, Some(started - 3600)), file(own, None), file(1, Some(started))] {
             assert!(!proc.is_named_by(&other, own), "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_server_is_known_by_its_program_or_by_its_title() {
+        let is = |name: &str, title: &str| {
+            Process { name: name.to_owned(), title: title.to_owned(), user: 0, parent: 1 }.is_server()
+        };
+        assert!(is("postgres", "/usr/lib/postgresql/15/bin/postgres") && is("postmaster", ""));
+        assert!(is(".postgres-wrapp", "/nix/store/x/bin/postgres"));
+        assert!(is(".postgres-wrapp", "postgres: main: walwriter "));
+        assert!(
+            !is("bash", "/srv/postgres/run.sh")
+                && !is("psql", "psql")
+                && !is("pgpool-recovery", "postgres-agent")
+        );
     }
 
     #[test]

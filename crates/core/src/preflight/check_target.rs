@@ -79,7 +79,7 @@ const CLOCKS: u64 = 2_000;
 /// Which strategy fits what was found.
 pub fn strategy(primary: &PrimaryIdentity, target: &TargetInfo) -> Strategy {
     match target.content {
-        Content::Missing | Content::Empty | Content::Other => Strategy::Full,
+        Content::Missing | Content::Empty | Content::Wal | Content::Other => Strategy::Full,
         Content::Cluster if resumes(primary, target) => Strategy::Resume,
         Content::Cluster => Strategy::Delta,
     }
@@ -167,8 +167,8 @@ fn not_the_primary(
     }
     if one_machine && target.wal_identity.is_some() && target.wal_identity == primary.wal_identity {
         return Err(refused(format!("pg_wal of target directory \"{shown}\" is the primary's own"))
-            .detail("The target's pg_wal is a symbolic link to the primary's WAL directory.")
-            .hint("Remove the link, or let it point to a directory of the standby's own."));
+            .detail("The target's pg_wal is a symbolic link to the primary's WAL directory, or the same directory is mounted in both.")
+            .hint("Let the link lead to, or mount, a directory of the standby's own."));
     }
     Ok(format!("\"{shown}\" is not the primary's data directory"))
 }
@@ -231,6 +231,14 @@ fn identity(
             return Err(refused(format!("directory \"{shown}\" is not empty and not a PostgreSQL cluster"))
                 .detail("It has neither PG_VERSION nor the marker of an interrupted recovery.")
                 .hint("Give the standby's data directory, or empty this one by hand."));
+        }
+        Content::Wal if any_cluster => {
+            return Ok("the WAL of a cluster, and nothing else; overwrite is any_cluster".to_owned());
+        }
+        Content::Wal => {
+            return Err(refused(format!("directory \"{shown}\" holds WAL, and nothing that tells whose it is"))
+                .detail("A server whose data directory is elsewhere may need it: its pg_wal may be a link to this place, or this one be mounted there.")
+                .hint("Give the standby's data directory. If the WAL may be destroyed, empty pg_wal by hand, or set pgpool_recovery.overwrite = any_cluster, or pass it as an option."));
         }
         Content::Cluster => {}
     }

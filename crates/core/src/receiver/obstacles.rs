@@ -13,6 +13,7 @@ use crate::manifest::exclude::{CONTROL_ASIDE, MARKER, holds_relations};
 use crate::manifest::list::{FileIndex, FileList};
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::Directory;
+use crate::sys::FileId;
 use crate::wire::protocol::message::PlanHeader;
 
 /// What was found.
@@ -24,6 +25,8 @@ pub(super) struct Found {
     pub(super) freed: HashMap<u64, u64>,
     /// Directories on which another file system than that of its root begins, and that one's device.
     pub(super) mounts: Vec<(RelPath, u64)>,
+    /// The directories that a run enters: one may be mounted there, of the same file system, too.
+    pub(super) entered: Vec<FileId>,
 }
 
 /// Looks at all of the target that a run would.
@@ -103,7 +106,10 @@ impl Search<'_> {
             };
             match self.pruning.judge(&path, kind)? {
                 Fate::Entered => {
-                    let (obstacle, device) = self.target.entrance(&path)?;
+                    let (obstacle, identity) = self.target.entrance(&path)?;
+                    self.found.entered.extend(identity);
+                    let device =
+                        identity.map_or_else(|| self.target.device_of(&path), |identity| identity.device);
                     // one that is entered only because it holds what is kept stays as it is
                     if self.pruning.is_directory(&path) {
                         self.meet(obstacle.map(|obstacle| obstacle.refusal()));

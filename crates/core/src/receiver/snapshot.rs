@@ -3,9 +3,13 @@
 //! Between the two lie the primary's checkpoint and its scan, minutes perhaps: time enough to make another cluster there,
 //! or to start and stop the one that was found.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
 use std::path::{Path, PathBuf};
 
 use pgdata::control_file::PG_CONTROL;
+use pgdata::wal::segment_timeline;
 use rustix::io::Errno;
 
 use crate::data_directory::{DataDirectory, Stamp, Stat};
@@ -23,6 +27,10 @@ const FILES: &[&str] =
 /// Directories that only a server, or what works like one, changes.
 const DIRECTORIES: &[&str] = &["global", "base", "pg_tblspc"];
 
+/// Where whatever server writes there writes WAL: a primary or a standby that streams does before the run begins, since the
+/// backup's start is in the WAL. So that is seen, too, where nothing else tells of a server: in a container, or on another host.
+const WAL: &str = "pg_wal";
+
 /// Directories that must be the same ones; others may come and go in them.
 const ROOTS: &[&str] = &["", "pg_wal"];
 
@@ -32,6 +40,8 @@ pub(super) struct Snapshot {
     files: Vec<Found>,
     directories: Vec<Found>,
     roots: Vec<Found>,
+    /// The segments.
+    wal: BTreeMap<OsString, Stamp>,
     /// The standby's own files that were there.
     kept: Vec<RelPath>,
 }
@@ -61,6 +71,7 @@ impl Snapshot {
             files: FILES.iter().map(look).collect::<Result<_>>()?,
             directories: DIRECTORIES.iter().map(look).collect::<Result<_>>()?,
             roots: ROOTS.iter().map(look).collect::<Result<_>>()?,
+            wal: segments(&directory.join(WAL))?,
             kept,
         })
     }
@@ -96,6 +107,11 @@ impl Snapshot {
             format!("\"{}\" is another directory now.", shown_as.join(ROOTS[number]).display())
         } else if let Some(number) = entries {
             format!("Something in its directory \"{}\" was made or removed meanwhile.", DIRECTORIES[number])
+        } else if self.wal != now.wal {
+            format!(
+                "WAL was written or removed meanwhile in \"{}\": a server uses it.",
+                shown_as.join(WAL).display()
+            )
         } else if self.kept != now.kept {
             "One of the files that it keeps (pgpool_recovery.keep_files) appeared or went meanwhile."
                 .to_owned()
@@ -135,11 +151,33 @@ fn found(path: &Path) -> Result<Found> {
     }
 }
 
+/// The segments in a directory; none of one that is closed, to a server too.
+fn segments(directory: &Path) -> Result<BTreeMap<OsString, Stamp>> {
+    let failed = |error| Error::at("list directory", directory, &error);
+    let mut segments = BTreeMap::new();
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory | PermissionDenied) => {
+            return Ok(segments);
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        let is_segment = name.to_str().is_some_and(|name| segment_timeline(name).is_some());
+        if is_segment && let Found::There(stamp) = found(&directory.join(&name))? {
+            segments.insert(name, stamp);
+        }
+    }
+    Ok(segments)
+}
+
 const fn shown(content: Content) -> &'static str {
     match content {
         Content::Missing => "missing",
         Content::Empty => "empty",
         Content::Cluster => "a PostgreSQL data directory",
+        Content::Wal => "WAL and nothing else",
         Content::Other => "not empty, but no PostgreSQL data directory",
     }
 }
@@ -151,12 +189,14 @@ mod tests {
 
     use super::*;
 
+    const SEGMENT: &str = "pg_wal/000000010000000000000003";
+
     fn cluster() -> tempfile::TempDir {
         let data = tempfile::tempdir().expect("temporary directory");
         for name in ["global", "base", "pg_wal"] {
             fs::create_dir(data.path().join(name)).expect("make");
         }
-        for name in ["PG_VERSION", PG_CONTROL, "certs"] {
+        for name in ["PG_VERSION", PG_CONTROL, "certs", SEGMENT] {
             fs::write(data.path().join(name), "x").expect("write");
         }
         data
@@ -182,6 +222,12 @@ mod tests {
                 fs::rename(data.join("pg_wal"), data.join("other")).expect("rename");
                 symlink("other", data.join("pg_wal")).expect("link");
             }),
+            ("WAL is written", |data| {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                let segment = fs::OpenOptions::new().write(true).open(data.join(SEGMENT)).expect("open");
+                std::os::unix::fs::FileExt::write_all_at(&segment, b"y", 0).expect("write");
+            }),
+            ("WAL is removed", |data| fs::remove_file(data.join(SEGMENT)).expect("remove")),
             ("base is another one", |data| {
                 fs::rename(data.join("base"), data.join("old"))
                     .and_then(|()| fs::create_dir(data.join("base")))

@@ -9,8 +9,10 @@ use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::mount::Tmpfs;
 use pgpool_recovery_e2e::recovery::remote_start;
+use pgpool_recovery_e2e::scratch::write_as_postgres;
 use pgpool_recovery_e2e::snapshot::Snapshot;
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, account, probe, server};
+use pgpool_recovery_e2e::stage::Condition;
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, Stage, Transport, account, probe, server};
 
 /// The answer of a step of the check: whether it is well, and all it says.
 fn step(primary: &Cluster, target: &Cluster, options: &serde_json::Value, step: &str) -> (bool, String) {
@@ -25,6 +27,60 @@ fn stopped_standby(primary: &Cluster) -> Cluster {
     let standby = Cluster::standby_by_basebackup(primary, &Host::here(), "standby");
     standby.stop(Stop::Fast);
     standby
+}
+
+/// Some distributions wrap the program, and the kernel tells the name of what is wrapped.
+#[test]
+fn a_server_whose_program_has_another_name_is_no_other_process() {
+    let scratch = Scratch::new();
+    let stage = Stage::on(&scratch).quiet().standby(Condition::Stopped).agent().build();
+    let (primary, standby) = (&stage.primary, &stage.target);
+    // not "bin": the server would look for its libraries and data beside it
+    let programs = scratch.mkdir("programs");
+    let (wrapped, wrapper) = (programs.join(".postgres-wrapped"), programs.join("postgres"));
+    fs::copy(server::program("postgres"), &wrapped).expect("copied");
+    let text = format!("#!/bin/bash\nexec -a \"$0\" {} \"$@\"\n", wrapped.display());
+    fs::write(&wrapper, text).expect("written");
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).expect("executable");
+    standby.start_by(&wrapper);
+    let pid = standby.postmaster().expect("it runs");
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).expect("it runs");
+    assert_eq!(name.trim(), ".postgres-wrapp");
+    let file = standby.read("postmaster.pid");
+    fs::remove_file(standby.directory().join("postmaster.pid")).expect("removed");
+    for transport in Transport::BOTH {
+        stage.recovery_by(transport).fail(primary).expect("55006").says("server is running");
+    }
+    write_as_postgres(&standby.directory().join("postmaster.pid"), &file, 0o600);
+    standby.stop(Stop::Fast);
+}
+
+/// What is given as the data directory holds the WAL of another standby, whose pg_wal is a link to it.
+#[test]
+fn a_directory_that_holds_nothing_but_the_wal_of_another_server_is_refused() {
+    let scratch = Scratch::new();
+    let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary")).into_primary();
+    let other = Cluster::standby_by_basebackup(&primary, &Host::here(), "other");
+    other.stop(Stop::Fast);
+    let volume = scratch.mkdir("volume");
+    let (link, wal) = (other.directory().join("pg_wal"), volume.join("pg_wal"));
+    fs::rename(&link, &wal).and_then(|()| symlink(&wal, &link)).expect("moved");
+    other.start();
+    let recovery = |slot: &str| {
+        let volume = volume.to_str().expect("a path");
+        Recovery::to("localhost", volume, other.port()).option("slot_name", slot)
+    };
+    let segments = || Snapshot::of(&volume).names().len();
+    let before = segments();
+    let destroys = recovery("new").option("overwrite", "any_cluster");
+    destroys.fail(&primary).expect("55006").says("another server uses").says("pg_wal");
+    recovery("new").fail(&primary).expect("55000").says("holds WAL, and nothing");
+    other.wait_for_replay(&primary);
+    other.stop(Stop::Fast);
+    recovery("new").fail(&primary).expect("55000").says("holds WAL, and nothing").says("any_cluster");
+    other.start();
+    other.wait_for_replay(&primary);
+    assert!(segments() >= before);
 }
 
 #[test]

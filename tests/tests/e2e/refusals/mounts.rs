@@ -1,5 +1,6 @@
 //! A run begins only if it can end: what is mounted in a target, read-only or in the place of a file, is looked at first.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
@@ -105,5 +106,48 @@ fn files_that_are_mount_points() {
         hosts.assert_refused("target_writable", "55000", MOUNTED);
         drop(mounted);
     }
+    hosts.assert_works();
+}
+
+/// A volume that is mounted in the wrong data directory: a run empties pg_wal, and takes away what is strange in the others.
+#[test]
+fn directories_of_the_primary_that_are_mounted_in_the_target() {
+    let hosts = Hosts::new();
+    let own = |name: &str| hosts.primary.directory().join(name);
+    hosts.assert_works();
+    let segments = || {
+        let entries = fs::read_dir(own("pg_wal")).expect("listed");
+        entries.map(|entry| entry.expect("an entry").file_name()).collect::<BTreeSet<_>>()
+    };
+    let before = segments();
+    let mounted = Mounted::of(&hosts.scratch, &own("pg_wal"), &hosts.at("pg_wal"));
+    for &transport in hosts.transports {
+        let rows = hosts.check(transport);
+        for (row, words) in
+            [("target_is_not_primary", "the primary's own"), ("target_wal", "another server uses")]
+        {
+            let (ok, said, _) = &rows[row];
+            assert!(!ok && said.contains(words), "{row}: {said}");
+        }
+        for dry_run in [true, false] {
+            let refused = hosts.recovery(transport).option("dry_run", dry_run).fail(&hosts.primary);
+            refused.expect("55000").says("pg_wal").says("the primary's own").says("mounted");
+        }
+    }
+    drop(mounted);
+    assert_eq!(segments(), before);
+    for name in ["base", "pg_xact", "base/1"] {
+        let mounted = Mounted::of(&hosts.scratch, &own(name), &hosts.at(name));
+        for &transport in hosts.transports {
+            let (ok, said, _) = &hosts.check(transport)["target_tablespaces"];
+            assert!(!ok && said.contains("the primary's own directory"), "{said}");
+            for dry_run in [true, false] {
+                let refused = hosts.recovery(transport).option("dry_run", dry_run).fail(&hosts.primary);
+                refused.expect("55000").says("the primary's own directory").says(name).says("mount");
+            }
+        }
+        drop(mounted);
+    }
+    hosts.primary.execute("CREATE TABLE after AS SELECT 1 AS i; CHECKPOINT");
     hosts.assert_works();
 }

@@ -21,7 +21,7 @@ const BYTES: &[u8] = b"# f\xfcr alle\n# \xa5\xc7\xa1\xbc\xa5\xbf\n";
 /// A stage and the ways to its target.
 pub(super) struct Hosts {
     stage: Stage,
-    transports: &'static [Transport],
+    pub(super) transports: &'static [Transport],
     pub(super) options: BTreeMap<&'static str, Value>,
 }
 
@@ -71,13 +71,13 @@ impl Hosts {
         Self { stage: builder.build(), transports, options: [("application_name", json!("target"))].into() }
     }
 
-    fn recovery(&self, transport: Transport) -> Recovery {
+    pub(super) fn recovery(&self, transport: Transport) -> Recovery {
         let recovery = Recovery::of(&self.target, &self.primary).option("transport", transport.name());
         self.options.iter().fold(recovery, |recovery, (name, value)| recovery.option(name, value.clone()))
     }
 
     /// Of every step of the check whether it is well, and what it says; of a bad one the hint, too.
-    fn check(&self, transport: Transport) -> BTreeMap<String, (bool, String, String)> {
+    pub(super) fn check(&self, transport: Transport) -> BTreeMap<String, (bool, String, String)> {
         let mut options = json!(self.options);
         options["transport"] = json!(transport.name());
         let sql =

@@ -1,5 +1,6 @@
 //! A standby that was stopped or killed, and whose primary has gone on: it has not parted (rule H0).
 
+use pgdata::wal::Lsn;
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::stage::{Builder, Condition, Stage};
 use pgpool_recovery_e2e::{Transport, by_both_transports, server, wait, workload};
@@ -67,15 +68,15 @@ fn summaries_of_the_primary_are_read_in_place_of_its_later_wal() {
     let primary = &stage.primary;
     workload::change_every(&mut primary.connect(), 300);
     primary.execute("CHECKPOINT");
-    let redo: i64 = primary.get("SELECT (redo_lsn - '0/0')::bigint FROM pg_control_checkpoint()", &[]);
+    let redo: String = primary.get("SELECT redo_lsn::text FROM pg_control_checkpoint()", &[]);
     wait::until_true("a summary of what has changed", wait::PATIENCE, || {
-        let sql = "SELECT max(end_lsn - '0/0')::bigint FROM pg_available_wal_summaries()";
-        primary.get::<Option<i64>>(sql, &[]) >= Some(redo)
+        let sql =
+            "SELECT coalesce(max(end_lsn) >= $1::text::pg_lsn, false) FROM pg_available_wal_summaries()";
+        primary.get(sql, &[&redo])
     });
     let report = rebuild(&stage.recovery(), &stage.target, primary, "H0");
     assert!(report.number("/skip/source/summaries") > 0, "{}", report.0);
-    let begin: i64 =
-        primary.get("SELECT ($1::text::pg_lsn - '0/0')::bigint", &[&report.text("/skip/common_to")]);
-    let written = u64::try_from(redo - begin).expect("forward");
+    let position = |text: &str| text.parse::<Lsn>().expect("a position");
+    let written = position(&redo).0 - position(report.text("/skip/common_to")).0;
     assert!(report.number("/skip/source/wal_bytes") < written / 2, "{}", report.0);
 }

@@ -33,7 +33,7 @@ fn content_is_told_apart() {
     put(&data, "pg_wal/letter.txt", b"x");
     assert_eq!(content(&data, &data, true, &[]).expect("look"), Content::Other);
     put(&data, "pg_wal/000000010000000000000003", b"x");
-    assert_eq!(content(&data, &data, true, &[]).expect("look"), Content::Cluster, "its WAL is a server's");
+    assert_eq!(content(&data, &data, true, &[]).expect("look"), Content::Wal, "its WAL is a server's");
     fs::remove_dir_all(data.join("pg_wal")).expect("remove");
     put(&data, "holiday.jpg", b"x");
     assert_eq!(content(&data, &data, true, &[]).expect("look"), Content::Other);

@@ -42,6 +42,16 @@ pub(super) fn linked(opened: Option<&DataDirectory>, look: &Path, directory: &Pa
     Ok(Some(Wal { path, identity, content }))
 }
 
+/// What directory pg_wal is.
+pub(super) fn identity(directory: &Path) -> Result<Option<FileId>> {
+    let path = directory.join("pg_wal");
+    match fs::metadata(&path) {
+        Ok(found) => Ok(Some(FileId::from(&found))),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(Error::at("stat directory", &path, &error)),
+    }
+}
+
 /// Whose WAL a directory holds: its newest segment that says so tells.
 pub(super) fn wal_of(directory: &Path) -> io::Result<LinkedWal> {
     let mut segments = segments(directory)?;

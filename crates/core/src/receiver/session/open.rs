@@ -40,9 +40,11 @@ impl Directory {
         // before anything is told, so that what changes meanwhile is seen when the run begins
         let snapshot = Snapshot::look(look, &keep);
         let mut found = inspect::inspect_opened(&cluster, target.as_ref(), &keep, token, *peer, cancel)?;
-        if let (Some(path), Some(identity)) = (found.wal_directory.clone(), found.wal_identity) {
+        if let Some(identity) = found.wal_identity {
             let listed = receiver.policy().beside(&cluster);
-            let wanted = [Wanted { path, identity, within: None }];
+            let is_linked = found.wal_directory.is_some();
+            let path = found.wal_directory.clone().unwrap_or_else(|| cluster.data_directory.join("pg_wal"));
+            let wanted = [Wanted { path, identity, is_linked, within: None }];
             let unused = Neighbours::new(found.identity, &listed).demand_unused(&wanted);
             found.doubts.wal = found.doubts.wal.take().or(unused.err());
         }

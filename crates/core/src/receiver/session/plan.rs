@@ -75,7 +75,8 @@ impl Planned {
         let fits = room.as_ref().map_err(Error::clone);
         let space = fits.and_then(|room| room.check(&target, files, &header, &found)).err();
         let kept_beside_wal = room.map(|room| room.kept_beside_wal());
-        let locations = target.identities()?;
+        let mut locations = target.identities()?;
+        locations.extend(found.entered);
         let answer = Answer { locations, space, obstacle: found.obstacle };
         Ok((Self { target, listed, index, header, kept_beside_wal }, answer))
     }
@@ -127,7 +128,7 @@ fn demand_own(policy: &Policy, cluster: &Cluster, target: &DataDirectory, header
     for other in target.others()? {
         policy.check_outside(cluster, &other.path)?;
         let within = other.is_tablespace.then(|| header.tablespace_version_directory.clone());
-        wanted.push(Wanted { path: other.path, identity: other.identity, within });
+        wanted.push(Wanted { path: other.path, identity: other.identity, is_linked: true, within });
     }
     if wanted.is_empty() {
         return Ok(());

@@ -425,6 +425,8 @@ pub enum Content {
     Empty,
     /// A PostgreSQL data directory, whole or not.
     Cluster,
+    /// The WAL of a cluster, and nothing else: it may be another server's.
+    Wal,
     /// Something else.
     Other,
 }
