@@ -337,6 +337,14 @@ fn demand_gone(asked: &Asked<'_>, fencing: Fencing, fenced: Option<Result<Fenced
         gone.lives = asked.old_lives(system_identifier).or(gone.lives);
     }
     gone.demand_gone(fencing)?;
+    if !gone.is_fenced() && asked.follows_an_unknown_standby() {
+        return Err(Error::new(
+            Kind::WrongState,
+            "this standby follows another standby: nothing is promoted",
+        )
+        .detail("That one answers (primary_conninfo), and nothing tells whether its own primary lives.")
+        .hint("Promote that standby, or name it in \"nodes\", so that it is asked."));
+    }
     Ok(gone)
 }
 

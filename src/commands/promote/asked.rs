@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::host::upstream::{self, Answer};
+use pgpool_recovery_core::host::upstream;
 use pgpool_recovery_core::preflight::promote::{self, Node};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::parallel::{self, Job};
 use pgpool_recovery_core::wire::protocol::describe::Description;
+use pgpool_recovery_core::wire::protocol::upstream::Answer;
 
 use super::{Clock, Old};
 use crate::pg::threads::{self, DropAside};
@@ -37,6 +38,8 @@ pub(super) struct Asked<'a> {
     pub(super) nodes: Vec<Node>,
     /// What the server that this standby follows is, if it follows one.
     upstream: Option<Result<Answer>>,
+    /// The same of each node, by its own host's word: this standby's way to a primary that lives may be cut.
+    upstreams: Vec<Option<Result<Answer>>>,
 }
 
 /// Who is asked.
@@ -45,6 +48,7 @@ enum Whom {
     Old,
     Upstream,
     Node(usize),
+    UpstreamOf(usize),
 }
 
 /// One answer.
@@ -52,6 +56,7 @@ enum Found {
     Old(Box<DropAside<Session>>),
     Node(Box<Description>),
     Upstream(Answer),
+    UpstreamOf(Option<Answer>),
 }
 
 impl<'a> Asked<'a> {
@@ -62,9 +67,20 @@ impl<'a> Asked<'a> {
             found: Err(Error::new(Kind::Internal, "it was not asked")),
         };
         let nodes = others.iter().map(unasked).collect();
-        let mut asked =
-            Self { named, settings, others, old: None, old_has_answered: false, nodes, upstream: None };
-        asked.ask_these(&asked.all(), |_| ANSWER, clock)?;
+        let upstreams = vec![None; others.len()];
+        let mut asked = Self {
+            named,
+            settings,
+            others,
+            old: None,
+            old_has_answered: false,
+            nodes,
+            upstream: None,
+            upstreams,
+        };
+        let upstreams = (0..asked.others.len()).map(Whom::UpstreamOf);
+        let whom: Vec<Whom> = asked.all().into_iter().chain(upstreams).collect();
+        asked.ask_these(&whom, |_| ANSWER, clock)?;
         Ok(asked)
     }
 
@@ -80,8 +96,15 @@ impl<'a> Asked<'a> {
 
     /// After a primary was stopped: was it the one? What was said before counts no more: a proxy in between may just fall silent.
     pub(super) fn ask_upstream_again(&mut self, clock: &Clock) -> Result<()> {
+        let mut whom = vec![Whom::Upstream];
         self.upstream = None;
-        self.ask_these(&[Whom::Upstream], |_| ANSWER, clock)
+        for (at, answer) in self.upstreams.iter_mut().enumerate() {
+            if matches!(answer, Some(Ok(answer)) if answer.may_be_primary()) {
+                *answer = None;
+                whom.push(Whom::UpstreamOf(at));
+            }
+        }
+        self.ask_these(&whom, |_| ANSWER, clock)
     }
 
     fn all(&self) -> Vec<Whom> {
@@ -101,6 +124,9 @@ impl<'a> Asked<'a> {
                 Whom::Upstream => {
                     let time = time(matches!(self.upstream, Some(Ok(_)))).min(clock.left());
                     upstream_job(system_identifier, time)?
+                }
+                Whom::UpstreamOf(at) => {
+                    Some(upstream_of(&self.others[at], self.settings, time(true).min(clock.left()))?)
                 }
                 Whom::Node(at) => {
                     let time = time(self.nodes[at].found.is_ok()).min(clock.left());
@@ -126,6 +152,11 @@ impl<'a> Asked<'a> {
                 self.old = Some(Ok(*session));
             }
             (_, Ok(Found::Upstream(answer))) => self.upstream = Some(Ok(answer)),
+            (Whom::UpstreamOf(at), Ok(Found::UpstreamOf(answer))) => self.upstreams[at] = answer.map(Ok),
+            (_, Ok(Found::UpstreamOf(_))) => {}
+            (Whom::UpstreamOf(at), Err(error)) => {
+                self.upstreams[at] = Some(after_silence(self.upstreams[at].take(), error));
+            }
             (Whom::Node(at), Ok(Found::Node(description))) => self.nodes[at].found = Ok(*description),
             (_, Ok(Found::Node(_))) => {}
             (Whom::Old, Err(error)) => self.old = Some(Err(error)),
@@ -177,17 +208,27 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// Why the server that this standby follows is known to live, if it is a primary or may be one.
+    /// Why the server that this standby or a node follows is known to live, if it is a primary or may be one.
     pub(super) fn upstream_lives(&self) -> Option<String> {
-        match &self.upstream {
+        let lives = |who: &str, answer: &Option<Result<Answer>>| match answer {
             Some(Ok(Answer::Primary(timeline))) => Some(format!(
-                "The server that this standby follows (primary_conninfo) answers as a primary on timeline {timeline}."
+                "The server that {who} follows (primary_conninfo) answers as a primary on timeline {timeline}."
             )),
             Some(Ok(Answer::Lives(refusal))) => Some(format!(
-                "The server that this standby follows (primary_conninfo) lives, but lets nobody in: {refusal}."
+                "The server that {who} follows (primary_conninfo) lives, but lets nobody in: {refusal}."
             )),
             _ => None,
-        }
+        };
+        let of_nodes = self.nodes.iter().zip(&self.upstreams);
+        lives("this standby", &self.upstream)
+            .or_else(|| of_nodes.into_iter().find_map(|(node, answer)| lives(&node.name, answer)))
+    }
+
+    /// Whether this standby follows another one, and no node that answers as a standby may be that one: then nobody tells whether the
+    /// primary lives.
+    pub(super) fn follows_an_unknown_standby(&self) -> bool {
+        let is_standby = |node: &Node| matches!(&node.found, Ok(Description { said: Some(Ok(said)), .. }) if said.in_recovery);
+        matches!(self.upstream, Some(Ok(Answer::Standby))) && !self.nodes.iter().any(is_standby)
     }
 }
 
@@ -198,9 +239,7 @@ const fn again(has_answered: bool) -> Duration {
 /// What counts of the server that this standby follows once it is silent: a refused connection tells that it has ended.
 fn after_silence(before: Option<Result<Answer>>, silence: Error) -> Result<Answer> {
     match before {
-        Some(Ok(lives @ (Answer::Primary(_) | Answer::Lives(_)))) if !upstream::is_refused(&silence) => {
-            Ok(lives)
-        }
+        Some(Ok(answer)) if answer.may_be_primary() && !upstream::is_refused(&silence) => Ok(answer),
         _ => Err(silence),
     }
 }
@@ -230,6 +269,13 @@ fn node_job(node: &OtherNode, settings: &Settings, time: Duration) -> Result<Job
         Ok(Found::Node(Box::new(description)))
     };
     Ok(Job { name: node.name(), time, work: Box::new(describe) })
+}
+
+/// What a node's own upstream is, asked by its host over the node's own connection string.
+fn upstream_of(node: &OtherNode, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
+    let way = Way::to(&node.host, &node.directory, settings)?;
+    let ask = move |cancel: &Cancel| way.look(cancel)?.upstream(time).map(Found::UpstreamOf);
+    Ok(Job { name: format!("the server that {} follows", node.name()), time, work: Box::new(ask) })
 }
 
 fn upstream_job(system_identifier: u64, time: Duration) -> Result<Option<Job<'static, Found>>> {

@@ -33,7 +33,7 @@ pub fn describe(cluster: &Cluster, cancel: &Cancel) -> Result<Description> {
     let signal = directory.join(STANDBY_SIGNAL);
     let has_standby_signal = signal.try_exists().map_err(Error::on_path("stat file", &signal))?;
     // asked before the files are read: what it says is then in them, or they are newer
-    let said = running.map(|_| ask(cluster, cancel));
+    let said = running.map(|_| said(cluster, cancel));
     let (control, _) = control::read(directory)?;
     let version = directory.join("PG_VERSION");
     let major_version = small_file::read(&version, 64).map_err(Error::on_path("read file", &version))?;
@@ -61,29 +61,39 @@ pub fn describe(cluster: &Cluster, cancel: &Cancel) -> Result<Description> {
     })
 }
 
-/// Asks the server that runs in the directory, as the OS user that it runs as. Returns its system identifier, too.
-fn ask(cluster: &Cluster, cancel: &Cancel) -> Result<(u64, Said)> {
-    let directory = &cluster.data_directory;
-    let failed = || {
-        let message = format!("the server in \"{}\" does not tell its position", directory.display());
-        Error::new(Kind::StartFailed, message)
-            .hint("Its own OS user must be able to log in to database postgres on its host (pg_hba.conf: local all all peer), with the REPLICATION right.")
-    };
-    let Some((host, port)) = address(directory)? else {
-        return Err(
-            failed().detail("Its postmaster.pid names no address: it is starting, or listens nowhere.")
-        );
+/// How the standby that runs in a directory connects to the server that it follows; `None` if it is no standby, or follows none.
+pub(super) fn primary_conninfo(cluster: &Cluster, cancel: &Cancel) -> Result<Option<String>> {
+    let question = "SELECT 'conninfo|' || pg_catalog.current_setting('primary_conninfo') WHERE pg_catalog.pg_is_in_recovery()";
+    let answer = ask(cluster, question, cancel)?;
+    let conninfo = answer.lines().find_map(|line| line.trim().strip_prefix("conninfo|"));
+    Ok(conninfo.filter(|conninfo| !conninfo.is_empty()).map(str::to_owned))
+}
+
+/// What the server that runs in the directory says of itself, and its system identifier.
+fn said(cluster: &Cluster, cancel: &Cancel) -> Result<(u64, Said)> {
+    let answer = ask(cluster, QUESTION, cancel)?;
+    parse(&answer).ok_or_else(|| mute(cluster).detail(format!("psql said:\n{answer}")))
+}
+
+fn mute(cluster: &Cluster) -> Error {
+    let directory = cluster.data_directory.display();
+    Error::new(Kind::StartFailed, format!("the server in \"{directory}\" does not tell its position"))
+        .hint("Its own OS user must be able to log in to database postgres on its host (pg_hba.conf: local all all peer), with the REPLICATION right.")
+}
+
+/// Asks the server that runs in the directory, as the OS user that it runs as.
+fn ask(cluster: &Cluster, question: &str, cancel: &Cancel) -> Result<String> {
+    let Some((host, port)) = address(&cluster.data_directory)? else {
+        let detail = "Its postmaster.pid names no address: it is starting, or listens nowhere.";
+        return Err(mute(cluster).detail(detail));
     };
     // A walsender that is connected to a database takes SQL, too, and pg_hba.conf treats it as any session.
     let host = escaped(&host);
     let conninfo =
         format!("host='{host}' port={port} dbname=postgres replication=database connect_timeout=5");
-    let command = identify::command(&cluster.bin_directory, &conninfo, Some(QUESTION));
+    let command = identify::command(&cluster.bin_directory, &conninfo, Some(question));
     let outcome = process::run(command, DEADLINE, cancel)?;
-    if !outcome.status.success() {
-        return Err(failed().detail(outcome.said()));
-    }
-    parse(&outcome.stdout).ok_or_else(|| failed().detail(format!("psql said:\n{}", outcome.said())))
+    if outcome.status.success() { Ok(outcome.stdout) } else { Err(mute(cluster).detail(outcome.said())) }
 }
 
 /// The answers: "7713200000000000001|1|0/3000148|" and "said|t|0/3000148|0/3000148|f".

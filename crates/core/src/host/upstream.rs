@@ -4,10 +4,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::identify::{self, Identity};
+use super::policy::Cluster;
+use super::{control, describe, running};
 use crate::error::{Error, Kind, Result};
 use crate::replication::conninfo;
 use crate::sys::cancel::Cancel;
 use crate::sys::process;
+use crate::wire::protocol::upstream::Answer;
 
 /// How long one that starts or ends is left alone before it is asked again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -19,15 +22,15 @@ const PASSING: [&str; 5] =
 /// What libpq says of a server that speaks with it and lets it in no further.
 const UNWANTED: [&str; 3] = ["FATAL:", "fe_sendauth:", "server does not support SSL"];
 
-/// What answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// A primary of this system, on this timeline.
-    Primary(u32),
-    /// Something else: a standby, or a server of another system.
-    Other,
-    /// A server that lives, and did not say what it is: its refusal.
-    Lives(String),
+/// Asks the server that the standby in a directory follows; `None` if none follows there.
+pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<Option<Answer>> {
+    let directory = &cluster.data_directory;
+    if running::server(directory)?.is_none() {
+        return Ok(None);
+    }
+    let Some(conninfo) = describe::primary_conninfo(cluster, cancel)? else { return Ok(None) };
+    let (control, _) = control::read(directory)?;
+    ask(&cluster.bin_directory, &conninfo, control.system_identifier, time, cancel).map(Some)
 }
 
 /// The server that a connection string leads to.
@@ -119,8 +122,11 @@ fn parse(answer: &str, system_identifier: u64) -> Option<Answer> {
         "off" => Some(false),
         _ => None,
     })?;
-    let is_primary = found == system_identifier && !is_read_only;
-    Some(if is_primary { Answer::Primary(timeline) } else { Answer::Other })
+    Some(match found == system_identifier {
+        true if is_read_only => Answer::Standby,
+        true => Answer::Primary(timeline),
+        false => Answer::Other,
+    })
 }
 
 #[cfg(test)]
@@ -148,8 +154,9 @@ mod tests {
         assert!(asked.contains("host=db1 user=repl replication=true"), "{asked}");
         assert!(asked.ends_with("environment: se cret\n"), "{asked}");
         assert_eq!(asked.matches("se cret").count(), 1, "{asked}");
-        for other in ["echo '42|3|0/1|'; echo on", "echo '43|3|0/1|'; echo off"] {
-            assert_eq!(self::asked(other).0, Ok(Answer::Other), "{other}");
+        assert_eq!(self::asked("echo '42|3|0/1|'; echo on").0, Ok(Answer::Standby));
+        for read_only in ["on", "off"] {
+            assert_eq!(self::asked(&format!("echo '43|3|0/1|'; echo {read_only}")).0, Ok(Answer::Other));
         }
     }
 

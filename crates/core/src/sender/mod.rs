@@ -7,6 +7,7 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pgdata::wal::Lsn;
 
@@ -30,6 +31,7 @@ use crate::wire::protocol::fence::Fenced;
 use crate::wire::protocol::follow::{Follow, Followed};
 use crate::wire::protocol::message::{Marker, PlanHeader, Purpose, Reply, Request, TargetInfo};
 use crate::wire::protocol::stop::{Asker, Role, Stopped};
+use crate::wire::protocol::upstream::Answer;
 
 mod pack;
 pub mod proof;
@@ -219,6 +221,15 @@ impl Session<Opened> {
     pub fn describe(&mut self) -> Result<Description> {
         match self.conversation.request_new("describe", &Request::Describe)? {
             Reply::Described(found) => Ok(*found),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What answers where the standby in the directory connects to; `None` if no standby runs there, or follows no server.
+    pub fn upstream(&mut self, time: Duration) -> Result<Option<Answer>> {
+        let time = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        match self.conversation.request_new("upstream", &Request::Upstream { time })? {
+            Reply::Upstream { answer } => answer.transpose(),
             other => Err(unexpected(&other)),
         }
     }

@@ -13,7 +13,8 @@ use super::{present, wal};
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::host::{
-    describe, fence_primary, launch, login, readiness, references, running, server_log, stop, walreceiver,
+    describe, fence_primary, launch, login, readiness, references, running, server_log, stop, upstream,
+    walreceiver,
 };
 use crate::manifest::list::{FileIndex, FileList};
 use crate::manifest::path::RelPath;
@@ -303,6 +304,10 @@ impl Stage {
                 Ok(Reply::Started { launched })
             }
             Request::Describe => Ok(Reply::Described(Box::new(describe::describe(cluster, cancel)?))),
+            Request::Upstream { time } => {
+                let answer = upstream::of(cluster, Duration::from_millis(time.into()), cancel).transpose();
+                Ok(Reply::Upstream { answer })
+            }
             Request::MayStop { asker } => {
                 Ok(Reply::MayStop { role: stop::may_be_stopped(cluster, &asker, cancel)? })
             }

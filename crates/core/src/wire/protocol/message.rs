@@ -24,6 +24,7 @@ use crate::wire::protocol::fence::Fenced;
 use crate::wire::protocol::follow::{Follow, Followed};
 use crate::wire::protocol::status::{Run, Status};
 use crate::wire::protocol::stop::{Asker, Role, Stopped};
+use crate::wire::protocol::upstream::Answer;
 
 /// What the sender asks of the receiver.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -130,6 +131,11 @@ pub enum Request {
     },
     /// What is the server in the opened directory, by its files and, if it runs, by its own word? Answer: [`Reply::Described`].
     Describe,
+    /// What answers where the standby in the opened directory connects to? Answer: [`Reply::Upstream`].
+    Upstream {
+        /// How long it may take, milliseconds.
+        time: u32,
+    },
     /// What is the server in a directory that was opened to look, and may it be stopped? Answer: [`Reply::MayStop`].
     MayStop {
         /// Who asks.
@@ -290,6 +296,11 @@ pub enum Reply {
     },
     /// What the directory and its server are.
     Described(Box<Description>),
+    /// To [`Request::Upstream`].
+    Upstream {
+        /// What answers, or why nothing does; `None` if no standby runs there, or follows no server.
+        answer: Option<Result<Answer>>,
+    },
     /// The server has its files, and has been told to read them if it runs.
     Followed(Followed),
     /// The server may be stopped.

@@ -64,6 +64,7 @@ pub mod message;
 pub mod plan;
 pub mod status;
 pub mod stop;
+pub mod upstream;
 pub mod wal;
 
 /// Keeps an idle control link alive; no body.

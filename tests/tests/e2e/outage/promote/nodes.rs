@@ -1,6 +1,6 @@
 //! The other nodes of a promotion: nothing that one of them has is lost, and all follow.
 
-use pgpool_recovery_e2e::Cluster;
+use pgpool_recovery_e2e::{Cluster, Host};
 use serde_json::json;
 
 use super::{MARK, Trio, demand_following, mark, promote, with};
@@ -121,4 +121,39 @@ impl Trio {
         let error = promote(&self.one, Some(&self.old), &self.options).expect_err("refused");
         error.expect("55000").says("is paused");
     }
+}
+
+/// Nothing answers where the standby itself connects to, but a node knows better.
+#[test]
+fn no_standby_is_promoted_beside_the_primary_that_a_node_follows() {
+    let trio = Trio::new();
+    trio.without(&trio.one, || ());
+    let conninfo: String = trio.two.get("SELECT current_setting('primary_conninfo')", &[]);
+    for fence in ["off", "best_effort"] {
+        let options = with(&trio.nodes(&[&trio.two]), "fence", fence);
+        let error = promote(&trio.one, None, &options).expect_err("refused");
+        error.expect("55000").says("another primary is alive").says("node 2").says("answers as a primary");
+    }
+    trio.demand_nothing_promoted();
+    assert_eq!(trio.two.get::<String>("SELECT current_setting('primary_conninfo')", &[]), conninfo);
+    // its end ends that
+    trio.old.kill();
+    promote(&trio.one, None, &trio.nodes(&[&trio.two])).expect("promoted");
+    demand_following(&trio.one, &trio.two);
+}
+
+#[test]
+fn a_standby_below_a_standby_is_promoted_only_if_that_one_is_asked() {
+    let trio = Trio::new();
+    let below = Cluster::standby_by_basebackup(&trio.two, &Host::here(), "below");
+    let error = promote(&below, None, &trio.options).expect_err("refused");
+    error.expect("55000").says("follows another standby").says("nodes");
+    let error = promote(&below, None, &trio.nodes(&[&trio.two])).expect_err("refused");
+    error.expect("55000").says("another primary is alive").says("node 2");
+    trio.demand_nothing_promoted();
+    assert!(below.in_recovery());
+    below.wait_for_replay(&trio.old);
+    trio.old.kill();
+    promote(&below, None, &trio.nodes(&[&trio.two])).expect("promoted");
+    demand_following(&below, &trio.two);
 }
