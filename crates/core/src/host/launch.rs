@@ -5,6 +5,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
+
 use super::patience::Patience;
 use super::policy::Cluster;
 use super::server_log::{Logs, START_LOG};
@@ -213,14 +215,17 @@ pub fn cause(lines: &str) -> Option<String> {
     before.or_else(|| message(lines[last]))
 }
 
-/// The file that gets what pg_ctl and the server say before the server's own logging begins.
+/// The file that gets what pg_ctl and the server say before the server's own logging begins. A link in its place would lead the
+/// server's words into a file of somebody's, and that file's last lines to whoever has the server started.
 fn start_log(directory: &Path) -> Result<fs::File> {
     let path = directory.join(START_LOG);
     let open = || {
         if let Some(parent) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
         }
-        fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)
+        let no_follow = i32::try_from(OFlags::NOFOLLOW.bits()).map_err(std::io::Error::other)?;
+        let mut options = fs::OpenOptions::new();
+        options.read(true).append(true).create(true).mode(0o600).custom_flags(no_follow).open(&path)
     };
     open().map_err(Error::on_path("open log file", &path))
 }
@@ -249,6 +254,18 @@ mod tests {
             ..in_directory(data)
         };
         (cluster, programs)
+    }
+
+    #[test]
+    fn what_a_start_says_goes_through_no_link() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let (log, secret) = (data.path().join(START_LOG), data.path().join("secret"));
+        start_log(data.path()).expect("made");
+        fs::write(&secret, "a secret\n").expect("write");
+        fs::remove_file(&log).and_then(|()| std::os::unix::fs::symlink(&secret, &log)).expect("a link");
+        let error = start_log(data.path()).expect_err("a link");
+        assert!(error.message.contains("open log file"), "{error:?}");
+        assert_eq!(fs::read_to_string(&secret).expect("read"), "a secret\n");
     }
 
     fn end(data: &Path) {
