@@ -97,7 +97,7 @@ histories() {
 through() {
     say "recoveries end to end"
     installed
-    e2e_tests pgpool::recovery:: pgpool::setup:: pgpool::dropin:: agent::recovery:: \
+    e2e_tests pgpool::recovery:: pgpool::setup:: pgpool::dropin:: pgpool::hook:: outage::promote:: agent::recovery:: \
         runs::local_target:: runs::hosts:: runs::failover:: runs::layouts:: runs::versions:: \
         files:: unchanged::lagging:: unchanged::failover::
 }

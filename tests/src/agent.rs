@@ -40,6 +40,12 @@ impl Agent {
         Self::start_on(scratch, host, port, &text, false)
     }
 
+    /// The same with these `[[cluster]]` sections.
+    pub fn start_at_with(scratch: &Scratch, host: &Host, port: u16, secret: &Path, clusters: &str) -> Self {
+        let text = config(&format!("0.0.0.0:{port}"), secret, &[]) + clusters;
+        Self::start_on(scratch, host, port, &text, false)
+    }
+
     /// An agent that is process 1 of a pid namespace of its own, as in a container. End it with [`Self::kill`].
     pub fn start_as_process_1(scratch: &Scratch, secret: &Path, directories: &[&Path]) -> Self {
         let claim = Port::claim();

@@ -64,6 +64,22 @@ impl Network {
         }
     }
 
+    /// Takes a host off the network: what is sent to it is lost.
+    pub fn cut(&self, index: usize) {
+        self.port(index, "down");
+    }
+
+    /// Brings it back.
+    pub fn mend(&self, index: usize) {
+        self.port(index, "up");
+    }
+
+    fn port(&self, index: usize, how: &str) {
+        let namespace = self.hosts[index].namespace.as_ref().expect("hosts of a network have a namespace");
+        let hub = namespace.hub.as_ref().expect("and that has a hub");
+        hub.ip(&format!("link set port{index} {how}"));
+    }
+
     /// The host of this number, from 0.
     pub fn host(&self, index: usize) -> Host {
         self.hosts[index].clone()
@@ -76,13 +92,13 @@ pub struct Namespace {
     name: String,
     address: String,
     /// The bridge's namespace must not go before its ports.
-    _hub: Option<Arc<Self>>,
+    hub: Option<Arc<Self>>,
 }
 
 impl Namespace {
     fn new(name: String, address: String, hub: Option<Arc<Self>>) -> Self {
         ip(&["netns", "add", &name]);
-        let namespace = Self { name, address, _hub: hub };
+        let namespace = Self { name, address, hub };
         namespace.ip("link set lo up");
         namespace
     }

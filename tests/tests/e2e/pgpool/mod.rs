@@ -7,3 +7,4 @@ mod operator; // what an operator sees of a failure
 mod recovery; // pcp_recovery_node
 mod setup; // a cluster made by pgpool_setup, a fail-over and a follower
 mod switchovers; // with writers at work, and a witness that writes to every node
+mod unreachable; // the primary's host is gone from the network
