@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use pgdata::wal::{self, Lsn};
+use pgdata::wal::Lsn;
+use pgpool_recovery_core::compare::wal_map::Wal;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::preflight::follow::{Primary, Standing, standing};
 use pgpool_recovery_core::replication::naming::shown_application_name;
@@ -57,8 +58,8 @@ impl PrimaryFacts {
         let target = run.blocking(|_| session.describe())?;
         // asked after the other server: that one cannot have more of it
         let flushed = backup::flushed();
-        let segment_size = u64::from(self.primary.wal_segment_size);
-        let numbers = self.segments(asker)?;
+        let directory = self.data_directory.join("pg_wal");
+        let wal = Wal::new(&directory, &self.control);
         let primary = Primary {
             system_identifier: self.primary.system_identifier,
             major_version: &(self.primary.server_version_num / 10_000).to_string(),
@@ -66,27 +67,9 @@ impl PrimaryFacts {
             flushed,
             agrees: self.agrees(target.landmark.as_ref(), flushed)?,
             // one that has all needs none that is there
-            has_wal: &|position| position == flushed || numbers.contains(&(position.0 / segment_size)),
+            has_wal: &|position| Ok(position == flushed || wal.has_segment(&asker.history, position)?),
         };
         standing(&primary, &target, Path::new(&self.request.dest_dir), was_stopped)
-    }
-
-    /// The numbers of the segments of this server's own history that are there.
-    fn segments(&self, asker: &Asker) -> Result<Vec<u64>> {
-        let directory = self.data_directory.join("pg_wal");
-        let failed = |error| Error::at("list directory", &directory, &error);
-        let mut numbers = Vec::new();
-        for entry in std::fs::read_dir(&directory).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            let Some(name) = name.to_str() else { continue };
-            let parsed = wal::parse_segment_name(name, self.primary.wal_segment_size);
-            numbers.extend(
-                parsed
-                    .filter(|(timeline, _)| asker.history.up_to(*timeline).is_some())
-                    .map(|(_, number)| number),
-            );
-        }
-        Ok(numbers)
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Primary<'a> {
     /// Whether it has the other server's landmark.
     pub agrees: Agreement,
     /// Whether it still has the WAL from a position on.
-    pub has_wal: &'a dyn Fn(Lsn) -> bool,
+    pub has_wal: &'a dyn Fn(Lsn) -> Result<bool>,
 }
 
 /// What a server is to a primary of its own system.
@@ -129,7 +129,7 @@ fn stopped(
     if place.position >= end {
         return Ok(diverged(primary, place, directory, AHEAD));
     }
-    Ok(if (primary.has_wal)(place.position) {
+    Ok(if (primary.has_wal)(place.position)? {
         Standing::Rejoins(place)
     } else {
         gone(primary, place, directory)
@@ -161,7 +161,7 @@ fn running(primary: &Primary<'_>, target: &Description, said: &Said, directory: 
     if primary.agrees == Agreement::Other {
         return Ok(diverged(primary, latest, directory, OTHER_WAL));
     }
-    if !(primary.has_wal)(place.position) {
+    if !(primary.has_wal)(place.position)? {
         return Ok(gone(primary, place, directory));
     }
     if said.is_paused {
@@ -253,12 +253,12 @@ mod tests {
     }
 
     fn judge(target: &Description) -> Result<Standing> {
-        judge_with(target, &|_| true, false)
+        judge_with(target, &|_| Ok(true), false)
     }
 
     fn judge_with(
         target: &Description,
-        has_wal: &dyn Fn(Lsn) -> bool,
+        has_wal: &dyn Fn(Lsn) -> Result<bool>,
         was_stopped: bool,
     ) -> Result<Standing> {
         let history = history();
@@ -290,7 +290,7 @@ mod tests {
                     history: &history,
                     flushed: Lsn(0x500),
                     agrees,
-                    has_wal: &|_| true,
+                    has_wal: &|_| Ok(true),
                 };
                 match standing(&primary, &target, Path::new("/srv/b"), false).expect("an answer") {
                     Standing::Diverged(error) => {
@@ -376,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_standby_whose_wal_is_gone_has_diverged() {
-        let oldest = |position| position >= Lsn(0x90);
+        let oldest = |position| Ok(position >= Lsn(0x90));
         let found = judge_with(&standby(1, 0x80), &oldest, false);
         assert!(
             matches!(found, Ok(Standing::Diverged(error)) if error.detail.clone().unwrap_or_default().contains("no longer has"))
@@ -422,7 +422,7 @@ mod tests {
         let error = judge(&unmarked).expect_err("stopped");
         assert!(error.message.contains("is stopped") && error.kind.sqlstate() == "55000");
         let rejoins = Ok(Standing::Rejoins(place(3, 0x200)));
-        assert_eq!(judge_with(&unmarked, &|_| true, true), rejoins);
+        assert_eq!(judge_with(&unmarked, &|_| Ok(true), true), rejoins);
         assert_eq!(judge(&fenced(3, 0x200)), rejoins);
     }
 

@@ -239,6 +239,11 @@ impl<'a> Wal<'a> {
     }
 
     /// The beginning of the oldest segment from which on none is missing before `until`.
+    /// Whether the segment that holds a position is there, of any timeline of a history.
+    pub fn has_segment(&self, history: &Lineage, position: Lsn) -> Result<bool> {
+        self.has_segments(history, position, Lsn(position.0.saturating_add(1)))
+    }
+
     /// Whether the segments of a range are there, of any timeline of a history.
     pub(super) fn has_segments(&self, history: &Lineage, from: Lsn, to: Lsn) -> Result<bool> {
         let of_history =
