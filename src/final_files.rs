@@ -6,7 +6,7 @@ use pgdata::configuration::{self, Reading};
 use pgdata::control_file::PG_CONTROL;
 use pgpool_recovery_core::error::{Error, Result};
 use pgpool_recovery_core::host::inspect::myrecovery_path;
-use pgpool_recovery_core::manifest::exclude::{AUTO_CONF, MYRECOVERY_CONF, POSTGRESQL_CONF};
+use pgpool_recovery_core::manifest::exclude::{AUTO_CONF, MYRECOVERY_CONF, POSTGRESQL_CONF, SECOND_STAGE};
 use pgpool_recovery_core::manifest::path::RelPath;
 use pgpool_recovery_core::replication::places::own_places;
 use pgpool_recovery_core::replication::standby::{self, ReplicationConfig};
@@ -14,7 +14,7 @@ use pgpool_recovery_core::wire::protocol::data::Put;
 use pgpool_recovery_core::wire::protocol::message::{PlanHeader, TargetInfo};
 
 use crate::pg::backup::BackupStop;
-use crate::plan::file_mode;
+use crate::plan::{self, file_mode};
 use crate::preflight::PrimaryFacts;
 use crate::preflight::configuration::keeps;
 
@@ -68,6 +68,9 @@ pub(crate) fn final_files(
         put(AUTO_CONF, standby::without_recovery_settings(&text, &own))?;
     }
     put("standby.signal", Vec::new())?;
+    if facts.request.is_native {
+        put(SECOND_STAGE, plan::second_stage_mark(facts)?)?;
+    }
     put(
         MYRECOVERY_CONF,
         replication.myrecovery_conf(facts.primary.server_version_num / 10_000)?.into_bytes(),

@@ -3,11 +3,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use pgdata::configuration;
 use pgdata::wal::{self, Lsn};
-use pgpool_recovery_core::error::{Error, Result};
+use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::manifest::exclude::{AUTO_CONF, POSTGRESQL_CONF, Rules};
 use pgpool_recovery_core::manifest::path::RelPath;
 use pgpool_recovery_core::manifest::plan::{Directory, Plan};
@@ -15,7 +14,9 @@ use pgpool_recovery_core::manifest::scan::{Source, scan};
 use pgpool_recovery_core::sender::Compression as Packing;
 use pgpool_recovery_core::sender::{Checksums, TransferOptions, WalPositions, WalSource};
 use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::sys::clock;
 use pgpool_recovery_core::wire::protocol::message::{Marker, PlanHeader, TargetInfo};
+use pgpool_recovery_core::wire::protocol::second_stage::SecondStageMark;
 
 use crate::preflight::PrimaryFacts;
 use crate::preflight::one_host;
@@ -68,10 +69,24 @@ pub(crate) fn marker(facts: &PrimaryFacts) -> Marker {
             .to_owned(),
         system_identifier: facts.primary.system_identifier,
         timeline: facts.primary.timeline,
-        started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        started: clock::now() / 1000,
         // the receiver adds what else belongs there
         ..Marker::default()
     }
+}
+
+/// The file that says of a standby that it was made to be promoted beside this primary.
+pub(crate) fn second_stage_mark(facts: &PrimaryFacts) -> Result<Vec<u8>> {
+    let mark = SecondStageMark {
+        note: "This standby was made by pgpool_recovery_1st_stage_native. A second stage of the same primary may promote it, and \
+               removes this file."
+            .to_owned(),
+        made: clock::now() / 1000,
+        system_identifier: facts.primary.system_identifier,
+        timeline: facts.primary.timeline,
+    };
+    serde_json::to_vec_pretty(&mark)
+        .map_err(|error| Error::new(Kind::Internal, format!("could not encode a mark: {error}")))
 }
 
 /// How data is moved.

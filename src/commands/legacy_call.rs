@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 
-use crate::commands::{first_stage, script};
-use crate::history::History;
+use crate::commands::{first_stage, script, second_stage};
+use crate::history::{History, Stage};
 use crate::pg::log;
 use crate::preflight::authority;
 use crate::settings::request::{self, Request, shown};
 use crate::settings::{Scripts, Settings};
 
-/// The script name in pgpool.conf that selects the engine of this extension.
+/// The script names in pgpool.conf that select the engine of this extension.
 const ENGINE: &str = "pgpool_recovery_1st_stage";
+const NATIVE: &str = "pgpool_recovery_1st_stage_native";
+const SECOND_STAGE: &str = "pgpool_recovery_2nd_stage";
 
 /// A call of `pgpool_recovery`, whatever its number of arguments.
 pub(crate) struct LegacyCall {
@@ -26,10 +28,11 @@ pub(crate) struct LegacyCall {
 }
 
 impl LegacyCall {
-    /// Pgpool-II throws the text of an ERROR of the first stage away, but notices reach its log.
+    /// Pgpool-II throws the text of an ERROR of either stage away, but notices reach its log.
     pub(crate) fn run(self, settings: Result<Settings>) -> Result<bool> {
+        let stage = if self.script == SECOND_STAGE { Stage::Second } else { Stage::First };
         self.stage(settings).inspect_err(|error| {
-            let message = format!("pgpool_recovery: first stage failed: {}", error.message);
+            let message = format!("pgpool_recovery: {} failed: {}", stage.name(), error.message);
             log::notice_detail(&message, error.detail.as_deref(), error.hint.as_deref());
         })?;
         Ok(true)
@@ -37,8 +40,17 @@ impl LegacyCall {
 
     fn stage(self, settings: Result<Settings>) -> Result<()> {
         let settings = settings?;
-        if self.script == ENGINE || settings.scripts == Scripts::Ignore {
-            self.recover(settings)?;
+        if self.script == NATIVE || self.script == SECOND_STAGE {
+            authority::demand_superuser_to_promote(&settings, &self.script)?;
+        }
+        if self.script == NATIVE {
+            let request = Request { is_native: true, ..self.request()? };
+            second_stage::first_stage(request, settings)?;
+        } else if self.script == SECOND_STAGE {
+            let Request { dest_host, dest_dir, .. } = self.request()?;
+            second_stage::second_stage(&dest_host, &dest_dir, &settings)?;
+        } else if self.script == ENGINE || settings.scripts == Scripts::Ignore {
+            first_stage::first_stage(self.request()?, settings)?;
         } else if settings.scripts == Scripts::Refuse {
             return Err(Error::new(
                 Kind::WrongState,
@@ -56,7 +68,8 @@ impl LegacyCall {
         Ok(())
     }
 
-    fn recover(self, settings: Settings) -> Result<()> {
+    /// A target of the engine's, whose start is no script's business any more.
+    fn request(self) -> Result<Request> {
         let port = |name, text: Option<String>| text.map(|text| request::port(name, &text)).transpose();
         let primary_host = self.primary_host.map(|host| request::host("primary_host", &host)).transpose()?;
         let request = Request {
@@ -66,10 +79,10 @@ impl LegacyCall {
             node_id: self.remote_node,
             dest_port: port("remote_port", self.remote_port)?,
             primary_host: primary_host.filter(|host| !host.is_empty()),
-            primary_addresses: Vec::new(),
+            ..Request::default()
         };
         script::forget(&self.host, &self.dir);
-        first_stage::first_stage(request, settings).map(drop)
+        Ok(request)
     }
 
     /// What follows the data directory on the script's command line.

@@ -9,5 +9,6 @@ pub(crate) mod pgctl;
 pub(crate) mod promote;
 pub(crate) mod remote_start;
 pub(crate) mod script;
+pub(crate) mod second_stage;
 pub(crate) mod status;
 pub(crate) mod stop;

@@ -10,7 +10,7 @@ use pgpool_recovery_core::replication::streaming::{self, Expected, Replay};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::wire::protocol::message::TargetInfo;
 
-use crate::commands::script;
+use crate::commands::{script, second_stage};
 use crate::history::{Entry, History, Outcome};
 use crate::pg::{catalog, log, threads};
 use crate::preflight::{one_host, reach, stop};
@@ -53,6 +53,11 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     let is_local = is_local.map_err(or_failure)?;
     let mut session =
         reach::look(host, Path::new(directory), is_local, &settings, &mut run).map_err(or_failure)?;
+    if !is_complete_standby(session.target())
+        && let Some(Outcome::Promoted { timeline }) = last.map(|last| last.outcome)
+    {
+        return second_stage::demand_runs(&mut session, timeline, &mut run);
+    }
     // a standby that is complete by now was recovered under another name of its host, or by another primary
     if let Some(failure) = failure.filter(|_| !is_complete_standby(session.target())) {
         return Err(failure);
@@ -95,7 +100,7 @@ fn is_complete_standby(target: &TargetInfo) -> bool {
     target.control_in_place && target.marker.is_none() && target.backup.has_standby_signal
 }
 
-/// A first stage that failed is why the start must: Pgpool-II shows this error, not that one. One that is running refuses
+/// A stage that failed is why the start must: Pgpool-II shows this error, not that one. One that is running refuses
 /// the start at once.
 fn failure(last: &Entry) -> Result<Option<Error>> {
     let directory = &last.directory;
@@ -104,11 +109,12 @@ fn failure(last: &Entry) -> Result<Option<Error>> {
             .detail(format!("Process {} works on it.", worker.pid))
             .hint("Wait until it ends; the view pgpool_recovery_status shows it."));
     }
+    let stage = last.stage.name();
     Ok(match last.outcome.clone() {
-        Outcome::Succeeded => None,
+        Outcome::Succeeded | Outcome::Promoted { .. } => None,
         Outcome::Failed { error, .. } => Some(Error {
             // Pgpool-II cuts what it shows after some 200 characters: the cause comes first
-            message: format!("first stage failed: {}", error.message),
+            message: format!("{stage} failed: {}", error.message),
             detail: Some(match error.detail {
                 Some(detail) => format!("{detail} The target is \"{directory}\"."),
                 None => format!("The target is \"{directory}\"."),
@@ -117,7 +123,7 @@ fn failure(last: &Entry) -> Result<Option<Error>> {
             ..error
         }),
         Outcome::Running(worker) => Some(
-            Error::new(Kind::Canceled, format!("first stage of \"{directory}\" was interrupted"))
+            Error::new(Kind::Canceled, format!("{stage} of \"{directory}\" was interrupted"))
                 .detail(format!("Process {}, which worked on it, was terminated.", worker.pid))
                 .hint("Run the recovery again; it sends only what is missing."),
         ),

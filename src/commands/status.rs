@@ -14,7 +14,7 @@ const LONGEST: f64 = 1e9;
 struct Status {
     /// The target, and when it began and was last heard of.
     entry: Entry,
-    /// `running`, `succeeded`, `failed`, or `interrupted`: its session is gone.
+    /// `running`, `succeeded`, `promoted` by a second stage, `failed`, or `interrupted`: its session is gone.
     state: &'static str,
     /// The backend that works on it.
     pid: Option<u32>,
@@ -118,6 +118,7 @@ fn status(entry: Entry, is_alive: impl Fn(&Worker) -> bool) -> Status {
             (state, None, Some(error.clone()))
         }
         Outcome::Succeeded => ("succeeded", None, None),
+        Outcome::Promoted { .. } => ("promoted", None, None),
     };
     let figures = entry.figures.clone().filter(|figures| figures.total > 0);
     let rate = figures.as_ref().and_then(rate);
@@ -151,11 +152,13 @@ fn percent(figures: &Figures) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::history::Stage;
 
     fn entry(outcome: Outcome) -> Entry {
         Entry {
             host: "h".to_owned(),
             directory: "/d".to_owned(),
+            stage: Stage::First,
             started: 1_000,
             updated: 9_000,
             outcome,
@@ -188,6 +191,12 @@ mod tests {
         let status = status(entry(Outcome::Running(Worker::this())), |_| false);
         assert_eq!((status.state, status.pid, status.seconds_left), ("interrupted", None, None));
         assert_eq!(status.bytes_per_second, Some(200.0), "until it was last heard of");
+    }
+
+    #[test]
+    fn one_that_was_promoted_is_more_than_complete() {
+        let status = status(entry(Outcome::Promoted { timeline: 2 }), |_| true);
+        assert_eq!((status.state, status.pid, status.error), ("promoted", None, None));
     }
 
     #[test]

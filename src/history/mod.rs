@@ -57,6 +57,11 @@ pub(crate) enum Outcome {
     },
     /// The target is complete.
     Succeeded,
+    /// A second stage has made a server of its own of it.
+    Promoted {
+        /// The timeline that it writes.
+        timeline: u32,
+    },
 }
 
 impl Outcome {
@@ -65,11 +70,35 @@ impl Outcome {
     }
 }
 
+/// A stage of a recovery.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Stage {
+    /// A standby is made.
+    #[default]
+    First,
+    /// It is promoted.
+    Second,
+}
+
+impl Stage {
+    /// As messages call it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::First => "first stage",
+            Self::Second => "second stage",
+        }
+    }
+}
+
 /// A recovery of one target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) host: String,
     pub(crate) directory: String,
+    /// Which stage this is the outcome of.
+    #[serde(default)]
+    pub(crate) stage: Stage,
     /// Milliseconds since 1970.
     pub(crate) started: u64,
     /// When it was last heard of, milliseconds since 1970.
@@ -197,9 +226,21 @@ impl History {
 
     /// A first stage begins. What becomes of it is remembered even if an interrupt ends it.
     pub(crate) fn begin<'a>(&'a self, host: &str, directory: &str, progress: Arc<Progress>) -> Recording<'a> {
+        self.begin_stage(Stage::First, host, directory, progress)
+    }
+
+    /// The same for any stage.
+    pub(crate) fn begin_stage<'a>(
+        &'a self,
+        stage: Stage,
+        host: &str,
+        directory: &str,
+        progress: Arc<Progress>,
+    ) -> Recording<'a> {
         let entry = Entry {
             host: host.to_owned(),
             directory: normal(directory),
+            stage,
             started: now(),
             updated: now(),
             outcome: Outcome::Running(Worker::this()),
@@ -298,6 +339,11 @@ impl Recording<'_> {
             Err(error) => Outcome::failed(error),
         };
         self.put(Some(end));
+    }
+
+    /// The target is a server of its own now.
+    pub(crate) fn promoted(self, timeline: u32) {
+        self.put(Some(Outcome::Promoted { timeline }));
     }
 
     /// Writes the story down; `end`: it goes no further.
@@ -434,6 +480,7 @@ mod tests {
         Entry {
             host: "h".to_owned(),
             directory: directory.to_owned(),
+            stage: Stage::First,
             started: 0,
             updated,
             outcome,

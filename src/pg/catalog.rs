@@ -12,6 +12,7 @@ use pgpool_recovery_core::replication::hot_standby;
 use pgpool_recovery_core::replication::own_address::Server;
 use pgpool_recovery_core::replication::streaming::Walsender;
 use pgpool_recovery_core::sys::sockets;
+use pgrx::pg_sys;
 use serde::Deserialize;
 
 use super::query;
@@ -315,6 +316,50 @@ pub(crate) fn foreign_resource_managers() -> Result<Vec<String>> {
         names.push(row.string("a resource manager")?.unwrap_or_default());
     }
     Ok(names)
+}
+
+/// A database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Database {
+    pub(crate) oid: pg_sys::Oid,
+    pub(crate) name: String,
+}
+
+/// Every database that can be connected to. One whose DROP was interrupted (datconnlimit -2) cannot.
+pub(crate) fn databases() -> Result<Vec<Database>> {
+    let sql = "SELECT d.oid::text, d.datname::text FROM pg_catalog.pg_database AS d
+               WHERE d.datconnlimit OPERATOR(pg_catalog.<>) -2 ORDER BY d.oid";
+    let mut databases = Vec::new();
+    for mut row in query::rows(sql, &[])? {
+        let oid = row.string("a database")?.and_then(|oid| oid.parse::<u32>().ok());
+        let unknown = || Error::new(Kind::Internal, "could not read the databases of this server");
+        let oid = pg_sys::Oid::from(oid.ok_or_else(unknown)?);
+        // a name in the encoding of another database
+        let name = row.bytes().map(|name| String::from_utf8_lossy(&name).into_owned());
+        databases.push(Database { oid, name: name.unwrap_or_default() });
+    }
+    Ok(databases)
+}
+
+/// A transaction that may still write, if there is one: what it is, as a DETAIL shows it.
+pub(crate) fn open_transaction() -> Result<Option<String>> {
+    // see `walsenders`
+    query::rows("SELECT pg_catalog.pg_stat_clear_snapshot()::text", &[])?;
+    let sql = "SELECT pg_catalog.format('Process %s (%s) has an open transaction in database \"%s\".',
+                      a.pid, COALESCE(a.backend_type, 'unknown'), COALESCE(a.datname, ''))
+               FROM pg_catalog.pg_stat_activity AS a WHERE a.backend_xid IS NOT NULL
+               UNION ALL
+               SELECT pg_catalog.format('Transaction \"%s\" is prepared in database \"%s\".', p.gid, p.database)
+               FROM pg_catalog.pg_prepared_xacts AS p
+               LIMIT 1";
+    let Some(mut row) = query::rows(sql, &[])?.pop() else { return Ok(None) };
+    row.string("an open transaction")
+}
+
+/// How many subscriptions are enabled.
+pub(crate) fn enabled_subscriptions() -> Result<u64> {
+    let sql = "SELECT pg_catalog.count(*)::text FROM pg_catalog.pg_subscription AS s WHERE s.subenabled";
+    Ok(query::row(sql, &[])?.string("a number")?.and_then(|count| count.parse().ok()).unwrap_or(0))
 }
 
 /// Ends the current WAL segment and returns the name of its file.

@@ -19,6 +19,7 @@
 //! | [`slot`] | `MyReplicationSlot` and the slot it points to | the owner may read its slot (slot.h), and change it under its spinlock |
 //! | [`slot`] | `SpinLockAcquire`, `SpinLockRelease` | they raise nothing; a lock that is stuck for minutes ends the server, as everywhere in it |
 //! | [`compat`] | `MyProcPort` and the first field of the `Port` it points to | set once, when the session begins |
+//! | [`sequences`] | the memory that a background worker and the session that asked share, and the lock of a sequence by its OID | memory is read and written in Rust; all else goes through wrappers |
 //! | [`text`] | `varlena_to_byte_slice` | pgrx's, in Rust: reads memory that was detoasted before |
 #![allow(unsafe_code, reason = "this is the one place for calls into the server")]
 
@@ -35,7 +36,9 @@ pub(crate) mod progress;
 pub(crate) mod query;
 pub(crate) mod raised;
 pub(crate) mod recovery;
+pub(crate) mod sequences;
 pub(crate) mod slot;
 pub(crate) mod tablespace_lock;
 pub(crate) mod text;
 pub(crate) mod threads;
+pub(crate) mod wal;

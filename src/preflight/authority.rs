@@ -48,6 +48,17 @@ pub(crate) fn demand_superuser(is_superuser: bool, function: &str) -> Result<()>
         .hint("Connect as a superuser; the EXECUTE right is not enough here."))
 }
 
+/// Refuses the two stages of native replication and snapshot isolation mode to all but superusers: together they leave a second
+/// server that writes, which in streaming replication would be a second primary.
+pub(crate) fn demand_superuser_to_promote(settings: &Settings, script: &str) -> Result<()> {
+    if settings.caller_is_superuser {
+        return Ok(());
+    }
+    Err(Error::new(Kind::InsufficientPrivilege, format!("permission denied to use {script}"))
+        .detail("Its end is a server of its own beside this one, which only a superuser may make.")
+        .hint("Set recovery_user in pgpool.conf to a superuser; in streaming replication mode use pgpool_recovery_1st_stage."))
+}
+
 /// Refuses to stop a server for a caller who is no superuser, unless an administrator has said that recoveries may.
 pub(crate) fn demand_may_stop(settings: &Settings) -> Result<()> {
     if settings.caller_is_superuser || settings.stop_target {

@@ -75,6 +75,7 @@ impl PrimaryFacts {
             major_version: (primary.server_version_num / 10_000).to_string(),
             block_size: primary.block_size,
             wal_segment_size: primary.wal_segment_size,
+            has_independent_nodes: request.is_native,
             directory: data_directory.clone(),
         };
         let node = Node { host: &request.dest_host, id: request.node_id, port: request.dest_port };

@@ -32,6 +32,8 @@ pub(crate) struct Request {
     pub(crate) primary_host: Option<String>,
     /// Where that leads, if it must not be looked up again.
     pub(crate) primary_addresses: Vec<IpAddr>,
+    /// Whether the standby is made to be promoted by a second stage.
+    pub(crate) is_native: bool,
 }
 
 impl Request {

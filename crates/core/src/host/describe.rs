@@ -10,7 +10,7 @@ use super::identify::{self, Identity};
 use super::launch::STANDBY_SIGNAL;
 use super::policy::Cluster;
 use super::procfs::PidFile;
-use super::{control, fence, inspect, running, turn};
+use super::{control, fence, inspect, running, second_stage, turn};
 use crate::compare::wal_map::Wal;
 use crate::error::{Error, Kind, Result};
 use crate::replication::conninfo::escaped;
@@ -58,6 +58,7 @@ pub fn describe(cluster: &Cluster, cancel: &Cancel) -> Result<Description> {
         said,
         is_busy: turn::is_taken(directory)?,
         fence: fence::read(directory)?,
+        second_stage: second_stage::read(directory)?,
     })
 }
 

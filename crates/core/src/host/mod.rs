@@ -11,6 +11,7 @@ pub mod launch;
 pub mod may_start;
 pub mod policy;
 pub(crate) mod running;
+pub mod second_stage;
 pub mod stop;
 pub mod turn;
 pub mod upstream;

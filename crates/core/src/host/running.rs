@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use super::procfs::{PidFile, Proc, is_gone};
 use crate::error::{Error, Kind, Result};
@@ -62,6 +62,13 @@ pub(crate) fn postmaster_pid(data_directory: &Path) -> Option<u32> {
 /// (src/include/utils/pidfile.h).
 pub(crate) fn postmaster_status(data_directory: &Path) -> Option<String> {
     PidFile::read(data_directory).ok().flatten()?.status
+}
+
+/// Has the postmaster read its configuration again, and its children, too.
+pub(crate) fn reload(postmaster: u32) -> Result<()> {
+    let process = i32::try_from(postmaster).ok().and_then(Pid::from_raw);
+    let process = process.ok_or_else(|| Error::new(Kind::Internal, "a process id that is none"))?;
+    kill_process(process, Signal::HUP).map_err(Error::on("signal the server"))
 }
 
 /// Whether a server refused to start because of a lock file whose process has ended but was not

@@ -13,6 +13,10 @@ pub const MARKER: &str = "pgpool_recovery.incomplete";
 /// The mark of a server that was stopped for good, see [`crate::wire::protocol::describe::FenceMark`].
 pub const FENCED: &str = "pgpool_recovery.fenced";
 
+/// The mark of a standby that was made to be promoted beside its primary, see
+/// [`crate::wire::protocol::second_stage::SecondStageMark`].
+pub const SECOND_STAGE: &str = "pgpool_recovery.second_stage";
+
 /// The target's own pg_control while it is being replaced.
 pub const CONTROL_ASIDE: &str = "global/pg_control.pgpool_recovery";
 
@@ -71,6 +75,7 @@ const OWN_FILES: &[&str] = &[
     // ours
     MARKER,
     FENCED,
+    SECOND_STAGE,
 ];
 
 /// Directories that only their own host touches: log files, and what a file system keeps at its root.

@@ -46,6 +46,9 @@ pub struct PrimaryIdentity {
     pub block_size: u32,
     /// Bytes.
     pub wal_segment_size: u32,
+    /// Whether the target is to be a server of its own, on a timeline of its own (native replication, snapshot isolation): one
+    /// that was so before is no surprise.
+    pub has_independent_nodes: bool,
 }
 
 /// How the target is going to be filled.
@@ -351,6 +354,7 @@ mod tests {
             major_version: "15".to_owned(),
             block_size: 8192,
             wal_segment_size: 16 << 20,
+            has_independent_nodes: false,
         }
     }
 

@@ -235,6 +235,7 @@ mod tests {
             })),
             is_busy: false,
             fence: None,
+            second_stage: None,
         }
     }
 

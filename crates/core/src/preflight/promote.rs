@@ -268,6 +268,7 @@ mod tests {
             said,
             is_busy: false,
             fence: None,
+            second_stage: None,
         }
     }
 

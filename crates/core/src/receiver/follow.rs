@@ -3,7 +3,6 @@
 //! Either all files are changed or none is. A server reads them only when it is told to, or when it starts.
 
 use pgdata::configuration::{self, MAX_BYTES};
-use rustix::process::{Pid, Signal, kill_process};
 use tracing::info;
 
 use super::finish::{demand_following, include_myrecovery};
@@ -11,7 +10,8 @@ use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::host::follow::demand_follower;
 use crate::host::policy::Cluster;
-use crate::manifest::exclude::{AUTO_CONF, FENCED, MYRECOVERY_CONF, POSTGRESQL_CONF};
+use crate::host::running::reload;
+use crate::manifest::exclude::{AUTO_CONF, FENCED, MYRECOVERY_CONF, POSTGRESQL_CONF, SECOND_STAGE};
 use crate::manifest::path::RelPath;
 use crate::replication::recovery_settings::is_overriding;
 use crate::sys::cancel::Cancel;
@@ -77,18 +77,14 @@ fn write(
     if follow.rejoins {
         files.install(STANDBY_SIGNAL, |_| Vec::new(), follow.mode)?;
     }
+    // whoever follows another primary was not made to be promoted beside that one
+    files.remember(SECOND_STAGE)?;
+    target.remove(&RelPath::parse(SECOND_STAGE)?)?;
     // the last step: without the mark, and with the signal, it may be started. A standby that runs has outlived its mark, which
     // would forbid its start once it is promoted
     files.remember(FENCED)?;
     target.remove(&RelPath::parse(FENCED)?)?;
     target.sync_directories()
-}
-
-/// The postmaster reads its configuration again, and has its children do so.
-fn reload(postmaster: u32) -> Result<()> {
-    let process = i32::try_from(postmaster).ok().and_then(Pid::from_raw);
-    let process = process.ok_or_else(|| Error::new(Kind::Internal, "a process id that is none"))?;
-    kill_process(process, Signal::HUP).map_err(Error::on("signal the server"))
 }
 
 /// Content and permission bits of a file; `None`: there was none.
@@ -163,6 +159,8 @@ impl Files<'_> {
 mod tests {
     use std::fs;
     use std::path::Path;
+
+    use rustix::process::Signal;
 
     use super::*;
     use crate::compare::wal_map::Lineage;

@@ -5,7 +5,7 @@ use pgdata::control_file::PG_CONTROL;
 use pgdata::wal;
 
 use crate::error::{Error, Kind, Result};
-use crate::manifest::exclude::{MYRECOVERY_CONF, is_never_planned};
+use crate::manifest::exclude::{MYRECOVERY_CONF, SECOND_STAGE, is_never_planned};
 use crate::manifest::path::RelPath;
 use crate::wire::protocol::data::Put;
 
@@ -24,6 +24,7 @@ const MADE: &[&str] = &[
     "postgresql.auto.conf",
     "standby.signal",
     MYRECOVERY_CONF,
+    SECOND_STAGE,
     PG_CONTROL,
 ];
 

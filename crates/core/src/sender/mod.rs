@@ -30,6 +30,7 @@ use crate::wire::protocol::describe::Description;
 use crate::wire::protocol::fence::Fenced;
 use crate::wire::protocol::follow::{Follow, Followed};
 use crate::wire::protocol::message::{Marker, PlanHeader, Purpose, Reply, Request, TargetInfo};
+use crate::wire::protocol::second_stage::{Promote, Promoted};
 use crate::wire::protocol::stop::{Asker, Role, Stopped};
 use crate::wire::protocol::upstream::Answer;
 
@@ -263,6 +264,14 @@ impl Session<Opened> {
     pub fn fence(&mut self, asker: Asker, by: String, timeout: u32) -> Result<Fenced> {
         match self.conversation.request_new("fence", &Request::Fence { asker, by, timeout })? {
             Reply::Fenced { fenced } => Ok(fenced),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes the standby in the directory a server of its own, if it was made for that.
+    pub fn promote(&mut self, promote: Promote) -> Result<Promoted> {
+        match self.conversation.request_new("promote", &Request::Promote(Box::new(promote)))? {
+            Reply::Promoted(promoted) => Ok(promoted),
             other => Err(unexpected(&other)),
         }
     }

@@ -30,9 +30,8 @@ pub(super) fn ahead(
     if let Some(found) = target.timeline.filter(|found| *found > copied)
         && let Some(Unseen { which, begun }) = unseen(primary, wal, found, target)
     {
-        if any_cluster {
-            let answer = format!("a cluster of this system on {which} ({found}); overwrite is any_cluster");
-            return Some(Ok(answer));
+        if primary.has_independent_nodes || any_cluster {
+            return Some(Ok(format!("a cluster of this system on {which} ({found}); {}", may_be(primary))));
         }
         return Some(Err(refused(format!("directory \"{shown}\" is ahead of this primary: it is on {which}"))
             .detail(format!(
@@ -46,10 +45,11 @@ pub(super) fn ahead(
     }
     let flushed = wal?.flushed;
     let reached = beyond(timeline, flushed, target)?;
-    if any_cluster {
-        let answer =
-            format!("a cluster of this system that is ahead, at {reached}; overwrite is any_cluster");
-        return Some(Ok(answer));
+    if primary.has_independent_nodes || any_cluster {
+        return Some(Ok(format!(
+            "a cluster of this system that is ahead, at {reached}; {}",
+            may_be(primary)
+        )));
     }
     Some(Err(refused(format!(
         "directory \"{shown}\" is ahead of this primary: it has WAL that is missing here"
@@ -62,6 +62,15 @@ pub(super) fn ahead(
         "Make sure which of the two is to be the primary. It may be the only one that has those transactions: if they may be lost, set \
          pgpool_recovery.overwrite = any_cluster, or pass it as an option.",
     )))
+}
+
+/// Why a target that is ahead may be replaced.
+const fn may_be(primary: &PrimaryIdentity) -> &'static str {
+    if primary.has_independent_nodes {
+        "every node is a server of its own"
+    } else {
+        "overwrite is any_cluster"
+    }
 }
 
 /// A timeline that is not in the primary's history.
@@ -205,6 +214,15 @@ mod tests {
             // a copy of such a one is nothing of its own
             let copied = Some(marker(4));
             assert_eq!(refused(&TargetInfo { marker: copied, ..parallel }), None);
+        }
+        // where every node is a server of its own, each has a timeline of its own
+        let parallel = on(4, &[first, (3, 0x400_0000)]);
+        let independent = PrimaryIdentity { has_independent_nodes: true, ..primary() };
+        for (primary, refuses) in [(&independent, false), (&primary(), true)] {
+            for (target, flushed) in [(&parallel, FLUSHED), (&target(), Lsn(0x500_0000))] {
+                let findings = check_target(primary, Some(flushed), target, true, false);
+                assert_eq!(findings.iter().any(|finding| finding.answer.is_err()), refuses);
+            }
         }
         // without a history file nothing says that it is another one
         assert_eq!(refused(&TargetInfo { history: None, ..target() }), None);

@@ -13,7 +13,8 @@ use super::{present, wal};
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::host::{
-    describe, fence_primary, launch, login, readiness, references, running, server_log, stop, upstream,
+    describe, fence_primary, launch, login, readiness, references, running, second_stage, server_log, stop,
+    upstream,
     walreceiver,
 };
 use crate::manifest::list::{FileIndex, FileList};
@@ -332,6 +333,15 @@ impl Stage {
                 info!(directory = %data_directory.display(), by, stopped = ?fenced.stopped,
                     checkpoint = ?fenced.checkpoint, "the old primary was fenced");
                 Ok(Reply::Fenced { fenced })
+            }
+            Request::Promote(wanted) => {
+                if !self.only_looks() {
+                    return Err(out_of_order("a directory that was opened to look"));
+                }
+                let promoted = second_stage::promote(cluster, &wanted, cancel)?;
+                info!(directory = %data_directory.display(), timeline = promoted.timeline,
+                    "the standby was promoted: it is a server of its own");
+                Ok(Reply::Promoted(promoted))
             }
             Request::Walreceiver => {
                 let (found, startup) =

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compare::wal_map::{Lineage, Past};
 use crate::error::Result;
+use crate::wire::protocol::second_stage::SecondStageMark;
 
 /// A directory and its server, as its host sees them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,9 @@ pub struct Description {
     pub is_busy: bool,
     /// Who stopped the server for good, and when.
     pub fence: Option<FenceMark>,
+    /// That it was made to be promoted beside its primary.
+    #[serde(default)]
+    pub second_stage: Option<SecondStageMark>,
 }
 
 /// What a running server says of itself.

@@ -22,6 +22,7 @@ use crate::sys::space::Pool;
 use crate::wire::protocol::describe::Description;
 use crate::wire::protocol::fence::Fenced;
 use crate::wire::protocol::follow::{Follow, Followed};
+use crate::wire::protocol::second_stage::{Promote, Promoted};
 use crate::wire::protocol::status::{Run, Status};
 use crate::wire::protocol::stop::{Asker, Role, Stopped};
 use crate::wire::protocol::upstream::Answer;
@@ -158,6 +159,9 @@ pub enum Request {
         /// How long a fast shutdown may take before it becomes an immediate one, seconds.
         timeout: u32,
     },
+    /// Promote the standby in a directory that was opened to look, if it was made for that by the one that asks. Answer:
+    /// [`Reply::Promoted`].
+    Promote(Box<Promote>),
     /// Have the server of a locked directory follow the one that asks, without a copy. Answer: [`Reply::Followed`].
     Follow(Box<Follow>),
     /// Nothing will begin: release the directory and remove what was made for the plan. Answer: [`Reply::Ok`].
@@ -318,6 +322,8 @@ pub enum Reply {
         /// How it ended.
         fenced: Fenced,
     },
+    /// The standby has become a server of its own.
+    Promoted(Promoted),
     /// The end of the server's log.
     Log {
         /// A few lines.

@@ -62,6 +62,7 @@ pub mod fence;
 pub mod follow;
 pub mod message;
 pub mod plan;
+pub mod second_stage;
 pub mod status;
 pub mod stop;
 pub mod upstream;
