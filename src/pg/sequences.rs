@@ -79,11 +79,10 @@ struct Worker(Option<DynamicBackgroundWorker>);
 impl Worker {
     /// Waits until it has ended, answering interrupts.
     fn wait(mut self) {
-        loop {
-            match self.0.as_ref().map(DynamicBackgroundWorker::pid) {
-                Some(Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted)) => threads::pause(LOOK),
-                _ => break,
-            }
+        while let Some(Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted)) =
+            self.0.as_ref().map(DynamicBackgroundWorker::pid)
+        {
+            threads::pause(LOOK);
         }
         self.0 = None;
     }
@@ -92,7 +91,9 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         if let Some(worker) = self.0.take() {
-            cleanup::quietly("end the worker that flushes sequences", || drop(worker.terminate()));
+            cleanup::quietly("end the worker that flushes sequences", || {
+                let _ = worker.terminate();
+            });
         }
     }
 }

@@ -35,6 +35,7 @@ pub mod scratch;
 pub mod server;
 pub mod snapshot;
 pub mod stage;
+pub mod stages;
 pub mod storm;
 mod template;
 pub mod trace;

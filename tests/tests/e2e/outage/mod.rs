@@ -5,6 +5,7 @@ mod follow_refused; // what cannot follow, and is left as it was
 mod hook; // what Pgpool-II calls, without Pgpool-II
 mod may_start; // an old primary that boots again
 mod promote; // a standby that becomes the primary, and the old primary that does not live on
+mod second_stage; // standbys that are promoted beside their primary, and what is not
 mod stop; // servers that are stopped: standbys and replaced primaries, and no others
 mod stop_given_up; // a stop whose caller has left, or whose server has become another one meanwhile
 mod stop_target; // a recovery that stops its target first: what it asks before

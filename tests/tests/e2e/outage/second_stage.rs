@@ -1,0 +1,240 @@
+//! The second stage of native replication and snapshot isolation mode, called as Pgpool-II calls it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pgpool_recovery_e2e::cluster::Stop;
+use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
+use pgpool_recovery_e2e::stages::{self, FIRST, SECOND};
+use pgpool_recovery_e2e::{Agent, Cluster, Host, Recovery, Scratch, SqlError, agent, probe};
+
+/// The file that says for what a standby was made.
+const MARK: &str = "pgpool_recovery.second_stage";
+
+fn main_node(scratch: &Scratch) -> Cluster {
+    let main = stages::node(scratch, "main").with("max_prepared_transactions", 5).into_primary();
+    stages::make_sequences(&main);
+    main
+}
+
+/// Calls a stage with settings of the session's own.
+fn stage_with(main: &Cluster, settings: &str, script: &str, node: &Cluster) -> Result<(), SqlError> {
+    let mut client = main.connect();
+    client.batch_execute(settings).expect(settings);
+    stages::call(&mut client, script, node)
+}
+
+fn stage(main: &Cluster, script: &str, node: &Cluster) -> Result<(), SqlError> {
+    stages::call(&mut main.connect(), script, node)
+}
+
+#[track_caller]
+fn run(main: &Cluster, script: &str, node: &Cluster) {
+    stage(main, script, node).unwrap_or_else(|error| panic!("{script}: {error:?}\n{}", main.log()));
+}
+
+/// Still a standby that its primary serves, and as it was made.
+#[track_caller]
+fn assert_waits(main: &Cluster, node: &Cluster) {
+    assert!(node.in_recovery() && node.has(MARK));
+    main.wait_for_standby("server1");
+    assert_eq!(probe::slots(main), ["server1"]);
+}
+
+#[track_caller]
+fn assert_independent(main: &Cluster, node: &Cluster) {
+    assert!(!node.in_recovery() && !node.has(MARK) && !node.has("standby.signal"));
+    assert_eq!(probe::slots(main), Vec::<String>::new(), "the slot is dropped");
+    assert_eq!(node.get::<String>("SELECT current_setting('primary_conninfo')", &[]), "");
+    remote_start(main, "localhost", node.dir());
+    stages::assert_same(main, node);
+    node.execute("CREATE TABLE own (); DROP TABLE own");
+    let state: String = main.get("SELECT state FROM pgpool_recovery_status", &[]);
+    assert_eq!(state, "promoted");
+}
+
+#[test]
+fn two_stages_make_a_server_of_its_own_again_and_again() {
+    let scratch = Scratch::new();
+    let main = main_node(&scratch);
+    let node = stages::node(&scratch, "node");
+    let secret = agent::secret(&scratch, "secret");
+    let agent = Agent::start(&scratch, &Host::here(), &secret, &[node.directory()]);
+    main.append_conf("pgpool_recovery.secret_file", secret.display());
+    main.reload();
+    for through_agent in [false, true] {
+        if through_agent {
+            main.use_agent(agent.port());
+        }
+        run(&main, FIRST, &node);
+        assert_waits(&main, &node);
+        stages::use_sequences(&main);
+        run(&main, SECOND, &node);
+        assert_independent(&main, &node);
+
+        // wrong order: it is no standby any more, and goes on
+        let error = stage(&main, SECOND, &node).expect_err("a second time");
+        error.expect("55000").says("no standby");
+        assert!(!node.in_recovery());
+
+        // dead, it is no standby that could be started; made anew it is, on the timeline that it had before
+        node.stop(Stop::Immediate);
+        let error = try_remote_start(&main, "localhost", node.dir()).expect_err("it was stopped");
+        assert!(error.text().contains("second stage"), "{error:?}");
+        main.execute("CREATE TABLE IF NOT EXISTS more AS SELECT generate_series(1, 1000) AS n");
+    }
+}
+
+#[test]
+fn what_no_first_stage_has_made_for_it_is_not_promoted() {
+    let scratch = Scratch::new();
+    let main = main_node(&scratch);
+    let node = stages::node(&scratch, "node");
+    let error = stage(&main, SECOND, &node).expect_err("nothing is there");
+    error.expect("55000").says("first stage");
+    assert!(!node.directory().exists());
+
+    // the standby of a streaming replication: its promotion would be a second primary
+    Recovery::of(&node, &main).option("node_id", 1).option("dest_port", node.port()).run(&main);
+    remote_start(&main, "localhost", node.dir());
+    let error = stage(&main, SECOND, &node).expect_err("made by another first stage");
+    error.says(MARK);
+    assert!(node.in_recovery());
+    main.wait_for_standby("server1");
+
+    // nor is it made anew while it runs
+    let error = stage(&main, FIRST, &node).expect_err("it runs");
+    error.says("running");
+    main.wait_for_standby("server1");
+
+    // one that follows another main node
+    node.stop(Stop::Fast);
+    run(&main, FIRST, &node);
+    run(&main, SECOND, &node);
+    let third = stages::node(&scratch, "third");
+    run(&main, FIRST, &third);
+    let error = stage(&node, SECOND, &third).expect_err("main's standby");
+    error.says("timeline");
+    assert!(third.in_recovery() && third.has(MARK));
+    let error = stage(&third, SECOND, &node).expect_err("called on a standby");
+    error.expect("55000").says("standby");
+}
+
+#[test]
+fn a_standby_that_lags_is_not_promoted_and_not_copied_again() {
+    let scratch = Scratch::new();
+    let main = main_node(&scratch);
+    let node = stages::node(&scratch, "node");
+    run(&main, FIRST, &node);
+
+    node.execute("SELECT pg_wal_replay_pause()");
+    let error = stage(&main, SECOND, &node).expect_err("paused");
+    error.expect("55000").says("paused");
+    assert_waits(&main, &node);
+    node.execute("SELECT pg_wal_replay_resume()");
+
+    node.execute("ALTER SYSTEM SET recovery_min_apply_delay = '1h'");
+    node.reload();
+    main.execute("CREATE TABLE late ()");
+    stages::use_sequences(&main);
+    let error = stage_with(&main, "SET pgpool_recovery.deadline = 3", SECOND, &node).expect_err("it lags");
+    error.expect("55000").says("has not replayed all");
+    assert_waits(&main, &node);
+    let error = try_remote_start(&main, "localhost", node.dir());
+    assert!(error.is_ok() && node.in_recovery(), "it is a standby, which streams: {error:?}");
+
+    let error =
+        stage_with(&main, "SET pgpool_recovery.start_timeout = 3", FIRST, &node).expect_err("it lags");
+    error.says("does not catch up");
+    node.execute("ALTER SYSTEM RESET recovery_min_apply_delay");
+    node.reload();
+
+    let made = node.read(MARK);
+    run(&main, FIRST, &node);
+    assert_eq!(node.read(MARK), made, "it was copied again");
+    run(&main, SECOND, &node);
+    assert_independent(&main, &node);
+}
+
+#[test]
+fn nothing_is_promoted_while_transactions_go_on() {
+    let scratch = Scratch::new();
+    let main = main_node(&scratch);
+    let node = stages::node(&scratch, "node");
+    run(&main, FIRST, &node);
+    main.execute("CREATE TABLE written (n int)");
+    let refused = || {
+        let error =
+            stage_with(&main, "SET pgpool_recovery.deadline = 2", SECOND, &node).expect_err("refused");
+        assert_waits(&main, &node);
+        error.expect("55000")
+    };
+
+    let mut client = main.connect();
+    client.batch_execute("BEGIN; INSERT INTO written VALUES (1)").expect("open");
+    refused().says("has an open transaction");
+    client.batch_execute("PREPARE TRANSACTION 'held'").expect("prepared");
+    refused().says("\"held\" is prepared");
+    client.batch_execute("COMMIT PREPARED 'held'").expect("ended");
+
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut client = main.connect();
+                while !ends.load(Ordering::Relaxed) {
+                    client.batch_execute("INSERT INTO written VALUES (2)").expect("a row");
+                }
+            });
+        }
+        let error = std::panic::catch_unwind(std::panic::AssertUnwindSafe(refused));
+        ends.store(true, Ordering::Relaxed);
+        error.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).says("transactions go on");
+    });
+
+    run(&main, SECOND, &node);
+    assert_independent(&main, &node);
+    assert_eq!(
+        node.get::<i64>("SELECT count(*) FROM written", &[]),
+        main.get::<i64>("SELECT count(*) FROM written", &[])
+    );
+}
+
+#[test]
+fn what_is_lacking_is_said_before_anything_changes() {
+    let scratch = Scratch::new();
+    let main = main_node(&scratch);
+    let node = stages::node(&scratch, "node");
+    main.execute(
+        "CREATE ROLE operator LOGIN REPLICATION; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO operator",
+    );
+    let as_operator = "SET SESSION AUTHORIZATION operator";
+    stage_with(&main, as_operator, FIRST, &node).expect_err("no superuser").expect("42501").says("superuser");
+    assert!(!node.directory().exists());
+
+    // no slot is left
+    main.append_conf("max_replication_slots", 1);
+    main.stop(Stop::Fast);
+    main.start();
+    main.execute("SELECT pg_create_physical_replication_slot('taken')");
+    stage(&main, FIRST, &node).expect_err("no slot").expect("53400").says("max_replication_slots");
+    assert!(!node.directory().exists());
+    main.execute("SELECT pg_drop_replication_slot('taken')");
+    run(&main, FIRST, &node);
+
+    stage_with(&main, as_operator, SECOND, &node)
+        .expect_err("no superuser")
+        .expect("42501")
+        .says("superuser");
+    assert_waits(&main, &node);
+
+    // no background worker is left
+    main.append_conf("max_worker_processes", 0);
+    main.stop(Stop::Fast);
+    main.start();
+    main.wait_for_standby("server1");
+    stage(&main, SECOND, &node).expect_err("no worker").expect("53400").says("max_worker_processes");
+    assert_waits(&main, &node);
+    // what has failed is said again
+    let error: String = main.get("SELECT error FROM pgpool_recovery_status", &[]);
+    assert!(error.contains("background worker"), "{error}");
+}

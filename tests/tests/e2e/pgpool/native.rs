@@ -1,0 +1,154 @@
+//! Native replication and snapshot isolation: online recovery of a node that is a server of its own, while clients write.
+
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+use pgpool_recovery_e2e::cluster::Stop;
+use pgpool_recovery_e2e::pgpool::{self, Pgpool, Setup};
+use pgpool_recovery_e2e::stages::{self, FIRST, SECOND};
+use pgpool_recovery_e2e::{Cluster, Host, Scratch, probe, wait};
+
+const WRITERS: i32 = 3;
+
+struct Nodes {
+    main: Cluster,
+    other: Cluster,
+    pgpool: Pgpool,
+}
+
+impl Nodes {
+    /// A main node with data, a second node that is nothing yet, and a Pgpool-II of this mode.
+    fn start(scratch: &Scratch, mode: &str) -> Self {
+        let node = |name| {
+            let isolation = if mode == "snapshot_isolation" { "repeatable read" } else { "read committed" };
+            stages::node(scratch, name).with("default_transaction_isolation", isolation)
+        };
+        let main = node("node0").into_primary();
+        stages::make_sequences(&main);
+        main.execute(
+            "CREATE TABLE told (writer int, n int, value bigint, object oid, PRIMARY KEY (writer, n))",
+        );
+        for writer in 0..WRITERS {
+            main.execute(&format!("CREATE SEQUENCE writer{writer}"));
+        }
+        let other = node("node1");
+        let pgpool = Setup::new(scratch, &Host::here(), &[&main, &other])
+            .with("backend_clustering_mode", mode)
+            .with("failover_command", "")
+            .with("recovery_1st_stage_command", FIRST)
+            .with("recovery_2nd_stage_command", SECOND)
+            .start();
+        pgpool.wait_for_node(1, "down", "replica", "");
+        Self { main, other, pgpool }
+    }
+
+    /// Recovers node 1 while clients write through Pgpool-II; each has a sequence of its own, so that the order in which they
+    /// come does not matter. Returns how long the longest of them waited.
+    fn recover_under_load(&self) -> Duration {
+        let (ends, told) = (AtomicBool::new(false), AtomicI32::new(0));
+        let longest = std::thread::scope(|scope| {
+            let writers: Vec<_> =
+                (0..WRITERS).map(|writer| scope.spawn(|| self.write(writer, &ends, &told))).collect();
+            let written = told.load(Ordering::Relaxed);
+            wait::until_true("rows", wait::PATIENCE, || told.load(Ordering::Relaxed) > written + 20);
+            let recovered = self.pgpool.recover(1);
+            let written = told.load(Ordering::Relaxed);
+            // clients are let in again, whatever became of it
+            let goes_on = wait::try_until(wait::PATIENCE, || told.load(Ordering::Relaxed) > written + 20);
+            ends.store(true, Ordering::Relaxed);
+            let waits = writers.into_iter().map(|writer| writer.join().expect("a writer"));
+            let longest = waits.max().expect("writers");
+            recovered.unwrap_or_else(|error| {
+                panic!("{error}\n{}\n{}\n{}", self.main.log(), self.other.log(), self.pgpool.log())
+            });
+            assert!(goes_on, "clients are not let in\n{}", self.pgpool.log());
+            longest
+        });
+        self.pgpool.wait_for_node(1, "up", "replica", "");
+        longest
+    }
+
+    /// Writes a row with a value of a sequence and a large object, a session each, until it ends.
+    fn write(&self, writer: i32, ends: &AtomicBool, told: &AtomicI32) -> Duration {
+        let first: i32 =
+            self.main.get("SELECT coalesce(max(n), 0) + 1 FROM told WHERE writer = $1", &[&writer]);
+        let mut longest = Duration::ZERO;
+        let mut last = Instant::now();
+        for n in first.. {
+            if ends.load(Ordering::Relaxed) {
+                break;
+            }
+            let object = 1_000_000 + writer * 100_000 + n;
+            let sql = format!(
+                "INSERT INTO told SELECT {writer}, {n}, nextval('writer{writer}'), lo_from_bytea({object}, 'object {n}')"
+            );
+            // a session may be refused, or ended, while the node is attached: then the row is not counted
+            if self.pgpool.connect().batch_execute(&sql).is_ok() {
+                told.fetch_add(1, Ordering::Relaxed);
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+            }
+        }
+        longest
+    }
+}
+
+fn recovers(mode: &str) {
+    if pgpool::version() < (4, 2) {
+        // it has other names for its modes
+        return;
+    }
+    let scratch = Scratch::new();
+    let nodes = Nodes::start(&scratch, mode);
+    let Nodes { main, other, pgpool } = &nodes;
+    let longest = nodes.recover_under_load();
+    println!("{mode}: clients waited for at most {longest:?}");
+    assert!(!other.in_recovery());
+    assert_eq!(probe::slots(main), Vec::<String>::new());
+    stages::assert_same(main, other);
+
+    // It dies, clients write on, and it comes back: on a timeline of its own, which is no surprise.
+    other.stop(Stop::Immediate);
+    pgpool.wait_for_node(1, "down", "replica", "");
+    nodes.recover_under_load();
+    stages::assert_same(main, other);
+    let timelines = |node: &Cluster| node.control("Latest checkpoint's TimeLineID");
+    assert_ne!(timelines(main), timelines(other));
+}
+
+#[test]
+fn a_node_of_native_replication_is_recovered() {
+    recovers("native_replication");
+}
+
+#[test]
+fn a_node_of_snapshot_isolation_is_recovered() {
+    recovers("snapshot_isolation");
+}
+
+#[test]
+fn a_second_stage_that_fails_lets_clients_in_again() {
+    if pgpool::version() < (4, 2) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let nodes = Nodes::start(&scratch, "native_replication");
+    let Nodes { main, other, pgpool } = &nodes;
+    // somebody beside Pgpool-II
+    main.execute("ALTER SYSTEM SET pgpool_recovery.deadline = 2");
+    main.reload();
+    let mut client = main.connect();
+    client.batch_execute("BEGIN; CREATE TABLE open ()").expect("open");
+    let shown = pgpool.recover(1).expect_err("a transaction is open");
+    assert!(shown.contains("2nd stage"), "{shown}");
+    main.wait_for_log("has an open transaction");
+    pgpool.connect().batch_execute("INSERT INTO told VALUES (-1, 1, 1, 1)").expect("let in");
+    pgpool.wait_for_node(1, "down", "replica", "");
+    assert!(other.in_recovery());
+
+    // The standby is there still, and need not be copied again.
+    client.batch_execute("COMMIT").expect("ended");
+    nodes.recover_under_load();
+    assert!(main.log().contains("nothing is copied") || pgpool.log().contains("nothing is copied"));
+    stages::assert_same(main, other);
+}
