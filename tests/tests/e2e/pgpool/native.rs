@@ -47,8 +47,9 @@ impl Nodes {
     fn recover_under_load(&self) -> Duration {
         let (ends, told) = (AtomicBool::new(false), AtomicI32::new(0));
         let longest = std::thread::scope(|scope| {
+            let (ends, told) = (&ends, &told);
             let writers: Vec<_> =
-                (0..WRITERS).map(|writer| scope.spawn(|| self.write(writer, &ends, &told))).collect();
+                (0..WRITERS).map(|writer| scope.spawn(move || self.write(writer, ends, told))).collect();
             let written = told.load(Ordering::Relaxed);
             wait::until_true("rows", wait::PATIENCE, || told.load(Ordering::Relaxed) > written + 20);
             let recovered = self.pgpool.recover(1);
