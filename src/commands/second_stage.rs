@@ -311,6 +311,9 @@ fn await_replay(
             }
             Err(why) => why,
         };
+        if wal::next_transaction() != next {
+            return Ok(false);
+        }
         if clock.left().is_zero() {
             // it knows more of it
             standby.demand_promotable(end, run)?;
@@ -318,9 +321,6 @@ fn await_replay(
             return Err(Error::new(Kind::WrongState, message)
                 .detail(why)
                 .hint("See its log, then run the recovery again; pgpool_recovery.deadline is how long a second stage waits."));
-        }
-        if wal::next_transaction() != next {
-            return Ok(false);
         }
         threads::pause(LOOK);
     }

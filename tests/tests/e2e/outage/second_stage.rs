@@ -103,7 +103,7 @@ fn what_no_first_stage_has_made_for_it_is_not_promoted() {
 
     // nor is it made anew while it runs
     let error = stage(&main, FIRST, &node).expect_err("it runs");
-    error.says("running");
+    error.expect("55006").says("Stop the standby");
     main.wait_for_standby("server1");
 
     // one that follows another main node

@@ -135,9 +135,9 @@ fn a_second_stage_that_fails_lets_clients_in_again() {
     let scratch = Scratch::new();
     let nodes = Nodes::start(&scratch, "native_replication");
     let Nodes { main, other, pgpool } = &nodes;
-    // somebody beside Pgpool-II
-    main.execute("ALTER SYSTEM SET pgpool_recovery.deadline = 2");
+    main.append_conf("pgpool_recovery.deadline", 4);
     main.reload();
+    // somebody beside Pgpool-II
     let mut client = main.connect();
     client.batch_execute("BEGIN; CREATE TABLE open ()").expect("open");
     let shown = pgpool.recover(1).expect_err("a transaction is open");
