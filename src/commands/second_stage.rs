@@ -121,9 +121,13 @@ pub(crate) fn second_stage(host: &str, directory: &str, settings: &Settings) -> 
         recording.raise(error);
     };
     log::log(&story("begins"));
+    let begin = Instant::now();
     match raised::noting(|| promote(host, directory, settings), note) {
         Ok(timeline) => {
-            log::log(&story(&format!("is complete: a server of its own, on timeline {timeline}")));
+            log::log(&story(&format!(
+                "is complete: a server of its own, on timeline {timeline}, in {} ms",
+                begin.elapsed().as_millis()
+            )));
             recording.promoted(timeline);
             Ok(())
         }

@@ -164,6 +164,7 @@ mod tests {
     use super::*;
     use crate::compare::wal_map::Lineage;
     use crate::sys::FileId;
+    use crate::sys::process::tests::script;
 
     fn asker() -> Asker {
         Asker {
@@ -249,6 +250,63 @@ mod tests {
         let silent = Error::new(Kind::StartFailed, "it does not tell");
         let found = Description { said: Some(Err(silent.clone())), ..standby() };
         assert_eq!(judge(&found), Err(silent), "an error is no answer");
+    }
+
+    /// Has a standby promoted that has replayed up to 0/100 and whose pg_ctl does this. What becomes of it, of its mark, and of
+    /// myrecovery.conf.
+    fn promoted(pg_ctl: &str, replayed: u64) -> (Result<Promoted>, bool, String) {
+        const DB_IN_ARCHIVE_RECOVERY: u32 = 5;
+        let data = tempfile::tempdir().expect("temporary directory");
+        let place = data.path().canonicalize().expect("real path");
+        for directory in ["global", "pg_wal"] {
+            fs::create_dir_all(place.join(directory)).expect("make");
+        }
+        let control = pgdata::control_file::sample_in_state(42, DB_IN_ARCHIVE_RECOVERY);
+        fs::write(place.join("global/pg_control"), control).expect("write");
+        fs::write(place.join("pg_wal/00000004.history"), "3\t0/7000000\t\n").expect("write");
+        let history = stop::look(&place).expect("a directory").history;
+        let timeline = history.timeline();
+        let mark = format!(r#"{{"made": 7, "system_identifier": 42, "timeline": {timeline}}}"#);
+        for (name, text) in [
+            ("standby.signal", ""),
+            ("PG_VERSION", "15\n"),
+            (MYRECOVERY_CONF, "primary_conninfo = 'host=main'\n"),
+            (SECOND_STAGE, &mark),
+        ] {
+            fs::write(place.join(name), text).expect("write");
+        }
+        let psql = format!(
+            "[ -e $(dirname $0)/done ] && {{ echo '42|{}|0/100|'; echo 'said|f|||f'; exit; }}; \
+             echo '42|{timeline}|0/100|'; echo 'said|t|0/100|0/100|f'",
+            timeline + 1
+        );
+        script(&place.join("psql"), &psql);
+        script(&place.join("pg_ctl"), pg_ctl);
+        let mut server = running::tests::serve(&place);
+        fs::write(place.join("postmaster.pid"), format!("{}\n/x\n77\n5433\n/tmp\n\n", server.id()))
+            .expect("write");
+        let wanted = Promote { asker: Asker { history, ..asker() }, replayed: Lsn(replayed), timeout: 10 };
+        let cluster = Cluster::new(place.clone(), place.clone());
+        let done = promote(&cluster, &wanted, &Cancel::new());
+        let _ = server.kill().and_then(|()| server.wait());
+        let done = done.map(|done| Promoted { timeline: done.timeline - timeline, ..done });
+        let conf = fs::read_to_string(place.join(MYRECOVERY_CONF)).expect("read");
+        (done, place.join(SECOND_STAGE).exists(), conf)
+    }
+
+    #[test]
+    fn a_mark_is_good_for_one_attempt() {
+        let (done, is_marked, conf) = promoted("touch $PGDATA/done", 0x100);
+        assert_eq!(done, Ok(Promoted { timeline: 1, warnings: Vec::new() }));
+        assert!(!is_marked && !conf.contains("primary_conninfo"), "{conf}");
+        let (failed, is_marked, conf) = promoted("echo 'no permission' >&2; exit 1", 0x100);
+        let failed = failed.expect_err("it was not promoted");
+        assert_eq!(failed.kind, Kind::StartFailed);
+        assert!(failed.detail.is_some_and(|detail| detail.contains("no permission")));
+        assert!(!is_marked && conf.contains("primary_conninfo"), "{conf}");
+        let (refused, is_marked, _) = promoted("touch $PGDATA/done", 0x101);
+        assert_eq!(refused.expect_err("it lacks WAL").kind, Kind::WrongState);
+        assert!(is_marked, "nothing was attempted");
     }
 
     #[test]

@@ -237,10 +237,13 @@ mod tests {
     #[test]
     fn a_standby_gets_its_files_and_is_told_to_read_them() {
         let standby = Standby::new();
-        fs::write(standby.data.path().join(FENCED), "{}").expect("write");
+        for mark in [FENCED, SECOND_STAGE] {
+            fs::write(standby.data.path().join(mark), "{}").expect("write");
+        }
         let done = standby.follow().expect("done");
         assert!(done.is_told);
-        assert_eq!(done.changed, [MYRECOVERY_CONF, AUTO_CONF, POSTGRESQL_CONF, FENCED]);
+        assert_eq!(done.changed, [MYRECOVERY_CONF, AUTO_CONF, POSTGRESQL_CONF, SECOND_STAGE, FENCED]);
+        assert_eq!(standby.read(SECOND_STAGE), None, "it is not to be promoted beside the new primary");
         assert_eq!(standby.read(FENCED), None, "the mark of the primary that it was");
         assert_eq!(standby.read(MYRECOVERY_CONF).as_deref(), Some("primary_conninfo = 'host=new'\n"));
         let kept = "work_mem = '8MB'\nrecovery_min_apply_delay = '1h'\nport = 5433\n";

@@ -209,8 +209,8 @@ fn sql_settings_functions_and_options_exist() {
     for (path, text) in document::all() {
         let place = path.file_name().expect("a file").to_string_lossy().into_owned();
         for name in words_after(&text, "pgpool_recovery.") {
-            // files of that name: pgpool_recovery.control, pgpool_recovery.incomplete, pgpool_recovery.fenced
-            let file = matches!(name.as_str(), "control" | "incomplete" | "fenced" | "so");
+            // files of that name: pgpool_recovery.control, pgpool_recovery.incomplete, pgpool_recovery.fenced, ...
+            let file = matches!(name.as_str(), "control" | "incomplete" | "fenced" | "second_stage" | "so");
             if !file && !settings.contains(&format!("pgpool_recovery.{name}")) {
                 complaints.push(format!("{place}: there is no setting pgpool_recovery.{name}"));
             }
