@@ -219,8 +219,8 @@ mod tests {
         let parallel = on(4, &[first, (3, 0x400_0000)]);
         let independent = PrimaryIdentity { has_independent_nodes: true, ..primary() };
         for (primary, refuses) in [(&independent, false), (&primary(), true)] {
-            for (target, flushed) in [(&parallel, FLUSHED), (&target(), Lsn(0x500_0000))] {
-                let findings = check_target(primary, Some(flushed), target, true, false);
+            for (target, flushed) in [(&parallel, WAL.flushed), (&target(), Lsn(0x500_0000))] {
+                let findings = check_target(primary, Some(OwnWal { flushed, ..WAL }), target, true, false);
                 assert_eq!(findings.iter().any(|finding| finding.answer.is_err()), refuses);
             }
         }

@@ -14,8 +14,7 @@ use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
 use crate::host::{
     describe, fence_primary, launch, login, readiness, references, running, second_stage, server_log, stop,
-    upstream,
-    walreceiver,
+    upstream, walreceiver,
 };
 use crate::manifest::list::{FileIndex, FileList};
 use crate::manifest::path::RelPath;
