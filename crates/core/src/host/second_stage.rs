@@ -195,6 +195,7 @@ mod tests {
             major_version: Some("15".to_owned()),
             history: Lineage::new(4, &[]),
             said: Some(Ok(said())),
+            landmark: None,
             is_busy: false,
             fence: None,
             second_stage: Some(SecondStageMark {
