@@ -45,6 +45,7 @@ impl Nodes {
     /// in which they come does not matter. Returns how long the longest of them waited.
     fn recover_under_load(&self, id: usize) -> Duration {
         let main = &self.nodes[1 - id];
+        self.await_end_of_failover();
         let (ends, told) = (AtomicBool::new(false), AtomicI32::new(0));
         let longest = std::thread::scope(|scope| {
             let (ends, told) = (&ends, &told);
@@ -68,6 +69,17 @@ impl Nodes {
         });
         self.pgpool.wait_for_node(id, "up", if id == 0 { "main" } else { "replica" }, "");
         longest
+    }
+
+    /// Waits until Pgpool-II has done with its last failover or failback. Up to 4.4 its main process then waits for the PCP
+    /// process, which, if a recovery has begun by then, ends with that: the node is attached after clients were let in.
+    fn await_end_of_failover(&self) {
+        wait::until_true("the end of Pgpool-II's failover", wait::PATIENCE, || {
+            let log = self.pgpool.log();
+            let count = |text: &str| log.matches(text).count();
+            let changes = count("LOG:  failover done.") + count("LOG:  failback done.");
+            changes > 0 && count("fork a new PCP child") >= changes
+        });
     }
 
     /// Writes a row with a value of a sequence and a large object, a session each, until it ends.
@@ -147,6 +159,7 @@ fn a_second_stage_that_fails_lets_clients_in_again() {
     // somebody beside Pgpool-II
     let mut client = main.connect();
     client.batch_execute("BEGIN; CREATE TABLE open ()").expect("open");
+    nodes.await_end_of_failover();
     let shown = pgpool.recover(1).expect_err("a transaction is open");
     assert!(shown.contains("2nd stage"), "{shown}");
     main.wait_for_log("has an open transaction");
