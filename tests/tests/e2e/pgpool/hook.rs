@@ -127,8 +127,11 @@ fn a_standby_that_has_diverged_is_rebuilt_after_the_follow_commands() {
     lean.nodes[0].kill();
     lean.wait_for_promotion(1);
     lean.wait_for_follower(2, 1);
-    let log = lean.pgpool.log();
-    assert!(log.contains("diverged") && log.contains("is rebuilt and up"), "{log}");
+    // it is up before its worker has said so
+    wait::until_true("the worker to tell", wait::PATIENCE, || {
+        lean.pgpool.log().contains("is rebuilt and up")
+    });
+    assert!(lean.pgpool.log().contains("diverged"), "{}", lean.pgpool.log());
     assert_eq!(lean.nodes[2].get::<i64>("SELECT count(*) FROM seen", &[]), 0);
 }
 
