@@ -1,4 +1,4 @@
-//! Cancel, terminate, and clients that went away.
+//! Cancel, terminate, a postmaster that died, and clients that went away.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -7,14 +7,24 @@ use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgrx::pg_sys;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{cleanup, compat};
+use super::{cleanup, compat, log, postmaster};
 
 /// How often the client's connection is looked at.
 const CLIENT_CHECK: Duration = Duration::from_secs(1);
 
 /// Lets PostgreSQL act on cancel (ERROR: unwinds from here), terminate (FATAL: does not return and
 /// unwinds nothing), timeouts, and barriers. Call at least every 100 ms.
+///
+/// If the postmaster has died this ends the process, as PostgreSQL's own waits do (`WL_EXIT_ON_PM_DEATH`): the shared
+/// memory that a backend keeps in use prevents the next start of the server.
 pub(crate) fn check() {
+    if !postmaster::lives() {
+        let message = "terminating connection due to unexpected postmaster exit";
+        cleanup::quietly("log the end of the session", || log::log(message));
+        // SAFETY: what WaitEventSetWait() calls. Like a FATAL error it runs what is registered for a backend's exit and
+        // unwinds nothing.
+        unsafe { pg_sys::proc_exit(1) };
+    }
     pgrx::check_for_interrupts!();
 }
 
@@ -22,7 +32,8 @@ pub(crate) fn check() {
 pub(crate) fn terminating() -> bool {
     // SAFETY: reads a flag that a signal handler sets (sig_atomic_t); a stale value is corrected by
     // the next call.
-    unsafe { (&raw const pg_sys::ProcDiePending).read_volatile() != 0 }
+    let is_asked_to = unsafe { (&raw const pg_sys::ProcDiePending).read_volatile() != 0 };
+    is_asked_to || !postmaster::lives()
 }
 
 /// Answers a barrier, and acts on nothing else: for where no ERROR may be raised. A DROP DATABASE in any session waits

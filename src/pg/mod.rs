@@ -2,7 +2,7 @@
 //!
 //! The rest of the extension sees safe functions and guards. A guard undoes its work when it is
 //! dropped, also while a PostgreSQL ERROR unwinds through Rust frames; see [`cleanup`].
-//! A FATAL error (a terminated backend) unwinds nothing: what must be undone then is undone by
+//! A FATAL error (a terminated backend, or one whose postmaster died) unwinds nothing: what must be undone then is undone by
 //! PostgreSQL itself (backup, ephemeral slot, progress) or ahead of time (see [`threads`]).
 //!
 //! A PostgreSQL function is called through pgrx's generated wrapper, which turns an ERROR (a longjmp) into a panic that
@@ -16,6 +16,8 @@
 //! | [`threads`] | `sigfillset`, `pthread_sigmask` | libc's; they raise nothing |
 //! | [`log`] | `error_context_stack` | a variable of this process, read and set |
 //! | [`interrupts`] | `ProcDiePending`, `ProcSignalBarrierPending`, `InterruptHoldoffCount`, `CritSectionCount`, and `InterruptPending` in `check_for_interrupts!` | variables of this process, read |
+//! | [`postmaster`] | `IsUnderPostmaster`, `PostmasterPid` | variables of this process, read |
+//! | [`postmaster`] | `PostmasterIsAliveInternal`, for which pgrx has no wrapper | reads a pipe; it raises nothing but FATAL, which does not return |
 //! | [`slot`] | `MyReplicationSlot` and the slot it points to | the owner may read its slot (slot.h), and change it under its spinlock |
 //! | [`slot`] | `SpinLockAcquire`, `SpinLockRelease` | they raise nothing; a lock that is stuck for minutes ends the server, as everywhere in it |
 //! | [`compat`] | `MyProcPort` and the first field of the `Port` it points to | set once, when the session begins |
@@ -31,6 +33,7 @@ pub(crate) mod compat;
 pub(crate) mod interrupts;
 pub(crate) mod json;
 pub(crate) mod log;
+pub(crate) mod postmaster;
 pub(crate) mod privileges;
 pub(crate) mod progress;
 pub(crate) mod query;

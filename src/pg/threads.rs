@@ -20,7 +20,7 @@ use super::interrupts::{self, ClientWatch};
 /// How long the main thread sleeps at most between two looks at interrupts.
 const TURN: Duration = Duration::from_millis(50);
 
-/// How long a terminated backend waits for its threads before it exits under them.
+/// How long a backend that is terminated, or whose postmaster died, waits for its threads before it exits under them.
 const LAST_WAIT: Duration = Duration::from_secs(3);
 
 /// Runs `job` on a thread of its own and returns what it returns.
@@ -179,8 +179,8 @@ fn runs(finished: &Receiver<()>, time: Duration) -> bool {
     finished.recv_timeout(time) == Err(RecvTimeoutError::Timeout)
 }
 
-/// Waits for a thread where no ERROR may be raised. A session that is terminated meanwhile exits under it; other
-/// sessions need not wait for this one.
+/// Waits for a thread where no ERROR may be raised. A session that is terminated meanwhile, or loses its postmaster, exits
+/// under it; other sessions need not wait for this one.
 fn wait_terminably(finished: &Receiver<()>) {
     while runs(finished, TURN) {
         interrupts::answer_barrier();

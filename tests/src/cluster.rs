@@ -286,17 +286,23 @@ impl Cluster {
 
     /// kill -9 of the postmaster and all its children: what a power cut leaves of a server.
     pub fn kill(&self) {
-        let postmaster = self.postmaster().expect("a running server");
-        let mut processes = process::children(postmaster);
-        processes.push(postmaster);
-        let _ = rustix::process::kill_process(process::pid(postmaster), Signal::KILL);
-        for child in &processes {
-            let _ = rustix::process::kill_process(process::pid(*child), Signal::KILL);
+        let processes = self.kill_postmaster();
+        for process in &processes {
+            let _ = rustix::process::kill_process(process::pid(*process), Signal::KILL);
         }
         // The children first: theirs is the shared memory that a new server would find in use.
         for process in processes {
             process::reap(process);
         }
+    }
+
+    /// kill -9 of the postmaster alone; its children, which are to notice, and the postmaster are returned.
+    pub fn kill_postmaster(&self) -> Vec<u32> {
+        let postmaster = self.postmaster().expect("a running server");
+        let mut processes = process::children(postmaster);
+        processes.push(postmaster);
+        let _ = rustix::process::kill_process(process::pid(postmaster), Signal::KILL);
+        processes
     }
 
     #[track_caller]
