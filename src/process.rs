@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process_group, set_child_subreaper, waitid,
+};
 
 use crate::pg::interrupts::{self, ClientWatch};
-use crate::pg::log;
+use crate::pg::{log, postmaster};
 
 /// How much of the output an error repeats, in bytes.
 const TAIL: usize = 8192;
@@ -102,15 +104,35 @@ struct Group {
     child: Child,
     leader: Pid,
     ended: bool,
+    _adoption: Option<Adoption>,
+}
+
+/// While it lives, orphans of the programs that this process starts become its children instead of process 1's.
+struct Adoption;
+
+impl Adoption {
+    /// Where process 1 is the postmaster, which a killed orphan would have restart all sessions. Elsewhere there is an
+    /// init for them.
+    fn where_needed() -> Option<Self> {
+        let adopts = postmaster::is_process_1() && set_child_subreaper(Some(getpid())).is_ok();
+        adopts.then_some(Self)
+    }
+}
+
+impl Drop for Adoption {
+    fn drop(&mut self) {
+        let _ = set_child_subreaper(None);
+    }
 }
 
 impl Group {
     fn spawn(name: &str, mut command: Command) -> Result<Self> {
+        let adoption = Adoption::where_needed();
         let child = command.spawn().map_err(|error| not_started(name, &error))?;
         // Closes our ends of the pipe: only the program holds it open for writing.
         drop(command);
         let leader = Pid::from_child(&child);
-        Ok(Self { child, leader, ended: false })
+        Ok(Self { child, leader, ended: false, _adoption: adoption })
     }
 
     fn finished(&mut self) -> Result<Option<ExitStatus>> {
@@ -119,10 +141,11 @@ impl Group {
         Ok(status)
     }
 
-    /// Asks the group to end, then makes it. The leader is reaped last: as long as it is a zombie its
+    /// Asks the group to end, then makes it. The leader is not reaped before: as long as it is a zombie its
     /// number, the group's, cannot be given to another process.
     fn kill(&mut self) {
         if std::mem::replace(&mut self.ended, true) {
+            self.reap(Duration::ZERO);
             return;
         }
         // A group that is gone already is what is wanted: results do not matter here.
@@ -133,7 +156,22 @@ impl Group {
             sleep(Duration::from_millis(20));
         }
         let _ = kill_process_group(self.leader, Signal::KILL);
+        self.reap(GRACE);
         let _ = self.child.wait();
+    }
+
+    /// Reaps what has ended of the group and is a child of this process by now, waiting at most so long for the rest.
+    fn reap(&self, time: Duration) {
+        let deadline = Instant::now() + time;
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        loop {
+            match waitid(WaitId::Pgid(Some(self.leader)), look) {
+                Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+                Ok(None) if Instant::now() < deadline => sleep(Duration::from_millis(5)),
+                // none is left that is a child, or what is left goes on
+                Ok(None) | Err(_) => return,
+            }
+        }
     }
 }
 

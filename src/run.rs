@@ -11,6 +11,7 @@ use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::space::WatchedSpace;
 
 use crate::history::Recording;
+use crate::pg::memory;
 use crate::pg::slot::Slot;
 use crate::pg::threads::{self, DropAside};
 use crate::watch::Watch;
@@ -29,6 +30,7 @@ pub(crate) struct Run<'a> {
 impl<'a> Run<'a> {
     /// Shows nothing.
     pub(crate) fn quiet() -> Self {
+        memory::forget();
         Self { cancel: Cancel::new(), progress: Arc::default(), wire: Arc::default(), watch: None, end: None }
     }
 
@@ -39,6 +41,7 @@ impl<'a> Run<'a> {
 
     /// Shows its progress, and writes it to `recording`; a dry run has none.
     pub(crate) fn watched(progress: Arc<Progress>, recording: Option<&'a Recording<'a>>) -> Self {
+        memory::forget();
         let watch = Watch::start(Arc::clone(&progress), recording);
         Self { cancel: Cancel::new(), progress, wire: Arc::default(), watch: Some(watch), end: None }
     }

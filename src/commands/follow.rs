@@ -289,6 +289,10 @@ impl Following {
                 "It was not restarted: its primary did not let it in, or did not answer.",
             ));
         }
+        if let Err(no_start) = &session.target().starter {
+            let message = &no_start.message;
+            return Err(self.not_streaming(&why, lines, &format!("It was not restarted: {message}.")));
+        }
         let stopped = authority::demand_may_stop(&self.facts.settings).and_then(|()| {
             let (host, directory) = (self.request.dest_host.as_str(), self.request.dest_dir.as_str());
             stop::stop(&mut session, &self.facts.settings, (host, directory), run)

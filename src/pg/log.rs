@@ -9,7 +9,7 @@
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::ptr;
 
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::interrupts;
 use super::text::{client_text, server_text};
@@ -22,6 +22,7 @@ const DETAIL: usize = 4096;
 // What elog.h's ereport() expands to; pgrx keeps its declarations of these to itself.
 unsafe extern "C-unwind" {
     fn errstart(level: c_int, domain: *const c_char) -> bool;
+    fn errcode(sqlstate: c_int) -> c_int;
     fn errmsg_internal(format: *const c_char, ...) -> c_int;
     fn errdetail_internal(format: *const c_char, ...) -> c_int;
     fn errhint(format: *const c_char, ...) -> c_int;
@@ -119,6 +120,28 @@ fn emit(level: u32, message: String, detail: Option<String>, hint: Option<String
             }
         });
     }
+}
+
+/// Ends the session for want of memory, without allocating any of this library's: PostgreSQL has set some aside for its
+/// errors. FATAL unwinds nothing.
+#[expect(ffi_unwind_calls, reason = "what is raised here does not unwind")]
+pub(super) fn end_for_want_of_memory() -> ! {
+    // SAFETY: the order is that of ereport(). FATAL ends in proc_exit(), and so does any error on the way there: errstart()
+    // raises its level to that of the message that is being worked on.
+    unsafe {
+        pg_sys::error_context_stack = ptr::null_mut();
+        errstart(pg_sys::FATAL as c_int, ptr::null());
+        errcode(PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY as c_int);
+        errmsg_internal(c"out of memory".as_ptr());
+        errdetail_internal(c"The session ends, because pgpool_recovery cannot go on without it.".as_ptr());
+        errhint(
+            c"Set pgpool_recovery.jobs lower, or raise the limits of the server's memory, and repeat it."
+                .as_ptr(),
+        );
+        errhidestmt(true);
+        errfinish(ptr::null(), 0, ptr::null());
+    }
+    std::process::abort()
 }
 
 /// A long text without its middle: the end of a program's output says more than what came before.

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::sys::cancel::Cancel;
 
-use super::cleanup;
 use super::interrupts::{self, ClientWatch};
+use super::{cleanup, memory};
 
 /// How long the main thread sleeps at most between two looks at interrupts.
 const TURN: Duration = Duration::from_millis(50);
@@ -35,6 +35,7 @@ pub(crate) fn wait<T: Send>(
     tick: &mut dyn FnMut() -> Result<()>,
     job: impl FnOnce() -> Result<T> + Send,
 ) -> Result<T> {
+    memory::set_aside()?;
     scope(|scope| {
         // Never sent to: the receiver wakes when the thread drops its end.
         let (running, finished) = channel::<()>();
@@ -48,11 +49,11 @@ pub(crate) fn wait<T: Send>(
                     let _running = running;
                     catch_unwind(AssertUnwindSafe(job))
                 })
-                .map_err(Error::on("start a thread"))?
+                .map_err(|error| Error::no_thread(&error))?
         };
 
         let mut client = ClientWatch::new();
-        let mut failure = None;
+        let (mut failure, mut in_vain) = (None, None);
         while runs(&finished.finished, TURN) {
             if interrupts::terminating() {
                 cancel.trip();
@@ -60,11 +61,12 @@ pub(crate) fn wait<T: Send>(
             }
             interrupts::check();
             if failure.is_none()
-                && let Err(error) = client.check().and_then(|()| tick())
+                && let Err(error) = memory::check().and_then(|()| client.check()).and_then(|()| tick())
             {
                 cancel.trip_with(error.clone());
                 failure = Some(error);
             }
+            memory::end_if_in_vain(&mut in_vain);
         }
         let outcome = thread.join().unwrap_or_else(Err);
         // what arrived meanwhile is acted on here, not wherever the server looks next
@@ -182,8 +184,10 @@ fn runs(finished: &Receiver<()>, time: Duration) -> bool {
 /// Waits for a thread where no ERROR may be raised. A session that is terminated meanwhile, or loses its postmaster, exits
 /// under it; other sessions need not wait for this one.
 fn wait_terminably(finished: &Receiver<()>) {
+    let mut in_vain = None;
     while runs(finished, TURN) {
         interrupts::answer_barrier();
+        memory::end_if_in_vain(&mut in_vain);
         if interrupts::terminating() && runs(finished, LAST_WAIT) {
             // a pending termination goes before a cancel: this does not return
             cleanup::quietly("end the session", interrupts::check);

@@ -15,8 +15,8 @@ use pgpool_recovery_core::wire::link::dial::AgentConnector;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 use pgpool_recovery_core::wire::secret::Secret;
 
-use crate::pg::catalog;
 use crate::pg::threads::DropAside;
+use crate::pg::{catalog, postmaster};
 use crate::preflight::PrimaryFacts;
 use crate::run::Run;
 use crate::settings::{Settings, Transport};
@@ -26,10 +26,14 @@ impl PrimaryFacts {
     pub(crate) fn connector(&self, wire: Arc<AtomicU64>) -> Result<Arc<dyn Connector>> {
         let bin_directory = PathBuf::from(&self.primary.bin_directory);
         let reach = self.settings.reach()?;
-        let local =
-            self.is_local.then(|| LocalConnector::new(bin_directory, self.data_directory.clone(), reach));
+        let local = self.is_local.then(|| in_this_process(bin_directory, self.data_directory.clone(), reach));
         connector(&self.request.dest_host, &self.settings, local, wire)
     }
+}
+
+/// What reaches a target of this process: its receiver writes within `reach`.
+fn in_this_process(programs: PathBuf, data_directory: PathBuf, reach: Reach) -> LocalConnector {
+    LocalConnector::new(programs, data_directory, reach, postmaster::is_process_1())
 }
 
 /// What reaches a target: `local`, if that is given, else the agent on `host`.
@@ -67,7 +71,7 @@ impl Way {
             host: host.to_owned(),
             directory: directory.into(),
             transport: settings.transport,
-            local: LocalConnector::new(programs, origin, reach.clone()),
+            local: in_this_process(programs, origin, reach.clone()),
             reach,
             agent: connector(host, settings, None, Arc::default()),
         })
@@ -93,7 +97,7 @@ pub(crate) fn look(
 ) -> Result<DropAside<Session>> {
     let local = if is_local {
         let (programs, origin) = (catalog::bin_directory()?.into(), catalog::data_directory()?.into());
-        Some(LocalConnector::new(programs, origin, settings.reach()?))
+        Some(in_this_process(programs, origin, settings.reach()?))
     } else {
         None
     };

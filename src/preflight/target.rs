@@ -36,6 +36,10 @@ impl PrimaryFacts {
         // asked now, when the target has been looked at: a standby has nothing from after that
         let wal = if self.primary.in_recovery { None } else { Some(self.own_wal(target.landmark.as_ref())?) };
         let mut findings = preflight::check_target(&self.identity, wal, target, self.is_local, any_cluster);
+        for finding in &mut findings {
+            // a call that is to start the server fails without this
+            finding.is_advice &= !(finding.step == "start_command" && self.settings.start);
+        }
         findings.extend(self.configuration_findings(target));
         Ok(findings)
     }

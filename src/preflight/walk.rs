@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::host::launch;
 use pgpool_recovery_core::preflight::{Finding, clocks};
 use pgpool_recovery_core::replication::naming;
 use pgpool_recovery_core::replication::standby::ReplicationConfig;
@@ -17,8 +18,8 @@ use pgpool_recovery_core::wire::link::Connector;
 use pgpool_recovery_core::wire::protocol::message::{Purpose, TargetInfo};
 
 use crate::history::History;
-use crate::pg::catalog;
 use crate::pg::threads::DropAside;
+use crate::pg::{catalog, postmaster};
 use crate::preflight::authority;
 use crate::preflight::{PrimaryFacts, reach};
 use crate::run::Run;
@@ -140,6 +141,14 @@ fn walk(
             false
         }
     };
+    if let Purpose::Recover = context.purpose
+        && is_local
+        && settings.start
+        && let Err(error) = launch::demand_reaper(postmaster::is_process_1())
+    {
+        // before a server that runs there is stopped
+        return Err(context.refuse("start_command", error));
+    }
     let mut request = request;
     let named =
         |cancel: &Cancel| authority::demand_own_address(&mut request, &settings, &own, is_local, cancel);

@@ -5,11 +5,11 @@ use std::process::{Command, ExitStatus};
 
 use rustix::process::Signal;
 
-use crate::host::Host;
+use crate::host::{Host, as_process_1};
 use crate::ports::Port;
 use crate::process::{self, Daemon, Finished};
 use crate::scratch::Scratch;
-use crate::{account, server, wait};
+use crate::{server, wait};
 
 /// A running `pgpool-recovery-agent serve`.
 #[derive(Debug)]
@@ -154,14 +154,7 @@ fn serve(host: &Host, config: &Path, contained: bool) -> Command {
     if !contained {
         return command;
     }
-    // entering a namespace takes root, so setpriv gives it up inside
-    let account = account::postgres();
-    let mut unshare = Command::new("unshare");
-    unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc", "setpriv", "--clear-groups"]);
-    unshare.args(["--reuid", &account.uid.to_string(), "--regid", &account.gid.to_string()]);
-    unshare.arg(command.get_program()).args(command.get_args()).env_clear().current_dir("/");
-    unshare.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    unshare
+    as_process_1(&command)
 }
 
 /// The text of an agent.toml.

@@ -10,9 +10,9 @@ use postgres::{Client, Config, NoTls};
 use rustix::process::Signal;
 
 use crate::conf::Conf;
-use crate::host::Host;
+use crate::host::{Host, as_process_1};
 use crate::ports::Port;
-use crate::process::{self, Finished};
+use crate::process::{self, Daemon, Finished};
 use crate::scratch::{self, Scratch};
 use crate::template::Template;
 use crate::{server, wait};
@@ -255,6 +255,30 @@ impl Cluster {
         self.pg_ctl(&["start", "-w", "-t", "60", "-l", log, "-p", program]).ok();
     }
 
+    /// Starts the server as process 1 of a pid namespace, as in a container without an init. It ends with what is returned;
+    /// none of this value's methods that need its process id know it.
+    #[track_caller]
+    pub fn start_as_process_1(&self) -> Daemon {
+        let mut postgres = self.host.pg("postgres");
+        postgres.arg("-D").arg(&self.directory);
+        let daemon = Daemon::spawn(as_process_1(&postgres), &self.log_file(), Signal::TERM);
+        wait::until_true("the server to start", wait::PATIENCE, || self.config().connect(NoTls).is_ok());
+        daemon
+    }
+
+    /// Starts the server with a limit for the address space of each of its processes, kilobytes.
+    pub fn start_within(&self, kilobytes: u32) -> Finished {
+        let mut shell = self.host.command("sh");
+        shell.args([
+            "-c",
+            "ulimit -v $1; exec \"$2\" start -w -t 60 -D \"$3\" -l \"$4\"",
+            "sh",
+            &kilobytes.to_string(),
+        ]);
+        shell.arg(server::program("pg_ctl")).arg(&self.directory).arg(self.log_file());
+        process::run(shell)
+    }
+
     #[track_caller]
     pub fn stop(&self, how: Stop) {
         let mode = match how {
@@ -281,7 +305,8 @@ impl Cluster {
     pub fn postmaster(&self) -> Option<u32> {
         let text = fs::read_to_string(self.directory.join("postmaster.pid")).ok()?;
         let pid = text.lines().next()?.trim().parse().ok()?;
-        process::is_alive(pid).then_some(pid)
+        // 1 is that of a container, see start_as_process_1
+        (pid != 1 && process::is_alive(pid)).then_some(pid)
     }
 
     /// kill -9 of the postmaster and all its children: what a power cut leaves of a server.

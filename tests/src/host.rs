@@ -77,3 +77,15 @@ impl Host {
         self.command(program)
     }
 }
+
+/// A command of [`Host::here`] that is process 1 of a pid namespace of its own, as in a container without an init.
+pub fn as_process_1(command: &Command) -> Command {
+    // entering a namespace takes root, so setpriv gives it up inside
+    let account = account::postgres();
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc", "setpriv", "--clear-groups"]);
+    unshare.args(["--reuid", &account.uid.to_string(), "--regid", &account.gid.to_string()]);
+    unshare.arg(command.get_program()).args(command.get_args()).env_clear().current_dir("/");
+    unshare.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    unshare
+}

@@ -231,7 +231,7 @@ impl Admitted {
         std::thread::Builder::new()
             .name("connection".to_owned())
             .spawn(move || connection.converse(self))
-            .map_err(Error::on("start a thread"))?;
+            .map_err(|error| Error::no_thread(&error))?;
         Ok(())
     }
 }

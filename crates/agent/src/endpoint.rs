@@ -45,7 +45,7 @@ pub(crate) fn start(
         }
     };
     let thread = std::thread::Builder::new().name("metrics".to_owned()).spawn(serve);
-    thread.map_err(Error::on("start a thread"))?;
+    thread.map_err(|error| Error::no_thread(&error))?;
     Ok(address)
 }
 

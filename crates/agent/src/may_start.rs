@@ -137,7 +137,7 @@ fn ask(secret_file: &Path, cluster: &Cluster, nodes: &[Node], limit: Duration) -
         });
         match started {
             Ok(_) => waiting.push((number, place, cancel)),
-            Err(error) => asked.push(answer(place, Err(Error::io("start a thread", &error)))),
+            Err(error) => asked.push(answer(place, Err(Error::no_thread(&error)))),
         }
     }
     collect(&answers, waiting, end, limit, |number, place, found| {

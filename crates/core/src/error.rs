@@ -141,6 +141,13 @@ impl Error {
         Self::io(format_args!("{verb} \"{}\"", path.display()), error).with_owner(path)
     }
 
+    /// A thread could not be started. The system says no more than that a resource is temporarily unavailable.
+    pub fn no_thread(error: &io::Error) -> Self {
+        Self::new(Kind::OutOfResources, format!("could not start a thread: {error}"))
+            .detail("The system has no memory for its stack, or a limit of the number of tasks is reached.")
+            .hint("Raise the limits of memory and of tasks (ulimit -v and -u; LimitAS, LimitNPROC and TasksMax of the unit), or set pgpool_recovery.jobs lower.")
+    }
+
     /// A closure for `map_err`, see [`Error::io`].
     pub fn on<E: Into<io::Error>>(what: impl fmt::Display) -> impl FnOnce(E) -> Self {
         move |error| Self::io(what, &error.into())

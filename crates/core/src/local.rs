@@ -21,9 +21,10 @@ pub struct LocalConnector {
 
 impl LocalConnector {
     /// A receiver that starts servers with the programs in `bin_directory`, clones files of the primary's data
-    /// directory `origin` where it can, and writes within `reach`.
-    pub fn new(bin_directory: PathBuf, origin: PathBuf, reach: Reach) -> Self {
-        let receiver = Arc::new(Receiver::new(Policy::Local { bin_directory, origin, reach }));
+    /// directory `origin` where it can, and writes within `reach`. It starts none if `orphans_go_to_primary`.
+    pub fn new(bin_directory: PathBuf, origin: PathBuf, reach: Reach, orphans_go_to_primary: bool) -> Self {
+        let policy = Policy::Local { bin_directory, origin, reach, orphans_go_to_primary };
+        let receiver = Arc::new(Receiver::new(policy));
         Self { receiver, end: Cancel::new(), threads: Mutex::default() }
     }
 }
@@ -44,7 +45,7 @@ impl Connector for LocalConnector {
                 // the sender learns every error over the link
                 let _ = receiver.serve(far, &far_cancel);
             })
-            .map_err(Error::on("start a thread"))?;
+            .map_err(|error| Error::no_thread(&error))?;
         lock(&self.threads).push(thread);
         Ok(near)
     }

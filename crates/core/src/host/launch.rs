@@ -53,6 +53,7 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
     let mut logs = Logs::now(cluster);
     let mut launched = running::server(directory)?.is_none();
     if launched {
+        demand_reaper(cluster.orphans_go_to_primary)?;
         if let Some(elsewhere) = configured::elsewhere(cluster, cancel)? {
             return Err(configured::refusal(Kind::StartFailed, directory, &elsewhere));
         }
@@ -113,6 +114,17 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
         }
         pause(Duration::from_millis(50), cancel)?;
     }
+}
+
+/// Refuses to start a server whose processes would become children of the primary's postmaster: one that is killed there
+/// would end all sessions of the primary (S1).
+pub fn demand_reaper(orphans_go_to_primary: bool) -> Result<()> {
+    if !orphans_go_to_primary {
+        return Ok(());
+    }
+    Err(Error::new(Kind::WrongState, "no standby can be started beside this primary: its postmaster is process 1")
+        .detail("Process 1 becomes the parent of the standby's processes. When one of them is killed, the primary's postmaster takes it for a crashed session of its own and restarts.")
+        .hint("Run the primary's container with an init (docker run --init), or the standby and an agent in a container of their own."))
 }
 
 /// Whether the process that postmaster.pid names serves the directory.

@@ -43,6 +43,9 @@ pub struct Cluster {
     /// Whether it may be started if none of them answers.
     #[serde(default = "allowed")]
     pub start_alone: bool,
+    /// See [`Policy::Local`].
+    #[serde(skip)]
+    pub orphans_go_to_primary: bool,
 }
 
 /// Another host's agent, with the same secret.
@@ -82,6 +85,7 @@ impl Cluster {
             allow_skip: allowed(),
             nodes: Vec::new(),
             start_alone: allowed(),
+            orphans_go_to_primary: false,
         }
     }
 }
@@ -99,6 +103,8 @@ pub enum Policy {
         origin: PathBuf,
         /// Where the caller may have targets.
         reach: Reach,
+        /// Whether the primary's postmaster is process 1, which gets the orphans of a server that is started here.
+        orphans_go_to_primary: bool,
     },
 }
 
@@ -145,10 +151,14 @@ impl Policy {
         let shown = directory.display();
         let wanted = normalize_directory(&directory.to_string_lossy())?;
         match self {
-            Self::Local { bin_directory, reach, .. } => {
+            Self::Local { bin_directory, reach, orphans_go_to_primary, .. } => {
                 reach.check(&wanted)?;
-                // an agent's configuration allows a stop; here the caller's reach does
-                Ok(Cluster { allow_stop: true, ..Cluster::new(resolve(&wanted), bin_directory.clone()) })
+                Ok(Cluster {
+                    // an agent's configuration allows a stop; here the caller's reach does
+                    allow_stop: true,
+                    orphans_go_to_primary: *orphans_go_to_primary,
+                    ..Cluster::new(resolve(&wanted), bin_directory.clone())
+                })
             }
             Self::Listed(clusters) => {
                 // by its name first: another one's file system may not answer

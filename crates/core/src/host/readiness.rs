@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::launch::demand_reaper;
 use super::policy::Cluster;
 use crate::error::{Error, Kind, Result};
 use crate::sys::addresses::resolve;
@@ -28,6 +29,7 @@ pub(crate) fn starter(cluster: &Cluster) -> Result<String> {
             .detail("It is neither a program's path nor found in PATH of the receiver.")
             .hint("Correct start_command or bin_directory in agent.toml."));
     }
+    demand_reaper(cluster.orphans_go_to_primary)?;
     Ok(words.join(" "))
 }
 

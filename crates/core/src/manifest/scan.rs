@@ -112,7 +112,7 @@ fn walk(
         let start = |_| {
             let thread = std::thread::Builder::new().name("scan".to_owned());
             let look = || look_at_all(&batches, &found, &has_failed);
-            thread.spawn_scoped(scope, look).map_err(Error::on("start a thread"))
+            thread.spawn_scoped(scope, look).map_err(|error| Error::no_thread(&error))
         };
         let lookers: Vec<_> = (0..THREADS).map(start).collect();
         let walk = Walk { source, root, prefix, cancel, found: &found, has_failed: &has_failed };

@@ -35,7 +35,7 @@ pub(super) fn for_each(
     std::thread::scope(|scope| {
         let start = |_| {
             let thread = std::thread::Builder::new().name("target-files".to_owned());
-            thread.spawn_scoped(scope, worker).map_err(Error::on("start a thread"))
+            thread.spawn_scoped(scope, worker).map_err(|error| Error::no_thread(&error))
         };
         let workers: Vec<_> = (0..THREADS.min(numbers.len())).map(start).collect();
         let panicked = |_| Err(Error::new(Kind::Internal, "a thread that works on the target panicked"));

@@ -73,7 +73,7 @@ pub(super) fn serve(run: &Run, link: Link, cancel: &Cancel) -> Result<()> {
     let (dirty, to_sync) = sync_channel(SYNCS);
     std::thread::scope(|scope| {
         let start = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let failed = |error| Error::io("start a thread", &error);
+        let failed = |error: std::io::Error| Error::no_thread(&error);
         let answers = start("target-digests")
             .spawn_scoped(scope, move || answer(run, &mut *sink, &queue))
             .map_err(failed)?;

@@ -95,7 +95,7 @@ impl Links {
             let results: Vec<Result<()>> = workers
                 .into_iter()
                 .map(|worker| {
-                    let worker = worker.map_err(Error::on("start a thread"))?;
+                    let worker = worker.map_err(|error| Error::no_thread(&error))?;
                     worker.join().unwrap_or_else(|_| {
                         Err(Error::new(Kind::Internal, "a thread that sends data panicked"))
                     })

@@ -113,7 +113,7 @@ impl WalStream {
 
     fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
-        self.threads.push(thread.map_err(Error::on("start a thread"))?);
+        self.threads.push(thread.map_err(|error| Error::no_thread(&error))?);
         Ok(())
     }
 

@@ -83,7 +83,7 @@ pub(crate) fn resolve(host: &str, port: u16, cancel: &Cancel) -> Result<Vec<Sock
         .spawn(move || {
             let _ = answer.send((name.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>));
         })
-        .map_err(Error::on("start a thread"))?;
+        .map_err(|error| Error::no_thread(&error))?;
     let unresolved = |why: &str| {
         Error::new(Kind::Unreachable, format!("could not resolve host name \"{host}\": {why}")).hint(
             "Check backend_hostname in pgpool.conf, or the name given, and the name service of this host.",

@@ -33,7 +33,7 @@ pub fn ask<T: Send>(jobs: Vec<Job<'_, T>>, cancel: &Cancel) -> Vec<Result<T>> {
             let thread = std::thread::Builder::new().name("question".to_owned());
             // what it opened may have tripped the switch when it was closed: that says nothing about the answer
             let thread = thread.spawn_scoped(scope, move || work(&switch));
-            asked.push((name, time, own, thread.map_err(Error::on("start a thread"))));
+            asked.push((name, time, own, thread.map_err(|error| Error::no_thread(&error))));
         }
         let mut late = BTreeSet::new();
         while asked.iter().any(|(.., thread)| thread.as_ref().is_ok_and(|thread| !thread.is_finished())) {

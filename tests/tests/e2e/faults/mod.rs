@@ -5,5 +5,6 @@ mod held_up_disk; // for longer than a host may be silent
 mod interrupted; // the session after a cancel, and a slot that was there before
 mod killed_postmaster; // alone: its children are to notice
 mod leaving_out; // while what did not change is left out: the proof, what travels, and a proof that is contradicted
+mod out_of_memory; // malloc fails
 mod power_cut; // order and durability of what the receiver writes, by strace
 mod stale_cache; // a page that only the page cache has

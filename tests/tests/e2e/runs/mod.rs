@@ -9,6 +9,7 @@ mod local_target; // a standby on the primary's host, without an agent
 mod messages; // what the client is told, and clients that do not read it
 mod one_host; // primary and standby share a file system and the names of directories
 mod procedure; // the call within a stored procedure
+mod process_1; // a postmaster that is process 1 of its container
 mod slots; // when a replication slot is reserved, and what it may keep
 mod status; // pgpool_recovery_status
 mod tablespaces; // tablespaces that are mapped to other directories

@@ -56,7 +56,7 @@ impl Follower {
         let thread = std::thread::Builder::new()
             .name("wal-follower".to_owned())
             .spawn(move || reading.run(&shared))
-            .map_err(Error::on("start a thread"))?;
+            .map_err(|error| Error::no_thread(&error))?;
         Ok(Self { thread: Some(thread), wanted })
     }
 

@@ -67,7 +67,10 @@ impl Control {
             place: place.clone(),
         };
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(Error::on("start a thread"))
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(work)
+                .map_err(|error| Error::no_thread(&error))
         };
         let mut control =
             Self { sink, inbox, has_ended, cancel, place, threads: Vec::new(), stop: Some(stop) };

@@ -1,0 +1,151 @@
+//! Memory that cannot be had.
+//!
+//! Rust's collections abort the process where malloc fails, and a session that ends by SIGABRT takes all others of the
+//! server with it (S1). So this library's allocator has something set aside, does not give up where a thread can wait, and
+//! tells the main thread, which fails the run. The threads of the run then give back what they have.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use libc::c_void;
+use pgpool_recovery_core::error::{Error, Kind, Result};
+
+use super::log;
+
+/// What is set aside, bytes: enough for a thread's buffers, and for an error to reach the client.
+const RESERVE: usize = 4 << 20;
+
+/// Between two attempts.
+const TRY: Duration = Duration::from_millis(10);
+
+/// How long the main thread tries: nothing trips the run's switch meanwhile.
+const MAIN_PATIENCE: Duration = Duration::from_millis(200);
+
+/// How long threads have to give back memory that others wait for.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What is set aside: address space that is accounted for, but has not been touched. NULL: nothing.
+static SET_ASIDE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+
+/// The size of the last allocation that failed, until it is acted on. 0: none did.
+static FAILED: AtomicUsize = AtomicUsize::new(0);
+
+/// How many threads wait for memory.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+#[global_allocator]
+static ALLOCATOR: Patient = Patient;
+
+/// The system's allocator, and what is to be done when it has nothing.
+struct Patient;
+
+// SAFETY: all memory is the system allocator's, which gets the caller's arguments as they are. Nothing here unwinds.
+unsafe impl GlobalAlloc for Patient {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: passed on to the caller.
+        insist(layout.size(), || unsafe { System.alloc(layout) })
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: passed on to the caller.
+        insist(layout.size(), || unsafe { System.alloc_zeroed(layout) })
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: passed on to the caller; what failed has left the memory as it was.
+        insist(size, || unsafe { System.realloc(memory, layout, size) })
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: passed on to the caller.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+/// Allocates. The main thread returns with memory or not at all, all others when there is some.
+fn insist(size: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
+    let memory = allocate();
+    if memory.is_null() { insist_after_failure(size, allocate) } else { memory }
+}
+
+#[cold]
+fn insist_after_failure(size: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
+    FAILED.store(size.max(1), Ordering::SeqCst);
+    give_back();
+    WAITING.fetch_add(1, Ordering::SeqCst);
+    let begin = Instant::now();
+    loop {
+        let memory = allocate();
+        if !memory.is_null() {
+            WAITING.fetch_sub(1, Ordering::SeqCst);
+            return memory;
+        }
+        if is_main_thread() && begin.elapsed() >= MAIN_PATIENCE {
+            log::end_for_want_of_memory();
+        }
+        sleep(TRY);
+    }
+}
+
+fn is_main_thread() -> bool {
+    // SAFETY: two system calls that cannot fail.
+    unsafe { libc::gettid() == libc::getpid() }
+}
+
+/// Sets memory aside, unless it is. Without it no work begins.
+pub(super) fn set_aside() -> Result<()> {
+    if !SET_ASIDE.load(Ordering::SeqCst).is_null() {
+        return Ok(());
+    }
+    // not malloc, which may keep what is given back for the thread that had it
+    // SAFETY: a new mapping that nothing else knows.
+    let memory = unsafe {
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        libc::mmap(ptr::null_mut(), RESERVE, access, kind, -1, 0)
+    };
+    if memory == libc::MAP_FAILED {
+        return Err(out_of_memory(RESERVE));
+    }
+    SET_ASIDE.store(memory, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Gives back what is set aside.
+fn give_back() {
+    let memory = SET_ASIDE.swap(ptr::null_mut(), Ordering::SeqCst);
+    if !memory.is_null() {
+        // SAFETY: what `set_aside` mapped; the swap gives it to one thread only.
+        unsafe { libc::munmap(memory, RESERVE) };
+    }
+}
+
+/// What failed before is no business of the command that begins.
+pub(crate) fn forget() {
+    FAILED.store(0, Ordering::SeqCst);
+}
+
+/// Fails if an allocation has failed since this was asked last, also if it succeeded at last.
+pub(super) fn check() -> Result<()> {
+    match FAILED.swap(0, Ordering::SeqCst) {
+        0 => Ok(()),
+        size => Err(out_of_memory(size)),
+    }
+}
+
+/// Ends the session once threads have waited in vain for too long. `since`: since when the caller has seen them do so.
+pub(super) fn end_if_in_vain(since: &mut Option<Instant>) {
+    if WAITING.load(Ordering::SeqCst) == 0 {
+        *since = None;
+    } else if since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+        log::end_for_want_of_memory();
+    }
+}
+
+fn out_of_memory(size: usize) -> Error {
+    Error::new(Kind::OutOfMemory, "out of memory")
+        .detail(format!("Allocating {size} bytes failed."))
+        .hint("Set pgpool_recovery.jobs lower, or raise the limits of the server's memory (ulimit -v, LimitAS of the unit, vm.overcommit_ratio) and repeat it.")
+}
