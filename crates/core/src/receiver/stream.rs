@@ -71,12 +71,17 @@ pub(super) fn serve(run: &Run, link: Link, cancel: &Cancel) -> Result<()> {
     let (tasks, queue) = sync_channel(QUEUE);
     let (spend, spent) = channel();
     let (dirty, to_sync) = sync_channel(SYNCS);
+    // what is dropped closes the link: not before the reason is known to a sender in this process
+    let sink = &mut *sink;
     std::thread::scope(|scope| {
         let start = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let failed = |error: std::io::Error| Error::no_thread(&error);
-        let answers = start("target-digests")
-            .spawn_scoped(scope, move || answer(run, &mut *sink, &queue))
-            .map_err(failed)?;
+        let failed = |error: std::io::Error| {
+            let error = Error::no_thread(&error);
+            cancel.trip_with(error.clone());
+            error
+        };
+        let answers =
+            start("target-digests").spawn_scoped(scope, move || answer(run, sink, &queue)).map_err(failed)?;
         let unsynced = tasks.clone();
         let syncs = start("target-sync")
             .spawn_scoped(scope, move || sync_early(&to_sync, &unsynced))

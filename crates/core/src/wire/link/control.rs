@@ -66,11 +66,22 @@ impl Control {
             cancel: cancel.clone(),
             place: place.clone(),
         };
+        let switch = cancel.clone();
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new()
-                .name(name.to_owned())
-                .spawn(work)
-                .map_err(|error| Error::no_thread(&error))
+            // kept: what it owns closes the link, not before the reason is known to a peer in this process
+            let kept = Arc::new(Mutex::new(Some(work)));
+            let taken = Arc::clone(&kept);
+            let run = move || {
+                let work = lock(&taken).take();
+                if let Some(work) = work {
+                    work();
+                }
+            };
+            std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|error| {
+                let error = Error::no_thread(&error);
+                switch.trip_with(error.clone());
+                error
+            })
         };
         let mut control =
             Self { sink, inbox, has_ended, cancel, place, threads: Vec::new(), stop: Some(stop) };
