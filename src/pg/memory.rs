@@ -10,13 +10,20 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use libc::c_void;
+use libc::{c_int, c_void, pthread_attr_t, pthread_t};
 use pgpool_recovery_core::error::{Error, Kind, Result};
 
 use super::log;
 
 /// What is set aside, bytes: enough for a thread's buffers, and for an error to reach the client.
 const RESERVE: usize = 4 << 20;
+
+/// What only small requests get of that, bytes, before the run's threads end: the C library ends the process where it has none for
+/// itself.
+const LARGE: usize = 16 << 10;
+
+/// What is there for a thread's first steps, bytes.
+const FIRST_STEPS: usize = 256 << 10;
 
 /// Between two attempts.
 const TRY: Duration = Duration::from_millis(10);
@@ -78,7 +85,9 @@ fn insist_after_failure(size: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 
     WAITING.fetch_add(1, Ordering::SeqCst);
     let begin = Instant::now();
     loop {
-        let memory = allocate();
+        // the main thread has tripped the switch once it has seen that something failed
+        let may_have_it = size < LARGE || is_main_thread() || FAILED.load(Ordering::SeqCst) == 0;
+        let memory = if may_have_it { allocate() } else { ptr::null_mut() };
         if !memory.is_null() {
             WAITING.fetch_sub(1, Ordering::SeqCst);
             return memory;
@@ -100,17 +109,17 @@ pub(super) fn set_aside() -> Result<()> {
     if !SET_ASIDE.load(Ordering::SeqCst).is_null() {
         return Ok(());
     }
-    // not malloc, which may keep what is given back for the thread that had it
-    // SAFETY: a new mapping that nothing else knows.
-    let memory = unsafe {
-        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        libc::mmap(ptr::null_mut(), RESERVE, access, kind, -1, 0)
-    };
-    if memory == libc::MAP_FAILED {
-        return Err(out_of_memory(RESERVE));
-    }
+    let memory = map(RESERVE).ok_or_else(|| out_of_memory(RESERVE))?;
     SET_ASIDE.store(memory, Ordering::SeqCst);
     Ok(())
+}
+
+/// Memory that is nobody else's. Not malloc's, which may keep what is given back for the thread that had it.
+fn map(length: usize) -> Option<*mut c_void> {
+    let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping.
+    let memory = unsafe { libc::mmap(ptr::null_mut(), length, access, kind, -1, 0) };
+    (memory != libc::MAP_FAILED).then_some(memory)
 }
 
 /// Gives back what is set aside.
@@ -141,6 +150,51 @@ pub(super) fn end_if_in_vain(since: &mut Option<Instant>) {
         *since = None;
     } else if since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
         log::end_for_want_of_memory();
+    }
+}
+
+type Start = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
+
+unsafe extern "C" {
+    // pthread_create(); the linker gives it this name (build.rs)
+    fn __real_pthread_create(
+        thread: *mut pthread_t,
+        attributes: *const pthread_attr_t,
+        start: Start,
+        argument: *mut c_void,
+    ) -> c_int;
+}
+
+/// Takes the place of pthread_create() in this library. The C library gives a thread of ours its thread-local variables when it first
+/// uses one, and ends the process, with a status that is a crash for the postmaster, where it has no memory for them. So a
+/// thread begins with memory that it gives back at its first step; where there is none it is not started.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_pthread_create(
+    thread: *mut pthread_t,
+    attributes: *const pthread_attr_t,
+    start: Start,
+    argument: *mut c_void,
+) -> c_int {
+    let Some(room) = map(FIRST_STEPS) else { return libc::EAGAIN };
+    // SAFETY: the mapping is large enough and aligned to a page; the thread owns it once it has been started. The
+    // arguments are the caller's.
+    unsafe {
+        room.cast::<(Start, *mut c_void)>().write((start, argument));
+        let error = __real_pthread_create(thread, attributes, begin, room);
+        if error != 0 {
+            libc::munmap(room, FIRST_STEPS);
+        }
+        error
+    }
+}
+
+/// A thread's first step. It uses no thread-local variable.
+unsafe extern "C" fn begin(room: *mut c_void) -> *mut c_void {
+    // SAFETY: what `__wrap_pthread_create` wrote, for this thread only.
+    unsafe {
+        let (start, argument) = room.cast::<(Start, *mut c_void)>().read();
+        libc::munmap(room, FIRST_STEPS);
+        start(argument)
     }
 }
 

@@ -13,7 +13,7 @@
 //! |---|---|---|
 //! | [`log`] | `errstart`, `errcode`, `errmsg_internal`, `errdetail_internal`, `errhint`, `errhidestmt`, `errfinish` | called inside `pg_guard_ffi_boundary`, which is what the wrappers use, by a closure that owns nothing |
 //! | [`checkpoint`] | `RequestCheckpoint`, for which pgrx has no wrapper | called inside `pg_guard_ffi_boundary`, by a closure that owns nothing |
-//! | [`memory`] | `mmap`, `munmap`, `gettid`, `getpid` | libc's; they raise nothing |
+//! | [`memory`] | `mmap`, `munmap`, `gettid`, `getpid`, `pthread_create` | libc's; they raise nothing |
 //! | [`threads`] | `sigfillset`, `pthread_sigmask` | libc's; they raise nothing |
 //! | [`log`] | `error_context_stack` | a variable of this process, read and set |
 //! | [`interrupts`] | `ProcDiePending`, `ProcSignalBarrierPending`, `InterruptHoldoffCount`, `CritSectionCount`, and `InterruptPending` in `check_for_interrupts!` | variables of this process, read |

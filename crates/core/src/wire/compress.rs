@@ -85,7 +85,10 @@ fn grow(buffer: &mut Vec<u8>, length: usize) {
 }
 
 fn internal(error: &dyn std::fmt::Display) -> Error {
-    Error::new(Kind::Internal, format!("could not compress: {error}"))
+    let error = error.to_string();
+    // zstd's words for ZSTD_error_memory_allocation
+    let kind = if error.contains("not enough memory") { Kind::OutOfMemory } else { Kind::Internal };
+    Error::new(kind, format!("could not compress: {error}"))
 }
 
 #[cfg(test)]

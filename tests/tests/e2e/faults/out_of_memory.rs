@@ -35,7 +35,7 @@ fn a_limited_address_space(transport: Transport) {
                         SQLSTATES.contains(&error.sqlstate.as_str()),
                         "{megabytes} MB, {jobs}: {error:?}"
                     );
-                    eprintln!("{megabytes} MB, {jobs} jobs: {}", error.text().replace('\n', " / "));
+                    eprintln!("{megabytes} MB, {jobs} jobs: {}", error.message);
                     failed += 1;
                 }
             }
