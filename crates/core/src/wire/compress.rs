@@ -87,8 +87,11 @@ fn grow(buffer: &mut Vec<u8>, length: usize) {
 fn internal(error: &dyn std::fmt::Display) -> Error {
     let error = error.to_string();
     // zstd's words for ZSTD_error_memory_allocation
-    let kind = if error.contains("not enough memory") { Kind::OutOfMemory } else { Kind::Internal };
-    Error::new(kind, format!("could not compress: {error}"))
+    if error.contains("not enough memory") {
+        return Error::new(Kind::OutOfMemory, "no memory to compress what is sent")
+            .hint("Set pgpool_recovery.jobs lower, or pgpool_recovery.compression to off.");
+    }
+    Error::new(Kind::Internal, format!("could not compress: {error}"))
 }
 
 #[cfg(test)]

@@ -19,7 +19,8 @@ fn a_limited_address_space(transport: Transport) {
     let stage = Stage::builder().filled(16).through(transport).build();
     stage.primary.stop(Stop::Fast);
     let (mut failed, mut succeeded) = (0, 0);
-    for megabytes in LIMITS.step_by(20) {
+    let step = if transport == Transport::Local { 20 } else { 40 };
+    for megabytes in LIMITS.step_by(step) {
         if !stage.primary.start_within(megabytes * 1024).status.success() {
             assert_eq!((failed, succeeded), (0, 0), "less was enough");
             continue;
