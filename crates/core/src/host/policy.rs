@@ -305,7 +305,12 @@ mod tests {
         std::fs::create_dir(&outside).expect("make");
         symlink(&outside, root.join("out")).expect("link");
         symlink(&root, top.join("alias")).expect("link");
-        let local = |reach| Policy::Local { bin_directory: "/bin".into(), origin: "/primary".into(), reach };
+        let local = |reach| Policy::Local {
+            bin_directory: "/bin".into(),
+            origin: "/primary".into(),
+            reach,
+            orphans_go_to_primary: false,
+        };
         let bounded = local(Reach::Beneath(vec![root.clone()]));
         let cluster = bounded.cluster(&root.join("one")).expect("beneath");
         assert_eq!(bounded.cluster(&top.join("alias/one")), Ok(cluster.clone()), "another name of the root");

@@ -105,6 +105,12 @@ mod tests {
     }
 
     #[test]
+    fn a_server_whose_orphans_the_primary_would_get_has_no_starter() {
+        let cluster = Cluster { orphans_go_to_primary: true, ..cluster(Some(&["/bin/sh"])) };
+        assert_eq!(starter(&cluster).map_err(|error| error.kind), Err(Kind::WrongState));
+    }
+
+    #[test]
     fn a_start_command_must_be_there() {
         assert_eq!(starter(&cluster(Some(&["sh", "-c", "x"]))), Ok("sh -c x".to_owned()));
         assert_eq!(starter(&cluster(Some(&["/bin/sh"]))), Ok("/bin/sh".to_owned()));
