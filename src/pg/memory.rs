@@ -43,7 +43,12 @@ static FAILED: AtomicUsize = AtomicUsize::new(0);
 /// How many threads wait for memory.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
-#[global_allocator]
+// not of the program that runs the tests, which has no server to link with
+#[cfg_attr(not(test), global_allocator)]
+#[cfg_attr(
+    test,
+    expect(dead_code, reason = "the tests in the server are in a library that is built without this")
+)]
 static ALLOCATOR: Patient = Patient;
 
 /// The system's allocator, and what is to be done when it has nothing.
