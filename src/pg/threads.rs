@@ -60,8 +60,10 @@ pub(crate) fn wait<T: Send>(
                 runs(&finished.finished, LAST_WAIT);
             }
             interrupts::check();
+            // asked in any case: threads wait for this
+            let has_memory = memory::check();
             if failure.is_none()
-                && let Err(error) = memory::check().and_then(|()| client.check()).and_then(|()| tick())
+                && let Err(error) = has_memory.and_then(|()| client.check()).and_then(|()| tick())
             {
                 cancel.trip_with(error.clone());
                 failure = Some(error);
@@ -187,6 +189,8 @@ fn wait_terminably(finished: &Receiver<()>) {
     let mut in_vain = None;
     while runs(finished, TURN) {
         interrupts::answer_barrier();
+        // the thread has been told to end: what failed is known to be of no use
+        memory::forget();
         memory::end_if_in_vain(&mut in_vain);
         if interrupts::terminating() && runs(finished, LAST_WAIT) {
             // a pending termination goes before a cancel: this does not return
