@@ -58,7 +58,8 @@ impl Witness {
         Self { stop, threads }
     }
 
-    /// Ends. Each promotion is one change: of two primaries at a time the writes would alternate.
+    /// Ends. Each promotion is one change: of two primaries at a time the writes would alternate. Only a write that began when the one
+    /// before had ended counts: a server may answer late, or the thread that asks it be held up.
     #[track_caller]
     pub fn stop(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
@@ -66,11 +67,14 @@ impl Witness {
             self.threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
         let written = of_each.iter().map(Vec::len).collect();
         let mut writes: Vec<Write> = of_each.into_iter().flatten().collect();
-        writes.sort_by_key(|write| write.begin);
-        let (mut changes, mut longest_gap) = (0, Duration::ZERO);
-        for pair in writes.windows(2) {
-            longest_gap = longest_gap.max(pair[1].end - pair[0].end);
-            changes += usize::from(pair[0].server != pair[1].server);
+        writes.sort_by_key(|write| write.end);
+        let gaps = writes.windows(2).map(|pair| pair[1].end - pair[0].end);
+        let longest_gap = gaps.max().unwrap_or_default();
+        let (mut changes, mut last) = (0, writes.first().copied());
+        for write in writes {
+            if last.is_some_and(|last| write.server != last.server && write.begin > last.end) {
+                (changes, last) = (changes + 1, Some(write));
+            }
         }
         Seen { changes, written, longest_gap }
     }
