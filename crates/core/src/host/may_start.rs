@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use pgdata::wal::Lsn;
 
-use super::{control, fence, inspect};
+use super::{control, fence, inspect, running};
 use crate::compare::wal_map::Wal;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::{FENCED, MARKER};
@@ -34,6 +34,8 @@ pub struct Own {
     begin: Option<Lsn>,
     identity: FileId,
     boot_id: Option<String>,
+    /// The process that runs on the directory already: a call that only asks.
+    running: Option<u32>,
 }
 
 /// What a node's answer means, if it does not forbid the start.
@@ -85,6 +87,8 @@ impl Own {
             begin: history.ok().map(|history| history.begin()).filter(|begin| begin.0 > 0),
             identity: FileId::from(&metadata),
             boot_id: machine::boot_id(),
+            // one in doubt proves nothing here
+            running: running::server(directory).unwrap_or_default(),
         })
     }
 
@@ -125,9 +129,11 @@ impl Own {
     /// this system forbids a start, whether a server runs there or not: hosts that boot together answer before their servers
     /// do.
     pub fn judge(&self, place: &str, found: &TargetInfo) -> Result<Answer> {
-        if machine::may_be_one(self.boot_id.as_deref(), found.boot_id.as_deref())
-            && found.identity == Some(self.identity)
-        {
+        // A container may give its shells another boot_id than its services. The number of the server that runs here tells it as
+        // well, and before a start there is none: a clone of this host cannot be taken for it then.
+        let is_one = machine::may_be_one(self.boot_id.as_deref(), found.boot_id.as_deref())
+            || self.running.is_some() && self.running == found.running;
+        if is_one && found.identity == Some(self.identity) {
             return Ok(Answer::Itself);
         }
         if matches!(found.content, Content::Missing | Content::Empty) {
@@ -296,6 +302,13 @@ mod tests {
         let own = directory();
         let look = Own::look(own.path()).expect("a data directory");
         assert_eq!(look.judge("itself", &found(own.path())), Ok(Answer::Itself));
+        // a container whose shells have a boot_id of their own, its server running; a clone of this host
+        let elsewhere =
+            |running| TargetInfo { boot_id: Some("another".to_owned()), running, ..found(own.path()) };
+        let runs = Own { running: Some(7), ..Own::look(own.path()).expect("readable") };
+        assert_eq!(runs.judge("itself", &elsewhere(Some(7))), Ok(Answer::Itself));
+        assert_ne!(runs.judge("another", &elsewhere(Some(8))).ok(), Some(Answer::Itself));
+        assert_ne!(look.judge("a clone", &elsewhere(None)).ok(), Some(Answer::Itself));
     }
 
     #[test]
