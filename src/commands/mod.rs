@@ -1,6 +1,7 @@
 //! What a person or Pgpool-II asks for: a file for each, which reads as a table of contents.
 
 pub(crate) mod check;
+mod clock;
 pub(crate) mod dry_run;
 pub(crate) mod first_stage;
 pub(crate) mod follow;

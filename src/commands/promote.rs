@@ -17,6 +17,7 @@ use pgpool_recovery_core::wire::protocol::fence::Fenced;
 use pgpool_recovery_core::wire::protocol::stop::Stopped;
 use serde_json::{Value, json};
 
+use crate::commands::clock::{Clock, LOOK};
 use crate::pg::threads::{self, DropAside};
 use crate::pg::{catalog, log, recovery};
 use crate::preflight::stop::{asking_standby, mode_name};
@@ -35,9 +36,6 @@ const STOP: Duration = Duration::from_secs(16);
 
 /// What is left of the time for what follows.
 const AFTER: Duration = Duration::from_secs(3);
-
-/// How often a state is looked at that is waited for.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// How long another promotion is left alone before it is looked at again, at least, and up to twice of that.
 const BETWEEN: Duration = Duration::from_millis(250);
@@ -83,37 +81,6 @@ impl Fence {
             Self::Required => Fencing::Required,
             Self::Off => Fencing::Off,
         }
-    }
-}
-
-/// The time that all of it has.
-pub(crate) struct Clock {
-    begin: Instant,
-    deadline: Duration,
-}
-
-impl Clock {
-    fn new(deadline: Duration) -> Self {
-        Self { begin: Instant::now(), deadline }
-    }
-
-    pub(crate) fn left(&self) -> Duration {
-        self.deadline.saturating_sub(self.begin.elapsed())
-    }
-
-    fn over(&self, what: &str) -> Error {
-        Error::new(Kind::Canceled, format!("{what} took too long"))
-            .detail(format!("The promotion has {} s for all of it.", self.deadline.as_secs()))
-            .hint("Option \"deadline\" gives it more.")
-    }
-
-    /// Waits a moment for something; fails when the time is over.
-    fn wait(&self, what: &str) -> Result<()> {
-        if self.left().is_zero() {
-            return Err(self.over(what));
-        }
-        threads::pause(LOOK);
-        Ok(())
     }
 }
 
@@ -173,7 +140,7 @@ pub(crate) fn promote(old: Option<&Old>, settings: &Settings) -> Result<Value> {
         "lsn": begin.to_string(),
         "fenced": gone.fenced.as_ref().map(told),
         "nodes": nodes,
-        "seconds": clock.begin.elapsed().as_secs_f64(),
+        "seconds": clock.elapsed().as_secs_f64(),
     }))
 }
 
@@ -189,7 +156,7 @@ fn already(old: Option<&Old>, settings: &Settings, clock: &Clock) -> Result<Valu
         "lsn": begin.to_string(),
         "fenced": null,
         "nodes": nodes,
-        "seconds": clock.begin.elapsed().as_secs_f64(),
+        "seconds": clock.elapsed().as_secs_f64(),
     }))
 }
 
@@ -308,7 +275,7 @@ fn demand_time_to_stop(clock: &Clock) -> Result<()> {
             "It may take {} s, and {:.1} s are left of {} s.",
             needed.as_secs(),
             left.as_secs_f64(),
-            clock.deadline.as_secs()
+            clock.seconds()
         ))
         .hint("Option \"deadline\" gives it more."))
 }

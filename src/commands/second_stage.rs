@@ -18,6 +18,7 @@ use pgpool_recovery_core::wire::protocol::describe::{Description, Said};
 use pgpool_recovery_core::wire::protocol::second_stage::{Promote, Promoted};
 use pgpool_recovery_core::wire::protocol::stop::Asker;
 
+use crate::commands::clock::{Clock, LOOK};
 use crate::commands::first_stage;
 use crate::commands::remote_start::Wait;
 use crate::history::{History, Stage};
@@ -28,9 +29,6 @@ use crate::preflight::{reach, stop};
 use crate::run::Run;
 use crate::settings::Settings;
 use crate::settings::request::Request;
-
-/// How often a state is looked at that is waited for.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// What a promotion has at least, whatever has been used up before.
 const LEAST: Duration = Duration::from_secs(10);
@@ -150,7 +148,7 @@ fn promote(host: &str, directory: &str, settings: &Settings) -> Result<u32> {
             .hint("The second stage is called where the first was: on the node that Pgpool-II calls main."));
     }
     let mut run = Run::quiet();
-    let clock = Clock { end: Instant::now() + settings.deadline, deadline: settings.deadline };
+    let clock = Clock::new(settings.deadline);
     let mut standby = Standby::open(host, directory, settings, &mut run)?;
     standby.demand_promotable(Lsn::default(), &mut run)?;
     let walsender = standby.walsender(&mut run)?.map_err(|why| standby.not_ours(&why))?;
@@ -160,7 +158,7 @@ fn promote(host: &str, directory: &str, settings: &Settings) -> Result<u32> {
     let wanted = Promote { asker: standby.asker.clone(), replayed: end, timeout };
     // the last look: from here on the standby goes its own way
     if wal::next_transaction() != next {
-        return Err(clock.restless(None));
+        return Err(restless(&clock, None));
     }
     let Promoted { timeline, warnings } = run.blocking(|_| standby.session.promote(wanted))?;
     for warning in warnings {
@@ -222,24 +220,13 @@ impl Standby {
     }
 }
 
-/// The time until the promotion.
-struct Clock {
-    end: Instant,
-    deadline: Duration,
-}
-
-impl Clock {
-    fn left(&self) -> Duration {
-        self.end.saturating_duration_since(Instant::now())
-    }
-
-    fn restless(&self, who: Option<String>) -> Error {
-        let message = "transactions go on on this server: nothing is promoted";
-        let who = who.unwrap_or_else(|| "New transactions begin again and again.".to_owned());
-        Error::new(Kind::WrongState, message)
-            .detail(format!("{who} The second stage waits up to {} s for a moment without.", self.deadline.as_secs()))
-            .hint("See that nobody writes beside Pgpool-II, end what goes on (pg_stat_activity, pg_prepared_xacts), and run the recovery again.")
-    }
+/// The error of a server on which transactions go on.
+fn restless(clock: &Clock, who: Option<String>) -> Error {
+    let message = "transactions go on on this server: nothing is promoted";
+    let who = who.unwrap_or_else(|| "New transactions begin again and again.".to_owned());
+    Error::new(Kind::WrongState, message)
+        .detail(format!("{who} The second stage waits up to {} s for a moment without.", clock.seconds()))
+        .hint("See that nobody writes beside Pgpool-II, end what goes on (pg_stat_activity, pg_prepared_xacts), and run the recovery again.")
 }
 
 /// A moment after which nothing has been written.
@@ -264,7 +251,7 @@ fn still(standby: &mut Standby, clock: &Clock, run: &mut Run<'_>) -> Result<Stil
             return Ok(Still { end, next });
         }
         if clock.left().is_zero() {
-            return Err(clock.restless(None));
+            return Err(restless(clock, None));
         }
     }
 }
@@ -272,7 +259,7 @@ fn still(standby: &mut Standby, clock: &Clock, run: &mut Run<'_>) -> Result<Stil
 fn await_no_transaction(clock: &Clock) -> Result<()> {
     while let Some(who) = catalog::open_transaction()? {
         if clock.left().is_zero() {
-            return Err(clock.restless(Some(who)));
+            return Err(restless(clock, Some(who)));
         }
         threads::pause(LOOK);
     }

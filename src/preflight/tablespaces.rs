@@ -66,8 +66,8 @@ impl PrimaryFacts {
                 );
             }
         }
-        for directory in own_directories(&self.data_directory)? {
-            if locations.contains(&identity(&directory)?) {
+        for (directory, identity) in own_directories(&self.data_directory)? {
+            if locations.contains(&identity) {
                 let message =
                     format!("the target has the primary's own directory \"{}\"", directory.display());
                 return Err(Error::new(Kind::TargetRefused, message)
@@ -100,14 +100,14 @@ impl PrimaryFacts {
 }
 
 /// A data directory, what is a directory in it, and those of its databases.
-fn own_directories(data_directory: &Path) -> Result<Vec<PathBuf>> {
-    let mut own = vec![data_directory.to_owned()];
+fn own_directories(data_directory: &Path) -> Result<Vec<(PathBuf, FileId)>> {
+    let mut own = vec![(data_directory.to_owned(), identity(data_directory)?)];
     for directory in [data_directory.to_owned(), data_directory.join("base")] {
         let failed = |error| Error::at("list directory", &directory, &error);
         for entry in fs::read_dir(&directory).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             match fs::metadata(&path) {
-                Ok(found) if found.is_dir() => own.push(path),
+                Ok(found) if found.is_dir() => own.push((path, FileId::from(&found))),
                 Ok(_) => {}
                 // dropped meanwhile
                 Err(error) if error.kind() == ErrorKind::NotFound => {}

@@ -3,7 +3,6 @@
 use pgdata::wal::Lsn;
 use pgpool_recovery_core::compare::wal_map::{Agreement, Past, Wal};
 use pgpool_recovery_core::error::Result;
-use pgpool_recovery_core::host::control;
 use pgpool_recovery_core::host::policy::resolve;
 use pgpool_recovery_core::manifest::path::normalize_directory;
 use pgpool_recovery_core::manifest::plan::Plan;
@@ -55,8 +54,7 @@ impl PrimaryFacts {
     pub(crate) fn agrees(&self, landmark: Option<&Past>, flushed: Lsn) -> Result<Agreement> {
         let Some(landmark) = landmark else { return Ok(Agreement::Unknown) };
         let directory = self.data_directory.join("pg_wal");
-        let (control, _) = control::read(&self.data_directory)?;
-        let wal = Wal::new(&directory, &control);
+        let wal = Wal::new(&directory, &self.control);
         wal.agrees(&wal.lineage(self.primary.timeline)?, flushed, landmark, &Cancel::new())
     }
 

@@ -12,7 +12,8 @@ use pgpool_recovery_core::sys::parallel::{self, Job};
 use pgpool_recovery_core::wire::protocol::describe::Description;
 use pgpool_recovery_core::wire::protocol::upstream::Answer;
 
-use super::{Clock, Old};
+use super::Old;
+use crate::commands::clock::Clock;
 use crate::pg::threads::{self, DropAside};
 use crate::pg::{catalog, log};
 use crate::preflight::reach::Way;

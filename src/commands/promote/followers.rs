@@ -8,7 +8,8 @@ use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::replication::naming;
 use serde_json::{Value, json};
 
-use super::{Clock, LOOK, Old};
+use super::Old;
+use crate::commands::clock::{Clock, LOOK};
 use crate::commands::follow::{self, Told};
 use crate::pg::raised::caught;
 use crate::pg::slot::{self, Slot};

@@ -34,8 +34,6 @@ pub struct Own {
     begin: Option<Lsn>,
     identity: FileId,
     boot_id: Option<String>,
-    /// The process that runs on the directory already: a call that only asks.
-    running: Option<u32>,
 }
 
 /// What a node's answer means, if it does not forbid the start.
@@ -87,8 +85,6 @@ impl Own {
             begin: history.ok().map(|history| history.begin()).filter(|begin| begin.0 > 0),
             identity: FileId::from(&metadata),
             boot_id: machine::boot_id(),
-            // one in doubt proves nothing here
-            running: running::server(directory).unwrap_or_default(),
         })
     }
 
@@ -125,15 +121,18 @@ impl Own {
         })
     }
 
+    /// Whether the server that was found is the one that runs here: a container may give its shells another boot_id than its services.
+    /// Before a start none runs, so that a clone of this host cannot be taken for it. One in doubt proves nothing.
+    fn runs_as(&self, found: Option<u32>) -> bool {
+        found.is_some() && running::server(&self.directory).is_ok_and(|here| here == found)
+    }
+
     /// What the agent at `place` found in its node's directory: a refusal, or what else it means. Any later timeline of
     /// this system forbids a start, whether a server runs there or not: hosts that boot together answer before their servers
     /// do.
     pub fn judge(&self, place: &str, found: &TargetInfo) -> Result<Answer> {
-        // A container may give its shells another boot_id than its services. The number of the server that runs here tells it as
-        // well, and before a start there is none: a clone of this host cannot be taken for it then.
-        let is_one = machine::may_be_one(self.boot_id.as_deref(), found.boot_id.as_deref())
-            || self.running.is_some() && self.running == found.running;
-        if is_one && found.identity == Some(self.identity) {
+        let is_one = || machine::may_be_one(self.boot_id.as_deref(), found.boot_id.as_deref());
+        if found.identity == Some(self.identity) && (is_one() || self.runs_as(found.running)) {
             return Ok(Answer::Itself);
         }
         if matches!(found.content, Content::Missing | Content::Empty) {
@@ -305,10 +304,13 @@ mod tests {
         // a container whose shells have a boot_id of their own, its server running; a clone of this host
         let elsewhere =
             |running| TargetInfo { boot_id: Some("another".to_owned()), running, ..found(own.path()) };
-        let runs = Own { running: Some(7), ..Own::look(own.path()).expect("readable") };
-        assert_eq!(runs.judge("itself", &elsewhere(Some(7))), Ok(Answer::Itself));
-        assert_ne!(runs.judge("another", &elsewhere(Some(8))).ok(), Some(Answer::Itself));
-        assert_ne!(look.judge("a clone", &elsewhere(None)).ok(), Some(Answer::Itself));
+        let mut server = running::tests::serve(own.path());
+        let pid = server.id();
+        assert_eq!(look.judge("itself", &elsewhere(Some(pid))), Ok(Answer::Itself));
+        assert_ne!(look.judge("another", &elsewhere(Some(pid + 1))).ok(), Some(Answer::Itself));
+        assert_ne!(look.judge("another", &elsewhere(None)).ok(), Some(Answer::Itself));
+        server.kill().and_then(|()| server.wait()).expect("ended");
+        assert_ne!(look.judge("a clone", &elsewhere(Some(pid))).ok(), Some(Answer::Itself));
     }
 
     #[test]

@@ -7,11 +7,9 @@ use std::ops::ControlFlow;
 use pgdata::control_file::ControlFile;
 use pgdata::wal::Lsn;
 
-use super::groups::hash_record;
 use super::lineage::Lineage;
 use super::past::{Past, carries_a_time};
-use super::walk::{Checked, Wal, each};
-use crate::compare::digest::ContentHash;
+use super::walk::Wal;
 use crate::error::Result;
 use crate::sys::cancel::Cancel;
 
@@ -41,20 +39,16 @@ impl Wal<'_> {
         let timeline = history.timeline();
         let is_there = control.timeline == timeline;
         let from = if is_there { control.recovery.checkpoint_at } else { history.begin() };
-        let mut reader = self.reader_of_page(history, from, Lsn(from.0.saturating_add(NEAR)))?;
-        let (mut hash, mut end, mut checked) = (ContentHash::default(), None, Checked::new(cancel));
-        let _malformed = each(&mut reader, |record| {
-            if record.start < from {
-                return checked.next();
+        let limit = Lsn(from.0.saturating_add(NEAR));
+        let mut end = None;
+        let digest = self.digest_records(history, from, limit, cancel, |record| {
+            if !carries_a_time(&record.effect) {
+                return ControlFlow::Continue(());
             }
-            hash_record(&mut hash, record);
-            if carries_a_time(&record.effect) {
-                end = Some(record.end);
-                return Ok(ControlFlow::Break(()));
-            }
-            checked.next()
+            end = Some(record.end);
+            ControlFlow::Break(())
         })?;
-        Ok(end.map(|to| Past { timeline, from, to, digest: hash.finish() }))
+        Ok(end.map(|to| Past { timeline, from, to, digest }))
     }
 
     /// Whether a server with this history, which has flushed its WAL up to `flushed`, has these records.

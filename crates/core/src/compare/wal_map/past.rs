@@ -3,8 +3,11 @@
 //!
 //! The same question about the timeline that a standby is on itself, and the same answer: the last WAL that it has replayed.
 
+use std::ops::ControlFlow;
+
 use pgdata::history::Ancestor;
 use pgdata::wal::Lsn;
+use pgdata::wal::reader::Record;
 use pgdata::wal::special::Effect;
 use serde::{Deserialize, Serialize};
 
@@ -92,20 +95,38 @@ impl Wal<'_> {
         begin: Lsn,
         cancel: &Cancel,
     ) -> Result<Option<Read>> {
-        let mut reader = self.reader_of_page(history, from, to)?;
-        let (mut hash, mut end, mut is_stamped) = (ContentHash::default(), None, false);
-        let mut checked = Checked::new(cancel);
-        // what is behind a record that cannot be read is not known, and then `to` is not reached
+        let (mut end, mut is_stamped) = (None, false);
+        let digest = self.digest_records(history, from, to, cancel, |record| {
+            end = Some(record.end);
+            is_stamped |= record.start >= begin && carries_a_time(&record.effect);
+            ControlFlow::Continue(())
+        })?;
+        let is_reached = end.is_some_and(|end| behind_header(end) == behind_header(to));
+        Ok(is_reached.then_some(Read { digest, is_stamped }))
+    }
+
+    /// Digests the records that begin from `from` on and before `limit`, as far as they can be read, until one is enough for `see`.
+    pub(super) fn digest_records(
+        &self,
+        history: &Lineage,
+        from: Lsn,
+        limit: Lsn,
+        cancel: &Cancel,
+        mut see: impl FnMut(&Record<'_>) -> ControlFlow<()>,
+    ) -> Result<[u8; DIGEST]> {
+        let mut reader = self.reader_of_page(history, from, limit)?;
+        let (mut hash, mut checked) = (ContentHash::default(), Checked::new(cancel));
+        // what is behind a record that cannot be read is not known, and then what is looked for is not reached
         let _malformed = each(&mut reader, |record| {
             if record.start >= from {
                 hash_record(&mut hash, record);
-                end = Some(record.end);
-                is_stamped |= record.start >= begin && carries_a_time(&record.effect);
+                if see(record).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
             }
             checked.next()
         })?;
-        let is_reached = end.is_some_and(|end| behind_header(end) == behind_header(to));
-        Ok(is_reached.then(|| Read { digest: hash.finish(), is_stamped }))
+        Ok(hash.finish())
     }
 }
 
