@@ -25,7 +25,7 @@ struct Write {
 
 /// Writes to every server, until this value is asked what it has seen.
 #[derive(Debug)]
-pub struct Witness {
+pub struct Watch {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Vec<Write>>>,
 }
@@ -41,7 +41,7 @@ pub struct Seen {
     pub longest_gap: Duration,
 }
 
-impl Witness {
+impl Watch {
     /// The table that it writes to, on the primary.
     pub fn prepare(primary: &Cluster) {
         primary.execute("CREATE TABLE witnessed (server int)");

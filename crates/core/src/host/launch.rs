@@ -227,8 +227,8 @@ pub fn cause(lines: &str) -> Option<String> {
     before.or_else(|| message(lines[last]))
 }
 
-/// The file that gets what pg_ctl and the server say before the server's own logging begins. A link in its place would lead the
-/// server's words into a file of somebody's, and that file's last lines to whoever has the server started.
+/// The file that gets what pg_ctl and the server say before the server's own logging begins. Through a link in its place
+/// that would be appended to another file, and the last lines of that file would be shown to whoever has the server started.
 fn start_log(directory: &Path) -> Result<fs::File> {
     let path = directory.join(START_LOG);
     let open = || {

@@ -10,14 +10,14 @@ use crate::sys::directory_lock::{is_locked, lock_directory};
 #[derive(Debug)]
 pub struct Turn(#[expect(dead_code, reason = "holds the lock")] File);
 
-/// Takes the turn; `None` if somebody else has it.
+/// Takes the turn; `None` if it is taken.
 pub fn take(directory: &Path) -> Result<Option<Turn>> {
     let opened = open(directory)?;
     let is_free = lock_directory(&opened).map_err(failed(directory))?;
     Ok(is_free.then(|| Turn(opened)))
 }
 
-/// Whether somebody has the turn.
+/// Whether the turn is taken.
 pub(super) fn is_taken(directory: &Path) -> Result<bool> {
     is_locked(open(directory)?).map_err(failed(directory))
 }

@@ -1,4 +1,4 @@
-//! The lock on a data directory (flock): whoever writes there, or promotes its server, has it.
+//! The lock on a data directory (flock), held while something of ours writes there or promotes its server.
 
 use std::os::fd::AsFd;
 use std::time::Duration;

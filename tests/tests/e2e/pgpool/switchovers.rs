@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pgpool_recovery_e2e::pgpool;
-use pgpool_recovery_e2e::primacy::Witness;
+use pgpool_recovery_e2e::primacy::Watch;
 use postgres::{Client, Config, NoTls};
 
 use super::lean::Lean;
@@ -46,11 +46,11 @@ fn writers_lose_nothing_and_never_have_two_primaries() {
     let rounds: usize = rounds.map_or(3, |rounds| rounds.parse().expect("a number"));
     let lean = Lean::new();
     lean.execute("CREATE TABLE numbers (writer int, number bigint, PRIMARY KEY (writer, number))");
-    Witness::prepare(&lean.nodes[0]);
+    Watch::prepare(&lean.nodes[0]);
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> =
         (0..WRITERS).map(|id| writer(id, lean.pgpool.config(), Arc::clone(&stop))).collect();
-    let witness = Witness::of(&lean.nodes.iter().collect::<Vec<_>>());
+    let watch = Watch::of(&lean.nodes.iter().collect::<Vec<_>>());
     let mut primary = 0;
     for round in 0..rounds {
         let next = [1, 0, 2][round % 3];
@@ -76,7 +76,7 @@ fn writers_lose_nothing_and_never_have_two_primaries() {
     lean.nodes[primary].kill();
     let next = (0..3).find(|id| *id != primary).expect("another one");
     lean.wait_for_promotion(next);
-    let seen = witness.stop();
+    let seen = watch.stop();
     println!("{rounds} switchovers: {committed:?} committed, {seen:?}");
     assert!(committed.iter().all(|committed| *committed > 10), "{committed:?}");
     assert_eq!(seen.changes, rounds + 1, "{seen:?}");
