@@ -70,7 +70,7 @@ code_of() {
 }
 
 # The rooms of the core, from the ground up: each may use those before it, and tests all of them.
-rooms=(error progress sys manifest compare replication wire data_directory host preflight sender receiver local)
+rooms=(error sys progress manifest compare replication wire data_directory host preflight sender receiver local)
 for i in "${!rooms[@]}"; do
     room=${rooms[i]} above=("${rooms[@]:i+1}")
     # the two halves of a run do not know each other

@@ -34,6 +34,7 @@ mod plan;
 mod preflight;
 mod process;
 mod report;
+mod retry;
 mod run;
 mod settings;
 mod unchanged;

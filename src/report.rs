@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use pgdata::wal::Lsn;
+use pgpool_recovery_core::error::Error;
 use pgpool_recovery_core::manifest::plan::Plan;
 use pgpool_recovery_core::progress::Progress;
 use pgpool_recovery_core::sender::Reconciliation;
@@ -27,6 +28,8 @@ pub(crate) struct Report {
     changed: u64,
     removed: u64,
     skip: Value,
+    /// Attempts before this one that had reached the target.
+    retries: u32,
     warnings: Vec<String>,
 }
 
@@ -43,8 +46,20 @@ impl Report {
             changed: 0,
             removed: 0,
             skip: Value::Null,
+            retries: 0,
             warnings: Vec::new(),
         }
+    }
+
+    /// Another attempt begins. What was found and done in those before it does not count, but for what was sent. `lost`: why the
+    /// last one ended that had reached the target.
+    pub(crate) fn next_attempt(&mut self, lost: &Error, retries: u32) {
+        self.retries = retries;
+        let times = if retries == 1 { "once".to_owned() } else { format!("{retries} times, at last") };
+        self.warnings = vec![format!("the connection was lost {times}: {}", lost.message)];
+        self.durations.clear();
+        self.last = self.started;
+        self.lap("lost");
     }
 
     /// A phase ends.
@@ -133,6 +148,7 @@ impl Report {
             },
             "slot": (!facts.slot_name.is_empty()).then_some(&facts.slot_name),
             "skip": self.skip,
+            "retries": self.retries,
             "durations_ms": durations,
             "warnings": self.warnings,
         })

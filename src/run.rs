@@ -46,6 +46,20 @@ impl<'a> Run<'a> {
         Self { cancel: Cancel::new(), progress, wire: Arc::default(), watch: Some(watch), end: None }
     }
 
+    /// Begins anew after an attempt has failed. What was sent stays sent, on the wire as well.
+    pub(crate) fn next_attempt(&mut self) {
+        memory::forget();
+        self.cancel = Cancel::new();
+        self.progress.next_attempt();
+        self.watch = self.watch.take().map(Watch::next_attempt);
+    }
+
+    /// Sleeps, showing nothing. Ends as everything else does that blocks.
+    pub(crate) fn pause(&self, time: Duration) -> Result<()> {
+        let cancel = &self.cancel;
+        threads::wait(cancel, &mut || Ok(()), || cancel.sleep(time))
+    }
+
     pub(crate) const fn progress(&self) -> &Arc<Progress> {
         &self.progress
     }

@@ -54,6 +54,14 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// The watch over the next attempt of the same run.
+    pub(crate) fn next_attempt(self) -> Self {
+        let Self { progress, recording, report, .. } = self;
+        // before the next one begins: both are the one entry of this backend
+        drop(report);
+        Self::start(progress, recording)
+    }
+
     /// From now on a run that leaves the primary too little room there fails.
     pub(crate) fn guard(&mut self, space: WatchedSpace) {
         self.space.add(space);

@@ -26,6 +26,7 @@ use crate::preflight::PrimaryFacts;
 use crate::preflight::one_host::{self, Tablespaces};
 use crate::preflight::{self, Ready};
 use crate::report::Report;
+use crate::retry::Retry;
 use crate::run::Run;
 use crate::settings::Settings;
 use crate::settings::request::Request;
@@ -59,7 +60,7 @@ pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value>
         raised.replace(Some(error.error()));
         recording.raise(error);
     };
-    let done = raised::noting(|| rebuild(request, settings, progress, &recording), note);
+    let done = raised::noting(|| rebuild_patiently(&request, &settings, progress, &recording), note);
     if let Err(error) = &done {
         let message = format!(
             "pgpool_recovery: recovery of \"{directory}\" on host \"{host}\" failed: {}",
@@ -72,6 +73,54 @@ pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<Value>
         remote_start::remote_start(&host, &directory, settings)?;
     }
     done
+}
+
+/// Rebuilds the target, in another attempt if its host is lost meanwhile.
+///
+/// Each attempt looks at everything again and has a backup of its own: what the last one has sent is equal by now, and its WAL is
+/// not needed any more (docs/decisions/2026-11-30-a-retry-has-its-own-backup.md).
+fn rebuild_patiently(
+    request: &Request,
+    settings: &Settings,
+    progress: Arc<Progress>,
+    recording: &Recording<'_>,
+) -> Result<Value> {
+    let mut run = Run::watched(progress, Some(recording));
+    let mut report = Report::start(&run);
+    let mut retry = Retry::new(settings.retry_for);
+    loop {
+        let mut is_reached = false;
+        let attempt = Attempt { run: &mut run, report: &mut report, recording, is_reached: &mut is_reached };
+        let error = match rebuild(request.clone(), settings.clone(), attempt) {
+            Err(error) => error,
+            done => return done,
+        };
+        let pause = retry.after(error.clone(), is_reached, run.progress().done())?;
+        let message = format!(
+            "pgpool_recovery: recovery of \"{}\" on host \"{}\" is tried again: {}",
+            request.dest_dir, request.dest_host, error.message
+        );
+        if is_reached {
+            log::log_detail(&message, error.detail.as_deref(), error.hint.as_deref());
+        }
+        log::notice(&message);
+        recording.lost(error);
+        run.next_attempt();
+        run.pause(pause)?;
+        if let Some((times, lost)) = retry.lost() {
+            report.next_attempt(lost, times);
+        }
+        retry.begin();
+    }
+}
+
+/// What an attempt gets.
+struct Attempt<'a, 'b> {
+    run: &'a mut Run<'b>,
+    report: &'a mut Report,
+    recording: &'a Recording<'b>,
+    /// Set when the target was reached and may be replaced.
+    is_reached: &'a mut bool,
 }
 
 /// Starts the backup and reserves its WAL, so that the standby finds all of it (S8). The slot comes second: an older
@@ -94,19 +143,14 @@ fn start_backup(facts: &PrimaryFacts) -> Result<(Option<Slot>, Backup)> {
     Ok((Some(slot), backup))
 }
 
-fn rebuild(
-    request: Request,
-    settings: Settings,
-    progress: Arc<Progress>,
-    recording: &Recording<'_>,
-) -> Result<Value> {
-    let mut run = Run::watched(progress, Some(recording));
-    let mut report = Report::start(&run);
+fn rebuild(request: Request, settings: Settings, attempt: Attempt<'_, '_>) -> Result<Value> {
+    let Attempt { run, report, recording, is_reached } = attempt;
 
     // Is this a primary that can have a standby, and a target that may be replaced?
     let Ready { facts, session, target, replication, connector: _connector, warnings } =
-        preflight::run(request, settings, Purpose::Recover, &mut run)?;
+        preflight::run(request, settings, Purpose::Recover, run)?;
     let replication = replication?;
+    *is_reached = true;
     report.warn(warnings);
     let dir = &facts.request.dest_dir;
     recording.set_strategy(facts.transport(), facts.strategy(&target).name());
@@ -118,7 +162,7 @@ fn rebuild(
         facts.strategy(&target).name(),
     ));
 
-    let (session, unchanged) = Unchanged::prove(&facts, &target, session, &mut run)?;
+    let (session, unchanged) = Unchanged::prove(&facts, &target, session, run)?;
     report.lap("wal_map");
 
     // what is created from here on is in the WAL that the standby replays
@@ -131,7 +175,7 @@ fn rebuild(
     let start_lsn = backup.start_lsn;
     report.lap("backup_start");
 
-    let (unchanged, skip) = unchanged.complete(Some(start_lsn), slot.as_ref(), &mut run)?;
+    let (unchanged, skip) = unchanged.complete(Some(start_lsn), slot.as_ref(), run)?;
     if let Some(message) = unchanged.notice() {
         log::log(&format!("pgpool_recovery: \"{dir}\": {message}"));
         log::notice(&format!("pgpool_recovery: {message}"));

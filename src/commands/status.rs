@@ -110,7 +110,7 @@ fn all() -> Result<Vec<Status>> {
 fn status(entry: Entry, is_alive: impl Fn(&Worker) -> bool) -> Status {
     let mut raised = None;
     let (state, pid, error) = match &entry.outcome {
-        Outcome::Running(worker) if is_alive(worker) => ("running", Some(worker.pid), None),
+        Outcome::Running(worker) if is_alive(worker) => ("running", Some(worker.pid), entry.lost.clone()),
         Outcome::Running(_) => ("interrupted", None, None),
         Outcome::Failed { error, sqlstate } => {
             raised.clone_from(sqlstate);
@@ -171,6 +171,7 @@ mod tests {
                 ..Figures::default()
             }),
             is_contradicted: false,
+            lost: None,
         }
     }
 
@@ -184,6 +185,14 @@ mod tests {
         let slow = Figures { streaming: Some(u64::MAX), total: u64::MAX, compared: 1, ..Figures::default() };
         let slow = super::status(Entry { figures: Some(slow), ..begun() }, |_| true);
         assert_eq!(slow.seconds_left, Some(LONGEST));
+    }
+
+    #[test]
+    fn one_that_is_tried_again_says_why() {
+        let lost = Some(Error::new(Kind::ConnectionLost, "cut"));
+        let status = status(Entry { lost, ..entry(Outcome::Running(Worker::this())) }, |_| true);
+        assert_eq!((status.state, status.sqlstate.as_deref()), ("running", Some("08006")));
+        assert_eq!(status.error.map(|error| error.message).as_deref(), Some("cut"));
     }
 
     #[test]

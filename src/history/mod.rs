@@ -111,6 +111,9 @@ pub(crate) struct Entry {
     /// A page contradicted what the WAL of both sides says, and no run in which everything was compared has found none since.
     #[serde(default)]
     pub(crate) is_contradicted: bool,
+    /// Why it is being tried again, while it has not reached the target again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lost: Option<Error>,
 }
 
 /// How far it is.
@@ -248,6 +251,7 @@ impl History {
             strategy: None,
             figures: None,
             is_contradicted: self.recall(host, directory).is_some_and(|last| last.is_contradicted),
+            lost: None,
         };
         let key = entry.key();
         let mut other_runs = false;
@@ -305,6 +309,7 @@ impl Recording<'_> {
         let mut entry = self.entry.borrow_mut();
         entry.transport = Some(transport.to_owned());
         entry.strategy = Some(strategy.to_owned());
+        entry.lost = None;
     }
 
     /// What a run with `skip_unchanged` has found out about the target, if it has.
@@ -312,6 +317,12 @@ impl Recording<'_> {
         if let Some(is_contradicted) = found {
             self.entry.borrow_mut().is_contradicted = is_contradicted;
         }
+    }
+
+    /// It has lost its target, and tries again.
+    pub(crate) fn lost(&self, error: Error) {
+        self.entry.borrow_mut().lost = Some(error);
+        self.show_now();
     }
 
     /// Writes down how far it is, now and then.
@@ -488,6 +499,7 @@ mod tests {
             strategy: strategy.map(str::to_owned),
             figures: None,
             is_contradicted: false,
+            lost: None,
         }
     }
 

@@ -72,7 +72,7 @@ impl ClientWatch {
         }
         self.last = Instant::now();
         if client_gone() {
-            return Err(Error::new(Kind::ConnectionLost, "connection to client lost")
+            return Err(Error::new(Kind::ClientLost, "connection to client lost")
                 .detail("The client that called the function is gone, so the recovery was ended.")
                 .hint("Run the recovery again; it sends only what is missing."));
         }

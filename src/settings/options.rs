@@ -141,7 +141,7 @@ mod tests {
             "primary_host": "db1", "primary_port": 15432, "application_name": "server%n", "slot_name": "", "passfile": "/p",
             "restore_command": "cp %f %p", "overwrite": "any_cluster", "keep_files": "a, b",
             "tablespace_mapping": "/a=/b", "jobs": 3, "compression": "zstd", "max_rate": 1024,
-            "clone": false, "verify_checksums": false, "scripts": "refuse", "start_timeout": 5, "node_id": 2,
+            "clone": false, "verify_checksums": false, "scripts": "refuse", "start_timeout": 5, "retry_for": 0, "node_id": 2,
             "fence": "required", "deadline": 3600, "nodes": [], "dest_port": 65535, "wait_for_checkpoint": true, "start": true, "dry_run": false
         }))
         .expect("valid options");
@@ -166,6 +166,7 @@ mod tests {
             verify_checksums: false,
             scripts: Scripts::Refuse,
             start_timeout: Duration::from_secs(5),
+            retry_for: Duration::ZERO,
             fence: Fence::Required,
             deadline: Duration::from_secs(3600),
             caller_is_superuser: true,
@@ -206,6 +207,8 @@ mod tests {
             ("max_rate", 2_147_483_647, 2_147_483_648_i64),
             ("start_timeout", 1, 0),
             ("start_timeout", 86_400, 86_401),
+            ("retry_for", 0, -1),
+            ("retry_for", 86_400, 86_401),
             ("node_id", 2_147_483_647, 2_147_483_648),
         ] {
             assert!(overlay(json!({ key: good })).is_ok(), "{key} {good}");

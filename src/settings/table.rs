@@ -78,6 +78,10 @@ settings! {
         start_timeout: Seconds = Seconds::new(60, 1..=86_400), option: All, shown: All,
             "How long pgpool_remote_start() waits for the standby to stream.";
 
+        // at most a day
+        retry_for: Seconds = Seconds::new(300, 0..=86_400), option: All, shown: All,
+            "How long a recovery whose connection to the target's host broke tries to go on; 0: not at all.";
+
         stop_target: Boolean = Boolean::new(false), option: Superusers, shown: All,
             "Whether a recovery first stops the target's server: a standby, or a primary that this one has replaced.";
 

@@ -55,6 +55,8 @@ impl Cluster {
             // Many small clusters on one disk. Whether the engine syncs what it must is for tests that
             // watch it do so; the servers' own syncing is PostgreSQL's business.
             .set("fsync", "off")
+            // Tests of what ends a run want to see it end; those of trying again say so.
+            .set("pgpool_recovery.retry_for", 0)
             .set("log_line_prefix", "%m [%p] %q%u@%d/%a ")
             .set("log_checkpoints", "off")
             .set("wal_receiver_status_interval", "1s")

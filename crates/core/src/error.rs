@@ -31,8 +31,10 @@ pub enum Kind {
     WrongState,
     /// The target must not be replaced: another cluster, no cluster, the primary itself.
     TargetRefused,
-    /// Something else holds the target or the slot: a running server, a second recovery.
+    /// Something else holds the target or the slot: a running server, a file that another program changes.
     InUse,
+    /// Another recovery has locked the target.
+    Locked,
     /// No walsender or replication slot left.
     LimitExceeded,
     /// The target has not enough space.
@@ -47,6 +49,8 @@ pub enum Kind {
     Unreachable,
     /// The connection to the agent broke.
     ConnectionLost,
+    /// The client of the session is gone.
+    ClientLost,
     /// The other end could not prove the shared secret, or a login was refused.
     AuthenticationFailed,
     /// The other end speaks another version of the protocol.
@@ -81,13 +85,13 @@ impl Kind {
             Self::InvalidArgument => "22023",
             Self::InsufficientPrivilege | Self::PermissionDenied => "42501",
             Self::WrongState | Self::TargetRefused | Self::SlotLost => "55000",
-            Self::InUse => "55006",
+            Self::InUse | Self::Locked => "55006",
             Self::LimitExceeded => "53400",
             Self::DiskFull => "53100",
             Self::OutOfResources => "53000",
             Self::OutOfMemory => "53200",
             Self::Unreachable => "08001",
-            Self::ConnectionLost => "08006",
+            Self::ConnectionLost | Self::ClientLost => "08006",
             Self::AuthenticationFailed => "28000",
             Self::ProtocolVersion => "08004",
             Self::ProtocolViolation => "08P01",
@@ -99,6 +103,38 @@ impl Kind {
             Self::Canceled => "57014",
             Self::Unsupported => "0A000",
             Self::Internal => "XX000",
+        }
+    }
+
+    /// Whether the same may succeed a little later although nobody does anything about it: the network comes back, a host or
+    /// an agent has started again, the other end of a broken connection has noticed and let go of the target.
+    pub const fn may_pass(self) -> bool {
+        match self {
+            Self::Unreachable | Self::ConnectionLost | Self::Locked => true,
+            Self::NullArgument
+            | Self::InvalidArgument
+            | Self::InsufficientPrivilege
+            | Self::WrongState
+            | Self::TargetRefused
+            | Self::InUse
+            | Self::LimitExceeded
+            | Self::DiskFull
+            | Self::PermissionDenied
+            | Self::OutOfResources
+            | Self::OutOfMemory
+            | Self::ClientLost
+            | Self::AuthenticationFailed
+            | Self::ProtocolVersion
+            | Self::ProtocolViolation
+            | Self::Corrupt
+            | Self::MissingFile
+            | Self::Io
+            | Self::SlotLost
+            | Self::StartFailed
+            | Self::ScriptFailed
+            | Self::Canceled
+            | Self::Unsupported
+            | Self::Internal => false,
         }
     }
 }

@@ -1,8 +1,10 @@
 //! What a run has done so far, written by worker threads and read where it is shown.
 
-use std::sync::OnceLock;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::sys::lock::lock;
 
 /// The phases of PostgreSQL's `pg_stat_progress_basebackup`, in its order and with its numbers
 /// (src/include/commands/progress.h).
@@ -48,7 +50,7 @@ impl Phase {
     }
 }
 
-/// Counters of one run. All only grow, but for those that [`Progress::start_again`] resets.
+/// Counters of one run. All only grow, but for those that [`Progress::start_again`] and [`Progress::next_attempt`] reset.
 #[derive(Debug, Default)]
 pub struct Progress {
     phase: AtomicU8,
@@ -59,26 +61,33 @@ pub struct Progress {
     known: AtomicU64,
     wal: AtomicU64,
     streams: AtomicU32,
-    streaming_began: OnceLock<Instant>,
-    streaming_ended: OnceLock<Instant>,
+    streaming: Mutex<Streaming>,
+}
+
+/// When data began to stream, and when it had.
+#[derive(Debug, Default)]
+struct Streaming {
+    began: Option<Instant>,
+    ended: Option<Instant>,
 }
 
 impl Progress {
     /// Enters a phase; an earlier phase than the current one is ignored.
     pub fn enter(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, Ordering::Relaxed);
+        let mut streaming = lock(&self.streaming);
         if phase == Phase::Stream {
-            self.streaming_began.get_or_init(Instant::now);
+            streaming.began.get_or_insert_with(Instant::now);
         } else if phase > Phase::Stream {
-            self.streaming_ended.get_or_init(Instant::now);
+            streaming.ended.get_or_insert_with(Instant::now);
         }
     }
 
     /// How long data streams, or did; `None` before it does.
     pub fn streaming(&self) -> Option<Duration> {
-        let began = *self.streaming_began.get()?;
-        let ended = self.streaming_ended.get().copied().unwrap_or_else(Instant::now);
-        Some(ended.saturating_duration_since(began))
+        let streaming = lock(&self.streaming);
+        let ended = streaming.ended.unwrap_or_else(Instant::now);
+        streaming.began.map(|began| ended.saturating_duration_since(began))
     }
 
     /// The current phase.
@@ -125,6 +134,14 @@ impl Progress {
     pub fn start_again(&self) {
         self.compared.store(0, Ordering::Relaxed);
         self.known.store(0, Ordering::Relaxed);
+    }
+
+    /// The run is tried again from its first phase on. What was sent stays sent.
+    pub fn next_attempt(&self) {
+        self.start_again();
+        self.phase.store(Phase::Initializing as u8, Ordering::Relaxed);
+        self.total.store(0, Ordering::Relaxed);
+        *lock(&self.streaming) = Streaming::default();
     }
 
     /// Adds bytes of data files sent, before compression.
@@ -178,6 +195,18 @@ mod tests {
         progress.enter(Phase::Stream);
         progress.enter(Phase::EstimateSize);
         assert_eq!(progress.phase(), Phase::Stream);
+    }
+
+    #[test]
+    fn another_attempt_begins_anew_and_keeps_what_was_sent() {
+        let progress = Progress::default();
+        progress.enter(Phase::TransferWal);
+        progress.set_total(90);
+        progress.add_compared(50);
+        progress.add_sent(20);
+        progress.next_attempt();
+        assert_eq!((progress.phase(), progress.total(), progress.done()), (Phase::Initializing, 0, 0));
+        assert_eq!((progress.sent(), progress.streaming()), (20, None));
     }
 
     #[test]

@@ -181,7 +181,7 @@ fn what_something_else_changed_does_not_become_a_standby() {
         // the next run heals all of it, once the receiver has noticed the end of this one
         let (session, _) = loop {
             match hosts.open(&connector, Purpose::Recover) {
-                Err(error) if error.kind == Kind::InUse => {
+                Err(error) if error.kind == Kind::Locked => {
                     std::thread::sleep(std::time::Duration::from_millis(20));
                 }
                 opened => break opened.expect(name),

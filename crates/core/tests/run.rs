@@ -155,7 +155,7 @@ fn a_broken_run_cannot_be_started_and_is_completed_by_the_next() {
             let (session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
             let busy =
                 hosts.open(&connector, Purpose::Recover).expect_err("a second recovery is refused at once");
-            assert_eq!(busy.kind, Kind::InUse, "{name}");
+            assert_eq!(busy.kind, Kind::Locked, "{name}");
             let session = hosts.plan(session).expect(name);
             let session = hosts.begin(session).expect(name);
             assert!(hosts.path("standby").join(MARKER).exists());
@@ -165,7 +165,7 @@ fn a_broken_run_cannot_be_started_and_is_completed_by_the_next() {
         let outcome = loop {
             match hosts.run(&connector) {
                 // the agent notices the end of the first run within milliseconds
-                Err(error) if error.kind == Kind::InUse => {
+                Err(error) if error.kind == Kind::Locked => {
                     std::thread::sleep(std::time::Duration::from_millis(20))
                 }
                 other => break other.expect(name),

@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 
 /// Another recovery works on the directory.
 pub(crate) fn busy(path: &Path) -> Error {
-    Error::new(Kind::InUse, format!("another recovery of \"{}\" is running", path.display()))
+    Error::new(Kind::Locked, format!("another recovery of \"{}\" is running", path.display()))
         .hint("Wait until it ends; pg_stat_progress_basebackup on its primary shows it.")
 }
 

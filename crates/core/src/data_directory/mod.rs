@@ -95,7 +95,7 @@ impl Root {
 }
 
 impl DataDirectory {
-    /// Opens and locks `path`, making it if it is missing. A second opener gets [`Kind::InUse`].
+    /// Opens and locks `path`, making it if it is missing. A second opener gets [`Kind::Locked`].
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let made = make_directories(path)?;
         let undo = |error| {

@@ -14,7 +14,7 @@ fn a_second_opener_is_refused_and_leaves_the_directory() {
     let parent = tempfile::tempdir().expect("temporary directory");
     let path = parent.path().join("a/b");
     let first = DataDirectory::open(&path).expect("open");
-    assert_eq!(DataDirectory::open(&path).err().expect("busy").kind, Kind::InUse);
+    assert_eq!(DataDirectory::open(&path).err().expect("busy").kind, Kind::Locked);
     drop(first);
     assert!(!parent.path().join("a").exists(), "what was made for a run that never began is removed");
     let second = DataDirectory::open(&path).expect("open again");

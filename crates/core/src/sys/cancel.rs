@@ -4,7 +4,9 @@
 //! trips the shared [`Cancel`]; everything that can block registers how to be woken.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::sys::lock::lock;
@@ -74,6 +76,18 @@ impl Cancel {
         self.cause().map_or(Ok(()), Err)
     }
 
+    /// Sleeps; fails as soon as the switch trips.
+    pub fn sleep(&self, duration: Duration) -> Result<()> {
+        let (wake, woken) = channel();
+        self.on_trip(Box::new(move || {
+            let _ = wake.send(());
+        }));
+        match woken.recv_timeout(duration) {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => self.check(),
+        }
+    }
+
     /// Runs `wake` when the switch trips; at once if it has.
     pub fn on_trip(&self, wake: Waker) {
         let mut wakers = lock(&self.0.wakers);
@@ -101,6 +115,19 @@ mod tests {
         assert_eq!(child.cause(), Some(cause.clone()));
         assert_eq!(parent.child().cause(), Some(cause), "one that is made too late");
         assert_eq!(ended.cause(), Some(Error::canceled()), "its own end came first");
+    }
+
+    #[test]
+    fn who_sleeps_wakes_when_it_trips() {
+        let cancel = Cancel::new();
+        assert_eq!(cancel.sleep(Duration::from_millis(1)), Ok(()));
+        let sleeper = {
+            let cancel = cancel.clone();
+            std::thread::spawn(move || cancel.sleep(Duration::from_secs(600)))
+        };
+        cancel.trip();
+        assert_eq!(sleeper.join().expect("no panic"), Err(Error::canceled()));
+        assert_eq!(cancel.sleep(Duration::from_secs(600)), Err(Error::canceled()), "it has tripped");
     }
 
     #[test]

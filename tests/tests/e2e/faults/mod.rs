@@ -7,4 +7,6 @@ mod killed_postmaster; // alone: its children are to notice
 mod leaving_out; // while what did not change is left out: the proof, what travels, and a proof that is contradicted
 mod out_of_memory; // malloc fails
 mod power_cut; // order and durability of what the receiver writes, by strace
+mod retried; // the same call goes on when the agent is back
 mod stale_cache; // a page that only the page cache has
+mod trial; // a run that a fault happens to

@@ -71,11 +71,7 @@ impl Desk {
         self.assert_told_of(cause, || {
             std::thread::scope(|scope| {
                 let call = scope.spawn(|| self.pgpool.recover(1));
-                wait::until_true("the middle of the copy", wait::PATIENCE, || {
-                    let sql =
-                        "SELECT count(*) FROM pg_stat_progress_basebackup WHERE backup_streamed > 2 << 20";
-                    self.primary.get::<i64>(sql, &[]) == 1
-                });
+                wait_for_the_middle(self);
                 happens(self);
                 call.join().expect("a call")
             })
@@ -169,6 +165,14 @@ fn a_disk_that_is_too_small() {
     desk.assert_told("not enough space");
 }
 
+#[track_caller]
+fn wait_for_the_middle(stage: &Stage) {
+    wait::until_true("the middle of the copy", wait::PATIENCE, || {
+        let sql = "SELECT count(*) FROM pg_stat_progress_basebackup WHERE backup_streamed > 2 << 20";
+        stage.primary.get::<i64>(sql, &[]) == 1
+    });
+}
+
 #[test]
 fn what_breaks_a_recovery_off() {
     let mut desk = Desk::new();
@@ -184,6 +188,28 @@ fn what_breaks_a_recovery_off() {
     desk.stage.agent_mut().restart();
 
     desk.assert_recovers();
+}
+
+/// Pgpool-II makes one call, and that lasts.
+#[test]
+fn an_agent_that_is_restarted_in_the_middle() {
+    let mut desk = Desk::new();
+    // as it is by default
+    desk.set("pgpool_recovery.retry_for", "300");
+    desk.set("pgpool_recovery.max_rate", "4000");
+    let (pgpool, stage) = (&desk.pgpool, &mut desk.stage);
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| pgpool.recover(1));
+        wait_for_the_middle(stage);
+        stage.agent_mut().kill();
+        let sql = "SELECT count(*) FROM pgpool_recovery_status WHERE state = 'running' AND error IS NOT NULL";
+        wait::until_true("the agent to be missed", wait::PATIENCE, || {
+            stage.primary.get::<i64>(sql, &[]) == 1
+        });
+        stage.agent_mut().restart();
+        call.join().expect("a call").expect("it goes on");
+    });
+    desk.pgpool.wait_for_node(1, "up", "standby", "streaming");
 }
 
 #[test]
