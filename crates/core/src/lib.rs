@@ -19,10 +19,10 @@
 
 // An error with its kind, SQLSTATE, DETAIL and HINT.
 pub mod error;
-// What a run counts while it goes on.
-pub mod progress;
 // The operating system, without a word of PostgreSQL.
 pub mod sys;
+// What a run counts while it goes on.
+pub mod progress;
 // What the primary has, and what of it travels.
 pub mod manifest;
 // Which pages must be looked at, and which differ.
