@@ -6,6 +6,7 @@
 mod contenders;
 mod damage;
 mod data;
+mod held_back;
 mod interrupt;
 mod measure;
 mod memory;

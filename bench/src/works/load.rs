@@ -8,6 +8,7 @@ use rustix::process::Signal;
 
 use super::{Lab, describe};
 use crate::contenders::{BaseBackup, Contender, Ours, Told, Wire};
+use crate::held_back::{HeldBack, Looking};
 use crate::interrupt::{Outcome, check, failed};
 use crate::measure::{self, Sample};
 use crate::memory::Watch;
@@ -54,7 +55,7 @@ fn once(plan: &Plan, stage: &Stage, contender: &mut dyn Contender) -> Outcome<Sa
     let load = start_load(stage);
     std::thread::sleep(SETTLED);
     let cached = cached_megabytes(stage)?;
-    let mut counted = Counted { contender, transactions: 0 };
+    let mut counted = Counted { contender, transactions: 0, held_back: HeldBack::default() };
     let mut sample = measure::run(stage, &mut counted, plan.cold)?;
     let per_second = counted.transactions as f64 / sample.seconds;
     let copies = counted.contender.name() != NoCopy.name();
@@ -62,6 +63,8 @@ fn once(plan: &Plan, stage: &Stage, contender: &mut dyn Contender) -> Outcome<Sa
     drop(load);
     sample.figures = vec![
         ("tps".to_owned(), per_second),
+        ("WAL retained MB".to_owned(), counted.held_back.wal as f64 / 1e6),
+        ("xmin age".to_owned(), counted.held_back.transactions as f64),
         ("cached MB before".to_owned(), cached),
         ("cached MB after".to_owned(), after),
     ];
@@ -100,10 +103,11 @@ fn cached_megabytes(stage: &Stage) -> Outcome<f64> {
     Ok(bytes as f64 / 1e6)
 }
 
-/// A contender, and the transactions that were done meanwhile.
+/// A contender, the transactions that were done meanwhile, and what it held back.
 struct Counted<'a> {
     contender: &'a mut dyn Contender,
     transactions: i64,
+    held_back: HeldBack,
 }
 
 /// Each of pgbench's transactions takes a number, and hardly anything else does.
@@ -125,9 +129,11 @@ impl Contender for Counted<'_> {
     }
 
     fn run(&mut self, stage: &Stage, watch: &Watch) -> Outcome<Told> {
+        let looking = Looking::at(&stage.primary);
         let before = next_transaction(stage);
         let told = self.contender.run(stage, watch)?;
         self.transactions = next_transaction(stage) - before;
+        self.held_back = looking.most();
         Ok(told)
     }
 }
