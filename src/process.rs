@@ -20,7 +20,7 @@ use rustix::process::{
 };
 
 use crate::pg::interrupts::{self, ClientWatch};
-use crate::pg::{log, postmaster};
+use crate::pg::{horizon, log, postmaster};
 
 /// How much of the output an error repeats, in bytes.
 const TAIL: usize = 8192;
@@ -56,6 +56,7 @@ pub(crate) fn run(name: &str, mut command: Command) -> Result<()> {
     let mut group = Group::spawn(name, command)?;
     let mut output = Output::new(name, output)?;
 
+    let _let_go = horizon::let_go();
     let mut client = ClientWatch::new();
     let status = loop {
         output.wait_and_read()?;

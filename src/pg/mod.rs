@@ -14,6 +14,8 @@
 //! | [`log`] | `errstart`, `errcode`, `errmsg_internal`, `errdetail_internal`, `errhint`, `errhidestmt`, `errfinish` | called inside `pg_guard_ffi_boundary`, which is what the wrappers use, by a closure that owns nothing |
 //! | [`checkpoint`] | `RequestCheckpoint`, for which pgrx has no wrapper | called inside `pg_guard_ffi_boundary`, by a closure that owns nothing |
 //! | [`memory`] | `mmap`, `munmap`, `gettid`, `getpid`, `pthread_create` | libc's; they raise nothing |
+//! | [`horizon`] | `ActivePortal` with its query, plan and snapshot; `XactIsoLevel` | variables of this process, and what the statement that called us has; read, and the pointers to the snapshot set |
+//! | [`horizon`] | `dladdr` | libc's; it raises nothing |
 //! | [`threads`] | `sigfillset`, `pthread_sigmask` | libc's; they raise nothing |
 //! | [`log`] | `error_context_stack` | a variable of this process, read and set |
 //! | [`interrupts`] | `ProcDiePending`, `ProcSignalBarrierPending`, `InterruptHoldoffCount`, `CritSectionCount`, and `InterruptPending` in `check_for_interrupts!` | variables of this process, read |
@@ -31,6 +33,7 @@ pub(crate) mod catalog;
 mod checkpoint;
 pub(crate) mod cleanup;
 pub(crate) mod compat;
+pub(crate) mod horizon;
 pub(crate) mod interrupts;
 pub(crate) mod json;
 pub(crate) mod log;

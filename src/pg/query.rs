@@ -8,6 +8,7 @@ use pgrx::Spi;
 use pgrx::datum::DatumWithOid;
 use pgrx::spi::SpiError;
 
+use super::horizon;
 use super::text::Text;
 
 /// One row, every column cast to text by the query.
@@ -31,6 +32,7 @@ impl Row {
 
 /// Runs a query. What PostgreSQL raises unwinds from here as it is.
 pub(super) fn rows(sql: &str, arguments: &[DatumWithOid<'_>]) -> Result<Vec<Row>> {
+    debug_assert!(!horizon::is_let_go(), "a query while the statement has no snapshot");
     let collect = || -> std::result::Result<Vec<Row>, SpiError> {
         Spi::connect(|client| {
             let table = client.select(sql, None, arguments)?;

@@ -15,7 +15,7 @@ use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::sys::cancel::Cancel;
 
 use super::interrupts::{self, ClientWatch};
-use super::{cleanup, memory};
+use super::{cleanup, horizon, memory};
 
 /// How long the main thread sleeps at most between two looks at interrupts.
 const TURN: Duration = Duration::from_millis(50);
@@ -28,7 +28,8 @@ const LAST_WAIT: Duration = Duration::from_secs(3);
 /// Meanwhile this thread calls `tick` at least every 100 ms, acts on interrupts and notices a client
 /// that went away. If any of these fails, or an interrupt raises an ERROR, `cancel` is tripped and the
 /// thread is joined before the failure goes on its way: `job` must return soon after that, and may
-/// borrow from the caller. Should it not return (a disk that answers no more), the session can still be
+/// borrow from the caller. The statement's snapshot is given back meanwhile where that may be done: `tick` looks nothing up in
+/// the catalogs. Should `job` not return (a disk that answers no more), the session can still be
 /// terminated. All signals are blocked in the thread and in those it makes.
 pub(crate) fn wait<T: Send>(
     cancel: &Cancel,
@@ -36,6 +37,8 @@ pub(crate) fn wait<T: Send>(
     job: impl FnOnce() -> Result<T> + Send,
 ) -> Result<T> {
     memory::set_aside()?;
+    // dropped after the threads have ended, and before anything else is looked up
+    let _let_go = horizon::let_go();
     scope(|scope| {
         // Never sent to: the receiver wakes when the thread drops its end.
         let (running, finished) = channel::<()>();
