@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use postgres::{CancelToken, Error, NoTls};
+use postgres::{CancelToken, Client, Error, NoTls};
 
 use crate::cluster::Cluster;
 use crate::recovery::{Recovery, Report};
@@ -31,6 +31,23 @@ impl std::fmt::Debug for CancelTokenHolder {
 impl Running {
     /// Starts it; `before` is SQL for the session.
     pub fn start(primary: &Cluster, recovery: &Recovery, before: &str) -> Self {
+        let recovery = recovery.clone();
+        Self::start_by(primary, before, move |client| recovery.call(client))
+    }
+
+    /// Starts it by a statement, which may have no report to show.
+    pub fn start_statement(primary: &Cluster, before: &str, statement: String) -> Self {
+        Self::start_by(primary, before, move |client| {
+            client.batch_execute(&statement).map(|()| Report(serde_json::Value::Null))
+        })
+    }
+
+    /// Starts whatever calls it.
+    pub fn start_by(
+        primary: &Cluster,
+        before: &str,
+        call: impl FnOnce(&mut Client) -> Result<Report, Error> + Send + 'static,
+    ) -> Self {
         let notices = Arc::new(Mutex::new(Vec::new()));
         let mut config = primary.config();
         let sink = Arc::clone(&notices);
@@ -41,8 +58,7 @@ impl Running {
         client.batch_execute(before).expect(before);
         let backend = client.query_one("SELECT pg_backend_pid()", &[]).expect("a backend").get(0);
         let cancel = CancelTokenHolder(client.cancel_token());
-        let recovery = recovery.clone();
-        let thread = std::thread::spawn(move || recovery.call(&mut client));
+        let thread = std::thread::spawn(move || call(&mut client));
         Self { thread: Some(thread), cancel, backend, notices }
     }
 

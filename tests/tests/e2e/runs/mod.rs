@@ -3,6 +3,7 @@
 mod concurrency; // two recoveries at a time
 mod damaged_target; // targets with damaged, missing, foreign or closed files
 mod failover; // the old primary under the new one
+mod horizon; // what VACUUM may remove while a run waits
 mod hosts; // Pgpool-II, primary and standby on hosts with addresses of their own
 mod layouts; // WAL elsewhere, group access, segment sizes, archives, logical slots, cascades, Debian's tools
 mod local_target; // a standby on the primary's host, without an agent
