@@ -163,7 +163,7 @@ unsafe fn only_calls_us(plan: &pg_sys::PlannedStmt) -> bool {
             && result.plan.righttree.is_null();
         is_bare
             && tables.iter_ptr().all(|table| (*table).rtekind == pg_sys::RTEKind::RTE_RESULT)
-            && called_alone(result.plan.targetlist).is_some_and(|function| is_ours(function))
+            && called_alone(result.plan.targetlist).is_some_and(is_ours)
     }
 }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::recovery::Report;
-use pgpool_recovery_e2e::{Recovery, SqlError, Stage, Transport, by_both_transports, wait};
+use pgpool_recovery_e2e::scratch::write_as_postgres;
+use pgpool_recovery_e2e::stage::Builder;
+use pgpool_recovery_e2e::{Recovery, SqlError, Stage, Transport, by_both_transports, server, wait};
 use postgres::Client;
 use serde_json::Value;
 
@@ -16,7 +18,11 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// A primary in which nothing but the run holds a row, and one table whose rows are going to die.
 fn stage(transport: Transport) -> Stage {
-    let stage = Stage::builder().through(transport).with("autovacuum", "off").build();
+    stage_with(Stage::builder().through(transport))
+}
+
+fn stage_with(builder: Builder) -> Stage {
+    let stage = builder.with("autovacuum", "off").build();
     stage.primary.execute(
         "CREATE TABLE dying AS SELECT i FROM generate_series(1, 100) i;
          CREATE FUNCTION nested(host text, directory text, port integer, options jsonb) RETURNS jsonb LANGUAGE plpgsql
@@ -124,6 +130,21 @@ fn as_pgpool_ii_calls(transport: Transport) {
 
 by_both_transports!(with_parameters, prepared, as_text, as_pgpool_ii_calls);
 
+/// Others run in the executor, too, and the call is compiled.
+#[test]
+fn beside_hooks_of_the_executor() {
+    if !server::has_contrib() {
+        return;
+    }
+    let hooks = "auto_explain, pg_stat_statements";
+    let stage = stage_with(Stage::builder().with("shared_preload_libraries", hooks));
+    let before = "SET auto_explain.log_min_duration = 0; SET auto_explain.log_analyze = on;
+                  SET auto_explain.log_nested_statements = on; SET jit = on; SET jit_above_cost = 0";
+    let running = Running::start(&stage.primary, &slow(&stage), before);
+    assert_lets_go(&stage, running);
+    stage.primary.wait_for_log("Query Text: SELECT pgpool_recovery_1st_stage");
+}
+
 #[test]
 fn the_wait_for_a_standby_that_does_not_stream() {
     let stage = stage(Transport::Local);
@@ -147,7 +168,7 @@ fn a_script_of_the_operators() {
     let stage = stage(Transport::Local);
     let script = stage.primary.directory().join("slow_script");
     let text = "#!/bin/sh\nwhile [ ! -e \"$(dirname \"$0\")/go_on\" ]; do sleep 0.1; done\n";
-    pgpool_recovery_e2e::scratch::write_as_postgres(&script, text, 0o700);
+    write_as_postgres(&script, text, 0o700);
     let statement = format!("SELECT pgpool_recovery('slow_script', 'localhost', '{}')", stage.target.dir());
     let before = "SET pgpool_recovery.scripts = 'run'";
     let running = Running::start_statement(&stage.primary, before, statement);
@@ -155,7 +176,7 @@ fn a_script_of_the_operators() {
     wait::until_true("a dead row to go", Duration::from_secs(5), || a_dead_row_goes(&mut client));
     assert!(!has_xmin(&mut client, running.backend()));
     assert!(!running.has_ended(), "it waits no more: {}", stage.primary.log());
-    pgpool_recovery_e2e::scratch::write_as_postgres(&stage.primary.directory().join("go_on"), "", 0o600);
+    write_as_postgres(&stage.primary.directory().join("go_on"), "", 0o600);
     running.finish_within(LIMIT).expect("the script succeeds");
 }
 
