@@ -26,8 +26,8 @@ pub(crate) struct LetGo(Option<Statement>);
 pub(crate) fn let_go() -> LetGo {
     let statement = Statement::of_this_call();
     if let Some(statement) = &statement {
-        IS_LET_GO.store(true, Ordering::Relaxed);
         statement.give_snapshot_back();
+        IS_LET_GO.store(true, Ordering::Relaxed);
     }
     LetGo(statement)
 }
@@ -72,7 +72,8 @@ impl Statement {
         // from 13 to 18, and pgrx has their layout from each version's own headers.
         unsafe {
             let portal = pg_sys::ActivePortal.as_ref()?;
-            let query = portal.queryDesc.as_ref()?;
+            let desc = NonNull::new(portal.queryDesc)?;
+            let query = desc.as_ref();
             let (estate, snapshot) = (query.estate.as_ref()?, query.snapshot.as_ref()?);
             let is_select = portal.strategy == pg_sys::PortalStrategy::PORTAL_ONE_SELECT
                 && portal.status == pg_sys::PortalStatus::PORTAL_ACTIVE
@@ -93,7 +94,7 @@ impl Statement {
                 && estate.es_crosscheck_snapshot.is_null()
                 && (snapshot.active_count, snapshot.regd_count, snapshot.copied) == (1, 2, true);
             let may = is_select && is_alone && is_ours_alone && only_calls_us(query.plannedstmt.as_ref()?);
-            may.then(|| Self { query: NonNull::from(query), owner: portal.resowner })
+            may.then(|| Self { query: desc, owner: portal.resowner })
         }
     }
 
