@@ -94,7 +94,7 @@ impl Statement {
                 && estate.es_crosscheck_snapshot.is_null()
                 && (snapshot.active_count, snapshot.regd_count, snapshot.copied) == (1, 2, true);
             let may = is_select && is_alone && is_ours_alone && only_calls_us(query.plannedstmt.as_ref()?);
-            may.then(|| Self { query: desc, owner: portal.resowner })
+            may.then_some(Self { query: desc, owner: portal.resowner })
         }
     }
 
