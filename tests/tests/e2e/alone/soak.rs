@@ -1,6 +1,6 @@
 //! Recoveries under full write load and a storm of DDL, round after round, with targets in every condition and the
 //! standby promoted right after: what PostgreSQL promises about its data holds, whatever the moment. A third of the rounds leaves
-//! out what WAL proves equal, and a third tries that proof.
+//! out what WAL proves equal, and a third tries that proof. The link to the agent is cut now and then, and the same call goes on.
 //!
 //! PGPOOL_RECOVERY_SOAK_ROUNDS (default 10) and PGPOOL_RECOVERY_SOAK_SEED (default 1) repeat or lengthen it:
 //! `make soak ROUNDS=300 SEED=7`.
@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::cluster::Stop;
+use pgpool_recovery_e2e::proxy::{Proxy, Weather};
 use pgpool_recovery_e2e::recovery::Report;
 use pgpool_recovery_e2e::rng::Rng;
 use pgpool_recovery_e2e::storm::{self, Storm};
-use pgpool_recovery_e2e::{Cluster, Recovery, Scratch, Stage, compare, dump};
+use pgpool_recovery_e2e::{Cluster, Recovery, Scratch, SqlError, Stage, compare, dump, wait};
 
 fn setting(name: &str, default: u64) -> u64 {
     let value = std::env::var(format!("PGPOOL_RECOVERY_SOAK_{name}"));
@@ -25,6 +26,10 @@ fn setting(name: &str, default: u64) -> u64 {
 
 struct Soak {
     stage: Stage,
+    /// The way to the agent.
+    proxy: Proxy,
+    /// How often the link was lost, and the call went on.
+    tried_again: Cell<u64>,
     /// Whether the target has been promoted since it was rebuilt.
     is_promoted: Cell<bool>,
     /// Whether this round's recoveries leave out what WAL proves equal.
@@ -55,8 +60,12 @@ impl Soak {
             .agent()
             .build();
         storm::prepare(&stage.primary);
+        let proxy = Proxy::to(stage.agent().port());
+        stage.primary.use_agent(proxy.port());
         Self {
             stage,
+            proxy,
+            tried_again: Cell::new(0),
             is_promoted: Cell::new(false),
             skip_unchanged: Cell::new("off"),
             left_out: Cell::new(0),
@@ -122,6 +131,34 @@ impl Soak {
         is_damaged
     }
 
+    /// A recovery whose link may be cut once.
+    fn recover(&self, recovery: &Recovery, rng: &mut Rng) -> Report {
+        let is_cut = rng.percent(40);
+        let proxy = &self.proxy;
+        let (after, length) = (rng.below(600) as u64, 100 + rng.below(1000) as u64);
+        std::thread::scope(|scope| {
+            if is_cut {
+                scope.spawn(move || {
+                    std::thread::sleep(Duration::from_millis(after));
+                    proxy.set(Weather::Cut);
+                    std::thread::sleep(Duration::from_millis(length));
+                    proxy.set(Weather::Fair);
+                });
+            }
+            // a link that is cut before anything was reached is told at once
+            wait::until("the recovery", wait::PATIENCE, || {
+                let recovery = recovery.clone().option("retry_for", 60);
+                let error = match recovery.call(&mut self.primary.connect()) {
+                    Ok(report) => return Some(report),
+                    Err(error) => SqlError::from(&error),
+                };
+                let passes = ["55006", "08001", "08006"].contains(&error.sqlstate.as_str());
+                assert!(passes && !error.text().contains("ried again"), "{error:?}");
+                None
+            })
+        })
+    }
+
     /// No page contradicts the proof, unless it was damaged.
     fn look_at(&self, report: &Report, is_damaged: bool) {
         let skip = report.0.pointer("/skip").filter(|skip| !skip.is_null());
@@ -170,7 +207,9 @@ impl Soak {
         let before = storm.done();
         let recovery = self.recovery(rng);
         eprintln!("{recovery:?}");
-        self.look_at(&recovery.run_when_let_in(&self.primary), is_damaged);
+        let report = self.recover(&recovery, rng);
+        self.tried_again.set(self.tried_again.get() + report.number("/retries"));
+        self.look_at(&report, is_damaged);
         self.is_promoted.set(false);
         self.remote_start();
         assert!(storm.done() > before, "there was no storm");
@@ -210,6 +249,8 @@ fn rounds() {
         soak.round(&mut Rng::new(seed << 32 | round));
     }
     eprintln!("blocks were left out in {} rounds", soak.left_out.get());
+    eprintln!("a link was lost, and the call went on, {} times", soak.tried_again.get());
+    assert!(rounds < 100 || soak.tried_again.get() > 0, "no link was lost");
     assert!(rounds < 100 || soak.left_out.get() > 0, "everything was compared");
     let sql =
         "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'";
