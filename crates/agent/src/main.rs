@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use pgpool_recovery_core::error::{Error, Result};
@@ -23,6 +24,7 @@ mod metrics;
 mod serve;
 mod status;
 mod strangers;
+mod watch;
 
 use config::Config;
 
@@ -62,6 +64,14 @@ enum Command {
         /// Print JSON, for programs.
         #[arg(long)]
         json: bool,
+        /// Go on until Ctrl-C or SIGTERM: progress bars on a terminal, elsewhere a line for each change. An agent that
+        /// does not answer is shown, and asked again.
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
+        /// How often to ask with --watch, seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 1, requires = "watch",
+              value_parser = clap::value_parser!(u64).range(1..=3600))]
+        interval: u64,
     },
     /// May the server in a directory be started? Fails if another node has replaced it, and says which. For a unit's
     /// ExecStartPre.
@@ -115,7 +125,10 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Serve { .. } if init::is_process_1() => init::run(),
         Command::Serve { config } => serve::serve(&config),
-        Command::Status { config, host, json } => status::print(&Config::read(&config)?, host, json),
+        Command::Status { config, host, watch: true, interval, .. } => {
+            watch::watch(&Config::read(&config)?, host, Duration::from_secs(interval))
+        }
+        Command::Status { config, host, json, .. } => status::print(&Config::read(&config)?, host, json),
         Command::MayStart { config, directory } => may_start::demand(Config::read(&config)?, &directory),
         Command::Secret { output } => Secret::random()?.write(&output),
         Command::Completion { shell } => {

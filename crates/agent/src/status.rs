@@ -21,9 +21,7 @@ use crate::serve::loopback;
 /// Asks the agent that runs with this configuration, or the one of another host with the same port and
 /// secret, and prints the answer.
 pub(crate) fn print(config: &Config, host: Option<String>, json: bool) -> Result<()> {
-    let host = host.unwrap_or_else(|| loopback(config.listen).ip().to_string());
-    let secret = Secret::read(&config.secret_file)?;
-    let connector = AgentConnector::new(&host, config.listen.port(), secret, Arc::default())?;
+    let connector = connector(config, host)?;
     let status = inquiry::status(&connector, &Cancel::new()).map_err(|error| match error.kind {
         Kind::Unreachable => error.hint(
             "Is it running? Start it, for instance with \"systemctl start pgpool-recovery-agent\"; its log says why \
@@ -41,15 +39,26 @@ pub(crate) fn print(config: &Config, host: Option<String>, json: bool) -> Result
     std::io::stdout().write_all(text.as_bytes()).map_err(Error::on("write to standard output"))
 }
 
+/// The way to the agent that runs with this configuration, or to that of another host.
+pub(crate) fn connector(config: &Config, host: Option<String>) -> Result<AgentConnector> {
+    let host = host.unwrap_or_else(|| loopback(config.listen).ip().to_string());
+    let secret = Secret::read(&config.secret_file)?;
+    AgentConnector::new(&host, config.listen.port(), secret, Arc::default())
+}
+
 fn describe(status: &Status, place: &str) -> String {
-    let up = format_duration(Duration::from_secs(status.uptime));
-    let mut text =
-        format!("{place}: version {}, up {up}, since {}\n", status.version, moment(status.started));
+    let mut text = format!("{}\n", heading(status, place));
     for directory in &status.directories {
         // a String takes everything
         let _ = describe_directory(directory, &mut text);
     }
     text
+}
+
+/// The agent itself.
+pub(crate) fn heading(status: &Status, place: &str) -> String {
+    let up = format_duration(Duration::from_secs(status.uptime));
+    format!("{place}: version {}, up {up}, since {}", status.version, moment(status.started))
 }
 
 fn describe_directory(directory: &Directory, text: &mut String) -> std::fmt::Result {
@@ -116,7 +125,7 @@ fn progress(run: &Run) -> String {
 }
 
 /// The line of a run that has ended.
-fn outcome(run: &Run) -> String {
+pub(crate) fn outcome(run: &Run) -> String {
     let how = match run.state {
         State::Succeeded => "succeeded",
         State::GivenUp => "given up by the primary",
@@ -169,7 +178,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn run(state: State) -> Run {
+    pub(crate) fn run(state: State) -> Run {
         Run {
             state,
             primary: Some([10, 0, 0, 1].into()),
@@ -180,6 +189,8 @@ pub(crate) mod tests {
             bytes: 4 << 20,
             known: 0,
             moved: Moved { compared: 1 << 20, received: 512 << 10, written: 256 << 10 },
+            wal: 64 << 10,
+            streams: 4,
             error: None,
         }
     }

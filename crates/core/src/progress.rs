@@ -50,7 +50,8 @@ impl Phase {
     }
 }
 
-/// Counters of one run. All only grow, but for those that [`Progress::start_again`] and [`Progress::next_attempt`] reset.
+/// Counters of one run. All only grow, but for those that [`Progress::start_again`] and [`Progress::next_attempt`] reset, and the
+/// WAL that is behind.
 #[derive(Debug, Default)]
 pub struct Progress {
     phase: AtomicU8,
@@ -60,6 +61,7 @@ pub struct Progress {
     cloned: AtomicU64,
     known: AtomicU64,
     wal: AtomicU64,
+    wal_behind: AtomicU64,
     streams: AtomicU32,
     streaming: Mutex<Streaming>,
 }
@@ -141,6 +143,7 @@ impl Progress {
         self.start_again();
         self.phase.store(Phase::Initializing as u8, Ordering::Relaxed);
         self.total.store(0, Ordering::Relaxed);
+        self.wal_behind.store(0, Ordering::Relaxed);
         *lock(&self.streaming) = Streaming::default();
     }
 
@@ -182,6 +185,16 @@ impl Progress {
     /// Bytes of WAL sent, before compression.
     pub fn wal(&self) -> u64 {
         self.wal.load(Ordering::Relaxed)
+    }
+
+    /// Sets how much of the WAL that the primary has flushed is not durable on the target yet.
+    pub fn set_wal_behind(&self, bytes: u64) {
+        self.wal_behind.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of WAL that the primary has flushed and that are not durable on the target yet; 0 before any is sent.
+    pub fn wal_behind(&self) -> u64 {
+        self.wal_behind.load(Ordering::Relaxed)
     }
 }
 

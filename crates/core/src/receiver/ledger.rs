@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,8 @@ struct Entry {
     compared: AtomicU64,
     received: AtomicU64,
     written: AtomicU64,
+    wal: AtomicU64,
+    streams: AtomicU32,
 }
 
 impl Ledger {
@@ -131,6 +133,8 @@ impl Entry {
             compared: AtomicU64::new(0),
             received: AtomicU64::new(0),
             written: AtomicU64::new(0),
+            wal: AtomicU64::new(0),
+            streams: AtomicU32::new(0),
         }
     }
 
@@ -154,6 +158,8 @@ impl Entry {
                 received: self.received.load(Ordering::Relaxed),
                 written: self.written.load(Ordering::Relaxed),
             },
+            wal: self.wal.load(Ordering::Relaxed),
+            streams: self.streams.load(Ordering::Relaxed),
             error,
         }
     }
@@ -193,6 +199,17 @@ impl Record {
         self.entry.received.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    pub(super) fn add_wal(&self, bytes: u64) {
+        self.entry.wal.fetch_add(bytes, Ordering::Relaxed);
+        self.add_received(bytes);
+    }
+
+    /// A data link opens; it counts until what is returned is dropped.
+    pub(super) fn open_stream(&self) -> OpenStream<'_> {
+        self.entry.streams.fetch_add(1, Ordering::Relaxed);
+        OpenStream(&self.entry.streams)
+    }
+
     pub(super) fn add_written(&self, bytes: u64) {
         self.entry.written.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -223,6 +240,15 @@ impl Record {
         if replaceable && !is_consequence(error) {
             *end = End::Failed(error.clone());
         }
+    }
+}
+
+/// A data link that is open.
+pub(super) struct OpenStream<'a>(&'a AtomicU32);
+
+impl Drop for OpenStream<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -290,6 +316,12 @@ mod tests {
         assert_eq!(running.primary, Some([10, 0, 0, 1].into()));
         assert_eq!(running.moved, Moved { compared: 64, received: 10, written: 0 });
         assert_eq!((running.ended, running.error), (None, None));
+        record.add_wal(5);
+        let streams = [record.open_stream(), record.open_stream()];
+        let of_links = |run: &Run| (run.moved.received, run.wal, run.streams);
+        assert_eq!(account(&ledger).running.as_ref().map(of_links), Some((15, 5, 2)));
+        drop(streams);
+        assert_eq!(account(&ledger).running.as_ref().map(of_links), Some((15, 5, 0)));
         record.leave_out(32);
         assert_eq!(account(&ledger).running.map(|run| (run.known, run.percent())), Some((32, 75)));
         for step in [State::Wal, State::Durable] {

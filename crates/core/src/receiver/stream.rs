@@ -65,6 +65,7 @@ enum Task {
 /// Serves the link until the sender closes it.
 pub(super) fn serve(run: &Run, link: Link, cancel: &Cancel) -> Result<()> {
     let Link { mut sink, mut source, .. } = link;
+    let _open = run.record.open_stream();
     let close = cancel.clone();
     run.cancel.on_trip(Box::new(move || close.trip()));
     reply(&mut *sink, &Reply::Ok)?;

@@ -69,7 +69,7 @@ fn receive(run: &Run, wal: &Wal, source: &mut dyn Source, sink: &mut dyn Sink) -
         let (tail, packed) = WalTail::decode(&body)?;
         body.resize(packed);
         decompressor.unpack(tail.codec, &mut body, tail.length.into(), &mut content)?;
-        run.record.add_received(tail.span.into());
+        run.record.add_wal(tail.span.into());
         let durable = wal.sink().write(&run.target, &tail, &content)?;
         run.record.add_written(tail.span.into());
         if let Some(durable) = durable {

@@ -4,3 +4,4 @@ mod process_1; // as process 1 of a container
 mod recovery; // recoveries through an agent, and what may listen in its place
 mod signals; // SIGHUP, and the signals that end it
 mod status; // its status command and its metrics
+mod watch; // its status command with --watch, on a terminal and elsewhere

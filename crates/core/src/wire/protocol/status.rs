@@ -80,6 +80,12 @@ pub struct Run {
     pub known: u64,
     /// What it has moved.
     pub moved: Moved,
+    /// Bytes of WAL that arrived, before compression; part of what was received.
+    #[serde(default)]
+    pub wal: u64,
+    /// Data links that are open.
+    #[serde(default)]
+    pub streams: u32,
     /// Why it ended, where it did not succeed.
     pub error: Option<Error>,
 }
