@@ -21,7 +21,7 @@ mod tests {
         "pgpool_recovery_check(dest_host text, dest_dir text, port integer, options jsonb DEFAULT '{}'::jsonb) TABLE(step text, ok boolean, detail text, hint text)",
         "pgpool_recovery_follow(dest_host text, dest_dir text, dest_port integer, primary_host text, primary_port integer, node_id integer, options jsonb DEFAULT '{}'::jsonb) jsonb",
         "pgpool_recovery_promote(old_host text, old_dir text, old_port integer, options jsonb DEFAULT '{}'::jsonb) jsonb",
-        "pgpool_recovery_status() TABLE(host text, directory text, state text, phase text, percent integer, bytes_per_second bigint, seconds_left double precision, streams integer, total_bytes bigint, compared_bytes bigint, sent_bytes bigint, cloned_bytes bigint, known_bytes bigint, wal_bytes bigint, transport text, strategy text, pid integer, started double precision, ended double precision, sqlstate text, error text, detail text, hint text)",
+        "pgpool_recovery_status() TABLE(host text, directory text, state text, phase text, percent integer, bytes_per_second bigint, seconds_left double precision, wal_behind_bytes bigint, streams integer, total_bytes bigint, compared_bytes bigint, sent_bytes bigint, cloned_bytes bigint, known_bytes bigint, wal_bytes bigint, transport text, strategy text, pid integer, started double precision, ended double precision, sqlstate text, error text, detail text, hint text)",
         "pgpool_recovery_stop(dest_host text, dest_dir text, options jsonb DEFAULT '{}'::jsonb) jsonb",
         "pgpool_remote_start(remote_host text, remote_data_directory text) boolean",
         "pgpool_switch_xlog(archive_dir text) text",

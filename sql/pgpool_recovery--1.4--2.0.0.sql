@@ -169,6 +169,7 @@ CREATE FUNCTION "pgpool_recovery_status"() RETURNS TABLE (
     "percent" INT,
     "bytes_per_second" bigint,
     "seconds_left" double precision,
+    "wal_behind_bytes" bigint,
     "streams" INT,
     "total_bytes" bigint,
     "compared_bytes" bigint,
@@ -223,9 +224,12 @@ LANGUAGE c
 AS 'MODULE_PATHNAME', 'pgpool_recovery_promote_wrapper';
 
 CREATE VIEW pgpool_recovery_status AS
-    SELECT s.host, s.directory, s.state, s.phase, s.percent, s.bytes_per_second,
-        pg_catalog.make_interval(secs => s.seconds_left) AS time_left,
-        s.streams, s.total_bytes, s.compared_bytes, s.sent_bytes, s.cloned_bytes, s.known_bytes, s.wal_bytes,
+    -- what a person looks at stands first, and fits into a line
+    SELECT s.host || ':' || s.directory AS target, s.state, s.phase, s.percent,
+        pg_catalog.pg_size_pretty(s.bytes_per_second) || '/s' AS rate,
+        pg_catalog.make_interval(secs => pg_catalog.round(s.seconds_left)) AS time_left,
+        pg_catalog.pg_size_pretty(s.wal_behind_bytes) AS wal_behind, s.streams,
+        s.host, s.directory, s.bytes_per_second, s.wal_behind_bytes, s.total_bytes, s.compared_bytes, s.sent_bytes, s.cloned_bytes, s.known_bytes, s.wal_bytes,
         s.transport, s.strategy, s.pid,
         pg_catalog.to_timestamp(s.started) AS started_at, pg_catalog.to_timestamp(s.ended) AS ended_at,
         s.sqlstate, s.error, s.detail, s.hint

@@ -112,6 +112,7 @@ fn pgpool_recovery_status() -> Result<
             name!(percent, Option<i32>),
             name!(bytes_per_second, Option<i64>),
             name!(seconds_left, Option<f64>),
+            name!(wal_behind_bytes, Option<i64>),
             name!(streams, Option<i32>),
             name!(total_bytes, Option<i64>),
             name!(compared_bytes, Option<i64>),
@@ -142,6 +143,7 @@ fn pgpool_recovery_status() -> Result<
                 row.percent,
                 row.bytes_per_second,
                 row.seconds_left,
+                row.wal_behind_bytes,
                 row.streams,
                 row.total_bytes,
                 row.compared_bytes,
@@ -230,9 +232,12 @@ fn pgpool_recovery_promote(
 extension_sql!(
     r"
 CREATE VIEW pgpool_recovery_status AS
-    SELECT s.host, s.directory, s.state, s.phase, s.percent, s.bytes_per_second,
-        pg_catalog.make_interval(secs => s.seconds_left) AS time_left,
-        s.streams, s.total_bytes, s.compared_bytes, s.sent_bytes, s.cloned_bytes, s.known_bytes, s.wal_bytes,
+    -- what a person looks at stands first, and fits into a line
+    SELECT s.host || ':' || s.directory AS target, s.state, s.phase, s.percent,
+        pg_catalog.pg_size_pretty(s.bytes_per_second) || '/s' AS rate,
+        pg_catalog.make_interval(secs => pg_catalog.round(s.seconds_left)) AS time_left,
+        pg_catalog.pg_size_pretty(s.wal_behind_bytes) AS wal_behind, s.streams,
+        s.host, s.directory, s.bytes_per_second, s.wal_behind_bytes, s.total_bytes, s.compared_bytes, s.sent_bytes, s.cloned_bytes, s.known_bytes, s.wal_bytes,
         s.transport, s.strategy, s.pid,
         pg_catalog.to_timestamp(s.started) AS started_at, pg_catalog.to_timestamp(s.ended) AS ended_at,
         s.sqlstate, s.error, s.detail, s.hint

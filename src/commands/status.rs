@@ -35,6 +35,7 @@ pub(crate) struct StatusRow {
     pub(crate) percent: Option<i32>,
     pub(crate) bytes_per_second: Option<i64>,
     pub(crate) seconds_left: Option<f64>,
+    pub(crate) wal_behind_bytes: Option<i64>,
     pub(crate) streams: Option<i32>,
     pub(crate) total_bytes: Option<i64>,
     pub(crate) compared_bytes: Option<i64>,
@@ -75,6 +76,7 @@ impl From<Status> for StatusRow {
             percent: figures.as_ref().map(percent),
             bytes_per_second: status.bytes_per_second.map(|rate| rate as i64),
             seconds_left: status.seconds_left,
+            wal_behind_bytes: bytes(|figures| figures.wal_behind).filter(|_| status.pid.is_some()),
             streams: figures.as_ref().map(|figures| small(figures.streams)),
             total_bytes: bytes(|figures| figures.total),
             compared_bytes: bytes(|figures| figures.compared),
@@ -193,6 +195,17 @@ mod tests {
         let status = status(Entry { lost, ..entry(Outcome::Running(Worker::this())) }, |_| true);
         assert_eq!((status.state, status.sqlstate.as_deref()), ("running", Some("08006")));
         assert_eq!(status.error.map(|error| error.message).as_deref(), Some("cut"));
+    }
+
+    #[test]
+    fn wal_is_behind_only_while_it_is_sent() {
+        let behind = |outcome| {
+            let figures = Figures { total: 1, wal_behind: 7, ..Figures::default() };
+            let entry = Entry { figures: Some(figures), ..entry(outcome) };
+            StatusRow::from(status(entry, |_| true)).wal_behind_bytes
+        };
+        assert_eq!(behind(Outcome::Running(Worker::this())), Some(7));
+        assert_eq!(behind(Outcome::Succeeded), None);
     }
 
     #[test]

@@ -130,6 +130,8 @@ pub(crate) struct Figures {
     #[serde(default)]
     pub(crate) known: u64,
     pub(crate) wal: u64,
+    #[serde(default)]
+    pub(crate) wal_behind: u64,
 }
 
 impl Figures {
@@ -400,6 +402,7 @@ fn figures(progress: &Progress) -> Figures {
         cloned: progress.cloned(),
         known: progress.known(),
         wal: progress.wal(),
+        wal_behind: progress.wal_behind(),
     }
 }
 

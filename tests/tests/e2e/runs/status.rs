@@ -31,7 +31,7 @@ fn a_recovery_is_seen_while_it_runs_and_when_it_has_ended() {
 
     let mut config = primary.config();
     let mut watcher = config.user("watcher").connect(postgres::NoTls).expect("a session");
-    let (mut percent, mut seen, mut rate) = (0, 0, 0_i64);
+    let (mut percent, mut seen, mut rate, mut behind) = (0, 0, 0_i64, 0_i64);
     while !running.has_ended() {
         if let Some(row) = watcher.query_opt(SQL, &[&target.dir()]).expect(SQL)
             && row.get::<_, &str>("state") == "running"
@@ -45,7 +45,14 @@ fn a_recovery_is_seen_while_it_runs_and_when_it_has_ended() {
                 seen += 1;
                 assert_eq!(row.get::<_, i32>("streams"), 3);
                 rate = row.get("bytes_per_second");
-                assert!(row.get::<_, Option<&str>>("left").is_some());
+                assert!(row.get::<_, Option<&str>>("left").is_some_and(|left| !left.contains('.')));
+                // less than a segment of it is durable at its end, or after 16 MB
+                primary.execute("SELECT pg_logical_emit_message(false, '', repeat('x', 100000))");
+                behind = behind.max(row.get("wal_behind_bytes"));
+                for (shown, ends) in [("rate", "B/s"), ("wal_behind", "B"), ("rate", "/s")] {
+                    let shown: &str = row.get(shown);
+                    assert!(shown.ends_with(ends) || shown.contains("bytes"), "{shown}");
+                }
                 assert_eq!(row.get::<_, &str>("transport"), "local");
                 assert_eq!(row.get::<_, &str>("strategy"), "full");
             }
@@ -55,12 +62,21 @@ fn a_recovery_is_seen_while_it_runs_and_when_it_has_ended() {
     // 6000 kB/s, of which pages of zeros cost nothing
     assert!((1_000_000..30_000_000).contains(&rate), "{rate}");
     assert!(seen > 5 && percent > 30, "{seen} times, {percent} %");
+    assert!((1..64 << 20).contains(&behind), "{behind} bytes of WAL");
     let report = running.finish_within(wait::PATIENCE).expect("the recovery");
     let done = row(&primary, &target);
     assert_eq!(done.get::<_, &str>("state"), "succeeded");
     assert_eq!((done.get::<_, i32>("percent"), done.get::<_, Option<i32>>("pid")), (100, None));
     assert_eq!(done.get::<_, i64>("sent_bytes"), i64::try_from(report.number("/bytes/sent")).expect("small"));
     assert_eq!(done.get::<_, Option<bool>>("ended"), Some(true));
+    assert_eq!(done.get::<_, Option<i64>>("wal_behind_bytes"), None);
+    assert_eq!(done.get::<_, &str>("target"), format!("localhost:{}", target.dir()));
+    // for \\watch, side by side
+    let columns: Vec<_> = done.columns().iter().take(8).map(|column| column.name()).collect();
+    assert_eq!(
+        columns,
+        ["target", "state", "phase", "percent", "rate", "time_left", "wal_behind", "streams"]
+    );
 
     // a restart of the server forgets nothing
     primary.stop(Stop::Fast);
