@@ -61,7 +61,7 @@ pub(crate) fn watch(config: &Config, host: Option<String>, interval: Duration) -
                 format!("no answer: {}", error.message)
             }
         };
-        let shown = screen.show(&heading, has_answered.then(|| sights.all()).unwrap_or_default());
+        let shown = screen.show(&heading, sights.all());
         if let Err(error) = shown {
             // who read it has seen enough
             if error.kind() == std::io::ErrorKind::BrokenPipe {
