@@ -4,21 +4,27 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use pgdata::wal::Lsn;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::launch;
 use pgpool_recovery_core::replication::streaming::{self, Expected, Replay};
 use pgpool_recovery_core::sender::Session;
+use pgpool_recovery_core::sys::size::pretty;
+use pgpool_recovery_core::wire::protocol::describe::{HeldUp, Said};
 use pgpool_recovery_core::wire::protocol::message::TargetInfo;
 
 use crate::commands::{script, second_stage};
 use crate::history::{Entry, History, Outcome};
-use crate::pg::{catalog, log, threads};
+use crate::pg::{backup, catalog, log, threads};
 use crate::preflight::{one_host, reach, stop};
 use crate::run::Run;
 use crate::settings::{Scripts, Settings, request};
 
 /// How often replication is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How often a NOTICE tells how far the standby has replayed.
+const NOTICE: Duration = Duration::from_secs(5);
 
 /// How long replay may stand still before that is said: longer than wal_receiver_status_interval, 10 s.
 const REPLAY: Duration = Duration::from_secs(12);
@@ -67,25 +73,32 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     let timeout = u32::try_from(settings.start_timeout.as_secs()).unwrap_or(u32::MAX);
     let launched = run.blocking(|_| session.start(timeout))?;
     let mut wait = Wait::new(settings.start_timeout);
+    let mut catch_up = CatchUp::new(settings.start_timeout);
     while let Err(why) = streams(&mut session, &expected, &mut wait, &mut run)? {
         if wait.is_over() {
             let lines = run.blocking(|_| session.log_tail())?;
-            return Err(not_streaming(directory, &settings, &why, &lines));
+            let held_up = catch_up.held_up(&mut session, &mut run);
+            return Err(not_streaming(directory, &settings, &why, held_up, &lines));
         }
+        catch_up.look(&mut session, &mut wait, &mut run);
         threads::pause(LOOK);
     }
     // Replay of a server that was just started has only asked for WAL because it had replayed all that was there.
     if !launched && replay_stands(&mut session, &expected, &mut run)? {
+        let held_up = CatchUp::new(settings.start_timeout).held_up(&mut session, &mut run);
+        let (why, hint) =
+            held_up.map_or_else(Default::default, |held| (format!(": {}", held.why), held.hint));
         log::notice_detail(
-            &format!("replay on the standby in \"{directory}\" stands still"),
+            &format!("replay on the standby in \"{directory}\" stands still{why}"),
             Some(&format!(
                 "It streams from this primary, but has replayed nothing of the WAL it has received for {} s.",
                 REPLAY.as_secs()
             )),
-            Some(
-                "If it was paused, call pg_wal_replay_resume() on the standby; a query there, or recovery_min_apply_delay, \
-                 can hold it up, too.",
-            ),
+            Some(if hint.is_empty() {
+                "A query on the standby may hold it up: see pg_stat_activity there."
+            } else {
+                &hint
+            }),
         );
     }
     let how = if launched { "was started" } else { "ran already" };
@@ -154,6 +167,60 @@ impl Wait {
     }
 }
 
+/// What the standby says of its replay while it does not stream yet.
+struct CatchUp {
+    /// How often it is asked.
+    interval: Duration,
+    asked: Instant,
+    /// When it was heard of last, and how far it had come.
+    last: Option<(Instant, Lsn)>,
+}
+
+impl CatchUp {
+    fn new(timeout: Duration) -> Self {
+        Self { interval: NOTICE.min(timeout / 2), asked: Instant::now(), last: None }
+    }
+
+    /// Tells now and then how far it is. What it replays is progress; a server that says nothing may be busy.
+    fn look(&mut self, session: &mut Session, wait: &mut Wait, run: &mut Run<'_>) {
+        if self.asked.elapsed() < self.interval {
+            return;
+        }
+        self.asked = Instant::now();
+        let Ok(description) = run.blocking(|_| session.describe()) else { return };
+        let Some(Ok(Said { replayed: Some(replayed), .. })) = description.said else { return };
+        wait.progress(format!("replayed {replayed}"));
+        let target = backup::flushed();
+        let last = self.last.replace((self.asked, replayed));
+        let moved = last.map(|(then, before)| (then.elapsed(), replayed.0.saturating_sub(before.0)));
+        if let Some((_, 0)) = moved
+            && let Some(HeldUp { why, hint }) = description.held_up()
+        {
+            let detail = format!(
+                "It has replayed WAL up to {replayed}, and this server has written it up to {target}."
+            );
+            let message = format!("pgpool_recovery: replay on the standby stands still: {why}");
+            log::notice_detail(&message, Some(&detail), Some(&hint));
+            return;
+        }
+        let rate = moved.map_or_else(String::new, |(time, bytes)| {
+            let rate = bytes as f64 / time.as_secs_f64().max(0.001);
+            format!(", {}/s", pretty(rate as u64))
+        });
+        log::notice(&format!(
+            "pgpool_recovery: the standby has replayed WAL up to {replayed} of {target}{rate}"
+        ));
+    }
+
+    /// What holds its replay up, unless it has moved since it was asked last.
+    fn held_up(&self, session: &mut Session, run: &mut Run<'_>) -> Option<HeldUp> {
+        let description = run.blocking(|_| session.describe()).ok()?;
+        let replayed = description.said.as_ref().and_then(|said| said.as_ref().ok()?.replayed);
+        let has_moved = self.last.zip(replayed).is_some_and(|((_, before), now)| now > before);
+        description.held_up().filter(|_| !has_moved)
+    }
+}
+
 /// Whether this standby streams from this server, or why that is not proved.
 fn streams(
     session: &mut Session,
@@ -197,7 +264,13 @@ fn replay_stands(session: &mut Session, expected: &Expected, run: &mut Run<'_>) 
     }
 }
 
-fn not_streaming(directory: &str, settings: &Settings, why: &str, lines: &str) -> Error {
+fn not_streaming(
+    directory: &str,
+    settings: &Settings,
+    why: &str,
+    held_up: Option<HeldUp>,
+    lines: &str,
+) -> Error {
     let seconds = settings.start_timeout.as_secs();
     // Pgpool-II shows the message alone
     let cause = launch::cause(lines).map_or_else(String::new, |cause| format!(": {cause}"));
@@ -205,6 +278,11 @@ fn not_streaming(directory: &str, settings: &Settings, why: &str, lines: &str) -
         "Run the recovery again, with a slot (pgpool_recovery.slot_name), so that the primary keeps the WAL."
     } else {
         "Is it a standby of this primary? See its primary_conninfo, and pg_stat_replication here."
+    };
+    let (cause, hint) = match held_up {
+        // a replay that stands still asks for no WAL
+        Some(HeldUp { why, hint }) => (format!(": {why}"), hint),
+        None => (cause, hint.to_owned()),
     };
     let message = format!("standby runs but does not stream from this primary after {seconds} s{cause}");
     Error::new(Kind::StartFailed, message)

@@ -10,7 +10,7 @@ use super::identify::{self, Identity};
 use super::launch::STANDBY_SIGNAL;
 use super::policy::Cluster;
 use super::procfs::PidFile;
-use super::{control, fence, inspect, running, second_stage, turn};
+use super::{control, fence, inspect, running, second_stage, turn, walreceiver};
 use crate::compare::wal_map::Wal;
 use crate::error::{Error, Kind, Result};
 use crate::replication::conninfo::escaped;
@@ -24,7 +24,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// What a server is asked besides IDENTIFY_SYSTEM.
 const QUESTION: &str = "SELECT 'said', pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_receive_lsn(), \
      pg_catalog.pg_last_wal_replay_lsn(), \
-     CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_is_wal_replay_paused() ELSE false END";
+     CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_is_wal_replay_paused() ELSE false END, \
+     (SELECT s.setting FROM pg_catalog.pg_settings AS s WHERE s.name = 'recovery_min_apply_delay')";
 
 /// Describes a directory and the server that runs there, if one does.
 pub fn describe(cluster: &Cluster, cancel: &Cancel) -> Result<Description> {
@@ -59,6 +60,7 @@ pub fn describe(cluster: &Cluster, cancel: &Cancel) -> Result<Description> {
         is_busy: turn::is_taken(directory)?,
         fence: fence::read(directory)?,
         second_stage: second_stage::read(directory)?,
+        stopped_startup: walreceiver::stopped_startup(directory),
     })
 }
 
@@ -97,11 +99,12 @@ fn ask(cluster: &Cluster, question: &str, cancel: &Cancel) -> Result<String> {
     if outcome.status.success() { Ok(outcome.stdout) } else { Err(mute(cluster).detail(outcome.said())) }
 }
 
-/// The answers: "7713200000000000001|1|0/3000148|" and "said|t|0/3000148|0/3000148|f".
+/// The answers: "7713200000000000001|1|0/3000148|" and "said|t|0/3000148|0/3000148|f|0".
 fn parse(answer: &str) -> Option<(u64, Said)> {
     let Identity { system_identifier, timeline, position } = identify::parse(answer)?;
     let said = answer.lines().find_map(|line| line.trim().strip_prefix("said|"))?;
-    let [in_recovery, received, replayed, is_paused] = said.split('|').collect::<Vec<_>>()[..] else {
+    let [in_recovery, received, replayed, is_paused, apply_delay] = said.split('|').collect::<Vec<_>>()[..]
+    else {
         return None;
     };
     let lsn = |text: &str| if text.is_empty() { Some(None) } else { text.parse::<Lsn>().ok().map(Some) };
@@ -117,6 +120,7 @@ fn parse(answer: &str) -> Option<(u64, Said)> {
         received: lsn(received)?,
         replayed: lsn(replayed)?,
         is_paused: flag(is_paused)?,
+        apply_delay: apply_delay.parse().ok()?,
     };
     Some((system_identifier, said))
 }
@@ -188,7 +192,7 @@ mod tests {
     }
 
     const SPEAKS: &str =
-        "echo \"$*\" > $(dirname $0)/asked; echo '42|7|0/3000148|'; echo 'said|t|0/3000148|0/3000100|f'";
+        "echo \"$*\" > $(dirname $0)/asked; echo '42|7|0/3000148|'; echo 'said|t|0/3000148|0/3000100|f|0'";
 
     #[test]
     fn a_running_standby_speaks_for_itself() {
@@ -213,11 +217,11 @@ mod tests {
         };
         let refused = "echo 'FATAL: no pg_hba.conf entry' >&2; exit 2";
         assert!(why(refused, "5433\n/tmp\n\n").contains("no pg_hba.conf entry"));
-        assert!(why("echo '43|7|0/1|'; echo 'said|t|||f'", "5433\n/tmp\n\n").contains("identifier 43"));
+        assert!(why("echo '43|7|0/1|'; echo 'said|t|||f|0'", "5433\n/tmp\n\n").contains("identifier 43"));
         for silent in [
             "true",
             "echo '42|7|0/1|'",
-            "echo '42|x|0/1|'; echo 'said|t|||f'",
+            "echo '42|x|0/1|'; echo 'said|t|||f|0'",
             "echo '42|7|0/1|'; echo 'said|?|||f'",
         ] {
             assert!(why(silent, "5433\n/tmp\n\n").contains("psql said"), "{silent}");

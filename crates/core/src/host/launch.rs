@@ -10,11 +10,12 @@ use rustix::fs::OFlags;
 use super::patience::Patience;
 use super::policy::Cluster;
 use super::server_log::{Logs, START_LOG};
-use super::{configured, fence, running};
+use super::{configured, fence, running, walreceiver};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::MARKER;
 use crate::sys::cancel::Cancel;
 use crate::sys::process;
+use crate::wire::protocol::describe::HeldUp;
 
 /// How long pg_ctl waits, seconds: longer than we do, who see whether the server makes progress.
 const PG_CTL_TIMEOUT: &str = "10000000";
@@ -96,12 +97,16 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
                     .hint("The log lines above are the standby's own."));
             }
             status if patience.is_over() => {
-                let hint = if status == Some("standby") {
+                let stopped = walreceiver::stopped_startup(directory).map(HeldUp::stopped);
+                let hint = if let Some(HeldUp { hint, .. }) = &stopped {
+                    hint
+                } else if status == Some("standby") {
                     "The server runs but accepts no connections: is hot_standby off, or does it lack WAL?"
                 } else {
                     "See the standby's log; pgpool_recovery.start_timeout is the time it has without progress."
                 };
-                let (lines, why) = last_words();
+                let (lines, cause) = last_words();
+                let why = stopped.as_ref().map_or(cause, |stopped| format!(": {}", stopped.why));
                 let seconds = timeout.as_secs();
                 let message =
                     format!("standby accepts no connections and made no progress for {seconds} s{why}");

@@ -184,11 +184,13 @@ mod tests {
             received: Some(Lsn(0x100)),
             replayed: Some(Lsn(0x100)),
             is_paused: false,
+            apply_delay: 0,
         }
     }
 
     fn standby() -> Description {
         Description {
+            stopped_startup: None,
             running: Some(7),
             has_standby_signal: true,
             control: ControlFile::parse(&sample(42)).expect("valid"),
@@ -278,8 +280,8 @@ mod tests {
             fs::write(place.join(name), text).expect("write");
         }
         let psql = format!(
-            "[ -e $(dirname $0)/done ] && {{ echo '42|{}|0/100|'; echo 'said|f|||f'; exit; }}; \
-             echo '42|{timeline}|0/100|'; echo 'said|t|0/100|0/100|f'",
+            "[ -e $(dirname $0)/done ] && {{ echo '42|{}|0/100|'; echo 'said|f|||f|0'; exit; }}; \
+             echo '42|{timeline}|0/100|'; echo 'said|t|0/100|0/100|f|0'",
             timeline + 1
         );
         script(&place.join("psql"), &psql);

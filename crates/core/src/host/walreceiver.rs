@@ -43,6 +43,12 @@ pub(super) fn startup_files(directory: &Path) -> Option<(u32, Vec<PathBuf>)> {
     Some((process, open.filter(|file| file.is_absolute()).collect()))
 }
 
+/// The process that replays WAL, if a signal has stopped it.
+pub(super) fn stopped_startup(directory: &Path) -> Option<u32> {
+    let (process, stat, _) = children(directory)?.find(|(_, _, title)| startup_words(title).is_some())?;
+    stat.is_stopped.then_some(process)
+}
+
 /// The processes of the server in `directory`, with their titles.
 fn children(directory: &Path) -> Option<impl Iterator<Item = (u32, Stat, String)>> {
     // a server that hides cannot be looked at, so nothing is proved by it
@@ -60,6 +66,8 @@ fn children(directory: &Path) -> Option<impl Iterator<Item = (u32, Stat, String)
 
 /// What is needed of /proc/PID/stat (proc_pid_stat(5)).
 struct Stat {
+    /// By a signal, or by a debugger.
+    is_stopped: bool,
     parent: u32,
     /// Ticks since the boot.
     started: u64,
@@ -73,7 +81,11 @@ impl Stat {
     /// The second field, the program's name in parentheses, may hold anything.
     fn parse(text: &str) -> Option<Self> {
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-        Some(Self { parent: fields.get(1)?.parse().ok()?, started: fields.get(19)?.parse().ok()? })
+        Some(Self {
+            is_stopped: matches!(*fields.first()?, "T" | "t"),
+            parent: fields.get(1)?.parse().ok()?,
+            started: fields.get(19)?.parse().ok()?,
+        })
     }
 
     /// Milliseconds since the start.

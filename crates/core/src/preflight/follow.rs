@@ -219,6 +219,7 @@ mod tests {
 
     fn standby(timeline: u32, position: u64) -> Description {
         Description {
+            stopped_startup: None,
             running: Some(7),
             has_standby_signal: true,
             control: ControlFile::parse(&sample(42)).expect("a sample"),
@@ -232,6 +233,7 @@ mod tests {
                 received: None,
                 replayed: Some(Lsn(position)),
                 is_paused: false,
+                apply_delay: 0,
             })),
             is_busy: false,
             fence: None,

@@ -251,6 +251,7 @@ mod tests {
             received: None,
             replayed: None,
             is_paused: false,
+            apply_delay: 0,
         }
     }
 
@@ -259,6 +260,7 @@ mod tests {
         control.state = State::InArchiveRecovery;
         control.recovery.min_recovery_point = Lsn(150);
         Description {
+            stopped_startup: None,
             running: said.as_ref().map(|_| 77),
             has_standby_signal: true,
             control,

@@ -230,8 +230,16 @@ fn calls_at_once_start_one_server_and_all_succeed() {
 #[test]
 fn a_standby_that_replays_for_longer_than_its_time_is_waited_for() {
     let scratch = Scratch::new();
+    let (primary, standby) = behind(&scratch, 12);
+    let start = std::time::Instant::now();
+    remote_start(&primary, "localhost", standby.dir());
+    assert!(start.elapsed() > std::time::Duration::from_secs(5), "it was not slow");
+}
+
+/// A standby with WAL to replay that comes from the archive: a segment a second, so that it asks for no stream meanwhile.
+fn behind(scratch: &Scratch, segments: u32) -> (Cluster, Cluster) {
     let archive = scratch.mkdir("archive");
-    let primary = Cluster::place(&scratch, &Host::here(), "primary")
+    let primary = Cluster::place(scratch, &Host::here(), "primary")
         .initdb_argument("--wal-segsize=1")
         .with("archive_mode", "on")
         .with("archive_command", format!("cp %p {}/%f", archive.display()))
@@ -240,18 +248,67 @@ fn a_standby_that_replays_for_longer_than_its_time_is_waited_for() {
     let standby =
         rebuilt(&primary, "standby", |recovery| recovery.option("restore_command", slowly.as_str()));
     let mut client = primary.connect();
-    for _ in 0..12 {
-        client
-            .batch_execute("SELECT pg_logical_emit_message(true, 'x', 'x'), pg_switch_wal()")
-            .expect("a segment");
+    client.batch_execute("CREATE TABLE behind (n integer)").expect("a table");
+    for _ in 0..segments {
+        client.batch_execute("INSERT INTO behind VALUES (1); SELECT pg_switch_wal()").expect("a segment");
     }
     let last: String =
         client.query_one("SELECT pg_walfile_name(pg_switch_wal())", &[]).expect("the last segment").get(0);
     wait::until_true("the archive", wait::PATIENCE, || archive.join(&last).exists());
     set_start_timeout(&primary, 5);
-    let start = std::time::Instant::now();
-    remote_start(&primary, "localhost", standby.dir());
-    assert!(start.elapsed() > std::time::Duration::from_secs(5), "it was not slow");
+    (primary, standby)
+}
+
+/// The NOTICEs of a start, and its error.
+fn told_by_start(primary: &Cluster, standby: &Cluster) -> (String, Option<String>) {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let mut config = primary.config();
+    config.notice_callback(move |notice| drop(sender.send(notice.message().to_owned())));
+    let mut client = config.connect(NoTls).expect("a session");
+    let started = client.query_one("SELECT pgpool_remote_start('localhost', $1)", &[&standby.dir()]);
+    let error = started.err().map(|error| error.as_db_error().expect("of the server").message().to_owned());
+    (receiver.try_iter().collect::<Vec<_>>().join("\n"), error)
+}
+
+#[test]
+fn a_replay_that_stands_still_is_told_from_a_slow_one() {
+    let scratch = Scratch::new();
+    let (primary, standby) = behind(&scratch, 40);
+    standby.start();
+    let startup = standby.get::<i32>("SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'", &[]);
+    let startup = rustix::process::Pid::from_raw(startup).expect("a process");
+    let signal = |signal| rustix::process::kill_process(startup, signal).expect("it lives");
+    let fails = |why: &str| {
+        let (notices, error) = told_by_start(&primary, &standby);
+        let error = error.expect(why);
+        assert!(error.ends_with(why) && error.contains("does not stream"), "{error}");
+        assert!(notices.contains(&format!("stands still: {why}")), "{notices}");
+    };
+    signal(rustix::process::Signal::STOP);
+    fails(&format!("its startup process ({}) is stopped by a signal", startup.as_raw_nonzero()));
+    signal(rustix::process::Signal::CONT);
+    standby.execute("SELECT pg_wal_replay_pause()");
+    fails("its replay is paused");
+    standby.execute("SELECT pg_wal_replay_resume()");
+    let (notices, error) = told_by_start(&primary, &standby);
+    assert_eq!(error, None);
+    assert!(
+        notices.contains("the standby has replayed WAL up to 0/") && notices.contains("B/s"),
+        "{notices}"
+    );
+    assert!(!notices.contains("stands still"), "{notices}");
+}
+
+#[test]
+fn an_apply_delay_is_named_where_it_keeps_a_standby_from_streaming() {
+    let scratch = Scratch::new();
+    let (primary, standby) = behind(&scratch, 3);
+    standby.append_conf("recovery_min_apply_delay", "1h");
+    let (notices, error) = told_by_start(&primary, &standby);
+    let why = "recovery_min_apply_delay holds its replay back by 3600 s";
+    let error = error.expect("it does not stream");
+    assert!(error.ends_with(why), "{error}");
+    assert!(notices.contains(&format!("stands still: {why}")), "{notices}");
 }
 
 #[test]
@@ -260,19 +317,15 @@ fn a_paused_replay_is_told() {
     let primary = Cluster::primary(&scratch);
     let standby = rebuilt(&primary, "standby", |recovery| recovery);
     let notices = || {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let mut config = primary.config();
-        config.notice_callback(move |notice| drop(sender.send(notice.message().to_owned())));
-        let mut client = config.connect(NoTls).expect("a session");
-        let sql = "SELECT pgpool_remote_start('localhost', $1)";
-        assert!(client.query_one(sql, &[&standby.dir()]).expect(sql).get::<_, bool>(0));
-        receiver.try_iter().collect::<Vec<_>>().join("\n")
+        let (notices, error) = told_by_start(&primary, &standby);
+        assert_eq!(error, None);
+        notices
     };
     assert!(!notices().contains("stands still"));
     standby.execute("SELECT pg_wal_replay_pause()");
     primary.execute("CREATE TABLE not_replayed (n integer)");
     let told = notices();
-    assert!(told.contains("stands still"), "{told}");
+    assert!(told.contains("stands still: its replay is paused"), "{told}");
     standby.execute("SELECT pg_wal_replay_resume()");
     standby.wait_for_replay(&primary);
     assert!(!notices().contains("stands still"));

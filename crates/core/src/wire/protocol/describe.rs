@@ -34,6 +34,54 @@ pub struct Description {
     /// That it was made to be promoted beside its primary.
     #[serde(default)]
     pub second_stage: Option<SecondStageMark>,
+    /// The process that replays WAL, if a signal has stopped it.
+    #[serde(default)]
+    pub stopped_startup: Option<u32>,
+}
+
+/// Why replay stands still, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldUp {
+    /// Goes on after a colon.
+    pub why: String,
+    /// A sentence.
+    pub hint: String,
+}
+
+impl HeldUp {
+    /// A signal has stopped the process that replays WAL.
+    pub fn stopped(process: u32) -> Self {
+        Self {
+            why: format!("its startup process ({process}) is stopped by a signal"),
+            hint: format!("Let it go on: \"kill -CONT {process}\" on the standby's host."),
+        }
+    }
+
+    fn of(stopped_startup: Option<u32>, said: Option<&Said>) -> Option<Self> {
+        if let Some(process) = stopped_startup {
+            return Some(Self::stopped(process));
+        }
+        let said = said.filter(|said| said.in_recovery)?;
+        if said.is_paused {
+            return Some(Self {
+                why: "its replay is paused".to_owned(),
+                hint: "Call pg_wal_replay_resume() on the standby.".to_owned(),
+            });
+        }
+        let seconds = said.apply_delay.div_ceil(1000);
+        (seconds > 0).then(|| Self {
+            why: format!("recovery_min_apply_delay holds its replay back by {seconds} s"),
+            hint: "Lower recovery_min_apply_delay on the standby until it streams, or wait for that long."
+                .to_owned(),
+        })
+    }
+}
+
+impl Description {
+    /// What holds replay up, if it is none of the things that only make it slow.
+    pub fn held_up(&self) -> Option<HeldUp> {
+        HeldUp::of(self.stopped_startup, self.said.as_ref().and_then(|said| said.as_ref().ok()))
+    }
 }
 
 /// What a running server says of itself.
@@ -51,6 +99,9 @@ pub struct Said {
     pub replayed: Option<Lsn>,
     /// Whether its replay is paused, or is asked to pause.
     pub is_paused: bool,
+    /// Its recovery_min_apply_delay, milliseconds.
+    #[serde(default)]
+    pub apply_delay: u64,
 }
 
 impl Said {
@@ -90,9 +141,34 @@ mod tests {
             received: Some(Lsn(30)),
             replayed: Some(Lsn(10)),
             is_paused: false,
+            apply_delay: 0,
         };
         assert_eq!(said.reached(), Lsn(30));
         assert_eq!(Said { received: None, ..said }.reached(), Lsn(20));
         assert_eq!(Said { replayed: Some(Lsn(40)), ..said }.reached(), Lsn(40));
+    }
+    #[test]
+    fn what_stands_still_is_told_from_what_is_slow() {
+        let said = Said {
+            in_recovery: true,
+            timeline: 1,
+            position: Lsn(20),
+            received: None,
+            replayed: Some(Lsn(10)),
+            is_paused: false,
+            apply_delay: 0,
+        };
+        let why = |stopped_startup, said| {
+            let held_up = HeldUp::of(stopped_startup, Some(&said));
+            held_up.map(|HeldUp { why, .. }| why)
+        };
+        assert_eq!(why(None, said), None, "it is slow");
+        let delayed = Said { apply_delay: 3_600_000, ..said };
+        let why_delayed = why(None, delayed).expect("delayed");
+        assert_eq!(why_delayed, "recovery_min_apply_delay holds its replay back by 3600 s");
+        assert_eq!(why(None, Said { in_recovery: false, ..delayed }), None, "a primary delays nothing");
+        let paused = Said { is_paused: true, ..delayed };
+        assert_eq!(why(None, paused).as_deref(), Some("its replay is paused"));
+        assert_eq!(why(Some(7), paused).as_deref(), Some("its startup process (7) is stopped by a signal"));
     }
 }
