@@ -208,3 +208,24 @@ fn the_node_that_failed_is_fenced_where_no_primary_was_known() {
     assert!(primary.directory().join("pgpool_recovery.fenced").exists(), "{finished:?}");
     assert!(!primary.directory().join("standby.signal").exists(), "it is not made to follow unasked");
 }
+
+#[test]
+fn what_others_have_made_in_the_database_is_not_run() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    primary.execute(
+        "CREATE ROLE mallory; GRANT CREATE ON SCHEMA public TO mallory; SET SESSION AUTHORIZATION mallory;
+         CREATE FUNCTION public.grab(text, text) RETURNS text LANGUAGE plpgsql
+             AS 'BEGIN ALTER ROLE mallory SUPERUSER; RETURN NULL; END';
+         CREATE AGGREGATE public.count(text) (SFUNC = public.grab, STYPE = text);
+         CREATE FUNCTION public.json_build_object(text, boolean, text, text) RETURNS json LANGUAGE plpgsql
+             AS 'BEGIN ALTER ROLE mallory SUPERUSER; RETURN NULL; END';
+         CREATE FUNCTION public.pgpool_recovery_stop(varchar, varchar) RETURNS text LANGUAGE plpgsql
+             AS 'BEGIN ALTER ROLE mallory SUPERUSER; RETURN NULL; END'",
+    );
+    let conf = conf(&scratch, &[("127.0.0.1", primary.port(), primary.dir())]);
+    let (finished, _) = hook("check", &conf, &[]);
+    let is_grabbed = "SELECT rolsuper FROM pg_roles WHERE rolname = 'mallory'";
+    assert!(!primary.get::<bool>(is_grabbed, &[]), "{finished:?}");
+    assert!(finished.stdout.contains("primary"), "{finished:?}");
+}

@@ -252,3 +252,45 @@ fn what_is_lacking_is_said_before_anything_changes() {
     let error: String = main.get("SELECT error FROM pgpool_recovery_status", &[]);
     assert!(error.contains("background worker"), "{error}");
 }
+
+#[test]
+fn the_owner_of_a_schema_gets_nothing_run_by_a_superuser() {
+    let scratch = Scratch::new();
+    let main = main_node(&scratch);
+    let node = stages::node(&scratch, "node");
+    main.execute("CREATE ROLE mallory");
+    main.execute("CREATE DATABASE own OWNER mallory");
+    let as_mallory = |statements: &str| {
+        let mut client = main.connect_to("own");
+        client.batch_execute("SET SESSION AUTHORIZATION mallory").expect("a role");
+        client.batch_execute(statements).expect(statements);
+        client
+    };
+    as_mallory(
+        "CREATE SCHEMA own; CREATE SEQUENCE own.first; CREATE SEQUENCE own.second;
+         SELECT nextval('own.second')",
+    );
+    run(&main, FIRST, &node);
+    // nothing has to be flushed of the first, which is locked without a transaction id
+    let mut holder = as_mallory("SELECT setval('own.first', 7)");
+    holder.batch_execute("BEGIN; SELECT currval('own.first')").expect("a value");
+    std::thread::scope(|scope| {
+        let stage = scope.spawn(|| stage(&main, SECOND, &node));
+        wait::until_true("a wait for the sequence", wait::PATIENCE, || {
+            main.get::<i64>("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'", &[]) > 0
+        });
+        as_mallory(
+            "BEGIN; ALTER SCHEMA own RENAME TO other; CREATE SCHEMA own;
+             CREATE FUNCTION own.grab() RETURNS bigint LANGUAGE plpgsql
+                 AS 'BEGIN ALTER ROLE mallory SUPERUSER; RETURN 1; END';
+             CREATE VIEW own.first AS SELECT 1::bigint AS last_value, own.grab() AS log_cnt, true AS is_called;
+             CREATE VIEW own.second AS TABLE own.first;
+             COMMIT",
+        );
+        holder.batch_execute("COMMIT").expect("ended");
+        stage.join().expect("no panic").unwrap_or_else(|error| panic!("{error:?}"));
+    });
+    assert!(!main.get::<bool>("SELECT rolsuper FROM pg_roles WHERE rolname = 'mallory'", &[]));
+    let ahead = main.connect_to("own").query_one("SELECT log_cnt FROM other.second", &[]).expect("a sequence");
+    assert_eq!(ahead.get::<_, i64>(0), 0, "it was flushed all the same");
+}
