@@ -16,19 +16,19 @@ const LOOK: &str = "SELECT json_build_object(
         'pgpool_recovery_promote(text,text,integer,jsonb)',
         'pgpool_recovery_follow(text,text,integer,text,integer,integer,jsonb)',
         'pgpool_recovery_check(text,text,integer,jsonb)']) name
-        WHERE to_regprocedure(name) IS NULL),
+        WHERE to_regprocedure(format('%I.%s', :'extension', name)) IS NULL),
     'denied', ARRAY(SELECT name FROM unnest(ARRAY[
         'pgpool_recovery_promote(text,text,integer,jsonb)',
         'pgpool_recovery_follow(text,text,integer,text,integer,integer,jsonb)',
         'pgpool_recovery_check(text,text,integer,jsonb)']) name
-        WHERE NOT has_function_privilege(to_regprocedure(name)::oid, 'EXECUTE')),
+        WHERE NOT has_function_privilege(to_regprocedure(format('%I.%s', :'extension', name))::oid, 'EXECUTE')),
     'sender', (SELECT sender_host FROM pg_stat_wal_receiver),
     'conninfo', (SELECT conninfo FROM pg_stat_wal_receiver),
     'standbys', ARRAY(SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'))";
 
 /// What is wrong with the way to a node's agent, as the primary sees it.
 const AGENT: &str = "SELECT COALESCE(json_agg(json_build_object('step', step, 'detail', detail)), '[]')
-    FROM pgpool_recovery_check(:'host', :'dir', :'port'::integer, json_build_object('node_id', :'node'::integer)::jsonb)
+    FROM :\"extension\".pgpool_recovery_check(:'host'::text, :'dir'::text, :'port'::integer, json_build_object('node_id', :'node'::integer)::jsonb)
     WHERE NOT ok AND step IN ('arguments', 'caller', 'target_host', 'target_reachable', 'secret', 'agent_version')";
 
 /// What is found.

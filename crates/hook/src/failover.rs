@@ -21,7 +21,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 
 /// The time that is left is that after the login, by the clock of this host.
 const PROMOTE: &str = "\\set now `date +%s`\n\
-                       SELECT pgpool_recovery_promote(NULLIF(:'old_host', ''), NULLIF(:'old_dir', ''), \
+                       SELECT :\"extension\".pgpool_recovery_promote(NULLIF(:'old_host', ''), NULLIF(:'old_dir', ''), \
                        NULLIF(:'old_port', '')::integer, :'options'::jsonb || jsonb_build_object('deadline', \
                        greatest(1, least(:'left'::bigint, :'until'::bigint - NULLIF(:'now', '')::bigint))))";
 

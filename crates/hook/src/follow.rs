@@ -12,8 +12,8 @@ use crate::failover::is_diverged;
 use crate::failure::{Failure, Result};
 use crate::worker::{self, Job, Work};
 
-const FOLLOW: &str = "SELECT pgpool_recovery_follow(:'host', :'dir', :'port'::integer, :'primary_host', \
-                      :'primary_port'::integer, :'node'::integer)";
+const FOLLOW: &str = "SELECT :\"extension\".pgpool_recovery_follow(:'host'::text, :'dir'::text, :'port'::integer, \
+                      :'primary_host'::text, :'primary_port'::integer, :'node'::integer, '{}'::jsonb)";
 
 /// Returns what was done.
 pub(crate) fn follow(context: &Context, rebuilds: bool, words: &[String]) -> Result<String> {

@@ -13,11 +13,17 @@ use crate::program;
 const CONNECT: &str = "5";
 
 /// No timeout of a role or a database ends a statement of ours: between a fence and its promotion that would leave no primary.
-const UNLIMITED: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0";
+/// Nor does a statement find what others have made in the database, in `public` say: it would run as our role, a superuser
+/// often.
+const SETTINGS: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 \
+                        -c search_path=pg_catalog,pg_temp";
 
-/// The same of those that only later versions have.
-const LATER: &str = "SELECT count(set_config(name, '0', false)) AS unlimited FROM pg_settings \
-                     WHERE name IN ('transaction_timeout', 'idle_session_timeout') \\gset\n";
+/// The timeouts that only later versions have, and the schema of the extension's functions, `:"extension"`. They are called with
+/// arguments of exactly their types, because others may have made functions of the same names in the same schema.
+const BEFORE: &str = "SELECT count(set_config(name, '0', false)) AS unlimited FROM pg_settings \
+                      WHERE name IN ('transaction_timeout', 'idle_session_timeout') \\gset\n\
+                      SELECT COALESCE((SELECT n.nspname FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace \
+                      WHERE e.extname = 'pgpool_recovery'), 'public') AS extension \\gset\n";
 
 /// As whom, and to which database.
 #[derive(Debug, Clone)]
@@ -57,7 +63,7 @@ impl Login {
         command.env("PGDATABASE", &self.database).env("PGAPPNAME", "pgpool-recovery-hook");
         command.env("PGCLIENTENCODING", "UTF8").env("LC_ALL", "C").env_remove("PGHOSTADDR");
         let options = std::env::var("PGOPTIONS").unwrap_or_default();
-        command.env("PGOPTIONS", format!("{options} {UNLIMITED}"));
+        command.env("PGOPTIONS", format!("{options} {SETTINGS}"));
         if let Some(user) = &self.user {
             command.env("PGUSER", user);
         }
@@ -65,7 +71,7 @@ impl Login {
             command.env("PGCONNECT_TIMEOUT", CONNECT);
         }
         let left = end.saturating_duration_since(Instant::now());
-        let finished = program::run(command, &format!("{LATER}{sql};\n"), end)?.ok_or_else(|| {
+        let finished = program::run(command, &format!("{BEFORE}{sql};\n"), end)?.ok_or_else(|| {
             Failure::new(format!(
                 "{}:{} gave no answer within {} s",
                 place.host,

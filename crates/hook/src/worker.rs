@@ -34,7 +34,7 @@ const SOON: Duration = Duration::from_secs(60);
 /// How long a node may take that is used all the while.
 const LED: Duration = Duration::from_secs(20);
 
-const STOP: &str = "SELECT pgpool_recovery_stop(:'host', :'dir')";
+const STOP: &str = "SELECT :\"extension\".pgpool_recovery_stop(:'host'::text, :'dir'::text, '{}'::jsonb)";
 
 /// What is to be done with a node.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
