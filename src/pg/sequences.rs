@@ -5,7 +5,7 @@
 
 use std::ffi::CStr;
 use std::mem::size_of;
-use std::ptr::{addr_of_mut, copy_nonoverlapping};
+use std::ptr::{addr_of_mut, copy_nonoverlapping, null_mut};
 use std::time::Duration;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
@@ -254,26 +254,54 @@ fn flush_all() -> Result<Flushed> {
 
 /// Flushes one sequence. False if there was nothing to do, or it is gone.
 fn flush_one(sequence: u32) -> Result<bool> {
-    // SAFETY: raises an ERROR if the lock is not to be had in time. As ALTER SEQUENCE has it, it keeps nextval() out, so that
-    // the value that is read is the one that is written.
-    unsafe {
-        pg_sys::LockRelationOid(
-            pg_sys::Oid::from(sequence),
-            pg_sys::ShareRowExclusiveLock as pg_sys::LOCKMODE,
-        );
+    let Some(State { last_value, log_cnt, is_called }) = lock_and_read(pg_sys::Oid::from(sequence)) else {
+        return Ok(false);
+    };
+    if log_cnt == 0 {
+        return Ok(false);
     }
     let sql = format!(
-        "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class AS c
-         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = {sequence} AND c.relkind = 'S'"
+        "SELECT pg_catalog.setval({sequence}::pg_catalog.oid::pg_catalog.regclass, '{last_value}'::pg_catalog.int8, {is_called})::text"
     );
-    let Some(mut row) = query::rows(&sql, &[])?.pop() else { return Ok(false) };
-    let name = row.string("the name of a sequence")?.unwrap_or_default();
-    // log_cnt: how many values WAL is ahead
-    let sql = format!(
-        "SELECT pg_catalog.setval({sequence}::pg_catalog.oid::pg_catalog.regclass, s.last_value, s.is_called)::text
-         FROM {name} AS s WHERE s.log_cnt <> 0"
-    );
-    Ok(!query::rows(&sql, &[])?.is_empty())
+    query::row(&sql, &[]).map(|_| true)
+}
+
+/// What a sequence consists of (`FormData_pg_sequence_data` in sequence.h).
+#[repr(C)]
+struct State {
+    last_value: i64,
+    /// How many values WAL is ahead.
+    log_cnt: i64,
+    is_called: bool,
+}
+
+/// Locks a sequence until the transaction ends, and reads it; `None` if it is gone. As ALTER SEQUENCE has it, the lock keeps nextval()
+/// out, so that the value that is read is the one that is written.
+///
+/// It is read by its number: what has its name may be something else, by whoever owns the schema, and this process would run
+/// that as a superuser.
+fn lock_and_read(sequence: pg_sys::Oid) -> Option<State> {
+    // SAFETY: what is opened is closed in the reverse order, or by the transaction's abort. A sequence has one tuple, of
+    // the fields of `State`, which is copied while the scan holds it. What fails raises an ERROR, as does a lock that is not to
+    // be had in time.
+    unsafe {
+        let relation = pg_sys::try_relation_open(sequence, pg_sys::ShareRowExclusiveLock as pg_sys::LOCKMODE);
+        if relation.is_null() {
+            return None;
+        }
+        let mut state = None;
+        if (*(*relation).rd_rel).relkind as u8 == pg_sys::RELKIND_SEQUENCE {
+            let (no_index, keys) = (pg_sys::InvalidOid, null_mut());
+            let scan = pg_sys::systable_beginscan(relation, no_index, false, null_mut(), 0, keys);
+            if let Some(tuple) = pg_sys::systable_getnext(scan).as_ref() {
+                let header = tuple.t_data;
+                state = Some(header.byte_add((*header).t_hoff.into()).cast::<State>().read_unaligned());
+            }
+            pg_sys::systable_endscan(scan);
+        }
+        pg_sys::relation_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+        state
+    }
 }
 
 /// Runs `body` in a transaction of the worker's. One that fails is undone by the end of the process.

@@ -277,7 +277,8 @@ fn the_owner_of_a_schema_gets_nothing_run_by_a_superuser() {
     std::thread::scope(|scope| {
         let stage = scope.spawn(|| stage(&main, SECOND, &node));
         wait::until_true("a wait for the sequence", wait::PATIENCE, || {
-            main.get::<i64>("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'", &[]) > 0
+            main.get::<i64>("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'", &[])
+                > 0
         });
         as_mallory(
             "BEGIN; ALTER SCHEMA own RENAME TO other; CREATE SCHEMA own;
@@ -291,6 +292,7 @@ fn the_owner_of_a_schema_gets_nothing_run_by_a_superuser() {
         stage.join().expect("no panic").unwrap_or_else(|error| panic!("{error:?}"));
     });
     assert!(!main.get::<bool>("SELECT rolsuper FROM pg_roles WHERE rolname = 'mallory'", &[]));
-    let ahead = main.connect_to("own").query_one("SELECT log_cnt FROM other.second", &[]).expect("a sequence");
+    let ahead =
+        main.connect_to("own").query_one("SELECT log_cnt FROM other.second", &[]).expect("a sequence");
     assert_eq!(ahead.get::<_, i64>(0), 0, "it was flushed all the same");
 }
