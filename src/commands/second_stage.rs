@@ -242,13 +242,15 @@ fn still(standby: &mut Standby, clock: &Clock, run: &mut Run<'_>) -> Result<Stil
     let mut has_warned = false;
     loop {
         await_no_transaction(clock)?;
-        flush_sequences(&mut has_warned)?;
         let next = wal::next_transaction();
-        // one that has its number already has it from before
-        await_no_transaction(clock)?;
-        let end = wal::flush_to_restore_point(RESTORE_POINT)?;
-        if await_replay(standby, end, next, clock, run)? && wal::next_transaction() == next {
-            return Ok(Still { end, next });
+        // To flush takes a number, too: only a look that finds nothing to flush shows that nobody used a sequence after its turn.
+        if flush_sequences(&mut has_warned)? == 0 && wal::next_transaction() == next {
+            // one that has its number already has it from before
+            await_no_transaction(clock)?;
+            let end = wal::flush_to_restore_point(RESTORE_POINT)?;
+            if await_replay(standby, end, next, clock, run)? && wal::next_transaction() == next {
+                return Ok(Still { end, next });
+            }
         }
         if clock.left().is_zero() {
             return Err(restless(clock, None));
@@ -266,10 +268,12 @@ fn await_no_transaction(clock: &Clock) -> Result<()> {
     Ok(())
 }
 
-/// Flushes the sequences of every database exactly.
-fn flush_sequences(has_warned: &mut bool) -> Result<()> {
+/// Flushes the sequences of every database exactly. Returns of how many WAL had a later value.
+fn flush_sequences(has_warned: &mut bool) -> Result<u64> {
+    let mut all = 0;
     for database in catalog::databases()? {
         let flushed = sequences::flush(&database)?;
+        all += flushed.sequences;
         if flushed.sequences > 0 {
             let (count, name) = (flushed.sequences, &database.name);
             log::log(&format!("pgpool_recovery: {count} sequences of database \"{name}\" were flushed"));
@@ -282,7 +286,7 @@ fn flush_sequences(has_warned: &mut bool) -> Result<()> {
             ));
         }
     }
-    Ok(())
+    Ok(all)
 }
 
 /// Waits until the standby has replayed up to `end`. False if a transaction began meanwhile.

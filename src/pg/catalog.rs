@@ -330,7 +330,7 @@ pub(crate) fn databases() -> Result<Vec<Database>> {
     let sql = "SELECT d.oid::text, d.datname::text FROM pg_catalog.pg_database AS d
                WHERE d.datconnlimit OPERATOR(pg_catalog.<>) -2 ORDER BY d.oid";
     let mut databases = Vec::new();
-    for mut row in query::rows(sql, &[])? {
+    for mut row in query::rows_of_now(sql)? {
         let oid = row.string("a database")?.and_then(|oid| oid.parse::<u32>().ok());
         let unknown = || Error::new(Kind::Internal, "could not read the databases of this server");
         let oid = pg_sys::Oid::from(oid.ok_or_else(unknown)?);

@@ -4,9 +4,9 @@
 //! that runs for an hour would hold back vacuum on the whole primary. This path assigns none.
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgrx::Spi;
 use pgrx::datum::DatumWithOid;
 use pgrx::spi::SpiError;
+use pgrx::{Spi, pg_sys};
 
 use super::horizon;
 use super::text::Text;
@@ -49,6 +49,16 @@ pub(super) fn rows(sql: &str, arguments: &[DatumWithOid<'_>]) -> Result<Vec<Row>
     collect().map_err(|error| {
         Error::new(Kind::Internal, "could not read a query's result").detail(format!("{error}."))
     })
+}
+
+/// The same of what there is now: else the snapshot is that of the statement that called us, perhaps long ago.
+pub(super) fn rows_of_now(sql: &str) -> Result<Vec<Row>> {
+    // SAFETY: the snapshot is copied; what the query raises ends the (sub)transaction, which pops it.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let rows = rows(sql, &[]);
+    // SAFETY: the one from above: the query has popped its own.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    rows
 }
 
 /// Runs a query that returns exactly one row.

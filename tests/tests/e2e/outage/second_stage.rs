@@ -296,3 +296,51 @@ fn the_owner_of_a_schema_gets_nothing_run_by_a_superuser() {
         main.connect_to("own").query_one("SELECT log_cnt FROM other.second", &[]).expect("a sequence");
     assert_eq!(ahead.get::<_, i64>(0), 0, "it was flushed all the same");
 }
+
+#[test]
+fn sequences_of_a_database_that_was_made_while_it_waits_are_flushed() {
+    let scratch = Scratch::new();
+    let main = main_node(&scratch);
+    let node = stages::node(&scratch, "node");
+    run(&main, FIRST, &node);
+    let mut holder = main.connect();
+    holder.batch_execute("BEGIN; CREATE TABLE held ()").expect("open");
+    std::thread::scope(|scope| {
+        let stage = scope.spawn(|| stage(&main, SECOND, &node));
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%2nd_stage%' AND state = 'active' AND pid <> pg_backend_pid()";
+        wait::until_true("the second stage", wait::PATIENCE, || main.get::<i64>(waits, &[]) > 0);
+        main.execute("CREATE DATABASE third");
+        let mut third = main.connect_to("third");
+        third.batch_execute("CREATE SEQUENCE late").expect("a sequence");
+        third.batch_execute("SELECT nextval('late')").expect("a value");
+        holder.batch_execute("COMMIT").expect("ended");
+        stage.join().expect("no panic").unwrap_or_else(|error| panic!("{error:?}"));
+    });
+    let value = |server: &Cluster| -> i64 {
+        server.connect_to("third").query_one("SELECT last_value FROM late", &[]).expect("a sequence").get(0)
+    };
+    assert_eq!((value(&main), value(&node)), (1, 1));
+}
+
+#[test]
+fn a_sequence_that_is_used_after_its_turn_is_flushed_again() {
+    let scratch = Scratch::new();
+    let main = main_node(&scratch);
+    let node = stages::node(&scratch, "node");
+    run(&main, FIRST, &node);
+    // databases have their turns in the order in which they were made; this lock has no transaction id
+    let mut holder = main.connect_to("second");
+    holder.batch_execute("SELECT setval('fresh', 7)").expect("a value");
+    holder.batch_execute("BEGIN; SELECT currval('fresh')").expect("a value");
+    std::thread::scope(|scope| {
+        let stage = scope.spawn(|| stage(&main, SECOND, &node));
+        wait::until_true("a wait for the sequence", wait::PATIENCE, || {
+            main.get::<i64>("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'", &[])
+                > 0
+        });
+        main.execute("SELECT nextval('plain')");
+        holder.batch_execute("COMMIT").expect("ended");
+        stage.join().expect("no panic").unwrap_or_else(|error| panic!("{error:?}"));
+    });
+    assert_independent(&main, &node);
+}
