@@ -66,7 +66,7 @@ pub fn describe(cluster: &Cluster, cancel: &Cancel) -> Result<Description> {
 
 /// How the standby that runs in a directory connects to the server that it follows; `None` if it is no standby, or follows none.
 pub(super) fn primary_conninfo(cluster: &Cluster, cancel: &Cancel) -> Result<Option<String>> {
-    let question = "SELECT 'conninfo|' || pg_catalog.current_setting('primary_conninfo') WHERE pg_catalog.pg_is_in_recovery()";
+    let question = "SELECT 'conninfo', pg_catalog.current_setting('primary_conninfo') WHERE pg_catalog.pg_is_in_recovery()";
     let answer = ask(cluster, question, cancel)?;
     let conninfo = answer.lines().find_map(|line| line.trim().strip_prefix("conninfo|"));
     Ok(conninfo.filter(|conninfo| !conninfo.is_empty()).map(str::to_owned))

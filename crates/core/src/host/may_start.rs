@@ -75,11 +75,13 @@ impl Own {
         }
         let (control, _) = control::read(directory)?;
         let history = Wal::new(&directory.join("pg_wal"), &control).lineage(control.timeline);
+        let signal = directory.join(STANDBY_SIGNAL);
         Ok(Self {
             directory: directory.to_owned(),
             system_identifier: control.system_identifier,
             timeline: inspect::latest_timeline(directory, &control)?,
-            is_standby: is_there(STANDBY_SIGNAL)?,
+            // as the server looks: a link that leads nowhere makes no standby of it
+            is_standby: signal.try_exists().map_err(Error::on_path("stat file", &signal))?,
             is_fenced: is_there(FENCED)?,
             // without a history it is not known: then a mark counts
             begin: history.ok().map(|history| history.begin()).filter(|begin| begin.0 > 0),
@@ -325,6 +327,9 @@ mod tests {
         let mark = r#"{ "fenced": 1, "by": "the standby on node2", "why": "It was going to be promoted." }"#;
         assert_eq!(fenced(mark), "It was fenced for the standby on node2. It was going to be promoted.");
         assert!(fenced("nonsense").contains("cannot be understood"), "a mark all the same");
+        std::os::unix::fs::symlink("nowhere", data.path().join(STANDBY_SIGNAL)).expect("link");
+        look().expect("looked").demand_unmarked().expect_err("for the server it is not there");
+        fs::remove_file(data.path().join(STANDBY_SIGNAL)).expect("remove");
         fs::write(data.path().join(STANDBY_SIGNAL), "").expect("write");
         let own = look().expect("looked");
         own.demand_unmarked().expect("a standby may always start");
