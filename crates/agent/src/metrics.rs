@@ -59,6 +59,16 @@ fn render(status: &Status, connections: u64, refused: u64) -> prometheus::Result
         "Bytes of data files that it does not compare, because WAL proves them equal; 0 if none is.",
         &[DIRECTORY],
     )?;
+    let wal = page.gauge(
+        "run_wal_bytes",
+        "Bytes of WAL that the recovery in progress has received, before compression; 0 if none is.",
+        &[DIRECTORY],
+    )?;
+    let streams = page.gauge(
+        "run_streams",
+        "Data links of the recovery in progress; 0 if none is.",
+        &[DIRECTORY],
+    )?;
     let incomplete = page.gauge(
         "directory_incomplete",
         "Whether the directory cannot be started: a recovery is in progress or broke off.",
@@ -94,6 +104,8 @@ fn render(status: &Status, connections: u64, refused: u64) -> prometheus::Result
         planned.with_label_values(name).set(of_run(|run| run.bytes));
         done.with_label_values(name).set(of_run(|run| run.moved.compared));
         left_out.with_label_values(name).set(of_run(|run| run.known));
+        wal.with_label_values(name).set(of_run(|run| run.wal));
+        streams.with_label_values(name).set(of_run(|run| run.streams.into()));
         incomplete.with_label_values(name).set(directory.incomplete.into());
         // no sample rather than a wrong one
         if directory.server_unknown.is_none() {
@@ -185,8 +197,8 @@ mod tests {
         }
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         let of_which = |comment: &str| text.lines().filter(|line| line.starts_with(comment)).count();
-        assert_eq!((of_which("# HELP"), of_which("# TYPE")), (15, 15));
-        assert_eq!(samples.count(), 17, "outcomes are three");
+        assert_eq!((of_which("# HELP"), of_which("# TYPE")), (17, 17));
+        assert_eq!(samples.count(), 19, "outcomes are three");
     }
 
     #[test]
@@ -197,6 +209,8 @@ mod tests {
             "pgpool_recovery_agent_run_planned_bytes{data_directory=\"/srv/b\"} 4194304",
             "pgpool_recovery_agent_run_compared_bytes{data_directory=\"/srv/b\"} 1048576",
             "pgpool_recovery_agent_run_known_bytes{data_directory=\"/srv/b\"} 0",
+            "pgpool_recovery_agent_run_wal_bytes{data_directory=\"/srv/b\"} 65536",
+            "pgpool_recovery_agent_run_streams{data_directory=\"/srv/b\"} 4",
             "pgpool_recovery_agent_directory_incomplete{data_directory=\"/srv/b\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");

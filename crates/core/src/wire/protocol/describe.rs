@@ -147,6 +147,7 @@ mod tests {
         assert_eq!(Said { received: None, ..said }.reached(), Lsn(20));
         assert_eq!(Said { replayed: Some(Lsn(40)), ..said }.reached(), Lsn(40));
     }
+
     #[test]
     fn what_stands_still_is_told_from_what_is_slow() {
         let said = Said {
