@@ -64,11 +64,8 @@ fn render(status: &Status, connections: u64, refused: u64) -> prometheus::Result
         "Bytes of WAL that the recovery in progress has received, before compression; 0 if none is.",
         &[DIRECTORY],
     )?;
-    let streams = page.gauge(
-        "run_streams",
-        "Data links of the recovery in progress; 0 if none is.",
-        &[DIRECTORY],
-    )?;
+    let streams =
+        page.gauge("run_streams", "Data links of the recovery in progress; 0 if none is.", &[DIRECTORY])?;
     let incomplete = page.gauge(
         "directory_incomplete",
         "Whether the directory cannot be started: a recovery is in progress or broke off.",
