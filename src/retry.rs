@@ -1,8 +1,10 @@
-//! A recovery that has lost its target's host tries again, in the same call: Pgpool-II makes only one.
+//! A call that has lost its target's host tries again: Pgpool-II makes each call only once.
 
 use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::Error;
+
+use crate::pg::log;
 
 /// The first pause before another attempt; each further one takes twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -92,6 +94,15 @@ impl Retry {
             Some(lost) => error.add_detail(&format!("Tried again because of: {}.", lost.message)),
         }
     }
+}
+
+/// Says that `what` is tried again: to the client each time, to the log when the target was lost.
+pub(crate) fn tell(what: &str, error: &Error, is_lost: bool) {
+    let message = format!("pgpool_recovery: {what} is tried again: {}", error.message);
+    if is_lost {
+        log::log_detail(&message, error.detail.as_deref(), error.hint.as_deref());
+    }
+    log::notice(&message);
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::preflight::PrimaryFacts;
 use crate::preflight::one_host::{self, Tablespaces};
 use crate::preflight::{self, Ready};
 use crate::report::Report;
-use crate::retry::Retry;
+use crate::retry::{self, Retry};
 use crate::run::Run;
 use crate::settings::Settings;
 use crate::settings::request::Request;
@@ -96,14 +96,8 @@ fn rebuild_patiently(
             done => return done,
         };
         let pause = retry.after(error.clone(), is_reached, run.progress().done())?;
-        let message = format!(
-            "pgpool_recovery: recovery of \"{}\" on host \"{}\" is tried again: {}",
-            request.dest_dir, request.dest_host, error.message
-        );
-        if is_reached {
-            log::log_detail(&message, error.detail.as_deref(), error.hint.as_deref());
-        }
-        log::notice(&message);
+        let what = format!("the recovery of \"{}\" on host \"{}\"", request.dest_dir, request.dest_host);
+        retry::tell(&what, &error, is_reached);
         recording.lost(error);
         run.next_attempt();
         run.pause(pause)?;

@@ -17,6 +17,7 @@ use crate::commands::{script, second_stage};
 use crate::history::{Entry, History, Outcome};
 use crate::pg::{backup, catalog, log, threads};
 use crate::preflight::{one_host, reach, stop};
+use crate::retry::{self, Retry};
 use crate::run::Run;
 use crate::settings::{Scripts, Settings, request};
 
@@ -42,8 +43,24 @@ pub(crate) fn script_or_standby(host: &str, directory: &str, settings: Settings)
     remote_start(&host, &directory, settings)
 }
 
-/// Starts the standby in `directory` on `host`. Succeeds if it runs and streams already.
+/// Starts the standby in `directory` on `host`. Succeeds if it runs and streams already. Goes on if its host is lost meanwhile.
 pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> Result<()> {
+    let mut retry = Retry::new(settings.retry_for);
+    loop {
+        let mut is_asked = false;
+        let error = match start(host, directory, settings.clone(), &mut is_asked) {
+            Err(error) => error,
+            done => return done,
+        };
+        let pause = retry.after(error.clone(), is_asked, 0)?;
+        retry::tell(&format!("the start of \"{directory}\" on host \"{host}\""), &error, is_asked);
+        Run::quiet().pause(pause)?;
+        retry.begin();
+    }
+}
+
+/// `is_asked` is set when the host is asked to start it.
+fn start(host: &str, directory: &str, settings: Settings, is_asked: &mut bool) -> Result<()> {
     let mut run = Run::quiet();
     let (transport, reach) = (settings.transport, settings.reach()?);
     let is_local = run.blocking(|cancel| reach::is_local(host, transport, &reach, directory, cancel));
@@ -71,6 +88,7 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
     one_host::demand_own_tablespaces_of(session.target().clone(), &mut run)?;
     let expected = stop::expected(session.target())?;
     let timeout = u32::try_from(settings.start_timeout.as_secs()).unwrap_or(u32::MAX);
+    *is_asked = true;
     let launched = run.blocking(|_| session.start(timeout))?;
     let mut wait = Wait::new(settings.start_timeout);
     let mut catch_up = CatchUp::new(settings.start_timeout);

@@ -225,6 +225,11 @@ impl Stage {
         self.agent.as_ref().expect("a stage with an agent")
     }
 
+    /// The primary, the target and its agent, each on its own: one may be changed while the others are used.
+    pub fn parts(&mut self) -> (&Cluster, &Cluster, &mut Agent) {
+        (&self.primary, &self.target, self.agent.as_mut().expect("a stage with an agent"))
+    }
+
     #[track_caller]
     pub fn agent_mut(&mut self) -> &mut Agent {
         self.agent.as_mut().expect("a stage with an agent")

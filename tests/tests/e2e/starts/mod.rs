@@ -1,5 +1,6 @@
 //! The start of a rebuilt standby, and what it follows.
 
 mod follows; // leftovers of recovery settings in any configuration
+mod lost; // the agent, while a standby starts
 mod own_files; // the files and addresses that a standby keeps
 mod streaming; // the trial login, and what counts as this standby's streaming
