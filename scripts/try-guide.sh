@@ -35,7 +35,7 @@ hosts=(pool node1 node2 node3 node4)
 make_on
 make_network "${hosts[@]}"
 for host in "${hosts[@]}"; do
-    boot "$host" "$TARGET_DIR"/packages/{postgresql-15-pgpool-recovery,pgpool-recovery-agent}_*.deb
+    boot "$host" "$TARGET_DIR"/packages/{postgresql-15-pgpool-recovery,pgpool-recovery-agent,pgpool-recovery-hook}_*.deb
 done
 for host in "${hosts[@]}"; do
     wait_until_up "$host"
