@@ -22,6 +22,8 @@ struct Status {
     figures: Option<Figures>,
     bytes_per_second: Option<f64>,
     seconds_left: Option<f64>,
+    /// WAL that the target does not have yet, bytes, while it is sent.
+    wal_behind: Option<u64>,
     sqlstate: Option<String>,
     error: Option<Error>,
 }
@@ -76,7 +78,7 @@ impl From<Status> for StatusRow {
             percent: figures.as_ref().map(percent),
             bytes_per_second: status.bytes_per_second.map(|rate| rate as i64),
             seconds_left: status.seconds_left,
-            wal_behind_bytes: bytes(|figures| figures.wal_behind).filter(|_| status.pid.is_some()),
+            wal_behind_bytes: status.wal_behind.map(signed),
             streams: figures.as_ref().map(|figures| small(figures.streams)),
             total_bytes: bytes(|figures| figures.total),
             compared_bytes: bytes(|figures| figures.compared),
@@ -132,6 +134,7 @@ fn status(entry: Entry, is_alive: impl Fn(&Worker) -> bool) -> Status {
         pid,
         seconds_left: figures.as_ref().zip(rate).filter(|_| pid.is_some()).map(|(f, rate)| left(f, rate)),
         bytes_per_second: rate,
+        wal_behind: figures.as_ref().filter(|_| pid.is_some()).map(|figures| figures.wal_behind),
         figures,
         sqlstate: raised.or_else(|| error.as_ref().map(|error| error.kind.sqlstate().to_owned())),
         error,
@@ -202,7 +205,7 @@ mod tests {
         let behind = |outcome| {
             let figures = Figures { total: 1, wal_behind: 7, ..Figures::default() };
             let entry = Entry { figures: Some(figures), ..entry(outcome) };
-            StatusRow::from(status(entry, |_| true)).wal_behind_bytes
+            status(entry, |_| true).wal_behind
         };
         assert_eq!(behind(Outcome::Running(Worker::this())), Some(7));
         assert_eq!(behind(Outcome::Succeeded), None);
