@@ -1,7 +1,7 @@
 //! The metrics: what [`Status`] tells, in Prometheus' text format and by its naming rules.
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::wire::protocol::status::{Moved, Run, Status};
+use pgpool_recovery_core::wire::protocol::status::{Moved, Run, State, Status};
 use prometheus::core::{AtomicU64, Collector, GenericCounterVec, GenericGaugeVec};
 use prometheus::{Opts, Registry, TextEncoder};
 
@@ -81,14 +81,21 @@ fn render(status: &Status, connections: u64, refused: u64) -> prometheus::Result
         "When the last recovery succeeded, since 1970; absent if none has since the agent's start.",
         &[DIRECTORY],
     )?;
+    let ended = page.gauge(
+        "last_run_end_timestamp_seconds",
+        "When the last recovery ended, since 1970, by its outcome; absent if none has since the agent's start.",
+        &[DIRECTORY, "outcome"],
+    )?;
     for directory in &status.directories {
         let name = directory.data_directory.to_string_lossy();
         let name = &[name.as_ref()];
         let account = &directory.account;
-        for (outcome, count) in
-            [("succeeded", account.succeeded), ("failed", account.failed), ("given_up", account.given_up)]
-        {
-            runs.with_label_values(&[name[0], outcome]).inc_by(count);
+        for (state, count) in [
+            (State::Succeeded, account.succeeded),
+            (State::Failed, account.failed),
+            (State::GivenUp, account.given_up),
+        ] {
+            runs.with_label_values(&[name[0], outcome(state)]).inc_by(count);
         }
         let Moved { compared: bytes_compared, received: bytes_received, written: bytes_written } =
             account.moved;
@@ -111,8 +118,20 @@ fn render(status: &Status, connections: u64, refused: u64) -> prometheus::Result
         if let Some(moment) = account.last_success {
             success.with_label_values(name).set(moment);
         }
+        if let Some(run) = &account.last {
+            ended.with_label_values(&[name[0], outcome(run.state)]).set(run.ended.unwrap_or(run.started));
+        }
     }
     TextEncoder::new().encode_to_string(&page.0.gather())
+}
+
+/// The label of a run that has ended.
+fn outcome(state: State) -> &'static str {
+    match state {
+        State::Succeeded => "succeeded",
+        State::GivenUp => "given_up",
+        _ => "failed",
+    }
 }
 
 struct Page(Registry);
@@ -166,7 +185,7 @@ impl One for GenericCounterVec<AtomicU64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::tests::{idle, running};
+    use crate::status::tests::{idle, run, running};
 
     #[test]
     fn every_metric_is_there_with_help_and_type() {
@@ -189,13 +208,14 @@ mod tests {
             "pgpool_recovery_agent_server_running{data_directory=\"/srv/\\\"a\\\"\"} 1",
             "pgpool_recovery_agent_directory_incomplete{data_directory=\"/srv/\\\"a\\\"\"} 0",
             "pgpool_recovery_agent_last_success_timestamp_seconds{data_directory=\"/srv/\\\"a\\\"\"} 1795345200",
+            "pgpool_recovery_agent_last_run_end_timestamp_seconds{data_directory=\"/srv/\\\"a\\\"\",outcome=\"failed\"} 1795345200",
         ] {
             assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
         }
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         let of_which = |comment: &str| text.lines().filter(|line| line.starts_with(comment)).count();
-        assert_eq!((of_which("# HELP"), of_which("# TYPE")), (17, 17));
-        assert_eq!(samples.count(), 19, "outcomes are three");
+        assert_eq!((of_which("# HELP"), of_which("# TYPE")), (18, 18));
+        assert_eq!(samples.count(), 20, "outcomes are three");
     }
 
     #[test]
@@ -212,10 +232,25 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
         }
-        assert!(!text.contains("last_success"), "{text}");
+        assert!(!text.contains("last_success") && !text.contains("last_run_end"), "{text}");
         let mut status = running();
         status.directories[0].server_unknown = Some("why".to_owned());
         let text = page(&status, 0, 0).expect("a page");
         assert!(!text.contains("server_running{"), "it may run: {text}");
+    }
+
+    #[test]
+    fn the_last_run_has_one_outcome() {
+        for (state, outcome) in
+            [(State::Succeeded, "succeeded"), (State::Failed, "failed"), (State::GivenUp, "given_up")]
+        {
+            let mut status = running();
+            status.directories[0].account.last = Some(Run { ended: Some(1_795_345_300), ..run(state) });
+            let text = page(&status, 0, 0).expect("a page");
+            let name = "pgpool_recovery_agent_last_run_end_timestamp_seconds{";
+            let found: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix(name)).collect();
+            let expected = format!("data_directory=\"/srv/b\",outcome=\"{outcome}\"}} 1795345300");
+            assert_eq!(found, [expected], "with a run in progress, too");
+        }
     }
 }

@@ -84,6 +84,10 @@ fn a_recovery_is_watched_from_its_beginning_to_its_end() {
     running.finish_within(wait::PATIENCE).expect_err("canceled");
     wait::until_true("the agent to notice", wait::PATIENCE, || outcomes("given_up") == 1);
     assert_eq!((value("run_in_progress"), value("directory_incomplete")), (0, 1));
+    let ended = |outcome| {
+        metric(port, target.dir(), "last_run_end_timestamp_seconds", &format!(",outcome=\"{outcome}\""))
+    };
+    let given_up = ended("given_up");
     let text = status(&agent, &[]).ok();
     assert!(text.contains("broke off") && text.contains("last      given up by the primary"), "{text}");
 
@@ -99,6 +103,8 @@ fn a_recovery_is_watched_from_its_beginning_to_its_end() {
     assert_eq!((outcomes("succeeded"), value("directory_incomplete"), value("server_running")), (1, 0, 1));
     assert!(value("received_bytes_total") > received, "with the run that was given up");
     assert!(value("last_success_timestamp_seconds") > 1_700_000_000);
+    assert_eq!(ended("succeeded"), value("last_success_timestamp_seconds"));
+    assert!(given_up > 1_700_000_000 && given_up <= ended("succeeded"), "{given_up}");
 
     assert!(get(port, "/").starts_with("HTTP/1.1 404 "));
     let secret = fs::read_to_string(&secret).expect("the secret");
