@@ -37,8 +37,8 @@ lint: setup-pgrx ## formatting, clippy, the rules of the house
 test: lint ## every test
 	scripts/test.sh
 
-test-unit: setup ## core, agent and hook, without PostgreSQL
-	scripts/test.sh unit
+test-unit: setup ## core, agent and hook, without PostgreSQL; alerts and dashboard
+	scripts/test.sh unit monitoring
 
 test-indb: setup-pgrx ## inside a PostgreSQL server
 	scripts/test.sh indb

@@ -7,6 +7,7 @@
 #   scripts/setup.sh bench      what `make bench` needs on top: the peers to measure against
 #   scripts/setup.sh package    what `make package` needs on top: Debian's packaging tools
 #   scripts/setup.sh guide      what `make guide` needs on top: containers
+#   scripts/setup.sh monitoring what the tests of alerts and dashboard need on top: promtool, into target/tools
 #   scripts/setup.sh fuzz       what `scripts/fuzz.sh` needs on top: cargo-fuzz
 #   scripts/setup.sh            build and runtime
 #
@@ -23,6 +24,9 @@ PG_CONFIG=${PG_CONFIG:-/usr/lib/postgresql/15/bin/pg_config}
 # Debian's PostgreSQL of this major version; empty: somebody else's
 MAJOR=$(sed -nE 's|^/usr/lib/postgresql/([0-9]+)/bin/pg_config$|\1|p' <<<"$PG_CONFIG")
 readonly MAJOR
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+# what is of use to this tree only
+readonly TOOLS=${CARGO_TARGET_DIR:-$ROOT/target}/tools
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
@@ -167,6 +171,32 @@ guide() {
     install_packages debootstrap systemd-container iproute2 procps util-linux openssh-client
 }
 
+# Debian has promtool in the package of the daemon. The program alone is taken out of it: nothing is installed.
+monitoring() {
+    install_packages python3
+    if command -v promtool >/dev/null || "$TOOLS/promtool" --version >/dev/null 2>&1; then
+        return
+    fi
+    [ -e /etc/debian_version ] || die "this is not Debian: install promtool (of Prometheus) yourself"
+    say "downloading promtool (once)"
+    local dir
+    dir=$(mktemp -d)
+    # shellcheck disable=SC2064 # the directory of now
+    trap "rm -rf '$dir'" EXIT
+    download() { (cd "$dir" && apt-get download -q -o APT::Sandbox::User=root prometheus); }
+    # An old package list names files that are gone, or there is none yet.
+    if ! download >"$dir/log" 2>&1 && ! { as_root apt-get update && download; } >"$dir/log" 2>&1; then
+        cat "$dir/log" >&2
+        die "could not download: prometheus"
+    fi
+    mkdir -p "$TOOLS"
+    dpkg-deb --fsys-tarfile "$dir"/prometheus_*.deb | tar -C "$dir" -x ./usr/bin/promtool
+    mv "$dir/usr/bin/promtool" "$TOOLS/promtool"
+    rm -rf "$dir"
+    trap - EXIT
+    "$TOOLS/promtool" --version >/dev/null || die "promtool does not run"
+}
+
 fuzz() {
     cargo_there
     if [ "$(cargo fuzz --version 2>/dev/null || true)" != "cargo-fuzz $CARGO_FUZZ_VERSION" ]; then
@@ -178,7 +208,7 @@ fuzz() {
 [ $# -gt 0 ] || set -- build runtime
 for tier in "$@"; do
     case $tier in
-        build | runtime | pgrx | bench | package | guide | fuzz) "$tier" ;;
-        *) die "unknown tier \"$tier\": use build, runtime, pgrx, bench, package, guide or fuzz" ;;
+        build | runtime | pgrx | bench | package | guide | monitoring | fuzz) "$tier" ;;
+        *) die "unknown tier \"$tier\": use build, runtime, pgrx, bench, package, guide, monitoring or fuzz" ;;
     esac
 done

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Every test, from the quickest to the slowest; stops at the first kind that fails.
 #
-#   scripts/test.sh [unit|fuzz|indb|e2e|faults|soak|histories|through|breaks]...      default: unit fuzz indb e2e, in this order
+#   scripts/test.sh [unit|monitoring|fuzz|indb|e2e|faults|soak|histories|through|breaks]...
+#
+# Without arguments: unit monitoring fuzz indb e2e, in this order.
 #
 # unit  core, agent and hook, without PostgreSQL
+# monitoring   the alerts and the dashboard in packaging, by promtool
 # fuzz  every decoder, for a few seconds each
 # indb  inside a PostgreSQL server, by cargo-pgrx
 # e2e   what `make install` installed: real clusters, agents and Pgpool-II; with TESTS=WORDS those whose names hold one of them
@@ -25,6 +28,18 @@ unit() {
     say "core, agent and hook"
     cargo test --package pgpool-recovery-pgdata --package pgpool-recovery-core --package pgpool-recovery-agent \
         --package pgpool-recovery-hook
+}
+
+monitoring() {
+    say "alerts and dashboard"
+    scripts/setup.sh monitoring
+    local promtool
+    promtool=$(command -v promtool || echo "$TARGET_DIR/tools/promtool")
+    # the rules that it names are checked with it
+    "$promtool" check config packaging/prometheus/prometheus.yml
+    mkdir -p "$TARGET_DIR"
+    scripts/dashboard-test.py >"$TARGET_DIR/dashboard_test.json"
+    "$promtool" test rules packaging/prometheus/pgpool_recovery_rules_test.yml "$TARGET_DIR/dashboard_test.json"
 }
 
 fuzz() {
@@ -113,10 +128,10 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-[ $# -gt 0 ] || set -- unit fuzz indb e2e
+[ $# -gt 0 ] || set -- unit monitoring fuzz indb e2e
 for kind in "$@"; do
     case $kind in
-        unit | fuzz | indb | e2e | faults | soak | histories | through | breaks) "$kind" ;;
+        unit | monitoring | fuzz | indb | e2e | faults | soak | histories | through | breaks) "$kind" ;;
         *) echo "unknown kind of test: $kind" >&2; exit 2 ;;
     esac
 done

@@ -183,6 +183,9 @@ impl One for GenericCounterVec<AtomicU64> {
 }
 
 #[cfg(test)]
+mod monitoring;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::status::tests::{idle, run, running};
