@@ -65,6 +65,8 @@ inside runuser -u postgres -- pgpool-recovery-agent check
 inside test -e /lib/systemd/system/pgpool-recovery-agent.service || fail "no unit"
 inside test -e /usr/share/man/man8/pgpool-recovery-agent.8.gz || fail "no manual page"
 inside test -e /usr/share/pgpool-recovery-agent/may-start.conf || fail "no drop-in"
+inside test -e /usr/share/doc/pgpool-recovery-agent/examples/prometheus/pgpool_recovery_rules.yml || fail "no alert rules"
+inside test -e /usr/share/doc/pgpool-recovery-agent/examples/dashboard.json || fail "no dashboard"
 inside runuser -u postgres -- pgpool-recovery-agent may-start /var/lib/postgresql/15/main
 
 say "hook"

@@ -5,7 +5,7 @@
 
 BASE=$TARGET_DIR/guide/base
 # A stamp beside the base says what was put into it: another recipe makes a new one.
-RECIPE='2026-11-24: systemd, dbus, sshd; packages of PostgreSQL 15, Pgpool-II, polkit in the cache of apt'
+RECIPE='2026-11-30: systemd, dbus, sshd; packages of PostgreSQL 15, Pgpool-II, polkit, Prometheus in the cache of apt'
 
 # make_base : once; afterwards it is only read
 make_base() {
@@ -26,6 +26,7 @@ make_base() {
     "${apt[@]}" update >/dev/null
     # The hosts have no way out: what the guide installs is found in the cache.
     "${apt[@]}" install -y --download-only postgresql-15 pgpool2 polkitd >/dev/null
+    "${apt[@]}" install -y --download-only --no-install-recommends prometheus >/dev/null
     rm -r "$BASE/machine-apt"
     # nothing here has to survive a power cut
     echo force-unsafe-io >"$BASE/etc/dpkg/dpkg.cfg.d/guide"

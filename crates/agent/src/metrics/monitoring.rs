@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::{Run, State, page};
 use crate::status::tests::{idle, run, running};
 
+const RULES: &str = "packaging/prometheus/pgpool_recovery_rules.yml";
 const OURS: &str = "pgpool_recovery_agent_";
 /// Prometheus gives these to every sample.
 const OF_TARGET: [&str; 2] = ["instance", "job"];
@@ -105,7 +106,7 @@ fn known() -> BTreeMap<String, BTreeSet<String>> {
 
 /// The expressions of the rules: `expr: ...`, or the lines below `expr: |`.
 fn of_rules() -> Vec<String> {
-    let text = project("packaging/prometheus/pgpool_recovery_rules.yml");
+    let text = project(RULES);
     let indent = |line: &str| line.len() - line.trim_start().len();
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
@@ -189,7 +190,7 @@ fn the_tests_of_rules_and_dashboard_have_series_that_are_served() {
 }
 
 #[test]
-fn the_reference_has_every_metric_and_its_labels() {
+fn the_reference_has_every_metric_with_its_labels_and_every_alert() {
     let reference = project("docs/reference.md");
     let rows: Vec<&str> = reference.lines().filter(|line| line.starts_with("| `")).collect();
     for (name, labels) in served().0 {
@@ -200,5 +201,9 @@ fn the_reference_has_every_metric_and_its_labels() {
             cells.next().is_some_and(|names| names.contains(&short)) && cells.next() == Some(&expected)
         });
         assert!(row.is_some(), "no row for {short} with {expected}");
+    }
+    let rules = project(RULES);
+    for alert in rules.lines().filter_map(|line| line.trim_start().strip_prefix("- alert: ")) {
+        assert!(rows.iter().any(|row| row.starts_with(&format!("| `{alert}` |"))), "no row for {alert}");
     }
 }
