@@ -4,7 +4,7 @@
     scripts/dashboard-test.py > TEST.json
 
 promtool reads it, since JSON is YAML. Of the series of packaging/grafana/dashboard_series.json, two agents' of which one receives
-a standby, each query of the dashboard must make a line, and one whose legend has every label that it names.
+a standby, each query of the dashboard must make a line, and have every label that its legend names.
 """
 
 import json
@@ -15,8 +15,6 @@ from pathlib import Path
 GRAFANA = Path(__file__).resolve().parent.parent / "packaging" / "grafana"
 # what Grafana puts in
 VARIABLES = {"$__rate_interval": "5m", "$instance": ".*", "$directory": ".*"}
-# a panel that shows 0 where there is nothing: it is what stands before it that must find something
-OR_ZERO = " or vector(0)"
 AT = "50m"
 
 
@@ -25,7 +23,17 @@ def filled(query):
         query = query.replace(name, value)
     if "$" in query:
         sys.exit(f"dashboard-test: unknown variable in {query}")
-    return query.removesuffix(OR_ZERO)
+    return query
+
+
+def alternatives(query):
+    """What "or" separates: each must find something, since a 0 in place of nothing hides what finds nothing."""
+    part = ""
+    for piece in query.split(" or "):
+        part = f"{part} or {piece}" if part else piece
+        if part.count("(") == part.count(")"):
+            yield part
+            part = ""
 
 
 def case(expression, value):
@@ -35,7 +43,8 @@ def case(expression, value):
 def of_panel(panel):
     for target in panel.get("targets", []):
         query = filled(target["expr"])
-        yield case(f"count({query}) > bool 0", 1)
+        for part in alternatives(query):
+            yield case(f"count({part}) > bool 0", 1)
         for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
             # those of which the label is empty, or missing
             yield case(f"count(({query}) and on ({label}) vector(1)) or vector(0)", 0)
