@@ -7,7 +7,7 @@ DESTDIR ?=
 export PG_CONFIG PREFIX DESTDIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-pgrx install demo demo-agent demo-outage lint test test-unit test-indb test-e2e faults fuzz soak histories matrix bench package try-packages guide clean
+.PHONY: help setup setup-pgrx install demo demo-agent demo-outage lint test test-unit test-indb test-e2e faults fuzz soak histories matrix bench package try-packages rpm try-rpm guide clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,12 @@ package: ## Debian packages of extension, agent and hook into target/packages
 
 try-packages: package ## install them on a Debian 12 of their own (a chroot), change over from the C extension, purge (root only)
 	scripts/try-packages.sh
+
+rpm: ## RPM packages of the same for PGDG's directories, for the version of PG_CONFIG=..., into target/rpms
+	scripts/rpm.sh
+
+try-rpm: rpm ## install them in a chroot, look at what is where, recover a standby with them (root only)
+	scripts/try-rpm.sh
 
 guide: package ## follow docs/operators-guide.md literally, on booted Debian 12 hosts (containers) of its own
 	scripts/try-guide.sh

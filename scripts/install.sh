@@ -4,6 +4,7 @@
 #
 #   PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config PREFIX=/usr/local DESTDIR= PROFILE=release scripts/install.sh
 #
+# LIBDIR and SHAREDIR are the server's, unless it will have them elsewhere than the one that is built with.
 # PROFILE=dev is what the tests install: with checks for overflow, and built of crates that they have built already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,8 +33,8 @@ put() {
     echo "installed $DESTDIR$3"
 }
 
-extension=$("$PG_CONFIG" --sharedir)/extension
-put 0755 "$BUILT/libpgpool_recovery.so" "$("$PG_CONFIG" --pkglibdir)/pgpool_recovery.so"
+extension=${SHAREDIR:-$("$PG_CONFIG" --sharedir)}/extension
+put 0755 "$BUILT/libpgpool_recovery.so" "${LIBDIR:-$("$PG_CONFIG" --pkglibdir)}/pgpool_recovery.so"
 for file in sql/pgpool_recovery--*.sql pgpool_recovery.control; do
     put 0644 "$file" "$extension/${file##*/}"
 done

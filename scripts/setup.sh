@@ -6,6 +6,7 @@
 #   scripts/setup.sh pgrx       what the in-database tests and scripts/sql.sh need on top: cargo-pgrx
 #   scripts/setup.sh bench      what `make bench` needs on top: the peers to measure against
 #   scripts/setup.sh package    what `make package` needs on top: Debian's packaging tools
+#   scripts/setup.sh rpm        what `make rpm` needs on top: rpmbuild and rpmlint
 #   scripts/setup.sh guide      what `make guide` needs on top: containers
 #   scripts/setup.sh monitoring what the tests of alerts and dashboard need on top: promtool, into target/tools
 #   scripts/setup.sh fuzz       what `scripts/fuzz.sh` needs on top: cargo-fuzz
@@ -133,7 +134,23 @@ cargo_there() {
     die "Rust $there ($(command -v rustc)) is too old, $needed or later is needed: install it with rustup, and see that its cargo comes first in PATH"
 }
 
+# Elsewhere than on Debian nothing is installed, and what building needs is looked for by what it does.
+build_elsewhere() {
+    local tool
+    for tool in cc make clang; do
+        command -v "$tool" >/dev/null || die "$tool is missing: install gcc, make and clang first"
+    done
+    [ -x "$PG_CONFIG" ] || die "no pg_config at $PG_CONFIG: say PG_CONFIG=..., PGDG's is /usr/pgsql-15/bin/pg_config"
+    [ -e "$("$PG_CONFIG" --includedir-server)/postgres.h" ] ||
+        die "the server's headers are missing: install the counterpart of PGDG's postgresql15-devel first"
+    cargo_there
+}
+
 build() {
+    if [ ! -e /etc/debian_version ]; then
+        build_elsewhere
+        return
+    fi
     local packages=(gcc libc6-dev make pkg-config clang libclang-dev)
     [ -z "$MAJOR" ] || packages+=("postgresql-$MAJOR" "postgresql-server-dev-$MAJOR")
     install_packages "${packages[@]}"
@@ -165,6 +182,14 @@ bench() {
 
 package() {
     install_packages debhelper dpkg-dev fakeroot lintian debootstrap python3
+}
+
+rpm() {
+    [ ! -e /etc/debian_version ] || install_packages rpm rpmlint python3 debootstrap systemd
+    local tool
+    for tool in rpmbuild rpmlint python3; do
+        command -v "$tool" >/dev/null || die "$tool is missing: install rpm-build, rpmlint and python3 first"
+    done
 }
 
 guide() {
@@ -208,7 +233,7 @@ fuzz() {
 [ $# -gt 0 ] || set -- build runtime
 for tier in "$@"; do
     case $tier in
-        build | runtime | pgrx | bench | package | guide | monitoring | fuzz) "$tier" ;;
-        *) die "unknown tier \"$tier\": use build, runtime, pgrx, bench, package, guide, monitoring or fuzz" ;;
+        build | runtime | pgrx | bench | package | rpm | guide | monitoring | fuzz) "$tier" ;;
+        *) die "unknown tier \"$tier\": use build, runtime, pgrx, bench, package, rpm, guide, monitoring or fuzz" ;;
     esac
 done
