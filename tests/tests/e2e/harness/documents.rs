@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use pgpool_recovery_e2e::document::{self, Block, project};
-use pgpool_recovery_e2e::{Cluster, Scratch, agent, error_table};
+use pgpool_recovery_e2e::{Cluster, Scratch, agent, error_table, server};
 
 const GUIDE: &str = "operators-guide.md";
 
@@ -169,6 +169,31 @@ fn the_agents_example_is_the_guides_and_can_be_read() {
     let config =
         all.replace("# secret_file = \"/etc/pgpool-recovery/secret\"", &format!("secret_file = {secret:?}"));
     assert_ne!(all, config, "the example has a secret_file");
+    let said = agent::check(&scratch.write("agent.toml", &config, 0o600));
+    assert!(said.status.success(), "{}", said.stderr);
+}
+
+#[test]
+fn the_example_of_the_rpm_packages_has_every_key_and_can_be_read() {
+    let read = |path: &str| fs::read_to_string(project().join(path)).expect("an example");
+    let ours = read("packaging/rpm/agent.toml");
+    let keys = |text: &str| -> BTreeSet<String> {
+        text.lines()
+            .filter_map(|line| line.trim_start_matches("# ").split_once(" = "))
+            .map(|(key, _)| key.to_owned())
+            .filter(|key| key.chars().all(|character| character.is_ascii_lowercase() || character == '_'))
+            .collect()
+    };
+    assert_eq!(keys(&ours), keys(&read("packaging/agent.toml")));
+    let scratch = Scratch::new();
+    let secret = agent::secret(&scratch, "secret");
+    // PGDG's server is not here, and every key is to be read
+    let all =
+        ours.replace("/usr/pgsql-15/bin", &server::programs().display().to_string()).replace("\n# ", "\n#");
+    let config = keys(&ours)
+        .iter()
+        .fold(all, |text, key| text.replace(&format!("\n#{key} = "), &format!("\n{key} = ")));
+    let config = config.replace("/etc/pgpool-recovery/secret\"\n", &format!("{}\"\n", secret.display()));
     let said = agent::check(&scratch.write("agent.toml", &config, 0o600));
     assert!(said.status.success(), "{}", said.stderr);
 }
