@@ -89,8 +89,9 @@ impl Retry {
     fn told(&self, error: Error) -> Error {
         match &self.lost {
             None => error,
-            Some(lost) if lost.message == error.message => error
-                .add_detail(&format!("It was tried again; the connection was lost {} times.", self.times)),
+            Some(lost) if lost.message == error.message => {
+                error.add_detail(&format!("It was tried again; connections that were lost: {}.", self.times))
+            }
             Some(lost) => error.add_detail(&format!("Tried again because of: {}.", lost.message)),
         }
     }
