@@ -118,8 +118,11 @@ unresolved=$({
 } | sed -E "s/\\bS(${rules//S/})\\b//g" | grep -E ':[0-9]+:.*\bS[0-9]+[a-z]?\b' || true)
 [ -z "$unresolved" ] || complain 'safety rules that docs/safety.md does not have' "$unresolved"
 
-# Machines differ in where they get packages from; the project names no such place.
-if [ -e .cargo/config.toml ] || [ -e .cargo/config ]; then
+# What PGXN and packagers read: META.json, and the version in every file that names it.
+found=$(scripts/meta.py 2>&1) || complain 'META.json and the versions' "$found"
+
+# Machines differ in where they get packages from; the project names no such place. A source release has one, for vendor/.
+if [ ! -e vendor ] && { [ -e .cargo/config.toml ] || [ -e .cargo/config ]; }; then
     complain 'no .cargo/config: cargo-pgrx needs its own linker flags, and registries are the machine'"'"'s' '.cargo'
 fi
 
