@@ -7,7 +7,7 @@ DESTDIR ?=
 export PG_CONFIG PREFIX DESTDIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-pgrx install demo demo-agent demo-outage lint test test-unit test-indb test-e2e faults fuzz soak histories matrix bench package try-packages rpm try-rpm guide clean
+.PHONY: help setup setup-pgrx all install demo demo-agent demo-outage lint test test-unit test-indb test-e2e faults fuzz soak histories matrix bench package try-packages rpm try-rpm dist try-dist guide clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ setup: ## install what building, the demos and most tests need (packages)
 # cargo-pgrx takes minutes to build: for what needs it only
 setup-pgrx: setup
 	scripts/setup.sh pgrx
+
+all: ## build what install installs
+	scripts/install.sh build
 
 install: ## extension into the server of PG_CONFIG=..., agent and hook into PREFIX=/usr/local (or below DESTDIR=)
 	scripts/install.sh
@@ -82,6 +85,12 @@ rpm: ## RPM packages of the same for PGDG's directories, for the version of PG_C
 
 try-rpm: rpm ## install them in a chroot, look at what is where, recover a standby with them (root only)
 	scripts/try-rpm.sh
+
+dist: ## archives of a release from the last commit into target/dist
+	scripts/dist.sh
+
+try-dist: dist ## make them again, compare, and install from the tarball without a network
+	scripts/try-dist.sh
 
 guide: package ## follow docs/operators-guide.md literally, on booted Debian 12 hosts (containers) of its own
 	scripts/try-guide.sh

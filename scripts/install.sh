@@ -2,8 +2,10 @@
 # Builds the extension, the agent and the hook and installs them: the extension into the PostgreSQL of PG_CONFIG,
 # the programs into PREFIX/bin. With DESTDIR everything goes below that directory instead.
 #
-#   PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config PREFIX=/usr/local DESTDIR= PROFILE=release scripts/install.sh
+#   PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config PREFIX=/usr/local DESTDIR= PROFILE=release scripts/install.sh [build]
 #
+# With "build" it stops before it installs. In a clone it installs the Debian packages that building needs; elsewhere,
+# as in a source release, it says what is missing, and needs no network if the crates are in vendor/.
 # LIBDIR and SHAREDIR are the server's, unless it will have them elsewhere than the one that is built with.
 # PROFILE=dev is what the tests install: with checks for overflow, and built of crates that they have built already.
 set -euo pipefail
@@ -14,7 +16,7 @@ DESTDIR=${DESTDIR:-}
 PROFILE=${PROFILE:-release}
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
-scripts/setup.sh build
+if [ -e .git ]; then scripts/setup.sh build; else scripts/setup.sh look; fi
 
 as_owner() {
     if [ "$(id -u)" = 0 ] || [ -n "$DESTDIR" ]; then "$@"; else sudo "$@"; fi
@@ -25,6 +27,7 @@ cargo build --profile "$PROFILE" --package pgpool-recovery-agent --package pgpoo
 BUILT=$TARGET_DIR/$PROFILE
 # cargo's name for the directory of this one profile
 [ "$PROFILE" != dev ] || BUILT=$TARGET_DIR/debug
+[ "${1:-}" != build ] || exit 0
 
 # put MODE FILE DESTINATION : install(1) makes a new file. Written over in place, a library crashes every server that
 # has it loaded.

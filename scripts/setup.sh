@@ -2,11 +2,13 @@
 # Brings a Debian 12 machine to the point where the project can be built, tested and played.
 #
 #   scripts/setup.sh build      what `make install` needs: compiler, libclang, server headers
+#   scripts/setup.sh look       the same, but only looks: what is missing is said and not installed
 #   scripts/setup.sh runtime    what the demo and the tests need on top: PostgreSQL, Pgpool-II, tools
 #   scripts/setup.sh pgrx       what the in-database tests and scripts/sql.sh need on top: cargo-pgrx
 #   scripts/setup.sh bench      what `make bench` needs on top: the peers to measure against
 #   scripts/setup.sh package    what `make package` needs on top: Debian's packaging tools
 #   scripts/setup.sh rpm        what `make rpm` needs on top: rpmbuild and rpmlint
+#   scripts/setup.sh dist       what `make dist` needs on top: what packs archives
 #   scripts/setup.sh guide      what `make guide` needs on top: containers
 #   scripts/setup.sh monitoring what the tests of alerts and dashboard need on top: promtool, into target/tools
 #   scripts/setup.sh fuzz       what `scripts/fuzz.sh` needs on top: cargo-fuzz
@@ -158,6 +160,15 @@ build() {
     [ -x "$PG_CONFIG" ] || die "no pg_config at $PG_CONFIG"
 }
 
+# For sources that are no clone. Whether there is a libclang, and where, its user in the build says best.
+look() {
+    cargo_there
+    command -v cc >/dev/null || die "cc is missing: install a C compiler and libclang first (on Debian: scripts/setup.sh build)"
+    command -v "$PG_CONFIG" >/dev/null || die "no pg_config at $PG_CONFIG: say PG_CONFIG=/where/it/is"
+    [ -e "$("$PG_CONFIG" --includedir-server)/postgres.h" ] ||
+        die "the headers of the server of $PG_CONFIG are missing: install them first (on Debian: scripts/setup.sh build)"
+}
+
 pgrx() {
     install_packages gcc libc6-dev pkg-config libssl-dev
     cargo_there
@@ -190,6 +201,11 @@ rpm() {
     for tool in rpmbuild rpmlint python3; do
         command -v "$tool" >/dev/null || die "$tool is missing: install rpm-build, rpmlint and python3 first"
     done
+}
+
+dist() {
+    cargo_there
+    install_packages git tar xz-utils python3
 }
 
 guide() {
@@ -233,7 +249,7 @@ fuzz() {
 [ $# -gt 0 ] || set -- build runtime
 for tier in "$@"; do
     case $tier in
-        build | runtime | pgrx | bench | package | rpm | guide | monitoring | fuzz) "$tier" ;;
-        *) die "unknown tier \"$tier\": use build, runtime, pgrx, bench, package, rpm, guide, monitoring or fuzz" ;;
+        build | look | runtime | pgrx | bench | package | rpm | dist | guide | monitoring | fuzz) "$tier" ;;
+        *) die "unknown tier \"$tier\": use build, look, runtime, pgrx, bench, package, rpm, dist, guide, monitoring or fuzz" ;;
     esac
 done

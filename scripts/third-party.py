@@ -8,12 +8,13 @@ Cargo.lock, the texts from the sources of the crates, each text once.
 """
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-TEXTS = re.compile(r"^(un)?licen[cs]e|^copying|^copyright|^notice", re.IGNORECASE)
+sys.dont_write_bytecode = True
+import licences
+
 RULE = "-" * 78
 
 
@@ -29,14 +30,6 @@ def linked(package, arguments):
     # "name v1.2.3", and for a crate of this workspace " (/its/directory)"; "(*)": shown above
     crates = {tuple(line.removesuffix(" (*)").split(" v", 1)) for line in lines if line}
     return {crate for crate in crates if " (/" not in crate[1]}
-
-
-def texts(directory):
-    """Licence files of a crate: its own, and those of C sources in it."""
-    for path in sorted(directory.rglob("*")):
-        # what is no text is a directory of that name, or code
-        if TEXTS.match(path.name) and path.suffix in ("", ".txt", ".md") and path.is_file():
-            yield path.relative_to(directory), path.read_text(errors="replace").strip()
 
 
 def standard_library():
@@ -73,20 +66,13 @@ def main():
         note(text, f"the Rust standard library: {path}")
     for crate in crates:
         name = f"{crate['name']} {crate['version']}"
-        if not crate["license"] and not crate["license_file"]:
-            sys.exit(f"{name} has no licence")
-        # the same words, in today's writing
-        licence = (crate["license"] or "see its text").replace(" / ", "/").replace("/", " OR ")
-        print(f"{name}\n  {licence}")
-        if crate["authors"]:
-            print(f"  by {', '.join(crate['authors'])}")
-        if crate["repository"]:
-            print(f"  {crate['repository']}")
-        found = list(texts(Path(crate["manifest_path"]).parent))
+        print("\n  ".join([name, *licences.about(crate)]))
+        directory = Path(crate["manifest_path"]).parent
+        found = list(licences.files(directory))
         if not found:
             print("  (comes without the text of its licence)")
-        for path, text in found:
-            note(text, f"{name}: {path}")
+        for path in found:
+            note(path.read_text(errors="replace").strip(), f"{name}: {path.relative_to(directory)}")
     for text, where in users.values():
         print(f"\n{RULE}")
         print("\n".join(where))
