@@ -180,6 +180,8 @@ def meta(cargo):
         complain("META.json: provides something else than pgpool_recovery")
     for name, extension in data["provides"].items():
         same(f"META.json, {name}", extension["version"], ours)
+        if extension["file"] != f"sql/{name}--{ours}.sql":
+            complain(f"META.json, {name}: {extension['file']} is not its install script")
         for key in ("file", "docfile"):
             if key in extension and not (ROOT / extension[key]).is_file():
                 complain(f"META.json: there is no {extension[key]}")
@@ -214,8 +216,6 @@ def main():
         *((str(spec.relative_to(ROOT)), r"^Version: *(\S+)$") for spec in ROOT.glob("packaging/rpm/*.spec")),
     ):
         same(name, found(name, regex), ours)
-    if not (ROOT / f"sql/pgpool_recovery--{ours}.sql").is_file():
-        complain(f"there is no sql/pgpool_recovery--{ours}.sql")
     if sys.argv[1:] == ["--release"]:
         found("CHANGELOG.md", rf"^## \[{re.escape(ours)}\] - (\d{{4}}-\d\d-\d\d)$")
     if complaints:

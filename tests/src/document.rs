@@ -107,7 +107,7 @@ pub fn project() -> &'static Path {
 
 /// The documents at the top and everything in docs/ but the decisions, which tell of their day.
 pub fn all() -> Vec<(PathBuf, String)> {
-    let mut paths: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "SECURITY.md"]
+    let mut paths: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "RELEASE.md", "SECURITY.md"]
         .into_iter()
         .map(|name| project().join(name))
         .collect();
