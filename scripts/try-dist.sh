@@ -46,6 +46,7 @@ mkdir "$scratch/cargo" "$scratch/home"
 isolated=(unshare --net)
 [ "$(id -u)" = 0 ] || isolated+=(--map-root-user)
 # rustup's compilers are below the real home
+# shellcheck disable=SC2016 # for the shell in there
 "${isolated[@]}" env -i PATH="$PATH" HOME="$scratch/home" RUSTUP_HOME="${RUSTUP_HOME:-$HOME/.rustup}" \
     CARGO_HOME="$scratch/cargo" CARGO_NET_OFFLINE=true ${CARGO_BUILD_JOBS:+CARGO_BUILD_JOBS="$CARGO_BUILD_JOBS"} \
     bash -euc '
