@@ -7,7 +7,7 @@
 #   scripts/setup.sh pgrx       what the in-database tests and scripts/sql.sh need on top: cargo-pgrx
 #   scripts/setup.sh bench      what `make bench` needs on top: the peers to measure against
 #   scripts/setup.sh package    what `make package` needs on top: Debian's packaging tools
-#   scripts/setup.sh rpm        what `make rpm` needs on top: rpmbuild and rpmlint
+#   scripts/setup.sh rpm        what `make rpm` and `make try-rpm` need on top: RPM's tools
 #   scripts/setup.sh dist       what `make dist` needs on top: what packs archives
 #   scripts/setup.sh guide      what `make guide` needs on top: containers
 #   scripts/setup.sh monitoring what the tests of alerts and dashboard need on top: promtool, into target/tools
@@ -196,10 +196,10 @@ package() {
 }
 
 rpm() {
-    [ ! -e /etc/debian_version ] || install_packages rpm rpmlint python3 debootstrap systemd
+    [ ! -e /etc/debian_version ] || install_packages rpm rpmlint python3 debootstrap iproute2 util-linux
     local tool
-    for tool in rpmbuild rpmlint python3; do
-        command -v "$tool" >/dev/null || die "$tool is missing: install rpm-build, rpmlint and python3 first"
+    for tool in rpmbuild python3; do
+        command -v "$tool" >/dev/null || die "$tool is missing: install rpm-build and python3 first"
     done
 }
 

@@ -9,8 +9,9 @@ cd "$(dirname "$0")/.."
 . scripts/environment.sh
 
 packages=$TARGET_DIR/rpms
+arch=$(uname -m)
 [ "$(id -u)" = 0 ] || { echo "run this as root: it makes a chroot" >&2; exit 1; }
-ls "$packages"/pgpool_recovery_15-*.x86_64.rpm >/dev/null 2>&1 || scripts/rpm.sh
+ls "$packages"/pgpool_recovery_15-*."$arch".rpm >/dev/null 2>&1 || scripts/rpm.sh
 scripts/setup.sh rpm
 
 say() { printf '\n== %s ==\n' "$*"; }
@@ -41,20 +42,18 @@ chmod 0755 "$root/usr/sbin/policy-rc.d"
 inside mkdir -p /usr/lib/postgresql/15/bin /usr/lib/postgresql/15/lib /usr/share/postgresql/15/extension /usr/pgsql-15
 inside ln -s /usr/lib/postgresql/15/bin /usr/lib/postgresql/15/lib /usr/share/postgresql/15 /usr/pgsql-15/
 inside mv /usr/pgsql-15/15 /usr/pgsql-15/share
-# systemd would be asked whether its units are good, by the machine's own systemd-analyze
-inside mkdir -p /usr/lib/systemd/system /etc/systemd/system
 
 say "install: the agent first, which makes user postgres"
 ! inside getent passwd postgres >/dev/null || fail "there is a user postgres before"
 # PGDG's user and group have the number 26, which on Debian is this group's
 inside groupdel tape
-install_rpms "$packages"/pgpool-recovery-agent-*.x86_64.rpm
+install_rpms "$packages"/pgpool-recovery-agent-*."$arch".rpm
 [ "$(inside getent passwd postgres)" = "postgres:x:26:26:PostgreSQL Server:/var/lib/pgsql:/bin/bash" ] ||
     fail "user postgres is $(inside getent passwd postgres)"
 inside apt-get update -q >/dev/null
 inside mkdir -p /etc/postgresql-common
 echo 'create_main_cluster = false' >"$root/etc/postgresql-common/createcluster.conf"
-inside apt-get install -y -q --no-install-recommends postgresql-15 postgresql-15-pgpool2 systemd >/dev/null 2>&1
+inside apt-get install -y -q --no-install-recommends postgresql-15 postgresql-15-pgpool2 systemd procps >/dev/null 2>&1
 inside install -d -o postgres -g postgres -m 0700 /var/lib/pgsql /var/lib/pgsql/15 /var/lib/pgsql/15/data
 cp scripts/rpm/server.sh "$root/tmp/"
 # Network and processes of their own: no port is anybody else's, and what is started ends with it.
@@ -83,14 +82,14 @@ cp -a $root/tmp/usr %{buildroot}/
 /usr/pgsql-15
 SPEC
 rpmbuild -bb --quiet --define "_topdir $root/tmp/theirs" "$root/tmp/theirs.spec" >/dev/null 2>&1
-ours=("$packages"/pgpool_recovery_15-*.x86_64.rpm)
+ours=("$packages"/pgpool_recovery_15-*."$arch".rpm)
 # conflicts OPTION... : what rpm says to both of them in one root
 conflicts() { rpm --root "$root" --install --test --force-debian "$@" "${ours[0]}" "$root"/tmp/theirs/RPMS/*/*.rpm 2>&1 || true; }
 conflicts | grep "$theirs conflicts with\|conflicts with .*$theirs\|is in conflict" || { conflicts; fail "rpm sees no conflict"; }
 conflicts --nodeps | grep "pgpool_recovery.control conflicts" || { conflicts --nodeps; fail "rpm would write over the control file"; }
 
 say "install: the extension and the hook"
-install_rpms "${ours[0]}" "$packages"/pgpool-recovery-hook-*.x86_64.rpm
+install_rpms "${ours[0]}" "$packages"/pgpool-recovery-hook-*."$arch".rpm
 rpm --root "$root" --verify pgpool_recovery_15 pgpool-recovery-agent pgpool-recovery-hook --nodeps ||
     fail "files are not as they were packed"
 
@@ -128,7 +127,7 @@ grep -qx "module_pathname = '\$libdir/pgpool_recovery'" "$root/usr/pgsql-15/shar
 [ "$(rpm --root "$root" -q --configfiles pgpool-recovery-agent)" = /etc/pgpool-recovery/agent.toml ] || fail "configuration files"
 for package in pgpool_recovery_15 pgpool-recovery-agent pgpool-recovery-hook; do
     for document in CHANGELOG.md operators-guide.md reference.md; do
-        rpm --root "$root" -q --docfiles "$package" | grep -q "/$document$" || fail "$package is without $document"
+        rpm --root "$root" -q --docfiles "$package" | grep "/$document$" >/dev/null || fail "$package is without $document"
     done
     notices=$(rpm --root "$root" -q --licensefiles "$package" | grep '/THIRD-PARTY$') || fail "$package is without THIRD-PARTY"
     grep -q '^serde_json ' "$root$notices" || fail "$package hides a crate"
