@@ -25,6 +25,10 @@ const LARGE: usize = 16 << 10;
 /// What is there for a thread's first steps, bytes.
 const FIRST_STEPS: usize = 256 << 10;
 
+/// More than the C library takes to remember that a thread-local variable has to be dropped, bytes; large enough to be given back to
+/// all and not to be kept for its thread.
+const REMEMBERED: usize = 4 << 10;
+
 /// Between two attempts.
 const TRY: Duration = Duration::from_millis(10);
 
@@ -200,6 +204,29 @@ unsafe extern "C" fn begin(room: *mut c_void) -> *mut c_void {
         let (start, argument) = room.cast::<(Start, *mut c_void)>().read();
         libc::munmap(room, FIRST_STEPS);
         start(argument)
+    }
+}
+
+type Dropper = unsafe extern "C" fn(*mut c_void);
+
+unsafe extern "C" {
+    // __cxa_thread_atexit_impl(); as above
+    fn __real___cxa_thread_atexit_impl(drop: Dropper, variable: *mut c_void, library: *mut c_void) -> c_int;
+}
+
+/// Takes the place of the function by which Rust has a thread-local variable dropped at the end of its thread. The C library ends
+/// the process where it has no memory to remember that. So it is called once there is some.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap___cxa_thread_atexit_impl(
+    drop: Dropper,
+    variable: *mut c_void,
+    library: *mut c_void,
+) -> c_int {
+    // SAFETY: memory that nobody else knows is given back at once; the arguments are the caller's.
+    unsafe {
+        let memory = insist(REMEMBERED, || libc::malloc(REMEMBERED).cast());
+        libc::free(memory.cast());
+        __real___cxa_thread_atexit_impl(drop, variable, library)
     }
 }
 
