@@ -122,13 +122,19 @@ fn a_link_that_is_cut_ten_times() {
     assert_went_on(&trial, running, CUTS, ON_THE_WAY);
 }
 
-#[test]
-fn an_agent_that_does_not_come_back() {
+/// A call whose agent is killed in its middle.
+fn lost_in_the_middle(retry_for: u32) -> (Trial, Running) {
     let mut trial = Trial::new(Transport::Agent);
     trial.damage();
-    let running = Running::start(&trial.primary, &trial.slow().option("retry_for", 5), "");
+    let running = Running::start(&trial.primary, &trial.slow().option("retry_for", retry_for), "");
     trial.wait_for(Moment::Middle, running.backend(), || running.has_ended());
     trial.agent_mut().kill();
+    (trial, running)
+}
+
+#[test]
+fn an_agent_that_does_not_come_back() {
+    let (mut trial, running) = lost_in_the_middle(5);
     let error = running.finish_within(Duration::from_secs(30)).expect_err("nobody is there");
     let error = SqlError::from(&error).expect("08006").says("tried again because of");
     assert!(error.detail.contains("connection to the agent at localhost"), "{error:?}");
@@ -139,11 +145,7 @@ fn an_agent_that_does_not_come_back() {
 
 #[test]
 fn what_a_retry_cannot_mend_ends_the_call() {
-    let mut trial = Trial::new(Transport::Agent);
-    trial.damage();
-    let running = Running::start(&trial.primary, &patient(&trial), "");
-    trial.wait_for(Moment::Middle, running.backend(), || running.has_ended());
-    trial.agent_mut().kill();
+    let (mut trial, running) = lost_in_the_middle(RETRY_FOR);
     // it serves another directory from now on
     let (path, text) =
         (trial.agent().config().to_owned(), fs::read_to_string(trial.agent().config()).expect("it"));
@@ -160,11 +162,7 @@ fn what_a_retry_cannot_mend_ends_the_call() {
 
 #[test]
 fn a_cancel_between_two_attempts() {
-    let mut trial = Trial::new(Transport::Agent);
-    trial.damage();
-    let running = Running::start(&trial.primary, &patient(&trial), "");
-    trial.wait_for(Moment::Middle, running.backend(), || running.has_ended());
-    trial.agent_mut().kill();
+    let (mut trial, running) = lost_in_the_middle(RETRY_FOR);
     wait_until_lost(&trial);
     // in the longest of the pauses
     std::thread::sleep(Duration::from_secs(8));

@@ -253,6 +253,20 @@ fn what_is_lacking_is_said_before_anything_changes() {
     assert!(error.contains("background worker"), "{error}");
 }
 
+/// What shows that the second stage waits for a sequence that is locked.
+const FOR_A_SEQUENCE: &str = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'";
+
+/// A second stage that succeeds; `happens` while it waits, which this query tells.
+#[track_caller]
+fn while_it_waits(main: &Cluster, node: &Cluster, waits: &str, happens: impl FnOnce()) {
+    std::thread::scope(|scope| {
+        let stage = scope.spawn(|| stage(main, SECOND, node));
+        wait::until_true("the second stage to wait", wait::PATIENCE, || main.get::<i64>(waits, &[]) > 0);
+        happens();
+        stage.join().expect("no panic").unwrap_or_else(|error| panic!("{error:?}"));
+    });
+}
+
 #[test]
 fn the_owner_of_a_schema_gets_nothing_run_by_a_superuser() {
     let scratch = Scratch::new();
@@ -274,12 +288,7 @@ fn the_owner_of_a_schema_gets_nothing_run_by_a_superuser() {
     // nothing has to be flushed of the first, which is locked without a transaction id
     let mut holder = as_mallory("SELECT setval('own.first', 7)");
     holder.batch_execute("BEGIN; SELECT currval('own.first')").expect("a value");
-    std::thread::scope(|scope| {
-        let stage = scope.spawn(|| stage(&main, SECOND, &node));
-        wait::until_true("a wait for the sequence", wait::PATIENCE, || {
-            main.get::<i64>("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'", &[])
-                > 0
-        });
+    while_it_waits(&main, &node, FOR_A_SEQUENCE, || {
         as_mallory(
             "BEGIN; ALTER SCHEMA own RENAME TO other; CREATE SCHEMA own;
              CREATE FUNCTION own.grab() RETURNS bigint LANGUAGE plpgsql
@@ -289,7 +298,6 @@ fn the_owner_of_a_schema_gets_nothing_run_by_a_superuser() {
              COMMIT",
         );
         holder.batch_execute("COMMIT").expect("ended");
-        stage.join().expect("no panic").unwrap_or_else(|error| panic!("{error:?}"));
     });
     assert!(!main.get::<bool>("SELECT rolsuper FROM pg_roles WHERE rolname = 'mallory'", &[]));
     let ahead =
@@ -305,16 +313,13 @@ fn sequences_of_a_database_that_was_made_while_it_waits_are_flushed() {
     run(&main, FIRST, &node);
     let mut holder = main.connect();
     holder.batch_execute("BEGIN; CREATE TABLE held ()").expect("open");
-    std::thread::scope(|scope| {
-        let stage = scope.spawn(|| stage(&main, SECOND, &node));
-        let waits = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%2nd_stage%' AND state = 'active' AND pid <> pg_backend_pid()";
-        wait::until_true("the second stage", wait::PATIENCE, || main.get::<i64>(waits, &[]) > 0);
+    let for_a_transaction = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%2nd_stage%' AND state = 'active' AND pid <> pg_backend_pid()";
+    while_it_waits(&main, &node, for_a_transaction, || {
         main.execute("CREATE DATABASE third");
         let mut third = main.connect_to("third");
         third.batch_execute("CREATE SEQUENCE late").expect("a sequence");
         third.batch_execute("SELECT nextval('late')").expect("a value");
         holder.batch_execute("COMMIT").expect("ended");
-        stage.join().expect("no panic").unwrap_or_else(|error| panic!("{error:?}"));
     });
     let value = |server: &Cluster| -> i64 {
         server.connect_to("third").query_one("SELECT last_value FROM late", &[]).expect("a sequence").get(0)
@@ -332,15 +337,9 @@ fn a_sequence_that_is_used_after_its_turn_is_flushed_again() {
     let mut holder = main.connect_to("second");
     holder.batch_execute("SELECT setval('fresh', 7)").expect("a value");
     holder.batch_execute("BEGIN; SELECT currval('fresh')").expect("a value");
-    std::thread::scope(|scope| {
-        let stage = scope.spawn(|| stage(&main, SECOND, &node));
-        wait::until_true("a wait for the sequence", wait::PATIENCE, || {
-            main.get::<i64>("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'", &[])
-                > 0
-        });
+    while_it_waits(&main, &node, FOR_A_SEQUENCE, || {
         main.execute("SELECT nextval('plain')");
         holder.batch_execute("COMMIT").expect("ended");
-        stage.join().expect("no panic").unwrap_or_else(|error| panic!("{error:?}"));
     });
     assert_independent(&main, &node);
 }
