@@ -161,7 +161,7 @@ fn rules_and_dashboard_ask_for_what_is_served() {
     for (place, queries, distinct) in [("rules", of_rules(), 10), ("dashboard", of_dashboard(), 20)] {
         let asked: Vec<Selector> = queries.iter().flat_map(|query| selectors(query)).collect();
         for Selector { name, labels } in &asked {
-            let of_metric = known.get(name).unwrap_or_else(|| panic!("{place}: nobody serves {name}"));
+            let of_metric = known.get(name).unwrap_or_else(|| panic!("{place}: {name} is not served"));
             for label in labels.keys() {
                 let there = of_metric.contains(label) || OF_TARGET.contains(&label.as_str());
                 assert!(there, "{place}: {name} has no label {label}");
@@ -180,7 +180,7 @@ fn the_tests_of_rules_and_dashboard_have_series_that_are_served() {
     let series: Vec<Selector> = of_tests().iter().flat_map(|series| selectors(series)).collect();
     assert!(series.len() > 80, "{} only", series.len());
     for Selector { name, labels } in series {
-        let of_metric = known.get(&name).unwrap_or_else(|| panic!("nobody serves {name}"));
+        let of_metric = known.get(&name).unwrap_or_else(|| panic!("{name} is not served"));
         let outcome = labels.get("outcome");
         assert!(outcome.is_none_or(|outcome| outcomes.contains(outcome)), "{name}: no {outcome:?}");
         let labels: BTreeSet<String> =

@@ -233,7 +233,7 @@ pub fn cause(lines: &str) -> Option<String> {
 }
 
 /// The file that gets what pg_ctl and the server say before the server's own logging begins. Through a link in its place
-/// that would be appended to another file, and the last lines of that file would be shown to whoever has the server started.
+/// that would be appended to another file, and the last lines of that file would be shown to the one who starts the server.
 fn start_log(directory: &Path) -> Result<fs::File> {
     let path = directory.join(START_LOG);
     let open = || {
