@@ -95,9 +95,7 @@ impl<'a> Watch<'a> {
     pub(crate) fn tick(&mut self, slot: Option<&Slot>) -> Result<()> {
         if let Some(wal) = &self.wal {
             wal.set_flushed(backup::flushed());
-            // before the target has said where it begins, all there ever was would count
-            let behind = if wal.durable().0 == 0 { 0 } else { wal.behind() };
-            self.progress.set_wal_behind(behind);
+            self.progress.set_wal_behind(wal.behind());
         }
         self.look_after(slot)?;
         self.report.show(&self.progress);

@@ -95,7 +95,7 @@ fn rebuild_patiently(
             Err(error) => error,
             done => return done,
         };
-        let pause = retry.after(error.clone(), is_reached, run.progress().done())?;
+        let pause = retry.after(&error, is_reached, run.progress().done())?;
         let what = format!("the recovery of \"{}\" on host \"{}\"", request.dest_dir, request.dest_host);
         retry::tell(&what, &error, is_reached);
         recording.lost(error);
@@ -104,7 +104,6 @@ fn rebuild_patiently(
         if let Some((times, lost)) = retry.lost() {
             report.next_attempt(lost, times);
         }
-        retry.begin();
     }
 }
 

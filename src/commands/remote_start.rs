@@ -52,10 +52,9 @@ pub(crate) fn remote_start(host: &str, directory: &str, settings: Settings) -> R
             Err(error) => error,
             done => return done,
         };
-        let pause = retry.after(error.clone(), is_asked, 0)?;
+        let pause = retry.after(&error, is_asked, 0)?;
         retry::tell(&format!("the start of \"{directory}\" on host \"{host}\""), &error, is_asked);
         Run::quiet().pause(pause)?;
-        retry.begin();
     }
 }
 

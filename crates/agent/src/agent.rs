@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::policy::Policy;
 use pgpool_recovery_core::receiver::Receiver;
 use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::sys::lock::lock;
 use pgpool_recovery_core::wire::link::admission::{self, Greeted, Greeting};
 use pgpool_recovery_core::wire::link::tls;
 use pgpool_recovery_core::wire::secret::Secret;
@@ -89,7 +90,7 @@ impl Agent {
     }
 
     fn identities(&self) -> MutexGuard<'_, Identities> {
-        self.identities.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.identities)
     }
 
     /// Whose ticket this is; and whether their secret has been replaced.
@@ -114,11 +115,11 @@ impl Agent {
     }
 
     fn connections(&self) -> MutexGuard<'_, HashMap<u64, Cancel>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.connections)
     }
 
     fn unproven(&self) -> MutexGuard<'_, Pool<Cancel>> {
-        self.unproven.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.unproven)
     }
 
     pub(crate) const fn receiver(&self) -> &Receiver {

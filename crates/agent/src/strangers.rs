@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::sys::addresses;
+use pgpool_recovery_core::sys::lock::lock;
 use tracing::warn;
 
 /// Connections of one group that are logged one by one in a minute; more are counted.
@@ -201,7 +202,7 @@ impl Refusals {
 
     fn has_line(&self, group: Group, now: Instant) -> bool {
         self.sum_up();
-        let mut minute = self.minute.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut minute = lock(&self.minute);
         minute.began.get_or_insert(now);
         let Minute { lines, told, silent, .. } = &mut *minute;
         let own = lines.get(&group).copied().unwrap_or_default();
@@ -217,7 +218,7 @@ impl Refusals {
 
     /// The number of those who were not logged in a minute that is over.
     fn silent(&self, now: Instant) -> Option<u64> {
-        let mut minute = self.minute.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut minute = lock(&self.minute);
         minute.began.filter(|&began| now.saturating_duration_since(began) >= MINUTE)?;
         let silent = std::mem::take(&mut *minute).silent;
         (silent > 0).then_some(silent)

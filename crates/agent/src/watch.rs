@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::io::{IsTerminal as _, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use humantime::format_rfc3339_seconds;
-use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::error::{Error, Result};
 use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::sys::lock::lock;
 use pgpool_recovery_core::wire::inquiry;
 use pgpool_recovery_core::wire::link::Connector;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -35,7 +36,7 @@ pub(crate) fn watch(config: &Config, host: Option<String>, interval: Duration) -
     let await_signal = move |mut signals: Signals| {
         signals.forever().next();
         stopped.stop();
-        // nobody hears it where the watch has ended itself
+        // without a receiver where the watch has ended by itself
         let _ = end.send(());
     };
     std::thread::Builder::new()
@@ -55,7 +56,7 @@ pub(crate) fn watch(config: &Config, host: Option<String>, interval: Duration) -
                 sights.take(&told);
                 status::heading(&told, &place)
             }
-            Err(error) if !has_answered && !may_answer_later(&error) => return Err(error),
+            Err(error) if !has_answered && !error.kind.may_pass() => return Err(error),
             Err(error) => {
                 sights.lose();
                 format!("no answer: {}", error.message)
@@ -77,11 +78,6 @@ pub(crate) fn watch(config: &Config, host: Option<String>, interval: Duration) -
     Ok(())
 }
 
-/// Whether an agent may be what was missing. A wrong secret stays wrong.
-fn may_answer_later(error: &Error) -> bool {
-    matches!(error.kind, Kind::Unreachable | Kind::ConnectionLost)
-}
-
 /// Whether standard output understands what moves a cursor.
 fn draws() -> bool {
     let is_dumb = |term: std::ffi::OsString| term.is_empty() || term == "dumb";
@@ -99,7 +95,7 @@ struct Inquiries {
 impl Inquiries {
     fn next(&self) -> Option<Cancel> {
         let cancel = Cancel::new();
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&cancel);
+        lock(&self.current).clone_from(&cancel);
         // what ends from now on trips this one
         (!self.have_ended()).then_some(cancel)
     }
@@ -110,7 +106,7 @@ impl Inquiries {
 
     fn stop(&self) {
         self.has_ended.store(true, Ordering::SeqCst);
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).trip();
+        lock(&self.current).trip();
     }
 }
 
@@ -195,11 +191,5 @@ mod tests {
         let second = inquiries.next().expect("it goes on");
         inquiries.stop();
         assert!(second.is_tripped() && !first.is_tripped() && inquiries.next().is_none());
-    }
-
-    #[test]
-    fn only_what_may_mend_is_waited_for() {
-        assert!(may_answer_later(&Error::new(Kind::Unreachable, "down")));
-        assert!(!may_answer_later(&Error::new(Kind::Internal, "wrong")));
     }
 }

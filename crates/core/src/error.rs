@@ -106,7 +106,7 @@ impl Kind {
         }
     }
 
-    /// Whether the same may succeed a little later although nobody does anything about it: the network comes back, a host or
+    /// Whether the same call may succeed a little later, with nothing changed for it: the network comes back, a host or
     /// an agent has started again, the other end of a broken connection has noticed and let go of the target.
     pub const fn may_pass(self) -> bool {
         match self {
@@ -305,6 +305,12 @@ mod tests {
             assert_eq!(error.kind.sqlstate(), sqlstate, "{errno}");
             assert_eq!(error.hint.is_some(), has_hint, "{errno}");
         }
+    }
+
+    #[test]
+    fn only_what_may_mend_is_waited_for() {
+        assert!(Kind::Unreachable.may_pass() && Kind::ConnectionLost.may_pass() && Kind::Locked.may_pass());
+        assert!(!Kind::Internal.may_pass() && !Kind::AuthenticationFailed.may_pass());
     }
 
     #[test]

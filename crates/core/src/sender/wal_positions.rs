@@ -87,10 +87,10 @@ impl WalPositions {
         lock(&self.now).durable
     }
 
-    /// Bytes that the server has flushed and that are not durable on the target yet.
+    /// Bytes that the server has flushed and that are not durable on the target yet; 0 before the target has said where it begins.
     pub fn behind(&self) -> u64 {
         let now = lock(&self.now);
-        now.flushed.0.saturating_sub(now.durable.0)
+        if now.durable.0 == 0 { 0 } else { now.flushed.0.saturating_sub(now.durable.0) }
     }
 
     /// Whether all of the run's WAL is durable.
@@ -141,6 +141,8 @@ mod tests {
     #[test]
     fn nothing_goes_back_and_nothing_is_durable_that_was_not_flushed() {
         let positions = WalPositions::default();
+        positions.set_flushed(Lsn(50));
+        assert_eq!(positions.behind(), 0, "the target has not begun");
         positions.begin(Lsn(100), Lsn(100)).expect("nothing is there");
         positions.set_flushed(Lsn(500));
         positions.set_flushed(Lsn(400));

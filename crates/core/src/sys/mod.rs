@@ -9,7 +9,7 @@ pub(crate) mod direct;
 pub(crate) mod directory_lock;
 mod file_id;
 pub(crate) mod hexadecimal;
-pub(crate) mod lock;
+pub mod lock;
 pub mod machine;
 pub mod parallel;
 pub(crate) mod process;
