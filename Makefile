@@ -40,7 +40,7 @@ lint: setup-pgrx ## formatting, clippy, the rules of the house
 test: lint ## every test
 	scripts/test.sh
 
-test-unit: setup ## core, agent and hook, without PostgreSQL; alerts and dashboard
+test-unit: setup ## every crate, without a server; alerts and dashboard
 	scripts/test.sh unit monitoring
 
 test-indb: setup-pgrx ## inside a PostgreSQL server

@@ -4,4 +4,9 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rustc-link-arg=-Wl,--wrap=pthread_create");
     println!("cargo::rustc-link-arg=-Wl,--wrap=__cxa_thread_atexit_impl");
+    // The functions of the tests are found by a section that the linker would drop. cargo-pgrx has this flag, too, but
+    // gives it to every crate, so that all of them are built once more.
+    if std::env::var_os("CARGO_FEATURE_PG_TEST").is_some() {
+        println!("cargo::rustc-link-arg-cdylib=-Wl,--no-gc-sections");
+    }
 }

@@ -19,5 +19,11 @@ export PG_CONFIG=${PG_CONFIG:-/usr/lib/postgresql/15/bin/pg_config}
 export PGRX_PG_CONFIG_PATH=$PG_CONFIG
 # pgrx has a feature for each major version: pg$(pg_major)
 pg_major() { "$PG_CONFIG" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'; }
+# One choice of packages for all that the tests build: which packages are chosen decides the features of the crates they
+# share, and each other choice builds those once more (docs/decisions/2026-11-30-one-build-for-all-tests.md).
+# workspace [,FEATURE] fills the array WORKSPACE.
+workspace() {
+    WORKSPACE=(--workspace --no-default-features --features "pg$(pg_major)${1:-}")
+}
 # shellcheck disable=SC2034 # for those who source this
 TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}

@@ -7,7 +7,7 @@
 # With "build" it stops before it installs. In a clone it installs the Debian packages that building needs; elsewhere,
 # as in a source release, it says what is missing, and needs no network if the crates are in vendor/.
 # LIBDIR and SHAREDIR are the server's, unless it will have them elsewhere than the one that is built with.
-# PROFILE=dev is what the tests install: with checks for overflow, and built of crates that they have built already.
+# PROFILE=dev is what the tests install: with checks for overflow, and built in one with them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,11 +22,16 @@ as_owner() {
     if [ "$(id -u)" = 0 ] || [ -n "$DESTDIR" ]; then "$@"; else sudo "$@"; fi
 }
 
-cargo build --profile "$PROFILE" --package pgpool_recovery --no-default-features --features "pg$(pg_major)"
-cargo build --profile "$PROFILE" --package pgpool-recovery-agent --package pgpool-recovery-hook
-BUILT=$TARGET_DIR/$PROFILE
-# cargo's name for the directory of this one profile
-[ "$PROFILE" != dev ] || BUILT=$TARGET_DIR/debug
+if [ "$PROFILE" = dev ]; then
+    workspace
+    # with a test, so that the features of shared crates are those of the tests
+    cargo build "${WORKSPACE[@]}" --lib --bins --test e2e
+    BUILT=$TARGET_DIR/debug # cargo's name for the directory of this one profile
+else
+    cargo build --profile "$PROFILE" --package pgpool_recovery --no-default-features --features "pg$(pg_major)"
+    cargo build --profile "$PROFILE" --package pgpool-recovery-agent --package pgpool-recovery-hook
+    BUILT=$TARGET_DIR/$PROFILE
+fi
 [ "${1:-}" != build ] || exit 0
 
 # put MODE FILE DESTINATION : install(1) makes a new file. Written over in place, a library crashes every server that

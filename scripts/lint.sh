@@ -17,8 +17,8 @@ case $(cargo clippy --version) in
         ;;
 esac
 cargo fmt --all --check
-cargo clippy --quiet --workspace --all-targets \
-    --no-default-features --features "pgpool_recovery/pg$(pg_major)" -- "${lints[@]}"
+workspace
+cargo clippy --quiet "${WORKSPACE[@]}" --all-targets --test e2e -- "${lints[@]}"
 scripts/check-house.sh
 for script in scripts/*.sh scripts/*/*.sh demo/*.sh demo/lib/*.sh .ci/run; do
     bash -n "$script"

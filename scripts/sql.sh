@@ -15,9 +15,8 @@ if ! cargo pgrx --version >/dev/null 2>&1; then
 fi
 generated=$(mktemp /tmp/pgpool-recovery-sql.XXXXXX)
 trap 'rm -f "$generated"' EXIT
-# cargo-pgrx reads the SQL from a section of the library. It would pass a linker flag that keeps the section where a linker
-# drops it, to every crate, so that all of them are built once more. Debian's linker keeps it here; where it is dropped,
-# cargo-pgrx says that it found no such section. The tests in the database need the flag.
-export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1
-cargo pgrx schema "pg$(pg_major)" --out "$generated"
+# cargo-pgrx reads the SQL from a section of the library. Rust's linker keeps it here; where one drops it, cargo-pgrx
+# says that it found no such section.
+PROFILE=dev scripts/install.sh build
+cargo pgrx schema "pg$(pg_major)" --skip-build --out "$generated"
 scripts/sql.py "$@" "$generated"

@@ -5,7 +5,7 @@
 #
 # Without arguments: unit monitoring fuzz indb e2e, in this order.
 #
-# unit  core, agent and hook, without PostgreSQL
+# unit  every crate, without a server
 # monitoring   the alerts and the dashboard in packaging, by promtool
 # fuzz  every decoder, for a few seconds each
 # indb  inside a PostgreSQL server, by cargo-pgrx
@@ -25,9 +25,9 @@ cd "$(dirname "$0")/.."
 say() { printf '\n== %s ==\n' "$*"; }
 
 unit() {
-    say "core, agent and hook"
-    cargo test --package pgpool-recovery-pgdata --package pgpool-recovery-core --package pgpool-recovery-agent \
-        --package pgpool-recovery-hook
+    say "every crate"
+    workspace
+    cargo test "${WORKSPACE[@]}" -- --skip server_tests::
 }
 
 monitoring() {
@@ -44,7 +44,7 @@ monitoring() {
 
 fuzz() {
     say "fuzzers"
-    scripts/fuzz.sh 5
+    PROFILE=dev scripts/fuzz.sh 5
 }
 
 indb() {
@@ -55,7 +55,12 @@ indb() {
     # shellcheck disable=SC2064 # the directory of now
     trap "as_root rm -rf '$home'" EXIT
     as_root chown postgres: "$home"
-    cargo pgrx test "pg$(pg_major)" --runas postgres --pgdata "$home/data"
+    # What `cargo pgrx test` does, for the packages that are built already: it would choose one of them. pgrx's harness has
+    # cargo-pgrx install the extension, with the features that it finds here.
+    workspace ,pg_test
+    CARGO_PGRX_TEST_RUNAS=postgres CARGO_PGRX_TEST_PGDATA=$home/data CARGO_PGRX=$PWD/scripts/cargo-pgrx.sh \
+        CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1 PGRX_BUILD_FLAGS="--workspace --test e2e" \
+        cargo test "${WORKSPACE[@]}" --lib -- server_tests::
     as_root rm -rf "$home"
     trap - EXIT
 }
@@ -74,21 +79,15 @@ installed() {
 e2e() {
     say "end to end"
     installed
-    if [ -n "${TESTS:-}" ]; then
-        # shellcheck disable=SC2086 # words
-        e2e_tests $TESTS
-        return
-    fi
-    cargo test --package pgpool-recovery-bench
-    cargo test --package pgpool-recovery-e2e --lib --bins
-    e2e_tests
+    # shellcheck disable=SC2086 # words
+    e2e_tests ${TESTS:-}
 }
 
 # The end-to-end tests, or those whose names hold one of these words. Most of them wait most of the time
 # (docs/decisions/2026-11-29-one-test-binary.md); those that need the machine for themselves see to that.
 e2e_tests() {
-    RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))} \
-        cargo test --package pgpool-recovery-e2e --test e2e -- "$@"
+    workspace
+    RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))} cargo test "${WORKSPACE[@]}" --test e2e -- "$@"
 }
 
 faults() {

@@ -1,6 +1,6 @@
 //! The end-to-end tests: one binary, one folder a subject. Each folder's `mod.rs` says what its modules test.
 //!
-//! `cargo test --package pgpool-recovery-e2e --test e2e -- refusals::check` runs one module.
+//! `make test-e2e TESTS=refusals::check` runs one module.
 
 mod agent;
 mod alone;

@@ -50,7 +50,7 @@ impl Host {
         let (near, far) = pipe::pair(&cancel);
         let receiver = Arc::clone(&self.receiver);
         let thread = std::thread::spawn(move || receiver.serve(far, &cancel));
-        Peer { link: near, thread }
+        Peer { link: near, served: Served(Some(thread)) }
     }
 
     /// A session on the directory, and what the receiver found.
@@ -117,9 +117,18 @@ impl Host {
     }
 }
 
+/// Dropped, it closes the link and waits until the receiver has let go of the directory: the next one is not to meet it.
 pub(crate) struct Peer {
     pub(crate) link: Link,
-    pub(crate) thread: JoinHandle<Result<(), Error>>,
+    served: Served,
+}
+
+struct Served(Option<JoinHandle<Result<(), Error>>>);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.0.take().map(JoinHandle::join);
+    }
 }
 
 impl Peer {
@@ -154,9 +163,9 @@ impl Peer {
     }
 
     /// What the receiver made of it.
-    pub(crate) fn end(self) -> Result<(), Error> {
+    pub(crate) fn end(mut self) -> Result<(), Error> {
         drop(self.link);
-        self.thread.join().expect("no panic")
+        self.served.0.take().expect("it is taken here only").join().expect("no panic")
     }
 
     #[track_caller]

@@ -68,11 +68,6 @@ fn is_run(line: &str, by: Option<&str>, makefile: &str) -> bool {
     let mut words = command.split_whitespace();
     match (words.next(), words.next()) {
         (Some("make"), Some(target)) => makefile.contains(&format!("\n{target}: ")),
-        (Some("cargo"), Some("test")) => {
-            let module = command.strip_prefix("cargo test --package pgpool-recovery-e2e --test e2e -- ");
-            let file = module.map(|module| format!("tests/tests/e2e/{}.rs", module.replace("::", "/")));
-            file.is_some_and(|file| project().join(file).is_file())
-        }
         (Some(script), _) => script.starts_with("scripts/") && project().join(script).is_file(),
         _ => false,
     }
