@@ -22,6 +22,7 @@ use crate::sys::FileId;
 use crate::sys::addresses::own_addresses;
 use crate::sys::cancel::Cancel;
 use crate::sys::clock;
+use crate::sys::libraries::Libraries;
 use crate::sys::machine::{boot_id, network};
 use crate::sys::process;
 use crate::sys::small_file;
@@ -129,6 +130,7 @@ pub(crate) fn inspect_opened(
     } else {
         None
     };
+    let server_release = server_release(cluster, cancel)?;
     Ok(TargetInfo {
         session: session.to_owned(),
         content: content(&look, directory, metadata.is_some(), &kept)?,
@@ -145,7 +147,9 @@ pub(crate) fn inspect_opened(
         marker,
         running,
         pg_version,
-        server_version: server_version(cluster, cancel)?,
+        server_version: server_release.as_deref().map(major_version),
+        server_release,
+        libraries: Some(Libraries::of_program(&cluster.bin_directory.join("postgres"), cancel)),
         identity: metadata.as_ref().map(FileId::from),
         wal_identity,
         linked_wal: wal.as_ref().map(|wal| wal.content),
@@ -382,8 +386,8 @@ pub(crate) fn was_shut_down(directory: &Path) -> bool {
             .is_some_and(|(control, _)| matches!(control.state, State::ShutDown | State::ShutDownInRecovery))
 }
 
-/// The major version of the server that will be started here.
-fn server_version(cluster: &Cluster, cancel: &Cancel) -> Result<Option<String>> {
+/// The release of the server that will be started here.
+fn server_release(cluster: &Cluster, cancel: &Cancel) -> Result<Option<String>> {
     let postgres = cluster.bin_directory.join("postgres");
     let outcome = process::run(process::command(&postgres, ["--version"]), Duration::from_secs(10), cancel)
         .map_err(|error| error.hint("Check bin_directory: it must hold the server's programs."))?;
@@ -401,13 +405,18 @@ fn server_version(cluster: &Cluster, cancel: &Cancel) -> Result<Option<String>> 
         ))
         .hint("Complete the installation of PostgreSQL there, or correct bin_directory in agent.toml."));
     }
-    Ok(major_version(&outcome.stdout))
+    Ok(release(&outcome.stdout))
 }
 
-/// The major version in what `postgres --version` says: "postgres (PostgreSQL) 15.18 (Debian ...)", "postgres
+/// The release in what `postgres --version` says: "postgres (PostgreSQL) 15.18 (Debian ...)", "postgres
 /// (PostgreSQL) 18beta1".
-fn major_version(said: &str) -> Option<String> {
-    let version = said.lines().find_map(|line| line.split_once("(PostgreSQL)"))?.1.trim_start();
-    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
-    (!digits.is_empty()).then_some(digits)
+fn release(said: &str) -> Option<String> {
+    let said = said.lines().find_map(|line| line.split_once("(PostgreSQL)"))?.1;
+    let release = said.split_whitespace().next()?;
+    release.starts_with(|c: char| c.is_ascii_digit()).then(|| release.to_owned())
+}
+
+/// The major version of a release: `15` of `15.18`, `18` of `18beta1`.
+fn major_version(release: &str) -> String {
+    release.chars().take_while(char::is_ascii_digit).collect()
 }

@@ -383,6 +383,8 @@ mod tests {
             running: None,
             pg_version: Some("15".to_owned()),
             server_version: Some("15".to_owned()),
+            server_release: Some("15.18".to_owned()),
+            libraries: None,
             identity: Some(file(9)),
             wal_identity: None,
             wal_directory: None,

@@ -9,6 +9,7 @@ pub(crate) mod direct;
 pub(crate) mod directory_lock;
 mod file_id;
 pub(crate) mod hexadecimal;
+pub mod libraries;
 pub mod lock;
 pub mod machine;
 pub mod parallel;

@@ -228,10 +228,18 @@ fn traces_of_a_backup_are_found_or_the_error_is_told() {
 
 #[test]
 fn a_servers_version_is_found_among_other_words() {
-    assert_eq!(major_version("postgres (PostgreSQL) 15.18 (Debian 15.18-1)").as_deref(), Some("15"));
-    assert_eq!(major_version("postgres (PostgreSQL) 18beta1").as_deref(), Some("18"));
-    assert_eq!(major_version("some words\npostgres (PostgreSQL) 13.1").as_deref(), Some("13"));
-    assert_eq!(major_version("libpq.so.5: no version information available"), None);
+    for (said, expected) in [
+        ("postgres (PostgreSQL) 15.18 (Debian 15.18-1)", Some(("15.18", "15"))),
+        ("postgres (PostgreSQL) 18beta1", Some(("18beta1", "18"))),
+        ("some words\npostgres (PostgreSQL) 13.1\n", Some(("13.1", "13"))),
+        ("libpq.so.5: no version information available", None),
+        ("postgres (PostgreSQL) ", None),
+        ("postgres (PostgreSQL) devel", None),
+    ] {
+        let found = release(said).map(|release| (release.clone(), major_version(&release)));
+        let expected = expected.map(|(release, major)| (release.to_owned(), major.to_owned()));
+        assert_eq!(found, expected, "{said}");
+    }
 }
 
 #[test]
@@ -240,7 +248,26 @@ fn the_loaders_warnings_are_no_version() {
     let program = "echo 'a b 99.9' >&2; echo 'postgres (PostgreSQL) 15.18'";
     process::tests::script(&top.path().join("postgres"), program);
     let cluster = Cluster { bin_directory: top.path().to_owned(), ..cluster(top.path()) };
-    assert_eq!(server_version(&cluster, &Cancel::new()).expect("ran").as_deref(), Some("15"));
+    assert_eq!(server_release(&cluster, &Cancel::new()).expect("ran").as_deref(), Some("15.18"));
+}
+
+#[test]
+fn the_server_that_would_be_started_is_told_and_an_older_agent_tells_less() {
+    let top = tempfile::tempdir().expect("temporary directory");
+    process::tests::script(&top.path().join("postgres"), "echo 'postgres (PostgreSQL) 15.18 (Debian)'");
+    let cluster = Cluster { bin_directory: top.path().to_owned(), ..cluster(&top.path().join("data")) };
+    let found = inspect(&cluster, &[], "session", None, &Cancel::new()).expect("inspected");
+    assert_eq!(
+        (found.server_version.as_deref(), found.server_release.as_deref()),
+        (Some("15"), Some("15.18"))
+    );
+    // of what runs the script
+    assert!(found.libraries.as_ref().is_some_and(|libraries| libraries.glibc.is_some()), "{found:?}");
+    let mut answer = serde_json::to_value(&found).expect("as it travels");
+    let fields = answer.as_object_mut().expect("an object");
+    assert!(fields.remove("server_release").is_some() && fields.remove("libraries").is_some());
+    let older: TargetInfo = serde_json::from_value(answer).expect("understood");
+    assert_eq!(older, TargetInfo { server_release: None, libraries: None, ..found });
 }
 
 #[test]
@@ -265,7 +292,7 @@ fn a_program_that_cannot_be_run_has_no_version() {
     let program = "echo 'error while loading shared libraries: libicuuc.so.72' >&2; exit 127";
     process::tests::script(&top.path().join("postgres"), program);
     let cluster = Cluster { bin_directory: top.path().to_owned(), ..cluster(top.path()) };
-    let error = server_version(&cluster, &Cancel::new()).expect_err("it would not start either");
+    let error = server_release(&cluster, &Cancel::new()).expect_err("it would not start either");
     assert_eq!(error.kind, Kind::TargetRefused);
     assert!(error.detail.is_some_and(|detail| detail.contains("libicuuc")) && error.hint.is_some());
 }

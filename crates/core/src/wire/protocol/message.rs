@@ -18,6 +18,7 @@ use crate::replication::recovery_settings::RecoverySettings;
 use crate::replication::standby::{Listening, ReplicationConfig, Standby};
 use crate::replication::streaming::Walreceiver;
 use crate::sys::FileId;
+use crate::sys::libraries::Libraries;
 use crate::sys::space::Pool;
 use crate::wire::protocol::describe::Description;
 use crate::wire::protocol::fence::Fenced;
@@ -372,6 +373,12 @@ pub struct TargetInfo {
     pub pg_version: Option<String>,
     /// Major version of the server that will be started: `15`.
     pub server_version: Option<String>,
+    /// Its release: `15.18`; `None` of an agent that does not tell it.
+    #[serde(default)]
+    pub server_release: Option<String>,
+    /// What it would sort text with; `None` of an agent that does not tell it.
+    #[serde(default)]
+    pub libraries: Option<Libraries>,
     /// What directory that is.
     pub identity: Option<FileId>,
     /// Where its pg_wal leads, where that is a link.
