@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 
 use pgdata::wal::Lsn;
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::preflight::hot_standby::Required;
+use pgpool_recovery_core::preflight::collation;
+use pgpool_recovery_core::preflight::slot_limits::Limits;
+use pgpool_recovery_core::preflight::standby_parameters::Required;
 use pgpool_recovery_core::replication::hot_standby;
 use pgpool_recovery_core::replication::own_address::Server;
 use pgpool_recovery_core::replication::streaming::Walsender;
@@ -15,7 +17,7 @@ use pgpool_recovery_core::sys::sockets;
 use pgrx::pg_sys;
 use serde::Deserialize;
 
-use super::query;
+use super::{compat, query};
 use crate::preflight::authority::Own;
 
 /// What a recovery must know about this server.
@@ -33,6 +35,8 @@ pub(crate) struct Primary {
     pub(crate) timeline: u32,
     /// As `server_version_num`: 150004 is 15.4.
     pub(crate) server_version_num: u32,
+    /// As `server_version`: `15.4 (Debian 15.4-1)`.
+    pub(crate) server_version: String,
     /// Bytes.
     pub(crate) block_size: u32,
     /// Bytes.
@@ -66,6 +70,7 @@ SELECT pg_catalog.jsonb_build_object(
     'system_identifier', (SELECT s.system_identifier FROM pg_catalog.pg_control_system() AS s),
     'timeline', (SELECT c.timeline_id FROM pg_catalog.pg_control_checkpoint() AS c),
     'server_version_num', pg_catalog.current_setting('server_version_num')::int4,
+    'server_version', pg_catalog.current_setting('server_version'),
     'block_size', pg_catalog.current_setting('block_size')::int4,
     'wal_segment_size', (SELECT i.bytes_per_wal_segment FROM pg_catalog.pg_control_init() AS i),
     'relation_segment_blocks', (SELECT i.blocks_per_segment FROM pg_catalog.pg_control_init() AS i),
@@ -255,6 +260,45 @@ pub(crate) fn check_free_slot() -> Result<()> {
         .hint(
             "Drop a slot that is no longer needed, or increase max_replication_slots and restart the server.",
         ))
+}
+
+/// What limits the slots of this server, and how much it writes. What a server does not know of these is NULL.
+pub(crate) fn slot_limits() -> Result<Limits> {
+    let sql = "SELECT pg_catalog.jsonb_build_object(
+                   'keep', pg_catalog.pg_size_bytes(pg_catalog.current_setting('max_slot_wal_keep_size')),
+                   'idle', EXTRACT(epoch FROM pg_catalog.current_setting('idle_replication_slot_timeout', true)::interval)::int8,
+                   'written', CASE WHEN pg_catalog.pg_is_in_recovery() THEN 0
+                       ELSE GREATEST(0, pg_catalog.pg_current_wal_lsn() - c.redo_lsn) END::int8,
+                   'within', GREATEST(0, EXTRACT(epoch FROM pg_catalog.clock_timestamp() - c.checkpoint_time))::int8)::text
+               FROM pg_catalog.pg_control_checkpoint() AS c";
+    let text = query::row(sql, &[])?.string("the limits of slots")?.unwrap_or_default();
+    serde_json::from_str(&text).map_err(|error| {
+        Error::new(Kind::Internal, "could not read the limits of slots").detail(format!("{error}."))
+    })
+}
+
+/// The databases that can be connected to, and their default collations. What a version does not record is NULL.
+pub(crate) fn collations() -> Result<Vec<collation::Database>> {
+    let sql = format!(
+        "SELECT d.datname::text, COALESCE(pg_catalog.to_jsonb(d) OPERATOR(pg_catalog.->>) 'datlocprovider', 'c'), d.datcollate::text,
+             pg_catalog.to_jsonb(d) OPERATOR(pg_catalog.->>) 'datcollversion', {}
+         FROM pg_catalog.pg_database AS d WHERE d.datallowconn ORDER BY d.oid",
+        compat::DATABASE_COLLATION_VERSION
+    );
+    let mut databases = Vec::new();
+    for mut row in query::rows(&sql, &[])? {
+        // a name in the encoding of another database
+        let mut text = || row.bytes().map(|text| String::from_utf8_lossy(&text).into_owned());
+        let (name, provider, collate) = (text(), text(), text());
+        databases.push(collation::Database {
+            name: name.unwrap_or_default(),
+            provider: provider.unwrap_or_default(),
+            collate: collate.unwrap_or_default(),
+            recorded: text(),
+            actual: text(),
+        });
+    }
+    Ok(databases)
 }
 
 /// This server's walsenders.

@@ -27,6 +27,14 @@ pub(super) const BACKUP_STOP: &str =
 pub(super) const BACKUP_STOP_NAME: &str =
     if cfg!(any(feature = "pg13", feature = "pg14")) { "pg_stop_backup" } else { "pg_backup_stop" };
 
+/// The version that the default collation of the database `d` has on this server. Up to 14 a database has no default collation but
+/// the C library's, and none is recorded.
+pub(super) const DATABASE_COLLATION_VERSION: &str = if cfg!(any(feature = "pg13", feature = "pg14")) {
+    "NULL::text"
+} else {
+    "pg_catalog.pg_database_collation_actual_version(d.oid)"
+};
+
 /// Makes undefined settings of this prefix an error, as PostgreSQL 15 and later can.
 pub(crate) fn reserve_setting_prefix(prefix: &'static CStr) {
     // SAFETY: a NUL-terminated string of static lifetime; called from _PG_init.

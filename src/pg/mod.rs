@@ -36,6 +36,7 @@ pub(crate) mod compat;
 pub(crate) mod horizon;
 pub(crate) mod interrupts;
 pub(crate) mod json;
+pub(crate) mod libc_version;
 pub(crate) mod log;
 pub(crate) mod memory;
 pub(crate) mod postmaster;

@@ -8,9 +8,8 @@ use pgpool_recovery_core::host::configured;
 use pgpool_recovery_core::host::inspect::myrecovery_path;
 use pgpool_recovery_core::manifest::exclude::{AUTO_CONF, MYRECOVERY_CONF, POSTGRESQL_CONF};
 use pgpool_recovery_core::manifest::path::RelPath;
-use pgpool_recovery_core::preflight::Finding;
-use pgpool_recovery_core::preflight::hot_standby::finding;
-use pgpool_recovery_core::replication::hot_standby;
+use pgpool_recovery_core::preflight::{Finding, conflicting_settings, standby_parameters};
+use pgpool_recovery_core::replication::hot_standby::{self, Setting};
 use pgpool_recovery_core::replication::recovery_settings::RecoverySettings;
 use pgpool_recovery_core::replication::recovery_settings::judge_copies;
 use pgpool_recovery_core::wire::protocol::message::TargetInfo;
@@ -27,21 +26,36 @@ impl PrimaryFacts {
     pub(crate) fn configuration_findings(&self, target: &TargetInfo) -> Vec<Finding> {
         let said = self.recovery_settings(target);
         let answer = self.configuration(target).and_then(|found| {
-            said.demand_no_conflict("The configuration that the standby would have")?;
             let own = [target.directory.as_path(), Path::new(&self.request.dest_dir)];
             said.demand_own_directory("The configuration that the standby would have", &own)?;
             let is_copied = |path: &Path| self.is_copied(target, path);
             said.demand_readable("The configuration that the standby would have", is_copied)?;
             Ok(found)
         });
+        let settings = self.hot_standby(target);
+        let off = settings.as_ref().and_then(|(main, auto)| standby_parameters::switched_off(main, auto));
         let mut findings =
-            vec![Finding::new("configuration", answer), Finding::advice("recovery_settings", said.advice())];
-        findings.extend(self.hot_standby(target));
+            vec![Finding::new("configuration", answer), conflicting_settings::finding(&said, off)];
+        findings.extend(settings.as_ref().map(|settings| self.standby_parameters(target, settings)));
         findings
     }
 
-    /// Whether the server would start as a standby of this one; `None`: its configuration is not known.
-    fn hot_standby(&self, target: &TargetInfo) -> Option<Finding> {
+    /// Whether the server would start as a standby of this one.
+    fn standby_parameters(
+        &self,
+        target: &TargetInfo,
+        (main, auto): &(Vec<Setting>, Vec<Setting>),
+    ) -> Finding {
+        let found = standby_parameters::finding(main, auto, &self.hot_standby);
+        // what a file says that the copy is going to bring is not known yet; a start tells
+        let is_complete =
+            !target.hot_standby.absent.iter().any(|path| self.is_copied(target, Path::new(path)));
+        if is_complete { found } else { Finding::advice(found.step, found.answer) }
+    }
+
+    /// What the server will read about hot standby, first in its main configuration and then in postgresql.auto.conf; `None`: its
+    /// configuration is not known.
+    fn hot_standby(&self, target: &TargetInfo) -> Option<(Vec<Setting>, Vec<Setting>)> {
         let copied = |file: &Path| hot_standby::settings(&Reading::of(file, None));
         let main = if self.keeps_main_configuration(target) {
             target.hot_standby.main.clone()?
@@ -55,11 +69,7 @@ impl PrimaryFacts {
         } else {
             copied(&self.data_directory.join(AUTO_CONF))
         };
-        let found = finding(&main, &auto, &self.hot_standby);
-        // what a file says that the copy is going to bring is not known yet; a start tells
-        let is_complete =
-            !target.hot_standby.absent.iter().any(|path| self.is_copied(target, Path::new(path)));
-        Some(if is_complete { found } else { Finding::advice(found.step, found.answer) })
+        Some((main, auto))
     }
 
     /// Whether the copy brings this file of the target's.

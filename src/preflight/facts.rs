@@ -12,7 +12,7 @@ use pgpool_recovery_core::manifest::Side;
 use pgpool_recovery_core::manifest::path::{RelPath, normalize_directory};
 use pgpool_recovery_core::manifest::scan::tablespace_links;
 use pgpool_recovery_core::preflight::PrimaryIdentity;
-use pgpool_recovery_core::preflight::hot_standby::Required;
+use pgpool_recovery_core::preflight::standby_parameters::Required;
 use pgpool_recovery_core::replication::naming::{self, Node};
 use pgpool_recovery_core::replication::own_address::Server;
 use pgpool_recovery_core::replication::standby::passfile_inside;

@@ -2,7 +2,7 @@
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::manifest::plan::Tablespace;
-use pgpool_recovery_core::preflight::Finding;
+use pgpool_recovery_core::preflight::{Finding, slot_limits};
 
 use crate::pg::{catalog, slot};
 use crate::preflight::PrimaryFacts;
@@ -16,9 +16,17 @@ impl PrimaryFacts {
             Finding::new("wal_level", self.wal_level()),
             Finding::new("wal_senders", self.wal_senders(self.primary.used_wal_senders)),
             Finding::new("replication_slot", self.replication_slot()?),
+            self.slot_limits()?,
             Finding::new("replication_user", replication_user(user, catalog::role(user)?)),
             Finding::new("tablespaces", tablespaces.map(|spaces| format!("{} to map", spaces.len()))),
         ])
+    }
+
+    fn slot_limits(&self) -> Result<Finding> {
+        if self.slot_name.is_empty() {
+            return Ok(Finding::advice("slot_limits", Ok("no slot is used".to_owned())));
+        }
+        Ok(slot_limits::finding(catalog::slot_limits()?, u64::from(self.primary.wal_segment_size)))
     }
 
     fn not_in_recovery(&self) -> Result<String> {

@@ -6,14 +6,15 @@ use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::host::policy::resolve;
 use pgpool_recovery_core::manifest::path::normalize_directory;
 use pgpool_recovery_core::manifest::plan::Plan;
-use pgpool_recovery_core::preflight::{self, Finding, OwnWal, Strategy};
+use pgpool_recovery_core::preflight::{self, Finding, OwnWal, Strategy, collation, minor_versions};
 use pgpool_recovery_core::sender::{Planned, Session};
 use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::sys::libraries::{Libraries, loaded_icu};
 use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::protocol::message::{PlanHeader, TargetInfo};
 
 use crate::pg::threads::DropAside;
-use crate::pg::{backup, catalog};
+use crate::pg::{backup, catalog, libc_version};
 use crate::preflight::PrimaryFacts;
 use crate::run::Run;
 use crate::settings::Overwrite;
@@ -39,6 +40,10 @@ impl PrimaryFacts {
             // a call that is to start the server fails without this
             finding.is_advice &= !(finding.step == "start_command" && self.settings.start);
         }
+        findings
+            .extend(minor_versions::finding(&self.primary.server_version, target.server_release.as_deref()));
+        let libraries = Libraries { glibc: libc_version::glibc(), icu: loaded_icu() };
+        findings.push(collation::finding(&libraries, target.libraries.as_ref(), &catalog::collations()?));
         findings.extend(self.configuration_findings(target));
         Ok(findings)
     }

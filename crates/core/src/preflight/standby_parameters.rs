@@ -9,7 +9,7 @@ use crate::replication::hot_standby::{HOT_STANDBY, Setting};
 use crate::replication::recovery_settings::Place;
 
 /// The step of the check that this is.
-const STEP: &str = "hot_standby";
+const STEP: &str = "standby_parameters";
 
 /// One of the parameters as the primary has it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -26,21 +26,15 @@ pub struct Required {
 
 /// Whether a standby whose server reads `main` and then `auto` starts as one of a primary that has `required`.
 pub fn finding(main: &[Setting], auto: &[Setting], required: &[Required]) -> Finding {
-    let said = |name: &str| {
-        let of = |settings: &[Setting]| settings.iter().find(|setting| setting.place.what == name).cloned();
-        of(auto).or_else(|| of(main))
-    };
-    if let Some(off) = said(HOT_STANDBY).filter(|setting| is_off(&setting.value)) {
-        let error =
-            Error::new(Kind::WrongState, format!("hot_standby is off in {}", off.place.at()))
-                .detail("The standby will follow, but accept no connections: pgpool_remote_start waits for them in vain.")
-                .hint("Set hot_standby = on there.");
-        return Finding::advice(STEP, Err(error));
+    if let Some(off) = switched_off(main, auto) {
+        let nothing = format!("nothing is compared: {HOT_STANDBY} is off in {}", off.place.at());
+        return Finding::new(STEP, Ok(nothing));
     }
+    let said = |name: &str| last(main, auto, name);
     let too_small: Vec<Short<'_>> = required
         .iter()
         .filter_map(|required| {
-            let setting = said(&required.name);
+            let setting = said(&required.name).cloned();
             // a value that is no number keeps a server from reading its configuration, which is another question
             let value = setting.as_ref().map_or(Some(required.default), |setting| integer(&setting.value))?;
             (value < required.value).then_some(Short { required, value, place: setting.map(|s| s.place) })
@@ -59,6 +53,17 @@ pub fn finding(main: &[Setting], auto: &[Setting], required: &[Required]) -> Fin
         .detail(detail)
         .hint(format!("{}.", hints.join("; ")));
     if first.may_be_overridden() { Finding::advice(STEP, Err(error)) } else { Finding::new(STEP, Err(error)) }
+}
+
+/// The setting with which the standby accepts no connections, if it has that.
+pub fn switched_off<'a>(main: &'a [Setting], auto: &'a [Setting]) -> Option<&'a Setting> {
+    last(main, auto, HOT_STANDBY).filter(|setting| is_off(&setting.value))
+}
+
+/// The setting of a parameter that counts.
+fn last<'a>(main: &'a [Setting], auto: &'a [Setting], name: &str) -> Option<&'a Setting> {
+    let of = |settings: &'a [Setting]| settings.iter().find(|setting| setting.place.what == name);
+    of(auto).or_else(|| of(main))
 }
 
 /// A parameter of which the standby would have too little.
@@ -216,16 +221,18 @@ mod tests {
     #[test]
     fn without_hot_standby_nothing_is_compared_and_that_is_told() {
         for off in ["off", "OF", "false", "f", "no", "0"] {
-            let found = found(&format!("max_connections = 1\nhot_standby = {off}\n"), "", DEFAULTS);
-            assert!(found.is_advice, "{off}");
-            let error = found.answer.expect_err("told");
-            assert!(error.message.contains("line 2") && error.hint.is_some(), "{error:?}");
+            let [main, auto] = said(&format!("max_connections = 1\nhot_standby = {off}\n"), "");
+            assert_eq!(switched_off(&main, &auto).map(|setting| setting.place.line), Some(2), "{off}");
+            let answer = finding(&main, &auto, &required(DEFAULTS)).answer.expect("no reason to refuse");
+            assert!(answer.contains("hot_standby is off in") && answer.contains("line 2"), "{answer}");
         }
         for on in ["on", "true", "1", "o", "x"] {
-            assert!(!found(&format!("hot_standby = {on}\n"), "", DEFAULTS).is_advice, "{on}");
+            let [main, auto] = said(&format!("hot_standby = {on}\n"), "");
+            assert_eq!(switched_off(&main, &auto), None, "{on}");
         }
-        let found = found("hot_standby = off\n", "hot_standby = on\n", DEFAULTS);
-        assert!(found.answer.is_ok(), "the file that is read last counts");
+        let [main, auto] = said("max_connections = 1\nhot_standby = off\n", "hot_standby = on\n");
+        assert_eq!(switched_off(&main, &auto), None, "the file that is read last counts");
+        assert!(finding(&main, &auto, &required(DEFAULTS)).answer.is_err());
     }
 
     #[test]
