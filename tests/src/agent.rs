@@ -5,7 +5,7 @@ use std::process::{Command, ExitStatus};
 
 use rustix::process::Signal;
 
-use crate::host::{Host, as_process_1};
+use crate::host::{Host, among_mounts, as_process_1};
 use crate::ports::Port;
 use crate::process::{self, Daemon, Finished};
 use crate::scratch::Scratch;
@@ -18,11 +18,20 @@ pub struct Agent {
     config: PathBuf,
     log: PathBuf,
     host: Host,
-    /// Whether it is process 1 of a namespace.
-    contained: bool,
+    container: Container,
     port: u16,
     /// None: a port of a namespace, which no other process can take.
     _claim: Option<Port>,
+}
+
+/// What it has of its own.
+#[derive(Debug, Clone)]
+enum Container {
+    None,
+    /// A pid namespace, in which it is process 1.
+    Processes,
+    /// A mount namespace, in which each first file lies over the second one.
+    Mounts(Vec<(PathBuf, PathBuf)>),
 }
 
 impl Agent {
@@ -37,13 +46,13 @@ impl Agent {
     /// An agent on a port of the caller's choice.
     pub fn start_at(scratch: &Scratch, host: &Host, port: u16, secret: &Path, directories: &[&Path]) -> Self {
         let text = config(&format!("0.0.0.0:{port}"), secret, directories);
-        Self::start_on(scratch, host, port, &text, false)
+        Self::start_on(scratch, host, port, &text, Container::None)
     }
 
     /// The same with these `[[cluster]]` sections.
     pub fn start_at_with(scratch: &Scratch, host: &Host, port: u16, secret: &Path, clusters: &str) -> Self {
         let text = config(&format!("0.0.0.0:{port}"), secret, &[]) + clusters;
-        Self::start_on(scratch, host, port, &text, false)
+        Self::start_on(scratch, host, port, &text, Container::None)
     }
 
     /// An agent that is process 1 of a pid namespace of its own, as in a container. End it with [`Self::kill`].
@@ -51,7 +60,23 @@ impl Agent {
         let claim = Port::claim();
         let port = claim.number();
         let text = config(&format!("0.0.0.0:{port}"), secret, directories);
-        let mut agent = Self::start_on(scratch, &Host::here(), port, &text, true);
+        let mut agent = Self::start_on(scratch, &Host::here(), port, &text, Container::Processes);
+        agent._claim = Some(claim);
+        agent
+    }
+
+    /// An agent that sees other files than the rest of this machine: each first one in the place of the second one.
+    pub fn start_among_mounts(
+        scratch: &Scratch,
+        secret: &Path,
+        directories: &[&Path],
+        mounts: &[(PathBuf, PathBuf)],
+    ) -> Self {
+        let claim = Port::claim();
+        let port = claim.number();
+        let text = config(&format!("0.0.0.0:{port}"), secret, directories);
+        let mut agent =
+            Self::start_on(scratch, &Host::here(), port, &text, Container::Mounts(mounts.to_vec()));
         agent._claim = Some(claim);
         agent
     }
@@ -61,17 +86,17 @@ impl Agent {
         let claim = Port::claim();
         let port = claim.number();
         let text = config(&format!("0.0.0.0:{port}"), secret, &[]) + clusters;
-        let mut agent = Self::start_on(scratch, host, port, &text, false);
+        let mut agent = Self::start_on(scratch, host, port, &text, Container::None);
         agent._claim = Some(claim);
         agent
     }
 
-    fn start_on(scratch: &Scratch, host: &Host, port: u16, text: &str, contained: bool) -> Self {
+    fn start_on(scratch: &Scratch, host: &Host, port: u16, text: &str, container: Container) -> Self {
         let name = format!("agent-{}-{port}", host.address());
         let config = scratch.write(format!("{name}.toml"), text, 0o600);
         let log = scratch.join(format!("{name}.log"));
-        let daemon = Daemon::spawn(serve(host, &config, contained), &log, Signal::TERM);
-        let mut agent = Self { daemon, config, log, host: host.clone(), contained, port, _claim: None };
+        let daemon = Daemon::spawn(serve(host, &config, &container), &log, Signal::TERM);
+        let mut agent = Self { daemon, config, log, host: host.clone(), container, port, _claim: None };
         agent.wait_until_listening();
         agent
     }
@@ -124,7 +149,8 @@ impl Agent {
 
     /// Starts it again on the same port with the same configuration.
     pub fn restart(&mut self) {
-        self.daemon = Daemon::spawn(serve(&self.host, &self.config, self.contained), &self.log, Signal::TERM);
+        self.daemon =
+            Daemon::spawn(serve(&self.host, &self.config, &self.container), &self.log, Signal::TERM);
         self.wait_until_listening();
     }
 
@@ -148,13 +174,14 @@ impl Agent {
     }
 }
 
-fn serve(host: &Host, config: &Path, contained: bool) -> Command {
+fn serve(host: &Host, config: &Path, container: &Container) -> Command {
     let mut command = host.agent();
     command.args(["serve", "--config"]).arg(config);
-    if !contained {
-        return command;
+    match container {
+        Container::None => command,
+        Container::Processes => as_process_1(&command),
+        Container::Mounts(mounts) => among_mounts(&command, mounts),
     }
-    as_process_1(&command)
 }
 
 /// The text of an agent.toml.

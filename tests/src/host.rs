@@ -80,10 +80,26 @@ impl Host {
 
 /// A command of [`Host::here`] that is process 1 of a pid namespace of its own, as in a container without an init.
 pub fn as_process_1(command: &Command) -> Command {
+    unshared(command, &["--pid", "--fork", "--kill-child", "--mount-proc"])
+}
+
+/// A command of [`Host::here`] in a mount namespace of its own, in which each first file lies over the second one.
+pub fn among_mounts(command: &Command, mounts: &[(PathBuf, PathBuf)]) -> Command {
+    let script =
+        "while [ \"$1\" != -- ]; do mount --bind \"$1\" \"$2\" || exit; shift 2; done; shift; exec \"$@\"";
+    let mut arguments: Vec<&OsStr> =
+        ["--mount", "--propagation", "private", "sh", "-c", script, "sh"].map(OsStr::new).into();
+    arguments.extend(mounts.iter().flat_map(|(file, over)| [file.as_os_str(), over.as_os_str()]));
+    arguments.push(OsStr::new("--"));
+    unshared(command, &arguments)
+}
+
+/// The command behind these arguments of unshare.
+fn unshared(command: &Command, arguments: &[impl AsRef<OsStr>]) -> Command {
     // entering a namespace takes root, so setpriv gives it up inside
     let account = account::postgres();
     let mut unshare = Command::new("unshare");
-    unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc", "setpriv", "--clear-groups"]);
+    unshare.args(arguments).args(["setpriv", "--clear-groups"]);
     unshare.args(["--reuid", &account.uid.to_string(), "--regid", &account.gid.to_string()]);
     unshare.arg(command.get_program()).args(command.get_args()).env_clear().current_dir("/");
     unshare.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));

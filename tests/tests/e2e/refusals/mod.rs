@@ -1,5 +1,6 @@
 //! What is refused: an ERROR that explains itself, a target as it was, nothing left on the primary.
 
+mod advice; // what is told before a run and stops none: releases, libraries, limits of slots, settings without effect
 mod arguments_and_targets; // NULLs, unusable text, unknown options, targets that must not be replaced, privileges to call
 mod cannot_tell; // what cannot be looked at is no "no"
 mod changed_meanwhile; // targets that another tool changes, and targets that hold what the primary never saw

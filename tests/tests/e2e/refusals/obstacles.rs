@@ -409,7 +409,7 @@ fn the_layout_of_debian() {
     let own = etc.join("conf.d/own.conf");
     write_bytes(&own, &[BYTES, b"max_connections = 20\n"].concat());
     hosts.assert_refused(
-        "hot_standby",
+        "standby_parameters",
         "55000",
         &["max_connections is 20", "own.conf\" line 3", "to 50 or more"],
     );
@@ -441,14 +441,18 @@ fn parameters_that_hot_standby_needs() {
     ] {
         write_as_postgres(&configuration, &format!("{own}{name} = {value}\n"), 0o600);
         let (is, place) = (format!("{name} is {value}"), format!("postgresql.conf\" line {}", lines + 1));
-        hosts.assert_refused("hot_standby", "55000", &[&is, &place]);
+        hosts.assert_refused("standby_parameters", "55000", &[&is, &place]);
     }
     // the primary's postgresql.auto.conf, which the standby gets, is read last
     write_as_postgres(&configuration, &format!("{own}max_connections = 49\n"), 0o600);
     hosts.primary.execute("ALTER SYSTEM SET max_connections = 50");
     hosts.assert_works();
     hosts.primary.execute("ALTER SYSTEM SET max_connections = 48");
-    hosts.assert_refused("hot_standby", "55000", &["max_connections is 48", "postgresql.auto.conf\" line"]);
+    hosts.assert_refused(
+        "standby_parameters",
+        "55000",
+        &["max_connections is 48", "postgresql.auto.conf\" line"],
+    );
     hosts.primary.execute("ALTER SYSTEM RESET max_connections");
     write_as_postgres(&configuration, &own, 0o600);
 
@@ -456,8 +460,9 @@ fn parameters_that_hot_standby_needs() {
     write_as_postgres(&configuration, &format!("{own}max_connections = 1\nhot_standby = off\n"), 0o600);
     for &transport in hosts.transports {
         let rows = hosts.check(transport);
-        let (ok, said, hint) = &rows["hot_standby"];
+        let (ok, said, hint) = &rows["conflicting_settings"];
         assert!(!ok && said.contains("hot_standby is off in") && !hint.is_empty(), "{rows:#?}");
+        assert!(rows["standby_parameters"].1.contains("nothing is compared"), "{rows:#?}");
         let report = hosts.recovery(transport).option("dry_run", true).run(&hosts.primary);
         assert!(report.at("/warnings").to_string().contains("hot_standby is off"), "{}", report.0);
     }
@@ -470,7 +475,7 @@ fn parameters_that_hot_standby_needs() {
     start.arg("-l").arg(hosts.scratch.join("primary.log"));
     process::run(start).ok();
     for &transport in hosts.transports {
-        let (ok, said, _) = &hosts.check(transport)["hot_standby"];
+        let (ok, said, _) = &hosts.check(transport)["standby_parameters"];
         assert!(
             !ok && said.contains("max_connections is 50") && said.contains("60 on the primary"),
             "{said}"
@@ -492,7 +497,7 @@ fn a_new_standby_of_a_primary_whose_configuration_was_changed_but_not_restarted(
     hosts.primary.append_conf("max_connections", 20);
     hosts.options.insert("dest_port", json!(hosts.target.port()));
     hosts.assert_refused(
-        "hot_standby",
+        "standby_parameters",
         "55000",
         &["max_connections is 20", "primary/postgresql.conf\" line"],
     );

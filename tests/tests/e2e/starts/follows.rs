@@ -215,25 +215,33 @@ fn what_cannot_be_overridden_is_refused_by_file_and_line() {
     let auto = target.directory().join("postgresql.auto.conf");
     let (own, clean) = (target.directory().join("postgresql.conf"), fs::read(&auto).expect("it"));
     let (own_clean, more) = (fs::read(&own).expect("it"), target.directory().join("more.conf"));
-    let check = || -> (bool, String) {
-        let sql = "SELECT ok, detail FROM pgpool_recovery_check($1, $2, $3, $4) WHERE step = 'configuration'";
+    let check = |step: &str| -> (bool, String) {
+        let sql = "SELECT ok, detail FROM pgpool_recovery_check($1, $2, $3, $4) WHERE step = $5";
         let (port, options) = (i32::from(primary.port()), json!({ "keep_files": keep }));
-        let row =
-            primary.connect().query_one(sql, &[&"localhost", &target.dir(), &port, &options]).expect(sql);
+        let row = primary
+            .connect()
+            .query_one(sql, &[&"localhost", &target.dir(), &port, &options, &step])
+            .expect(sql);
         (row.get(0), row.get(1))
     };
-    for (file, line, place) in [
-        (&auto, "recovery_target = 'immediate'\n", "postgresql.auto.conf\" line "),
-        (&auto, "primary_conninfo = 'host=other password=hidden'\n", "postgresql.auto.conf\" line "),
-        (&auto, "include 'more.conf'\n", "more.conf\" line 2"),
-        (&own, "Recovery_Target_Xid = '7'\n", "postgresql.conf\" line "),
-        (&own, "include 'none.conf'\n", "none.conf"),
-        (&own, "port = \n", "postgresql.conf\" line "),
+    let (conflict, unreadable) = ("conflicting_settings", "configuration");
+    for (file, line, step, place) in [
+        (&auto, "recovery_target = 'immediate'\n", conflict, "postgresql.auto.conf\" line "),
+        (
+            &auto,
+            "primary_conninfo = 'host=other password=hidden'\n",
+            conflict,
+            "postgresql.auto.conf\" line ",
+        ),
+        (&auto, "include 'more.conf'\n", conflict, "more.conf\" line 2"),
+        (&own, "Recovery_Target_Xid = '7'\n", conflict, "postgresql.conf\" line "),
+        (&own, "include 'none.conf'\n", unreadable, "none.conf"),
+        (&own, "port = \n", unreadable, "postgresql.conf\" line "),
     ] {
         append(&more, b"\nprimary_slot_name = 'x'\n");
         append(file, line.as_bytes());
         let before = Snapshot::of(target.directory());
-        let (ok, detail) = check();
+        let (ok, detail) = check(step);
         assert!(!ok && detail.contains(place) && !detail.contains("hidden"), "{line}: {detail}");
         recovery().fail(&primary).expect("55000").says(place);
         before.assert_unchanged(target.directory());
@@ -241,7 +249,7 @@ fn what_cannot_be_overridden_is_refused_by_file_and_line() {
         fs::write(&own, &own_clean).expect("write");
         fs::remove_file(&more).expect("remove");
     }
-    assert!(check().0);
+    assert!(check(conflict).0 && check(unreadable).0);
     // a delay that the standby's own ALTER SYSTEM set, in a file that is kept on purpose, is the operator's
     append(&auto, b"recovery_min_apply_delay = '10ms'\n");
     let report = recovery().run(&primary);
