@@ -3,32 +3,30 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
+use std::ops::Deref;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use pgpool_recovery_e2e::agent::{self, Agent};
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, Transport, account, probe, process, server};
+use pgpool_recovery_e2e::agent::Agent;
+use pgpool_recovery_e2e::{Host, Scratch, Stage, Transport, account, process, server};
 use serde_json::{Value, json};
 
 use super::obstacles::{Hosts, write_bytes};
 
 /// A primary, the place of a target, and a secret for an agent that a test starts.
-struct Place {
-    primary: Cluster,
-    target: Cluster,
-    secret: PathBuf,
-    scratch: Scratch,
+struct Place(Stage);
+
+impl Deref for Place {
+    type Target = Stage;
+
+    fn deref(&self) -> &Stage {
+        &self.0
+    }
 }
 
 impl Place {
     fn new() -> Self {
-        let scratch = Scratch::new();
-        let secret = agent::secret(&scratch, "secret");
-        let primary = probe::quiet(Cluster::place(&scratch, &Host::here(), "primary"))
-            .with("pgpool_recovery.secret_file", secret.display())
-            .into_primary();
-        let target = Cluster::place(&scratch, &Host::here(), "target");
-        Self { primary, target, secret, scratch }
+        Self(Stage::builder().quiet().build())
     }
 
     /// A row of the check: whether it is good, and all that it says.
@@ -45,9 +43,9 @@ impl Place {
     fn assert_told(&self, step: &str, options: &Value, words: &[&str]) {
         let (ok, said) = self.row(step, options);
         assert!(!ok, "{said}");
-        let recovery = Recovery::of(&self.target, &self.primary).option("dest_port", self.target.port());
         let options = options.as_object().expect("options").iter();
-        let recovery = options.fold(recovery, |recovery, (name, value)| recovery.option(name, value.clone()));
+        let recovery =
+            options.fold(self.recovery(), |recovery, (name, value)| recovery.option(name, value.clone()));
         let report = recovery.option("dry_run", true).run(&self.primary);
         let warnings = report.at("/warnings").as_array().expect("warnings");
         let texts: Vec<&str> = warnings.iter().filter_map(Value::as_str).collect();
@@ -151,12 +149,13 @@ fn another_c_library_on_the_targets_host() {
         "{said}"
     );
     let differ = format!("glibc is {here} here and {there} on the target's host");
-    place.assert_told("collation", &through, &[&differ, "the text of database \"sorted\".", "REINDEX"]);
+    place.assert_told("collation", &through, &[&differ, "the text of database \"sorted\"."]);
+    assert!(place.row("collation", &through).1.contains("REINDEX"), "what to do");
     if server::major() >= 15 {
         place.primary.execute("UPDATE pg_database SET datcollversion = '2.1' WHERE datname = 'sorted'");
         let made =
             format!("database \"sorted\" was made with collation version 2.1, and this primary has {here}");
-        place.assert_told("collation", &local, &[&made, "REINDEX"]);
+        place.assert_told("collation", &local, &[&made]);
         place.assert_told("collation", &through, &[&differ, &made]);
     }
 }
