@@ -124,6 +124,35 @@ pub(super) fn abort_backup_argument() -> pg_sys::Datum {
     pg_sys::Datum::from(false)
 }
 
+unsafe extern "C-unwind" {
+    // the server's handler itself: pgrx has a wrapper of it, which is no handler (tcop/tcopprot.h)
+    fn die(signal: std::ffi::c_int);
+}
+
+/// Has SIGTERM remembered until the process next looks at interrupts, as in a backend.
+///
+/// # Safety
+/// The process must look at interrupts.
+pub(super) unsafe fn remember_sigterm() {
+    let signal = pg_sys::SIGTERM as std::ffi::c_int;
+    // SAFETY: installs the server's own handler, which only sets flags and a latch.
+    #[cfg(any(feature = "pg13", feature = "pg14", feature = "pg15", feature = "pg16", feature = "pg17"))]
+    unsafe {
+        pg_sys::pqsignal(signal, Some(die));
+    }
+    // SAFETY: as above; the backend's function has a name of its own.
+    #[cfg(not(any(
+        feature = "pg13",
+        feature = "pg14",
+        feature = "pg15",
+        feature = "pg16",
+        feature = "pg17"
+    )))]
+    unsafe {
+        pg_sys::pqsignal_be(signal, Some(die));
+    }
+}
+
 /// The socket of the session's client; `None` in a process that serves none.
 pub(super) fn client_socket() -> Option<i32> {
     // SAFETY: MyProcPort is null in background processes, else it points to the session's Port for the

@@ -28,6 +28,18 @@ pub(crate) fn check() {
     pgrx::check_for_interrupts!();
 }
 
+/// A background worker's first act: from here on signals reach it, and it must [`check`].
+///
+/// A worker that sets no handler of its own has `bgworker_die()` (bgworker.c), which raises FATAL inside the signal handler,
+/// wherever the process is: in the middle of a COMMIT that is a PANIC, which ends every session of the server.
+pub(super) fn worker_begins() {
+    // SAFETY: called once, when a background worker begins. The order is that of worker_spi.c.
+    unsafe {
+        compat::remember_sigterm();
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
 /// Whether the next [`check`] will end the process. What must not outlive it is stopped before.
 pub(crate) fn terminating() -> bool {
     // SAFETY: reads a flag that a signal handler sets (sig_atomic_t); a stale value is corrected by

@@ -13,6 +13,7 @@
 //! |---|---|---|
 //! | [`log`] | `errstart`, `errcode`, `errmsg_internal`, `errdetail_internal`, `errhint`, `errhidestmt`, `errfinish` | called inside `pg_guard_ffi_boundary`, which is what the wrappers use, by a closure that owns nothing |
 //! | [`checkpoint`] | `RequestCheckpoint`, for which pgrx has no wrapper | called inside `pg_guard_ffi_boundary`, by a closure that owns nothing |
+//! | [`compat`] | `die` | a signal handler, which the server calls and which sets flags |
 //! | [`memory`] | `mmap`, `munmap`, `malloc`, `free`, `gettid`, `getpid`, `pthread_create`, `__cxa_thread_atexit_impl` | libc's; they raise nothing |
 //! | [`horizon`] | `ActivePortal` with its query, plan and snapshot; `XactIsoLevel` | variables of this process, and what the statement that called us has; read, and the pointers to the snapshot set |
 //! | [`horizon`] | `dladdr` | libc's; it raises nothing |

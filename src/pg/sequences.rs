@@ -14,7 +14,7 @@ use pgrx::{pg_guard, pg_sys};
 
 use super::catalog::Database;
 use super::raised::{self, Raised};
-use super::{cleanup, compat, query, threads};
+use super::{cleanup, compat, interrupts, query, threads};
 
 /// How many sequences are locked at a time.
 const BATCH: usize = 200;
@@ -161,10 +161,10 @@ impl Drop for Segment {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn pgpool_recovery_flush_sequences(argument: pg_sys::Datum) {
     let handle = argument.value() as pg_sys::dsm_handle;
+    interrupts::worker_begins();
     // SAFETY: called by the server when a background worker begins. The segment is attached until the process ends, and this
     // process alone writes to it. What fails raises an ERROR, which ends the process.
     unsafe {
-        pg_sys::BackgroundWorkerUnblockSignals();
         let segment = pg_sys::dsm_attach(handle);
         if segment.is_null() {
             // the session that asked is gone
@@ -244,6 +244,7 @@ fn flush_all() -> Result<Flushed> {
         flushed += transaction(|| {
             let mut flushed = 0;
             for sequence in batch {
+                interrupts::check();
                 flushed += u64::from(flush_one(*sequence)?);
             }
             Ok(flushed)

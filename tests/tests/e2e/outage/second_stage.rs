@@ -1,6 +1,7 @@
 //! The second stage of native replication and snapshot isolation mode, called as Pgpool-II calls it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::recovery::{remote_start, try_remote_start};
@@ -342,4 +343,56 @@ fn a_sequence_that_is_used_after_its_turn_is_flushed_again() {
         holder.batch_execute("COMMIT").expect("ended");
     });
     assert_independent(&main, &node);
+}
+
+/// The background worker that flushes the sequences of the first database.
+const WORKER: &str = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'pgpool_recovery sequences' AND datname = 'postgres'";
+
+/// Each COMMIT of the worker takes a tenth of a second, of which most is no place to end a process in.
+#[test]
+fn a_second_stage_that_is_ended_while_it_flushes_ends_nothing_else() {
+    let scratch = Scratch::new();
+    let main = stages::node(&scratch, "main").with("fsync", "on").with("commit_siblings", 0);
+    let main = main.with("commit_delay", 100_000).with("max_locks_per_transaction", 500).into_primary();
+    main.execute(
+        "DO $$ BEGIN FOR n IN 1..800 LOOP EXECUTE format('CREATE SEQUENCE many_%s', n); END LOOP; END $$",
+    );
+    let node = stages::node(&scratch, "node");
+    run(&main, FIRST, &node);
+    let use_all = "SELECT count(nextval(oid::regclass)) FROM pg_class WHERE relkind = 'S'";
+    let works = |wanted: bool| {
+        wait::until_true("the worker", wait::PATIENCE, || (main.get::<i64>(WORKER, &[]) > 0) == wanted);
+    };
+    let ended_by = |end: &dyn Fn()| {
+        main.execute(use_all);
+        let error = std::thread::scope(|scope| {
+            let stage = scope.spawn(|| stage(&main, SECOND, &node));
+            works(true);
+            end();
+            stage.join().expect("no panic").expect_err("ended")
+        });
+        assert!(!main.log().contains("PANIC"), "{}", main.log());
+        error
+    };
+    let running = main.postmaster();
+    for turn in 0..5 {
+        let error = ended_by(&|| {
+            std::thread::sleep(Duration::from_millis(turn * 30));
+            main.execute(
+                "SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+                 WHERE query LIKE '%2nd_stage%' AND pid <> pg_backend_pid()",
+            );
+        });
+        assert_eq!(error.sqlstate, "57014", "{error:?}");
+        works(false);
+        assert_waits(&main, &node);
+    }
+    assert_eq!(main.postmaster(), running);
+
+    ended_by(&|| main.stop(Stop::Fast));
+    main.start();
+    assert!(!main.log().contains("not properly shut down"), "{}", main.log());
+    assert_waits(&main, &node);
+    run(&main, SECOND, &node);
+    assert!(!node.in_recovery());
 }
