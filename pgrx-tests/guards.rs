@@ -20,7 +20,8 @@ mod tests {
     use crate::pg::privileges::Elevated;
     use crate::pg::progress::ProgressReport;
     use crate::pg::slot::{self, Slot};
-    use crate::pg::{catalog, interrupts, threads};
+    use crate::pg::trouble::Trouble;
+    use crate::pg::{catalog, interrupts, raised, threads};
     use crate::server_tests::support::{Session, alone, eventually, fails, holds, outcome, succeeds, value};
 
     /// Lock of tests that use replication slots.
@@ -404,6 +405,52 @@ mod tests {
         let version = value("SELECT current_setting('server_version_num')::integer / 10000 || ''");
         assert_eq!(catalog::major_version().map(|major| major.to_string()).ok(), version);
         assert_eq!(catalog::setting("no.such_setting"), Ok(None));
+    }
+
+    #[pg_test]
+    fn an_error_that_is_caught_leaves_nothing_behind() {
+        alone(SLOTS);
+        let mut trouble = Trouble::new();
+        // a lock that is left stops the second one for good, and a snapshot the next query
+        for _ in 0..2 {
+            let error = raised::caught(|| Ok(trouble.raise())).expect_err("it fails");
+            assert!(error.message.contains("could not open relation"), "{error:?}");
+            assert_eq!(trouble.left(), Vec::<&str>::new());
+            assert!(holds("EXISTS (SELECT FROM pg_class)"));
+            raised::caught(|| Ok(trouble.raise_with_slot("guard_trouble"))).expect_err("it fails");
+            assert_eq!(trouble.left(), Vec::<&str>::new());
+            assert_nothing_held();
+        }
+        // what goes well lasts, and a cancel goes on its way
+        assert_eq!(raised::caught(|| Ok(7)), Ok(7));
+        let canceled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let sql = "DO $$ BEGIN RAISE query_canceled; END $$";
+            raised::caught(|| Spi::run(sql).map_err(|_| Error::new(Kind::Internal, "unreachable")))
+        }));
+        assert!(canceled.is_err());
+        assert!(holds("EXISTS (SELECT FROM pg_class)"));
+    }
+
+    #[pg_test]
+    fn a_failed_clean_up_leaves_nothing_behind() {
+        let mut trouble = Trouble::new();
+        for _ in 0..2 {
+            trouble.raise_quietly();
+            assert_eq!(trouble.left(), Vec::<&str>::new());
+        }
+        // while another ERROR unwinds, which has left as much
+        struct Guard<'a>(&'a mut Trouble);
+        impl Drop for Guard<'_> {
+            fn drop(&mut self) {
+                self.0.raise_quietly();
+            }
+        }
+        let raised = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let guard = Guard(&mut trouble);
+            guard.0.fail();
+        }));
+        assert!(raised.is_err());
+        assert_eq!(trouble.left(), Vec::<&str>::new());
     }
 
     #[pg_test]

@@ -3,7 +3,9 @@
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
 
-use pgrx::{PgTryBuilder, pg_sys};
+use pgrx::PgTryBuilder;
+
+use super::subtransaction::abandon;
 
 /// Runs `act` if it is dropped by an ERROR that unwinds, so that an interrupted run leaves its line in the
 /// server log, too.
@@ -27,12 +29,14 @@ impl<F: FnMut()> Drop for WhileUnwinding<F> {
 
 /// Runs `undo` so that nothing it raises escapes: a panic in `Drop` during unwinding would abort
 /// the process, and with it every session of the server. What it raised is logged as `what`.
+///
+/// Not in a subtransaction: most of what is undone (a snapshot, a nest level of settings) belongs to the one that is open. What
+/// needs none of that and may fail is better run by [`super::raised::caught`].
 pub(super) fn quietly(what: &str, undo: impl FnOnce()) {
     if std::thread::panicking() {
-        // SAFETY: on an ERROR the frame that failed may have left lightweight locks behind, which the
-        // (sub)transaction's abort releases as one of its first acts. That abort is still to come, and
-        // `undo` may want one of them; a lock is not re-entrant. Releasing them now is the same act earlier.
-        unsafe { pg_sys::LWLockReleaseAll() };
+        // The frame that failed may have left lightweight locks and more behind. The abort of the (sub)transaction, which lets go
+        // of them, is still to come, and `undo` may want one of them; a lock is not re-entrant.
+        abandon();
     }
     let failure = PgTryBuilder::new(AssertUnwindSafe(|| {
         undo();
@@ -42,6 +46,8 @@ pub(super) fn quietly(what: &str, undo: impl FnOnce()) {
     .catch_rust_panic(|error| Some(format!("{error:?}")))
     .execute();
     if let Some(failure) = failure {
+        // of this one nobody hears, and perhaps no abort follows
+        abandon();
         // not eprintln!, which panics if the log's pipe is closed or its disk is full
         let _ = writeln!(std::io::stderr(), "pgpool_recovery: could not {what}: {failure}");
     }

@@ -124,6 +124,38 @@ pub(super) fn abort_backup_argument() -> pg_sys::Datum {
     pg_sys::Datum::from(false)
 }
 
+/// Ends what an ERROR has interrupted of the reading or writing of a buffer, as AbortSubTransaction() does after it has released
+/// the lightweight locks (xact.c).
+///
+/// # Safety
+/// The frames that read or wrote are gone, or will not go on.
+#[cfg_attr(
+    not(any(feature = "pg13", feature = "pg14", feature = "pg15", feature = "pg16", feature = "pg17")),
+    expect(ffi_unwind_calls, reason = "inside the guard that pgrx's own wrappers use")
+)]
+pub(super) unsafe fn abandon_io() {
+    // SAFETY: passed on to the caller. 16 and 17 leave it to the resource owner.
+    #[cfg(any(feature = "pg13", feature = "pg14", feature = "pg15"))]
+    unsafe {
+        pg_sys::AbortBufferIO();
+    }
+    #[cfg(not(any(
+        feature = "pg13",
+        feature = "pg14",
+        feature = "pg15",
+        feature = "pg16",
+        feature = "pg17"
+    )))]
+    {
+        unsafe extern "C-unwind" {
+            // pgrx has no binding for it (storage/aio.h)
+            fn pgaio_error_cleanup();
+        }
+        // SAFETY: passed on to the caller. The closure owns nothing that an ERROR would skip.
+        unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| pgaio_error_cleanup()) };
+    }
+}
+
 unsafe extern "C-unwind" {
     // the server's handler itself: pgrx has a wrapper of it, which is no handler (tcop/tcopprot.h)
     fn die(signal: std::ffi::c_int);

@@ -13,6 +13,7 @@
 //! |---|---|---|
 //! | [`log`] | `errstart`, `errcode`, `errmsg_internal`, `errdetail_internal`, `errhint`, `errhidestmt`, `errfinish` | called inside `pg_guard_ffi_boundary`, which is what the wrappers use, by a closure that owns nothing |
 //! | [`checkpoint`] | `RequestCheckpoint`, for which pgrx has no wrapper | called inside `pg_guard_ffi_boundary`, by a closure that owns nothing |
+//! | [`compat`] | `pgaio_error_cleanup`, for which pgrx has no wrapper | called inside `pg_guard_ffi_boundary`, by a closure that owns nothing |
 //! | [`compat`] | `die` | a signal handler, which the server calls and which sets flags |
 //! | [`memory`] | `mmap`, `munmap`, `malloc`, `free`, `gettid`, `getpid`, `pthread_create`, `__cxa_thread_atexit_impl` | libc's; they raise nothing |
 //! | [`horizon`] | `ActivePortal` with its query, plan and snapshot; `XactIsoLevel` | variables of this process, and what the statement that called us has; read, and the pointers to the snapshot set |
@@ -26,6 +27,7 @@
 //! | [`slot`] | `SpinLockAcquire`, `SpinLockRelease` | they raise nothing; a lock that is stuck for minutes ends the server, as everywhere in it |
 //! | [`compat`] | `MyProcPort` and the first field of the `Port` it points to | set once, when the session begins |
 //! | [`sequences`] | the memory that a background worker and the session that asked share, and the lock of a sequence by its OID | memory is read and written in Rust; all else goes through wrappers |
+//! | `subtransaction` | `CurrentMemoryContext`, `CurrentResourceOwner`, `MyReplicationSlot` | variables of this process, read, and the first two put back |
 //! | [`text`] | `varlena_to_byte_slice` | pgrx's, in Rust: reads memory that was detoasted before |
 #![allow(unsafe_code, reason = "this is the one place for calls into the server")]
 
@@ -48,7 +50,10 @@ pub(crate) mod raised;
 pub(crate) mod recovery;
 pub(crate) mod sequences;
 pub(crate) mod slot;
+mod subtransaction;
 pub(crate) mod tablespace_lock;
 pub(crate) mod text;
 pub(crate) mod threads;
+#[cfg(any(test, feature = "pg_test"))]
+pub(crate) mod trouble;
 pub(crate) mod wal;

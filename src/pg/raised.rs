@@ -7,6 +7,7 @@ use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 
+use super::subtransaction;
 use super::threads::panic_text;
 
 /// What an ERROR of PostgreSQL's, or a panic, says.
@@ -26,10 +27,10 @@ pub(crate) fn noting<T>(act: impl FnOnce() -> T, note: impl FnOnce(Raised)) -> T
     })
 }
 
-/// Runs `act`, of which an ERROR is an error like any other. Only for what leaves nothing behind that a transaction's end would
-/// have to clean up. A cancel or a termination goes on its way.
+/// Runs `act`, of which an ERROR is an error like any other, and leaves nothing behind: see [`subtransaction`]. A cancel or a
+/// termination goes on its way.
 pub(crate) fn caught<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|payload| {
+    subtransaction::run(act).unwrap_or_else(|payload| {
         let error = Raised::of(&*payload).error();
         if error.kind == Kind::Canceled { resume_unwind(payload) } else { Err(error) }
     })

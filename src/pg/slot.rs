@@ -10,7 +10,7 @@ use pgdata::wal::Lsn;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgrx::pg_sys;
 
-use super::{catalog, checkpoint, cleanup, compat};
+use super::{catalog, checkpoint, cleanup, compat, log, raised};
 
 /// Longest slot name in bytes: NAMEDATALEN with its NUL.
 const MAX_NAME: usize = 63;
@@ -41,6 +41,9 @@ impl Slot {
             return Err(Error::new(Kind::InUse, "this session already holds a replication slot")
                 .hint("Call from another session."));
         }
+        // There before the server makes one this session's: an ERROR after that (an invalidated one in 18, say) releases it, which
+        // the server does at the end of a command only, and a caller may catch it.
+        let mut slot = Self { name: name.to_owned(), created: false, was_empty: false, start_lsn };
         if let Some(found) = catalog::slot(name)? {
             if found.slot_type != "physical" {
                 return Err(wrong_type(name, &found.slot_type));
@@ -51,9 +54,8 @@ impl Slot {
             if !found.is_lost() {
                 // SAFETY: the session holds no slot, as checked above.
                 unsafe { compat::acquire_slot(&c_name) };
-                let was_empty = found.wal_status.is_none();
-                let slot = Self { name: name.to_owned(), created: false, was_empty, start_lsn };
-                if was_empty {
+                slot.was_empty = found.wal_status.is_none();
+                if slot.was_empty {
                     // SAFETY: MyReplicationSlot is this slot, which has no restart_lsn. It is not marked dirty, so that it has
                     // none again after a crash.
                     unsafe { pg_sys::ReplicationSlotReserveWal() };
@@ -73,7 +75,7 @@ impl Slot {
         unsafe { pg_sys::CheckSlotRequirements() };
         // SAFETY: the session holds no slot and the name is valid.
         unsafe { compat::create_ephemeral_slot(&c_name) };
-        let slot = Self { name: name.to_owned(), created: true, was_empty: false, start_lsn };
+        slot.created = true;
         // SAFETY: MyReplicationSlot is the slot just made; the order is that of
         // create_physical_replication_slot() in slotfuncs.c.
         unsafe {
@@ -233,15 +235,21 @@ impl Drop for Slot {
     }
 }
 
-/// Drops a slot that nothing has come to use. Whatever fails, it stays.
+/// Drops a slot that nothing has come to use. Whatever fails, it stays. The session must hold none.
 pub(crate) fn drop_idle(name: &str) {
-    let is_idle = catalog::slot(name).is_ok_and(|found| found.is_some_and(|slot| slot.active_pid.is_none()));
-    let Ok(name) = CString::new(name) else { return };
-    if is_idle {
-        // SAFETY: the session holds no slot: Slot::keep has released it. The server raises an ERROR if another session was faster.
-        cleanup::quietly("drop the replication slot", || unsafe {
-            pg_sys::ReplicationSlotDrop(name.as_ptr(), true);
-        });
+    let dropped = raised::caught(|| {
+        if let Some(found) = catalog::slot(name)?
+            && found.active_pid.is_none()
+            && let Ok(name) = CString::new(name)
+        {
+            // SAFETY: the session holds no slot: Slot::keep has released it. The server raises an ERROR if another session was
+            // faster.
+            unsafe { pg_sys::ReplicationSlotDrop(name.as_ptr(), true) };
+        }
+        Ok(())
+    });
+    if let Err(error) = dropped {
+        log::log(&format!("pgpool_recovery: could not drop replication slot \"{name}\": {}", error.message));
     }
 }
 

@@ -1,7 +1,11 @@
 //! The other nodes of a promotion: nothing that one of them has is lost, and all follow.
 
-use pgpool_recovery_e2e::{Cluster, Host};
-use serde_json::json;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
+use pgpool_recovery_e2e::cluster::Stop;
+use pgpool_recovery_e2e::{Cluster, Host, wait};
+use serde_json::{Value, json};
 
 use super::{MARK, Trio, demand_following, mark, promote, with};
 
@@ -83,7 +87,7 @@ fn a_node_that_cannot_follow_is_no_error_of_the_promotion() {
     let trio = Trio::new();
     trio.kill_primary();
     let two = trio.two.directory().to_owned();
-    trio.two.stop(pgpool_recovery_e2e::cluster::Stop::Fast);
+    trio.two.stop(Stop::Fast);
     let mut options = trio.nodes(&[&trio.two]);
     let nodes = options["nodes"].as_array_mut().expect("nodes");
     nodes.push(json!({ "node_id": 7, "host": "localhost", "port": 1, "directory": "/nonexistent/data" }));
@@ -156,4 +160,43 @@ fn a_standby_below_a_standby_is_promoted_only_if_that_one_is_asked() {
     trio.old.kill();
     promote(&below, None, &trio.nodes(&[&trio.two])).expect("promoted");
     demand_following(&below, &trio.two);
+}
+
+/// PostgreSQL raises its ERROR while it holds a lock of all slots: neither the second node's slot, nor a checkpoint, nor the end
+/// of the server may wait for it.
+#[test]
+fn a_slot_that_cannot_be_made_leaves_a_server_that_works() {
+    let trio = Trio::new();
+    trio.kill_primary();
+    let slots = trio.one.directory().join("pg_replslot");
+    let allow = |mode| std::fs::set_permissions(&slots, Permissions::from_mode(mode)).expect("chmod");
+    allow(0o500);
+    let mut options = trio.nodes(&[&trio.two]);
+    let nodes = options["nodes"].as_array_mut().expect("nodes");
+    nodes.push(json!({ "node_id": 7, "host": "localhost", "port": 1, "directory": "/nonexistent/data" }));
+    let mut client = trio.one.connect();
+    let sql = "SELECT pgpool_recovery_promote(NULL, NULL, NULL, $1)";
+    let report = std::thread::scope(|scope| {
+        let called = scope.spawn(|| client.query_one(sql, &[&options]));
+        if !wait::try_until(wait::PATIENCE, || called.is_finished()) {
+            // it waits for itself, and no signal but this one ends that
+            trio.one.kill();
+        }
+        called.join().expect("no panic").expect("promoted").get::<_, Value>(0)
+    });
+    assert_eq!(report["result"], "promoted", "{report}");
+    for node in 0..2 {
+        let error = report["nodes"][node]["error"].as_str().unwrap_or_default();
+        assert!(error.contains("could not create directory"), "{report}");
+        assert_eq!(report["nodes"][node]["sqlstate"], "42501", "{report}");
+    }
+    allow(0o700);
+    // the session, which is there still, holds nothing
+    trio.one.execute("SET statement_timeout = '20s'; CHECKPOINT");
+    trio.one
+        .execute("SELECT pg_create_physical_replication_slot('other'), pg_drop_replication_slot('other')");
+    client.batch_execute("CHECKPOINT").expect("a checkpoint");
+    let report = promote(&trio.one, None, &trio.nodes(&[&trio.two])).expect("a primary already");
+    assert_eq!(report["nodes"][0]["result"], "following", "{report}");
+    trio.one.stop(Stop::Fast);
 }
