@@ -87,6 +87,7 @@ impl Fence {
 /// Promotes this standby in the place of `old`.
 pub(crate) fn promote(old: Option<&Old>, settings: &Settings) -> Result<Value> {
     let clock = Clock::new(settings.deadline);
+    followers::demand_names(settings)?;
     if !recovery::goes_on() && settings.nodes.is_empty() {
         return already(old, settings, &clock);
     }

@@ -24,6 +24,13 @@ use crate::pg::compat::LIBPQ_HAS_REQUIRE_AUTH;
 use crate::settings::Settings;
 use crate::settings::request::Request;
 
+/// What a node's application_name and its slot are called; no slot is made where the second is empty.
+pub(crate) fn names(settings: &Settings, node: Node<'_>) -> Result<(String, String)> {
+    let application_name = naming::expand("application_name", &settings.application_name, node)?;
+    let slot_name = naming::slot_name(&naming::expand("slot_name", &settings.slot_name, node)?);
+    Ok((application_name, slot_name))
+}
+
 /// The primary and what is asked of it, put together once.
 pub(crate) struct PrimaryFacts {
     pub(crate) request: Request,
@@ -79,8 +86,7 @@ impl PrimaryFacts {
             directory: data_directory.clone(),
         };
         let node = Node { host: &request.dest_host, id: request.node_id, port: request.dest_port };
-        let application_name = naming::expand("application_name", &settings.application_name, node)?;
-        let slot_name = naming::slot_name(&naming::expand("slot_name", &settings.slot_name, node)?);
+        let (application_name, slot_name) = names(&settings, node)?;
         Ok(Self {
             request,
             settings,

@@ -14,6 +14,7 @@ use crate::commands::follow::{self, Told};
 use crate::pg::raised::caught;
 use crate::pg::slot::{self, Slot};
 use crate::pg::{catalog, log, threads};
+use crate::preflight::facts::names;
 use crate::run::Run;
 use crate::settings::request::Request;
 use crate::settings::{OtherNode, Settings};
@@ -109,10 +110,25 @@ fn of(node: &OtherNode, settings: &Settings) -> Settings {
     Settings { node_id: node.id, dest_port: Some(node.port), nodes: Vec::new(), ..settings.clone() }
 }
 
+/// Refuses templates that make no names for the nodes. After the promotion no node would be led.
+pub(super) fn demand_names(settings: &Settings) -> Result<()> {
+    for node in &settings.nodes {
+        let (_, slot_name) = names(settings, named(node))?;
+        if !slot_name.is_empty() {
+            slot::validate(&slot_name)?;
+        }
+    }
+    Ok(())
+}
+
+/// A node, as templates refer to it.
+fn named(node: &OtherNode) -> naming::Node<'_> {
+    naming::Node { host: &node.host, id: node.id, port: Some(node.port) }
+}
+
 /// Makes the slot that a first stage or a follow would use for the node. One that a standby uses already is as good.
 fn make_slot(node: &OtherNode, settings: &Settings, begin: Lsn) -> Result<()> {
-    let named = naming::Node { host: &node.host, id: node.id, port: Some(node.port) };
-    let name = naming::slot_name(&naming::expand("slot_name", &settings.slot_name, named)?);
+    let (_, name) = names(settings, named(node))?;
     if name.is_empty() {
         return Ok(());
     }

@@ -4,7 +4,7 @@ use pgpool_recovery_e2e::recovery::SqlError;
 use pgpool_recovery_e2e::scratch::write_as_postgres;
 use serde_json::json;
 
-use super::{MARK, Trio, demand_following, promote};
+use super::{MARK, Trio, demand_following, promote, with};
 
 #[test]
 fn a_primary_is_promoted_already() {
@@ -152,4 +152,23 @@ fn a_role_that_may_promote_fences_the_primary_of_this_standby_alone() {
     assert!(trio.old.postmaster().is_some());
     call("operator", &named("{\"fence\": \"required\"}")).expect("promoted");
     assert!(!trio.one.in_recovery() && trio.old.has(MARK));
+}
+
+#[test]
+fn templates_that_make_no_names_are_refused_before_anything_is_stopped() {
+    let trio = Trio::new();
+    let lives = trio.old.postmaster();
+    let options = trio.nodes(&[&trio.two]);
+    let long = "a".repeat(64);
+    for (name, template, said) in [
+        ("slot_name", "node%x", "invalid template"),
+        ("slot_name", &long, "invalid replication slot name"),
+        ("application_name", "%", "invalid template"),
+    ] {
+        let options = with(&options, name, template);
+        let error = promote(&trio.one, Some(&trio.old), &options).expect_err("refused");
+        error.expect("22023").says(said);
+        assert_eq!((trio.old.postmaster(), trio.old.has(MARK)), (lives, false));
+        trio.demand_nothing_promoted();
+    }
 }
