@@ -15,14 +15,20 @@ use crate::sql::within;
 /// How long a node may take to say what it is.
 const LOOK: Duration = Duration::from_secs(8);
 
+/// A standby's timeline is the latest that it has anything of: it has followed a primary there.
 const ROLE: &str = "SELECT json_build_object('is_standby', pg_is_in_recovery(), 'system', \
-                    (SELECT system_identifier::text FROM pg_control_system()))";
+                    (SELECT system_identifier::text FROM pg_control_system()), 'timeline', CASE WHEN pg_is_in_recovery() \
+                    THEN greatest((SELECT timeline_id FROM pg_control_checkpoint()), \
+                    (SELECT min_recovery_end_timeline FROM pg_control_recovery()), \
+                    (SELECT received_tli FROM pg_stat_wal_receiver)) \
+                    ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::integer END)";
 
 /// What a server says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Role {
     pub(crate) is_standby: bool,
     pub(crate) system: String,
+    pub(crate) timeline: u64,
 }
 
 impl Node {
@@ -36,8 +42,10 @@ impl Node {
 pub(crate) fn role(context: &Context, node: &Node) -> Result<Role> {
     let said = context.login.json(&node.place(), ROLE, &[], within(LOOK, context.end));
     let said = said.map_err(|failure| failure.at(node.name()))?;
-    match (said["is_standby"].as_bool(), said["system"].as_str()) {
-        (Some(is_standby), Some(system)) => Ok(Role { is_standby, system: system.to_owned() }),
+    match (said["is_standby"].as_bool(), said["system"].as_str(), said["timeline"].as_u64()) {
+        (Some(is_standby), Some(system), Some(timeline)) => {
+            Ok(Role { is_standby, system: system.to_owned(), timeline })
+        }
         _ => Err(Failure::new(format!("{} gave an unexpected answer: {said}", node.name()))),
     }
 }
@@ -68,7 +76,15 @@ pub(crate) fn attach(context: &Context, id: u32) -> Result<String> {
     let roles = roles(context);
     let own = roles.iter().find(|(node, _)| node.id == id).map(|(_, role)| role.clone());
     let own = own.unwrap_or_else(|| Err(Failure::new("it was not asked")))?;
-    let report = match primary(&roles, id)? {
+    let found = primary(&roles, id)?;
+    if found.is_some() || !own.is_standby {
+        // else there is none to be wrong about
+        let status = |node: &Node| context.pcp.status(node.id, context.end);
+        let (one, role) = found.unwrap_or((wanted, &own));
+        demand_heard(&roles, one, id, status)?;
+        demand_latest(&roles, one, role, id)?;
+    }
+    let report = match found {
         Some((primary, role)) => {
             if !own.is_standby {
                 return Err(Failure::new(format!(
@@ -121,6 +137,51 @@ fn primary<'a, 'b>(roles: &'b Answers<'a>, except: u32) -> Result<Option<(&'a No
     Ok(first)
 }
 
+/// Refuses to take a node for the primary while another one is silent that may be the one: whatever Pgpool-II does not hold down.
+fn demand_heard(
+    roles: &Answers<'_>,
+    primary: &Node,
+    wanted: u32,
+    status: impl Fn(&Node) -> Result<Status>,
+) -> Result<()> {
+    for (node, role) in roles.iter().filter(|(node, _)| node.id != wanted) {
+        let Err(failure) = role else { continue };
+        let held = match status(node) {
+            Ok(Status::Down) => continue,
+            Ok(status) => format!("Pgpool-II has it as {status:?}."),
+            Err(failure) => format!("Pgpool-II does not tell how it has it: {failure}."),
+        };
+        return Err(Failure {
+            detail: Some(format!("{failure} {held}")),
+            ..Failure::new(format!(
+                "cannot tell whether {} is the primary: {} does not answer, and may be the one",
+                primary.name(),
+                node.name()
+            ))
+            .hint("See to that node; if it is down for good, pcp_detach_node says so. Then attach again.")
+        });
+    }
+    Ok(())
+}
+
+/// Refuses to take a node for the primary while another one has followed a later one.
+fn demand_latest(roles: &Answers<'_>, primary: &Node, own: &Role, wanted: u32) -> Result<()> {
+    let others = roles.iter().filter(|(node, _)| node.id != wanted && node.id != primary.id);
+    let known = others.filter_map(|(node, role)| Some((node, role.as_ref().ok()?)));
+    let mut later = known.filter(|(_, role)| role.system == own.system && role.timeline > own.timeline);
+    let Some((node, role)) = later.next() else { return Ok(()) };
+    Err(Failure {
+        detail: Some(format!(
+            "It is on timeline {}, {} on timeline {}.",
+            own.timeline,
+            node.name(),
+            role.timeline
+        )),
+        ..Failure::new(format!("{} is not the last primary", primary.name()))
+            .hint("Find the primary of that timeline, and rebuild the wrong one with pcp_recovery_node.")
+    })
+}
+
 /// Why nodes did not answer.
 fn failures(roles: &Answers<'_>) -> String {
     let failures = roles.iter().filter_map(|(_, role)| Some(role.as_ref().err()?.to_string()));
@@ -132,18 +193,51 @@ fn failures(roles: &Answers<'_>) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn two_primaries_are_refused() {
-        let node = |id: u32| Node {
+    fn node(id: u32) -> Node {
+        Node {
             id,
             host: format!("host{id}"),
             port: 5432,
             data_directory: String::new(),
             application_name: String::new(),
             flags: String::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_silent_node_may_be_the_primary_unless_pgpool_holds_it_down() {
         let (a, b, c) = (node(0), node(1), node(2));
-        let role = |is_standby: bool| Ok(Role { is_standby, system: "1".to_owned() });
+        let own = Role { is_standby: false, system: "1".to_owned(), timeline: 1 };
+        let roles = [(&a, Ok(own)), (&b, Err(Failure::new("rejected"))), (&c, Err(Failure::new("itself")))];
+        let heard = |status: Result<Status>| demand_heard(&roles, &a, 2, |_| status.clone());
+        heard(Ok(Status::Down)).expect("somebody has said so");
+        for status in [Ok(Status::Up), Ok(Status::Quarantined), Ok(Status::Unused), Err(Failure::new("pcp"))]
+        {
+            let failure = heard(status).expect_err("cannot tell");
+            assert!(failure.message.contains("host1:5432") && failure.hint.is_some(), "{failure}");
+            assert!(failure.detail.is_some_and(|detail| detail.contains("rejected")));
+        }
+    }
+
+    #[test]
+    fn a_node_on_a_later_timeline_has_followed_another_primary() {
+        let (a, b, c) = (node(0), node(1), node(2));
+        let role = |system: &str, timeline| Role { is_standby: true, system: system.to_owned(), timeline };
+        let own = role("1", 2);
+        let latest = |other: Role| {
+            let roles = [(&a, Ok(own.clone())), (&b, Ok(other)), (&c, Ok(role("1", 7)))];
+            demand_latest(&roles, &a, &own, 2)
+        };
+        latest(role("1", 2)).expect("the same");
+        latest(role("2", 3)).expect("another system's");
+        let failure = latest(role("1", 3)).expect_err("a later one");
+        assert!(failure.detail.is_some_and(|detail| detail.contains("host1:5432) on timeline 3")));
+    }
+
+    #[test]
+    fn two_primaries_are_refused() {
+        let (a, b, c) = (node(0), node(1), node(2));
+        let role = |is_standby: bool| Ok(Role { is_standby, system: "1".to_owned(), timeline: 1 });
         let one = [(&a, role(true)), (&b, role(false)), (&c, Err(Failure::new("it is down")))];
         assert_eq!(primary(&one, 0).expect("one").map(|(node, _)| node.id), Some(1));
         assert_eq!(primary(&one, 1), Ok(None), "itself does not count");

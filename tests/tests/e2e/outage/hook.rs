@@ -1,6 +1,8 @@
 //! `pgpool-recovery-hook` without Pgpool-II: what it does with nonsense and with hosts that do not answer.
 
+use std::fs::Permissions;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -207,6 +209,69 @@ fn the_node_that_failed_is_fenced_where_no_primary_was_known() {
     assert!(finished.stderr.contains(r#""was_running":false"#), "{finished:?}");
     assert!(primary.directory().join("pgpool_recovery.fenced").exists(), "{finished:?}");
     assert!(!primary.directory().join("standby.signal").exists(), "it is not made to follow unasked");
+}
+
+/// Programs that say what a Pgpool-II would of the nodes whose files are in a directory.
+fn pcp(scratch: &Scratch, up: &[u32]) -> std::path::PathBuf {
+    let directory = scratch.join("pcp");
+    std::fs::create_dir_all(&directory).expect("make");
+    std::fs::set_permissions(&directory, Permissions::from_mode(0o777)).expect("chmod");
+    let program = |name: &str, text: &str| {
+        let text =
+            format!("#!/bin/sh\nfor node; do :; done\nfile='{}'/node$node\n{text}\n", directory.display());
+        scratch.write(&format!("pcp/{name}"), &text, 0o755);
+    };
+    program(
+        "pcp_node_info",
+        "if [ -e $file ]; then echo '127.0.0.1 1 2 0.5 up up x x 0 none none x'; \
+         else echo '127.0.0.1 1 3 nan down down x x 0 none none x'; fi",
+    );
+    program("pcp_attach_node", "touch $file");
+    for node in 0..3 {
+        let file = directory.join(format!("node{node}"));
+        if up.contains(&node) {
+            std::fs::write(file, "").expect("write");
+        } else {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+    directory
+}
+
+/// Somebody has started the old primary again. The new one takes no connection for now, or is known by a standby of it only.
+#[test]
+fn an_old_primary_is_not_attached_while_a_later_one_may_be_there() {
+    let scratch = Scratch::new();
+    let old = Cluster::primary(&scratch);
+    let new = Cluster::standby_by_basebackup(&old, &Host::here(), "new");
+    old.stop(Stop::Fast);
+    new.promote();
+    let third = Cluster::standby_by_basebackup(&new, &Host::here(), "third");
+    old.start();
+    let node = |cluster: &'_ Cluster| ("127.0.0.1", cluster.port(), cluster.dir().to_owned());
+    let nodes = [node(&old), node(&new), node(&third)];
+    let nodes: Vec<_> =
+        nodes.iter().map(|(host, port, directory)| (*host, *port, directory.as_str())).collect();
+    let conf = conf(&scratch, &nodes);
+    let attach = |up: &[u32]| {
+        let directory = pcp(&scratch, up);
+        let mut hook = Host::here().hook();
+        let path = std::env::var("PATH").unwrap_or_default();
+        hook.env("PATH", format!("{}:{path}", directory.display()));
+        hook.arg("attach").arg("--config").arg(&conf).arg("0");
+        let finished = process::run(hook);
+        assert_eq!(finished.status.success(), directory.join("node0").exists(), "{finished:?}");
+        finished
+    };
+    fails(&attach(&[1, 2]), &["and so is node 1"]);
+    new.stop(Stop::Fast);
+    fails(&attach(&[1, 2]), &["cannot tell whether node 0", "node 1"]);
+    fails(&attach(&[2]), &["node 0", "is not the last primary", "on timeline 2"]);
+    third.stop(Stop::Fast);
+    fails(&attach(&[2]), &["cannot tell whether node 0", "node 2"]);
+    // both are held down: it is what there is
+    let attached = attach(&[]);
+    assert!(attached.status.success() && attached.stderr.contains("is attached"), "{attached:?}");
 }
 
 #[test]
