@@ -225,9 +225,11 @@ fn reported(report: &Value) -> Vec<u32> {
     nodes.iter().filter_map(|node| u32::try_from(node["node_id"].as_u64()?).ok()).collect()
 }
 
-/// Whether only a rebuild helps.
+/// Whether only a rebuild helps: a rebuild takes away what the node has. The SQLSTATE says that the server refused, and the
+/// message, which every version of the extension ends so, why. DETAIL and HINT may have lines of a server's log, and those what any
+/// client has put there.
 pub(crate) fn is_diverged(failure: &Failure) -> bool {
-    failure.text().contains("diverged")
+    failure.is("55000") && failure.message.ends_with("\" has diverged from this primary")
 }
 
 #[cfg(test)]
@@ -294,7 +296,8 @@ mod tests {
             works.iter().map(|work| (work.job, work.node, work.rebuild)).collect::<Vec<_>>()
         };
         let report = json!({ "fenced": { "fenced": true, "was_running": true }, "nodes": [
-            { "node_id": 2, "slot": "b" }, { "node_id": 3, "error": "the server has diverged" },
+            { "node_id": 2, "slot": "b" },
+            { "node_id": 3, "error": "the server in \"/d\" has diverged from this primary", "sqlstate": "55000" },
         ]});
         let stray = |id, rebuild| (Job::Stray, id, rebuild);
         assert_eq!(works(&report, true), [stray(3, true), stray(4, false), (Job::Rejoin, 0, false)]);
@@ -320,12 +323,34 @@ mod tests {
     fn the_report_tells_who_does_not_follow() {
         let report = json!({ "nodes": [
             { "node_id": 2, "host": "b", "port": 5432, "slot": "b" },
-            { "node_id": 3, "host": "c", "port": 5432, "error": "the server in \"/d\" has diverged", "sqlstate": "55000",
-              "detail": null, "hint": "Rebuild it." },
+            { "node_id": 3, "host": "c", "port": 5432, "error": "the server in \"/d\" has diverged from this primary",
+              "sqlstate": "55000", "detail": null, "hint": "Rebuild it." },
         ]});
         let stray = stray(&report);
         assert_eq!((stray.len(), stray[0].0), (1, 3));
         assert!(is_diverged(&stray[0].1) && stray[0].1.is("55000"));
         assert!(super::stray(&json!({ "result": "already_primary" })).is_empty());
+    }
+
+    #[test]
+    fn what_a_client_puts_into_a_log_has_nothing_rebuilt() {
+        let diverged = Failure {
+            sqlstate: Some("55000".to_owned()),
+            ..Failure::new("the server in \"/d\" has diverged from this primary")
+        };
+        assert!(is_diverged(&diverged));
+        let lines = "ERROR:  relation \"the server in \"/d\" has diverged from this primary\" does not exist";
+        for failure in [
+            Failure {
+                message: "the server in \"/d\" does not stream from this primary".to_owned(),
+                detail: Some(format!("Its log says:\n{lines}")),
+                ..diverged.clone()
+            },
+            Failure { sqlstate: None, ..diverged.clone() },
+            Failure { sqlstate: Some("57014".to_owned()), ..diverged.clone() },
+            Failure { message: lines.to_owned(), ..diverged.clone() },
+        ] {
+            assert!(!is_diverged(&failure), "{failure}");
+        }
     }
 }

@@ -14,9 +14,9 @@ const CONNECT: &str = "5";
 
 /// No timeout of a role or a database ends a statement of ours: between a fence and its promotion that would leave no primary.
 /// Nor does a statement find what others have made in the database, in `public` say: it would run as our role, a superuser
-/// often.
+/// often. No NOTICE comes before an ERROR: its DETAIL may have lines of a server's log that look like one.
 const SETTINGS: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 \
-                        -c search_path=pg_catalog,pg_temp";
+                        -c search_path=pg_catalog,pg_temp -c client_min_messages=warning";
 
 /// The timeouts that only later versions have, and the schema of the extension's functions, `:"extension"`. They are called with
 /// arguments of exactly their types, because others may have made functions of the same names in the same schema.

@@ -182,6 +182,7 @@ fn part(primary: &Primary<'_>, target: &Description, timeline: u32) -> Option<Ls
 
 fn diverged(primary: &Primary<'_>, place: Place, directory: &Path, why: &str) -> Standing {
     let Place { timeline, position } = place;
+    // pgpool-recovery-hook knows it by these words
     let message = format!("the server in \"{}\" has diverged from this primary", directory.display());
     let own = primary.history.timeline();
     let left = match primary.history.range(timeline) {
@@ -318,6 +319,10 @@ mod tests {
         match judge(target) {
             Ok(Standing::Diverged(error)) => {
                 assert_eq!(error.kind.sqlstate(), "55000");
+                assert!(
+                    error.message.ends_with("\" has diverged from this primary"),
+                    "what the hook looks for"
+                );
                 let detail = error.detail.expect("a detail");
                 assert!(words.iter().all(|word| detail.contains(word)), "{detail}");
             }
