@@ -46,6 +46,11 @@ forbid 'the agent knows the core only' \
 forbid 'the hook knows none of our other crates' \
     'pgpool_recovery(_core|_agent|_pgdata|_e2e)?::.*' '$' crates/hook
 
+forbid 'a background worker begins by interrupts::worker_begins' \
+    'BackgroundWorkerUnblockSignals|attach_signal_handlers' 'src/pg/interrupts\.rs' src
+forbid 'who catches an ERROR lets go of what it has left: see src/pg/subtransaction.rs' \
+    'PgTryBuilder|catch_unwind' 'src/pg/(cleanup|raised|subtransaction|threads)\.rs' src
+
 for manifest in crates/{pgdata,core,agent,hook}/Cargo.toml tests/Cargo.toml bench/Cargo.toml; do
     found=$(grep -nE '^pgrx|^pgpool[-_]recovery( |=)' "$manifest" || true)
     [ -z "$found" ] || complain "$manifest depends on what it must not know" "$found"

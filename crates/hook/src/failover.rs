@@ -148,7 +148,7 @@ fn promote_foremost(context: &Context, event: &Event, chosen: &Place) -> Result<
 /// login nothing was asked.
 fn may_be_promoted(failure: &Failure) -> bool {
     let has_refused = failure.is("55000") || failure.is("42883") || failure.is("42501");
-    let has_no_login = failure.message.starts_with("connection to server at ");
+    let has_no_login = failure.sqlstate.is_none() && failure.message.starts_with("connection to server at ");
     !has_refused && !has_no_login
 }
 
@@ -314,9 +314,12 @@ mod tests {
         assert!(may_be_promoted(&failure("57014")), "it took too long");
         assert!(may_be_promoted(&failure("57P01")), "its session was ended");
         assert!(may_be_promoted(&Failure::new("h:1 gave no answer within 30 s")));
-        assert!(!may_be_promoted(&Failure::new(
-            "connection to server at \"h\", port 1 failed: timeout expired"
-        )));
+        let no_login = Failure::new("connection to server at \"h\", port 1 failed: timeout expired");
+        assert!(!may_be_promoted(&no_login));
+        assert!(
+            may_be_promoted(&Failure { sqlstate: Some("08006".to_owned()), ..no_login }),
+            "a server's word"
+        );
     }
 
     #[test]

@@ -219,7 +219,7 @@ fn pcp(scratch: &Scratch, up: &[u32]) -> std::path::PathBuf {
     let program = |name: &str, text: &str| {
         let text =
             format!("#!/bin/sh\nfor node; do :; done\nfile='{}'/node$node\n{text}\n", directory.display());
-        scratch.write(&format!("pcp/{name}"), &text, 0o755);
+        scratch.write(format!("pcp/{name}"), &text, 0o755);
     };
     program(
         "pcp_node_info",
