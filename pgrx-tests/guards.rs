@@ -413,11 +413,19 @@ mod tests {
         let mut trouble = Trouble::new();
         // a lock that is left stops the second one for good, and a snapshot the next query
         for _ in 0..2 {
-            let error = raised::caught(|| Ok(trouble.raise())).expect_err("it fails");
+            let error = raised::caught(|| {
+                trouble.raise();
+                Ok(())
+            })
+            .expect_err("it fails");
             assert!(error.message.contains("could not open relation"), "{error:?}");
             assert_eq!(trouble.left(), Vec::<&str>::new());
             assert!(holds("EXISTS (SELECT FROM pg_class)"));
-            raised::caught(|| Ok(trouble.raise_with_slot("guard_trouble"))).expect_err("it fails");
+            raised::caught(|| {
+                trouble.raise_with_slot("guard_trouble");
+                Ok(())
+            })
+            .expect_err("it fails");
             assert_eq!(trouble.left(), Vec::<&str>::new());
             assert_nothing_held();
         }
