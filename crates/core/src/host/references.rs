@@ -86,13 +86,35 @@ pub(crate) fn of_kept(directory: &Path, kept: &[RelPath]) -> io::Result<Vec<RelP
 }
 
 fn there<'a>(directory: &Path, paths: impl IntoIterator<Item = &'a Path>) -> io::Result<Vec<RelPath>> {
-    let mut found = Vec::new();
+    let (mut found, mut unnamed) = (Vec::new(), Vec::new());
     for path in paths {
-        found.extend(beneath(directory, path)?.into_iter().filter(may_be_kept));
+        for part in beneath(directory, path)? {
+            match as_kept(directory, &part) {
+                Ok(path) => found.push(path),
+                Err(error) => unnamed.push((part, error)),
+            }
+        }
     }
+    found.retain(may_be_kept);
     found.sort();
     found.dedup();
-    Ok(found)
+    // with a directory that is kept all stays that it holds
+    let is_held = |part: &Path| found.iter().any(|kept| part.starts_with(kept));
+    match unnamed.into_iter().find(|(part, _)| !is_held(part)) {
+        Some((_, error)) => Err(error),
+        None => Ok(found),
+    }
+}
+
+/// A path as one that is kept. What cannot be told so would be removed.
+fn as_kept(directory: &Path, part: &Path) -> io::Result<RelPath> {
+    let unnamed = |why: &str| {
+        let message =
+            format!("the configuration needs {:?}, which cannot be kept: {why}", directory.join(part));
+        io::Error::new(io::ErrorKind::InvalidFilename, message)
+    };
+    let text = part.to_str().ok_or_else(|| unnamed("its name is not UTF-8"))?;
+    RelPath::parse(text).map_err(|error| unnamed(&error.message))
 }
 
 /// Refuses a password file that a recovery of `directory` would remove.
@@ -100,7 +122,9 @@ pub(crate) fn demand_kept_passfile(directory: &Path, passfile: &str, keep: &[Rel
     if passfile.is_empty() {
         return Ok(());
     }
-    let found = beneath(directory, Path::new(passfile)).map_err(Error::on_path("stat file", passfile))?;
+    let found = beneath(directory, Path::new(passfile))
+        .and_then(|found| found.iter().map(|part| as_kept(directory, part)).collect::<io::Result<Vec<_>>>())
+        .map_err(Error::on_path("stat file", passfile))?;
     let is_kept = |found: &RelPath| keep.iter().any(|kept| found.is_at_or_below(kept.as_str()));
     match found.into_iter().find(|found| !is_kept(found)) {
         Some(found) => {
@@ -131,7 +155,7 @@ fn may_be_kept(path: &RelPath) -> bool {
 
 /// What a path needs beneath the directory: the file that it leads to, or each link on the way there, if that lies in the
 /// directory and is there. What cannot be told is an error: without an answer the file would be removed.
-fn beneath(directory: &Path, path: &Path) -> io::Result<Vec<RelPath>> {
+fn beneath(directory: &Path, path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut next = Some(directory.join(path));
     // a server cannot follow more, either
@@ -161,13 +185,13 @@ fn beneath(directory: &Path, path: &Path) -> io::Result<Vec<RelPath>> {
                 Err(error) => return Err(error),
             }
         }
-        found.extend(part.to_str().and_then(|part| RelPath::parse(part).ok()));
+        found.push(part);
     }
     Ok(found)
 }
 
 /// The path as one beneath the directory, if it lies there.
-fn inside(directory: &Path, absolute: &Path) -> Option<RelPath> {
+fn inside(directory: &Path, absolute: &Path) -> Option<PathBuf> {
     let by_name = || {
         let inside = absolute.strip_prefix(directory).ok()?;
         // what leads up again is told by where it leads to
@@ -182,8 +206,10 @@ fn inside(directory: &Path, absolute: &Path) -> Option<RelPath> {
         Some(parent.strip_prefix(directory).ok()?.join(absolute.file_name()?))
     };
     let inside = by_name().or_else(by_its_directory)?;
-    // no file of a copy has another name
-    RelPath::parse(inside.components().as_path().to_str()?).ok()
+    let parts = inside.components().filter(|part| *part != Component::CurDir);
+    let inside: PathBuf = parts.collect();
+    // the directory itself is no part of it
+    (!inside.as_os_str().is_empty()).then_some(inside)
 }
 
 /// Whether a boolean parameter is on: PostgreSQL takes any beginning of these words that is not ambiguous.
@@ -239,6 +265,38 @@ mod tests {
         assert_eq!(names(&directory, &text), expected);
         assert_eq!(names(&directory, "ssl = on"), ["server.crt", "server.key"]);
         assert_eq!(names(&directory, "ssl = off\nssl_key_file = ''\nlog_directory = 'nowhere'"), [""; 0]);
+    }
+
+    #[test]
+    fn what_has_no_name_in_utf8_is_not_taken_for_missing() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+
+        let top = tempfile::tempdir().expect("temporary directory");
+        let directory = top.path().canonicalize().expect("resolved");
+        let main = directory.join("postgresql.conf");
+        let needed = |text: &[u8]| {
+            fs::write(&main, text).expect("write");
+            in_directory(&directory, &main, &Reading::of(&main, None))
+        };
+        assert_eq!(needed(b"include_if_exists 'own-\xe9.conf'").expect("there is none"), []);
+        fs::write(directory.join(OsStr::from_bytes(b"own-\xe9.conf")), "").expect("write");
+        fs::create_dir_all(directory.join(OsStr::from_bytes(b"\xe9"))).expect("make");
+        fs::write(directory.join(OsStr::from_bytes(b"\xe9/key")), "").expect("write");
+        symlink(OsStr::from_bytes(b"own-\xe9.conf"), directory.join("link.conf")).expect("link");
+        let texts = [&b"include 'own-\xe9.conf'"[..], b"ssl_key_file '\xe9/key'", b"include 'link.conf'"];
+        for text in texts {
+            let error = needed(text).expect_err("it would be removed");
+            assert!(error.to_string().contains("\\xE9") && error.to_string().contains("UTF-8"), "{error}");
+        }
+        fs::create_dir(directory.join("conf.d")).expect("make");
+        fs::write(directory.join(OsStr::from_bytes(b"conf.d/\xe9.conf")), "").expect("write");
+        let kept = needed(b"include_dir 'conf.d'").expect("the directory is kept");
+        assert_eq!(kept, [RelPath::parse("conf.d").expect("valid")]);
+        let passfile = directory.join("pass");
+        symlink(OsStr::from_bytes(b"\xe9/key"), &passfile).expect("link");
+        demand_kept_passfile(&directory, passfile.to_str().expect("UTF-8"), &[])
+            .expect_err("it would be removed");
     }
 
     #[test]
