@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::policy::{Cluster, resolve_timely};
-use pgpool_recovery_core::manifest::path::normalize_directory;
+use pgpool_recovery_core::manifest::path::normalize_path;
 use serde::Deserialize;
 
 /// The agent's configuration.
@@ -62,10 +62,10 @@ impl Config {
         }
         let mut seen = Vec::new();
         for cluster in &self.clusters {
-            let directory = normalize_directory(&cluster.data_directory.to_string_lossy())?;
+            let directory = normalize_path(&cluster.data_directory)?;
             let directory = resolve_timely(&directory).unwrap_or(directory);
             for root in &cluster.tablespace_roots {
-                normalize_directory(&root.to_string_lossy())?;
+                normalize_path(root)?;
             }
             for program in ["postgres", "pg_ctl", "psql"] {
                 let path = cluster.bin_directory.join(program);
@@ -98,7 +98,7 @@ impl Config {
                     ));
                 }
                 if let Some(directory) = &node.data_directory {
-                    normalize_directory(&directory.to_string_lossy())?;
+                    normalize_path(directory)?;
                 }
             }
             if seen.contains(&directory) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::{Error, Kind, Result};
-use crate::manifest::path::normalize_directory;
+use crate::manifest::path::{demand_text, normalize_path};
 use crate::sys::timely;
 
 /// A cluster this receiver takes care of.
@@ -124,7 +124,7 @@ impl Reach {
         let Self::Beneath(roots) = self else {
             return Ok(());
         };
-        let wanted = resolve(&normalize_directory(&directory.to_string_lossy())?);
+        let wanted = resolve(&normalize_path(directory)?);
         if lies_beneath(&wanted, roots) {
             return Ok(());
         }
@@ -148,8 +148,15 @@ fn lies_beneath(path: &Path, roots: &[PathBuf]) -> bool {
 impl Policy {
     /// The cluster in `directory`, or a refusal.
     pub fn cluster(&self, directory: &Path) -> Result<Cluster> {
+        let cluster = self.served(directory)?;
+        // where links lead is written into the standby's configuration
+        demand_text(&cluster.data_directory)?;
+        Ok(cluster)
+    }
+
+    fn served(&self, directory: &Path) -> Result<Cluster> {
         let shown = directory.display();
-        let wanted = normalize_directory(&directory.to_string_lossy())?;
+        let wanted = normalize_path(directory)?;
         match self {
             Self::Local { bin_directory, reach, orphans_go_to_primary, .. } => {
                 reach.check(&wanted)?;
@@ -209,7 +216,7 @@ impl Policy {
         if let Self::Local { reach, .. } = self {
             return reach.check(directory);
         }
-        let wanted = resolve(&normalize_directory(&directory.to_string_lossy())?);
+        let wanted = resolve(&normalize_path(directory)?);
         if wanted.starts_with(&cluster.data_directory) || lies_beneath(&wanted, &cluster.tablespace_roots) {
             return Ok(());
         }

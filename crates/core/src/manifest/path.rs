@@ -148,6 +148,20 @@ pub fn normalize_directory(text: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The same of a path. One that is not UTF-8 is refused: what is shown in place of its bytes is another path.
+pub fn normalize_path(path: &Path) -> Result<PathBuf> {
+    normalize_directory(demand_text(path)?)
+}
+
+/// A path as text, which is what configuration files and the other host get.
+pub fn demand_text(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| {
+        Error::new(Kind::Unsupported, format!("the path of a directory is not UTF-8: {path:?}"))
+            .detail("It is told to the other host, and written into configuration files, as text in UTF-8.")
+            .hint("Rename the directory, or what of its path is not UTF-8, also where a symbolic link leads there.")
+    })
+}
+
 /// Whether one of two directories is, or lies in, the other.
 pub fn overlap(one: &Path, other: &Path) -> bool {
     one.starts_with(other) || other.starts_with(one)
@@ -183,6 +197,17 @@ mod tests {
         for bad in ["", "a", "/", "//", "/a/../b", "/a\nb"] {
             assert!(normalize_directory(bad).is_err(), "{bad:?} was accepted");
         }
+    }
+
+    #[test]
+    fn a_path_is_no_other_than_its_bytes() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+
+        assert_eq!(normalize_path(Path::new("/a//\u{e9}/")), Ok(PathBuf::from("/a/\u{e9}")));
+        let error = normalize_path(Path::new(OsStr::from_bytes(b"/a/\xe9"))).expect_err("not UTF-8");
+        assert!(error.kind == Kind::Unsupported && error.message.contains("/a/\\xE9"), "{error}");
+        assert!(error.detail.is_some() && error.hint.is_some());
     }
 
     #[test]
