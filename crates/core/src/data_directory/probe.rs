@@ -178,15 +178,15 @@ impl DataDirectory {
         Ok((!is_open).then(|| Obstacle::new(path.display().to_string(), Why::Foreign(found.st_uid))))
     }
 
-    /// What keeps a tablespace's directory, `pg_tblspc/OID/PG_...`, from being made or entered.
-    pub(crate) fn tablespace_obstacle(&self, path: &RelPath) -> Result<Option<Obstacle>> {
+    /// What keeps a tablespace's directory, `pg_tblspc/OID/PG_...`, from being made or entered, and its device and inode.
+    pub(crate) fn tablespace_obstacle(&self, path: &RelPath) -> Result<(Option<Obstacle>, Option<FileId>)> {
         let root = &self.roots[self.root_of(path)];
         let found = if root.is_missing { None } else { probe(&root.fd, path.file_name()).ok().flatten() };
         // what is there already need not be made
         if found.is_some_and(|found| found.kind == FileType::Directory) {
-            return Ok(self.entrance(path)?.0);
+            return self.entrance(path);
         }
-        self.root_obstacle(root)
+        Ok((self.root_obstacle(root)?, None))
     }
 
     /// What keeps a file from being written in place or replaced: attributes that hold even for its owner, or a mount.

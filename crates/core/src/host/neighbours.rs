@@ -4,7 +4,8 @@
 //! links of its original. Who uses the directory as well is told by the servers that run, by the files they have open
 //! and the links in their own data directories, and by the links of the clusters that are listed beside this one.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -17,6 +18,9 @@ use crate::manifest::path::overlap;
 use crate::sys::FileId;
 use crate::sys::small_file;
 use crate::sys::timely;
+
+#[cfg(test)]
+mod tests;
 
 /// The other servers and clusters of this host.
 pub(crate) struct Neighbours<'a> {
@@ -46,14 +50,44 @@ impl Wanted {
         self.within.as_ref().map_or_else(|| self.path.clone(), |within| self.path.join(within))
     }
 
-    /// Whether the two are one, or one lies in the other. Clusters of different major versions may have their
-    /// tablespaces in one directory, where each has a directory of its own: pg_upgrade leaves them so.
-    fn collides(&self, used: &Used) -> bool {
-        if self.identity == used.identity {
-            let version = self.within.as_deref().and_then(major);
-            return version.is_none() || used.version.is_none() || version == used.version.as_deref();
+    /// Whether both write there if the two are one directory. Clusters of different major versions may have their
+    /// tablespaces in one, where each has a directory of its own: pg_upgrade leaves them so.
+    fn shares(&self, used: &Used) -> bool {
+        let version = self.within.as_deref().and_then(major);
+        version.is_none() || used.version.is_none() || version == used.version.as_deref()
+    }
+}
+
+/// Directories that are about to be written, of which there may be as many as databases.
+struct Asked<'w> {
+    wanted: &'w [Wanted],
+    by_identity: HashMap<FileId, &'w Wanted>,
+    linked: Vec<&'w Wanted>,
+}
+
+impl<'w> Asked<'w> {
+    fn new(wanted: &'w [Wanted]) -> Self {
+        Self {
+            wanted,
+            by_identity: wanted.iter().map(|wanted| (wanted.identity, wanted)).collect(),
+            linked: wanted.iter().filter(|wanted| wanted.is_linked).collect(),
         }
-        self.is_linked && overlap(&self.path, &used.path)
+    }
+
+    /// The one that is a directory of another cluster's, lies in it, or around it.
+    fn colliding(&self, used: &Used) -> Option<&'w Wanted> {
+        match self.by_identity.get(&used.identity) {
+            Some(wanted) => wanted.shares(used).then_some(*wanted),
+            None if used.is_inner => None,
+            None => self.linked.iter().find(|wanted| overlap(&wanted.path, &used.path)).copied(),
+        }
+    }
+
+    /// The one in which a file lies: by its path, or by what the directory above it is.
+    fn holding(&self, file: &Path, above: Option<FileId>) -> Option<&'w Wanted> {
+        let by_name = self.linked.iter().find(|wanted| file.starts_with(wanted.content())).copied();
+        let by_identity = || self.by_identity.get(&above?).filter(|wanted| wanted.within.is_none()).copied();
+        by_name.or_else(by_identity)
     }
 }
 
@@ -68,7 +102,12 @@ struct Used {
     identity: FileId,
     /// If it is a tablespace's, the cluster's major version, if that can be told.
     version: Option<String>,
+    /// Whether it lies in one of the others: only its identity says more than theirs.
+    is_inner: bool,
 }
+
+/// The directories in which the processes that were looked at have files open: of each mount namespace, by their paths there.
+type Opened = HashMap<(PathBuf, PathBuf), Option<FileId>>;
 
 impl<'a> Neighbours<'a> {
     pub(crate) fn new(own: Option<FileId>, listed: &'a [PathBuf]) -> Self {
@@ -80,15 +119,16 @@ impl<'a> Neighbours<'a> {
         if wanted.is_empty() {
             return Ok(());
         }
+        let asked = Asked::new(wanted);
         for directory in self.listed {
             let whose = format!("The cluster in \"{}\" uses it.", directory.display());
-            let asked = directory.clone();
-            let used = timely::ask(directory, move || used_by(&asked)).unwrap_or_else(|| {
+            let place = directory.clone();
+            let used = timely::ask(directory, move || used_by(&place)).unwrap_or_else(|| {
                 Err(io::Error::new(io::ErrorKind::TimedOut, "its file system does not answer"))
             });
-            self.compare(directory, used, wanted, &whose)?;
+            self.compare(directory, used, &asked, &whose)?;
         }
-        self.running(wanted)
+        self.running(&asked)
     }
 
     /// Compares with what a data directory and its links lead to.
@@ -96,31 +136,32 @@ impl<'a> Neighbours<'a> {
         &self,
         directory: &Path,
         used: io::Result<Vec<Used>>,
-        wanted: &[Wanted],
+        asked: &Asked<'_>,
         whose: &str,
     ) -> Result<()> {
         let used = match used {
             Ok(used) => used,
             Err(error) => {
                 let why = format!("What \"{}\" uses could not be read: {error}.", directory.display());
-                return unless_certain(wanted, cannot_tell(&wanted[0].path, why));
+                return unless_certain(asked.wanted, cannot_tell(&asked.wanted[0].path, why));
             }
         };
         if used.first().is_some_and(|found| Some(found.identity) == self.own) {
             return Ok(());
         }
         for found in &used {
-            if let Some(wanted) = wanted.iter().find(|wanted| wanted.collides(found)) {
-                return Err(in_use(&wanted.path, whose));
+            if let Some(wanted) = asked.colliding(found) {
+                return Err(in_use(wanted, whose));
             }
         }
         Ok(())
     }
 
     /// Compares with what the running servers have.
-    fn running(&self, wanted: &[Wanted]) -> Result<()> {
+    fn running(&self, asked: &Asked<'_>) -> Result<()> {
+        let wanted = asked.wanted;
         let user = rustix::process::geteuid().as_raw();
-        let mut seen = HashSet::new();
+        let (mut seen, mut opened) = (HashSet::new(), Opened::new());
         let processes = match self.proc.processes() {
             Ok(processes) => processes,
             Err(error) => return unless_certain(wanted, cannot_tell(&wanted[0].path, error.message)),
@@ -129,7 +170,7 @@ impl<'a> Neighbours<'a> {
         for process in processes.into_iter().filter(|process| *process != std::process::id()) {
             match self.proc.look(process) {
                 Ok(Some(found)) if found.is_server() => {
-                    self.demand_unused_by(process, &found, &mut seen, wanted)?;
+                    self.demand_unused_by(process, &found, (&mut seen, &mut opened), asked)?;
                 }
                 Ok(_) => {}
                 // it is hidden; as it is where one searches for the target's own server
@@ -144,14 +185,16 @@ impl<'a> Neighbours<'a> {
         Ok(())
     }
 
-    /// Compares with what one server has. `seen`: the data directories that were compared already.
+    /// Compares with what one server has. `seen`: the data directories that were compared already, `opened`: what is known of
+    /// those in which files are open.
     fn demand_unused_by(
         &self,
         process: u32,
         found: &Process,
-        seen: &mut HashSet<FileId>,
-        wanted: &[Wanted],
+        (seen, opened): (&mut HashSet<FileId>, &mut Opened),
+        asked: &Asked<'_>,
     ) -> Result<()> {
+        let wanted = asked.wanted;
         let whose = format!("Process {process} of another server uses it.");
         let cwd = self.proc.of(process, "cwd");
         let identity = match fs::metadata(&cwd) {
@@ -160,7 +203,7 @@ impl<'a> Neighbours<'a> {
                 return Ok(());
             }
             Err(error) => {
-                let hidden = self.hidden(process, found.parent, wanted, &whose);
+                let hidden = self.hidden(process, found.parent, asked, &whose);
                 return hidden.unwrap_or_else(|| self.unreadable(process, "cwd", &error, wanted));
             }
         };
@@ -173,7 +216,7 @@ impl<'a> Neighbours<'a> {
             .and_then(|works| {
                 let is_new = works && seen.insert(identity);
                 let whose = || in_directory(process, &cwd).unwrap_or_else(|| whose.clone());
-                if is_new { self.compare(&cwd, used_by(&cwd), wanted, &whose()) } else { Ok(()) }
+                if is_new { self.compare(&cwd, used_by(&cwd), asked, &whose()) } else { Ok(()) }
             });
         if looked.is_err() && fs::metadata(&cwd).is_err_and(|error| is_gone(&error)) {
             // it ended between two looks
@@ -181,9 +224,9 @@ impl<'a> Neighbours<'a> {
             return Ok(());
         }
         looked?;
-        match self.open_below(process, wanted) {
+        match self.open_below(process, opened, asked) {
             Ok(None) => Ok(()),
-            Ok(Some(wanted)) => Err(in_use(&wanted.path, &whose)),
+            Ok(Some(wanted)) => Err(in_use(wanted, &whose)),
             Err(error) if is_gone(&error) => Ok(()),
             // Only their owner can read another user's files, and that user's server writes none of ours. A process
             // that hides its files hides its directory as well: one that shows the directory alone is just
@@ -201,17 +244,25 @@ impl<'a> Neighbours<'a> {
     }
 
     /// Of a server that cannot be looked at: what is known of it otherwise. `None`: nothing.
-    fn hidden(&self, process: u32, parent: u32, wanted: &[Wanted], whose: &str) -> Option<Result<()>> {
+    fn hidden(&self, process: u32, parent: u32, asked: &Asked<'_>, whose: &str) -> Option<Result<()>> {
         // it may have ended between two looks
         if matches!(self.proc.look(process), Ok(None)) {
             return Some(Ok(()));
         }
         let directory = running::hidden_directory(&self.proc, process, parent)?;
-        Some(self.compare(&directory, used_by(&directory), wanted, whose))
+        Some(self.compare(&directory, used_by(&directory), asked, whose))
     }
 
     /// Which of the directories a process has files open in.
-    fn open_below<'w>(&self, process: u32, wanted: &'w [Wanted]) -> io::Result<Option<&'w Wanted>> {
+    fn open_below<'w>(
+        &self,
+        process: u32,
+        opened: &mut Opened,
+        asked: &Asked<'w>,
+    ) -> io::Result<Option<&'w Wanted>> {
+        // where it cannot be read nobody else is known to see the same
+        let namespace = fs::read_link(self.proc.of(process, "ns/mnt"))
+            .unwrap_or_else(|_| PathBuf::from(process.to_string()));
         for entry in fs::read_dir(self.proc.of(process, "fd"))? {
             let read = entry.and_then(|entry| Ok((entry.path(), fs::read_link(entry.path())?)));
             let (place, leads_to) = match read {
@@ -219,9 +270,12 @@ impl<'a> Neighbours<'a> {
                 Err(error) if is_gone(&error) => continue,
                 Err(error) => return Err(error),
             };
-            let Some(found) = wanted.iter().find(|wanted| leads_to.starts_with(wanted.content())) else {
-                continue;
-            };
+            // a pipe, a socket, memory
+            let Some(above) = leads_to.parent().filter(|_| leads_to.is_absolute()) else { continue };
+            let identity = *opened
+                .entry((namespace.clone(), above.to_owned()))
+                .or_insert_with(|| self.identity_within(process, above));
+            let Some(found) = asked.holding(&leads_to, identity) else { continue };
             // a server has files open; a recovery that just ends has the directory
             match fs::metadata(&place) {
                 Ok(open) if open.is_dir() => {}
@@ -230,6 +284,13 @@ impl<'a> Neighbours<'a> {
             }
         }
         Ok(None)
+    }
+
+    /// What a directory is that a process has a file open in, by its path: it may see other mounts.
+    fn identity_within(&self, process: u32, directory: &Path) -> Option<FileId> {
+        let place = self.proc.of(process, "root").join(directory.strip_prefix("/").ok()?);
+        let asked = place.clone();
+        timely::ask(&place, move || fs::metadata(asked).ok().map(|found| FileId::from(&found)))?
     }
 }
 
@@ -251,42 +312,83 @@ fn is_data_directory(directory: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// A data directory, and where its pg_wal and tablespaces are. What is missing is not used.
+/// A data directory, where its pg_wal and tablespaces are, and what is a directory in these, down to those of the databases.
+/// What is missing is not used.
 fn used_by(directory: &Path) -> io::Result<Vec<Used>> {
     let mut used = Vec::new();
-    let mut add = |path: PathBuf, version: Option<&String>| -> io::Result<()> {
-        match fs::metadata(&path).and_then(|found| Ok((found, path.canonicalize()?))) {
-            Ok((found, path)) => {
-                let identity = FileId::from(&found);
-                used.push(Used { path, identity, version: version.cloned() });
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    };
-    add(directory.to_owned(), None)?;
-    add(directory.join("pg_wal"), None)?;
+    add(&mut used, directory, None, false)?;
+    add(&mut used, &directory.join("pg_wal"), None, false)?;
     // what cannot be told may be any
     let version = small_file::text(&directory.join("PG_VERSION")).map(|text| text.trim().to_owned());
     let version = version.filter(|version| version.bytes().next().is_some_and(|byte| byte.is_ascii_digit()));
-    match fs::read_dir(directory.join("pg_tblspc")) {
-        Ok(entries) => {
-            for entry in entries {
-                add(entry?.path(), version.as_ref())?;
+    for tablespace in directories_in(&directory.join("pg_tblspc"))? {
+        add(&mut used, &tablespace, version.as_deref(), false)?;
+        for content in directories_in(&tablespace)? {
+            let name = content.file_name().and_then(OsStr::to_str).unwrap_or_default();
+            if major(name).is_some_and(|major| version.as_deref().is_none_or(|version| version == major)) {
+                add_with_its_directories(&mut used, &content)?;
             }
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+    }
+    for inner in directories_in(directory)? {
+        if inner.file_name() == Some(OsStr::new("base")) {
+            add_with_its_directories(&mut used, &inner)?;
+        } else {
+            add(&mut used, &inner, None, true)?;
+        }
     }
     Ok(used)
 }
 
-fn in_use(directory: &Path, whose: &str) -> Error {
-    let message = format!("another server uses directory \"{}\"", directory.display());
-    Error::new(Kind::InUse, message)
-        .detail(whose)
-        .hint("Let the link in the target's pg_wal or pg_tblspc, or tablespace_mapping, lead to a directory of the standby's own.")
+fn add_with_its_directories(used: &mut Vec<Used>, directory: &Path) -> io::Result<()> {
+    add(used, directory, None, true)?;
+    directories_in(directory)?.iter().try_for_each(|inner| add(used, inner, None, true))
+}
+
+fn add(used: &mut Vec<Used>, path: &Path, version: Option<&str>, is_inner: bool) -> io::Result<()> {
+    // of those inside only the identity counts
+    let real = |path: &Path| if is_inner { Ok(path.to_owned()) } else { path.canonicalize() };
+    match fs::metadata(path).and_then(|found| Ok((found, real(path)?))) {
+        Ok((found, path)) => {
+            let identity = FileId::from(&found);
+            used.push(Used { path, identity, version: version.map(str::to_owned), is_inner });
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// What is a directory, or a link, in a directory; nothing if that is missing, or none.
+fn directories_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() || kind.is_symlink() => found.push(entry.path()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+fn in_use(wanted: &Wanted, whose: &str) -> Error {
+    let message = format!("another server uses directory \"{}\"", wanted.path.display());
+    let hint = if wanted.is_linked {
+        "Let the link in the target's pg_wal or pg_tblspc, or tablespace_mapping, lead to a directory of the standby's own."
+    } else {
+        "A mount leads there: unmount it, and give the standby a directory of its own."
+    };
+    Error::new(Kind::InUse, message).detail(whose).hint(hint)
 }
 
 /// What cannot be told is a refusal, where a link leads out of the target's own directory. In that itself another server has its files
@@ -300,132 +402,4 @@ fn cannot_tell(directory: &Path, why: impl Into<String>) -> Error {
     Error::new(Kind::InUse, message)
         .detail(why)
         .hint("Stop the other servers of this host, or let the receiver see them: as the same OS user, without file capabilities on the program \"postgres\".")
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::symlink;
-
-    use super::*;
-
-    fn wanted(path: &Path) -> Vec<Wanted> {
-        let path = path.canonicalize().expect("there");
-        let found = fs::metadata(&path).expect("stat");
-        vec![Wanted { identity: FileId::from(&found), path, is_linked: true, within: None }]
-    }
-
-    /// Two data directories, the second of which has a pg_wal and a tablespace elsewhere.
-    fn stage() -> (tempfile::TempDir, PathBuf, PathBuf) {
-        let top = tempfile::tempdir().expect("temporary directory");
-        let (one, other) = (top.path().join("one"), top.path().join("other"));
-        for made in ["one", "other/pg_tblspc", "wal", "space/PG_15_1", "free"] {
-            fs::create_dir_all(top.path().join(made)).expect("make");
-        }
-        symlink(top.path().join("wal"), other.join("pg_wal")).expect("link");
-        symlink(top.path().join("space"), other.join("pg_tblspc/16400")).expect("link");
-        (top, one, other)
-    }
-
-    #[test]
-    fn what_a_listed_cluster_uses_is_not_taken() {
-        let (top, one, other) = stage();
-        let identity = fs::metadata(&one).map(|found| FileId::from(&found)).ok();
-        let listed = [other.clone(), top.path().join("not/made/yet")];
-        let neighbours = Neighbours::new(identity, &listed);
-        neighbours.demand_unused(&wanted(&top.path().join("free"))).expect("nobody uses it");
-        for used in ["wal", "space", "space/PG_15_1", "other", "."] {
-            let error = neighbours.demand_unused(&wanted(&top.path().join(used))).expect_err(used);
-            assert!(error.kind == Kind::InUse && error.detail.is_some_and(|detail| detail.contains("other")));
-        }
-        fs::remove_file(other.join("pg_wal"))
-            .and_then(|()| symlink("pg_wal", other.join("pg_wal")))
-            .expect("loop");
-        let error = neighbours.demand_unused(&wanted(&top.path().join("free"))).expect_err("cannot tell");
-        assert!(error.message.contains("cannot tell"), "{error}");
-    }
-
-    #[test]
-    fn clusters_of_two_major_versions_may_share_a_tablespaces_directory() {
-        let (top, one, other) = stage();
-        let root = tempfile::tempdir().expect("temporary directory");
-        let proc = || Proc::at(root.path());
-        symlink(std::process::id().to_string(), root.path().join("self")).expect("link");
-        let user = rustix::process::geteuid().as_raw();
-        fs::create_dir_all(proc().of(7, "fd")).expect("make");
-        let status = format!("Name:\tpostgres\nPPid:\t1\nUid:\t{user}\t{user}\t{user}\t{user}\n");
-        fs::write(proc().of(7, "status"), status).expect("write");
-        symlink(&other, proc().of(7, "cwd")).expect("link");
-        fs::create_dir(other.join("global")).expect("make");
-        let space = top.path().canonicalize().expect("real").join("space");
-        let file = |within: &str| {
-            let file = space.join(within).join("file");
-            fs::create_dir_all(file.parent().expect("parent"))
-                .and_then(|()| fs::write(&file, ""))
-                .expect("write");
-            let _ = fs::remove_file(proc().of(7, "fd/3"));
-            symlink(file, proc().of(7, "fd/3")).expect("link");
-        };
-        let identity = fs::metadata(&one).map(|found| FileId::from(&found)).ok();
-        let listed = [other.clone()];
-        let asked = |path: &Path, within: &str, listed: &[PathBuf]| {
-            let mut wanted = wanted(path);
-            wanted[0].within = Some(within.to_owned());
-            Neighbours { proc: proc(), own: identity, listed }.demand_unused(&wanted)
-        };
-        file("PG_15_202209061");
-        for listed in [&listed[..], &[]] {
-            asked(&space, "PG_16_202307071", listed).expect_err("its version is unknown");
-            fs::write(other.join("PG_VERSION"), "15\n").expect("write");
-            asked(&space, "PG_16_202307071", listed).expect("another version's");
-            asked(&space, "PG_15_202209061", listed).expect_err("its own");
-            asked(&space, "PG_15_202209062", listed).expect_err("the same version, before its release");
-            asked(&space.join("PG_15_1"), "PG_16_202307071", listed).expect_err("within");
-            asked(&top.path().join("wal"), "PG_16_202307071", listed).expect_err("its pg_wal");
-            fs::remove_file(other.join("PG_VERSION")).expect("remove");
-        }
-        fs::write(other.join("PG_VERSION"), "15\n").expect("write");
-        file("PG_16_202307071");
-        asked(&space, "PG_16_202307071", &[]).expect_err("it has a file open there");
-    }
-
-    #[test]
-    fn the_clusters_own_links_are_its_own() {
-        let (top, _, other) = stage();
-        let identity = fs::metadata(&other).map(|found| FileId::from(&found)).ok();
-        let listed = [other];
-        Neighbours::new(identity, &listed).demand_unused(&wanted(&top.path().join("wal"))).expect("its own");
-    }
-
-    #[test]
-    fn what_a_running_server_has_open_is_not_taken() {
-        let (top, one, other) = stage();
-        let root = tempfile::tempdir().expect("temporary directory");
-        let proc = || Proc::at(root.path());
-        symlink(std::process::id().to_string(), root.path().join("self")).expect("link");
-        let user = rustix::process::geteuid().as_raw();
-        fs::create_dir_all(proc().of(7, "fd")).expect("make");
-        let status = format!("Name:\tpostgres\nPPid:\t1\nUid:\t{user}\t{user}\t{user}\t{user}\n");
-        fs::write(proc().of(7, "status"), status).expect("write");
-        symlink(&one, proc().of(7, "cwd")).expect("link");
-        let segment = top.path().canonicalize().expect("real").join("free/segment");
-        fs::write(&segment, "WAL").expect("write");
-        symlink(segment, proc().of(7, "fd/3")).expect("link");
-        let identity = fs::metadata(&other).map(|found| FileId::from(&found)).ok();
-        let neighbours = Neighbours { proc: proc(), own: identity, listed: &[] };
-        neighbours.demand_unused(&wanted(&top.path().join("wal"))).expect("nobody else uses it");
-        let error = neighbours.demand_unused(&wanted(&top.path().join("free"))).expect_err("open");
-        assert!(error.detail.as_deref().is_some_and(|detail| detail.contains("Process 7")), "{error}");
-        // its links, although nothing there is open
-        fs::write(one.join("PG_VERSION"), "15").expect("write");
-        symlink(top.path().join("wal"), one.join("pg_wal")).expect("link");
-        neighbours.demand_unused(&wanted(&top.path().join("wal"))).expect_err("linked");
-
-        fs::remove_file(proc().of(7, "cwd")).and_then(|()| symlink("/", proc().of(7, "cwd"))).expect("link");
-        neighbours.demand_unused(&wanted(&top.path().join("wal"))).expect("it is only starting");
-        fs::remove_file(proc().of(7, "cwd"))
-            .and_then(|()| symlink("cwd", proc().of(7, "cwd")))
-            .expect("hidden");
-        let error = neighbours.demand_unused(&wanted(&top.path().join("space"))).expect_err("hidden");
-        assert!(error.message.contains("cannot tell"), "{error}");
-    }
 }

@@ -26,7 +26,7 @@ pub(super) struct Found {
     /// Directories on which another file system than that of its root begins, and that one's device.
     pub(super) mounts: Vec<(RelPath, u64)>,
     /// The directories that a run enters: one may be mounted there, of the same file system, too.
-    pub(super) entered: Vec<FileId>,
+    pub(super) entered: Vec<(RelPath, FileId)>,
 }
 
 /// Looks at all of the target that a run would.
@@ -47,7 +47,8 @@ pub(super) fn search(
     search.directory(None)?;
     for location in pruning.tablespaces() {
         let location = RelPath::parse(location)?;
-        let obstacle = target.tablespace_obstacle(&location)?;
+        let (obstacle, identity) = target.tablespace_obstacle(&location)?;
+        search.found.entered.extend(identity.map(|identity| (location.clone(), identity)));
         search.meet(obstacle.map(|obstacle| obstacle.refusal()));
         search.directory(Some(&location))?;
     }
@@ -107,7 +108,7 @@ impl Search<'_> {
             match self.pruning.judge(&path, kind)? {
                 Fate::Entered => {
                     let (obstacle, identity) = self.target.entrance(&path)?;
-                    self.found.entered.extend(identity);
+                    self.found.entered.extend(identity.map(|identity| (path.clone(), identity)));
                     let device =
                         identity.map_or_else(|| self.target.device_of(&path), |identity| identity.device);
                     // one that is entered only because it holds what is kept stays as it is

@@ -32,7 +32,9 @@ impl Planned {
         digest_key: &str,
         wal: WalStart,
     ) -> Result<Begun> {
-        let Self { target, listed: Listed { directories, files }, index, header, kept_beside_wal } = self;
+        let Self { target, listed: Listed { directories, files }, index, header, kept_beside_wal, unused } =
+            self;
+        unused?;
         let data_directory = &directory.cluster.data_directory;
         // the sender was told when it opened; whatever it made of that, a running server is safe
         if let Some(process) = running::server(data_directory)? {

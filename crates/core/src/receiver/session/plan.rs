@@ -25,6 +25,9 @@ pub(super) struct Planned {
     pub(super) header: PlanHeader,
     /// Bytes that stay free on the file system of pg_wal, if that could be asked.
     pub(super) kept_beside_wal: Result<u64>,
+    /// Whether none of the directories that are going to be entered is another server's. The sender knows its own better, so it is
+    /// told first, and may refuse with what it knows.
+    pub(super) unused: Result<()>,
 }
 
 /// What the sender is told of a plan.
@@ -32,6 +35,7 @@ pub(super) struct Answer {
     locations: Vec<FileId>,
     space: Option<Error>,
     obstacle: Option<Error>,
+    used: Option<Error>,
 }
 
 impl Answer {
@@ -44,8 +48,8 @@ impl Answer {
     }
 
     pub(super) fn into_reply(self) -> Reply {
-        let Self { locations, space, obstacle } = self;
-        Reply::Planned { locations, space, obstacle }
+        let Self { locations, space, obstacle, used } = self;
+        Reply::Planned { locations, space, obstacle: used.or(obstacle) }
     }
 }
 
@@ -69,6 +73,8 @@ impl Planned {
         listed.files.iter().try_for_each(|file| check(&file.path))?;
         let index = FileIndex::new(&listed.files)?;
         demand_own(&policy, cluster, &target, &header)?;
+        let listed_beside = policy.beside(cluster);
+        let neighbours = Neighbours::new(own(&target), &listed_beside);
         let Listed { directories, files } = &listed;
         let found = obstacles::search(&target, directories, files, &index, &directory.keep, &header)?;
         let room = Room::look(&target, &header, &found);
@@ -76,9 +82,10 @@ impl Planned {
         let space = fits.and_then(|room| room.check(&target, files, &header, &found)).err();
         let kept_beside_wal = room.map(|room| room.kept_beside_wal());
         let mut locations = target.identities()?;
-        locations.extend(found.entered);
-        let answer = Answer { locations, space, obstacle: found.obstacle };
-        Ok((Self { target, listed, index, header, kept_beside_wal }, answer))
+        locations.extend(found.entered.iter().map(|(_, identity)| *identity));
+        let unused = neighbours.demand_unused(&entered(&target, found.entered));
+        let answer = Answer { locations, space, obstacle: found.obstacle, used: unused.clone().err() };
+        Ok((Self { target, listed, index, header, kept_beside_wal, unused }, answer))
     }
 }
 
@@ -133,8 +140,22 @@ fn demand_own(policy: &Policy, cluster: &Cluster, target: &DataDirectory, header
     if wanted.is_empty() {
         return Ok(());
     }
-    // without it the target's own links are taken for another's
-    let own = target.look().and_then(|look| Some(FileId::from(&std::fs::metadata(look).ok()?)));
     let listed = policy.beside(cluster);
-    Neighbours::new(own, &listed).demand_unused(&wanted)
+    Neighbours::new(own(target), &listed).demand_unused(&wanted)
+}
+
+/// The data directory itself. Without it the target's own links are taken for another's.
+fn own(target: &DataDirectory) -> Option<FileId> {
+    target.look().and_then(|look| Some(FileId::from(&std::fs::metadata(look).ok()?)))
+}
+
+/// The directories that a run enters, as they are compared with those of other servers: a mount may have brought any of theirs.
+fn entered(target: &DataDirectory, entered: Vec<(RelPath, FileId)>) -> Vec<Wanted> {
+    let wanted = |(path, identity): (RelPath, FileId)| Wanted {
+        path: target.path().join(path),
+        identity,
+        is_linked: false,
+        within: None,
+    };
+    entered.into_iter().map(wanted).collect()
 }
