@@ -106,7 +106,10 @@ pub(crate) fn inspect_opened(
         }
         Ok(Some(needed))
     };
-    let needed = or_doubt(needed(), &mut doubts.identity, directory, "files that the standby needs");
+    let needed = needed().inspect_err(|error| {
+        doubts.identity = doubts.identity.take().or_else(|| references::cannot_be_kept(error));
+    });
+    let needed = or_doubt(needed, &mut doubts.identity, directory, "files that the standby needs");
     for path in needed.into_iter().flatten() {
         if !keep.contains(&path) && !kept.contains(&path) {
             kept.push(path);

@@ -117,6 +117,15 @@ fn as_kept(directory: &Path, part: &Path) -> io::Result<RelPath> {
     RelPath::parse(text).map_err(|error| unnamed(&error.message))
 }
 
+/// The refusal of a file that is there and cannot be kept; `None` if the error is the system's.
+pub(crate) fn cannot_be_kept(error: &io::Error) -> Option<Error> {
+    (error.kind() == io::ErrorKind::InvalidFilename && error.raw_os_error().is_none()).then(|| {
+        Error::new(Kind::TargetRefused, error.to_string())
+            .detail("A recovery would remove it, and the standby would not start, or start as another one.")
+            .hint("Rename it, and change what names it in the configuration.")
+    })
+}
+
 /// Refuses a password file that a recovery of `directory` would remove.
 pub(crate) fn demand_kept_passfile(directory: &Path, passfile: &str, keep: &[RelPath]) -> Result<()> {
     if passfile.is_empty() {
@@ -288,6 +297,7 @@ mod tests {
         for text in texts {
             let error = needed(text).expect_err("it would be removed");
             assert!(error.to_string().contains("\\xE9") && error.to_string().contains("UTF-8"), "{error}");
+            assert!(cannot_be_kept(&error).is_some_and(|refusal| refusal.hint.is_some()), "{error}");
         }
         fs::create_dir(directory.join("conf.d")).expect("make");
         fs::write(directory.join(OsStr::from_bytes(b"conf.d/\xe9.conf")), "").expect("write");
