@@ -18,8 +18,11 @@ use pgpool_recovery_core::sys::clock;
 use pgpool_recovery_core::wire::protocol::message::{Marker, PlanHeader, TargetInfo};
 use pgpool_recovery_core::wire::protocol::second_stage::SecondStageMark;
 
+use crate::pg::slot::Slot;
 use crate::preflight::PrimaryFacts;
+use crate::preflight::known_data::KnownData;
 use crate::preflight::one_host;
+use crate::run::Run;
 use crate::settings::Compression;
 
 fn plan_header(facts: &PrimaryFacts) -> Result<PlanHeader> {
@@ -36,9 +39,22 @@ fn plan_header(facts: &PrimaryFacts) -> Result<PlanHeader> {
     })
 }
 
-/// The data files as they are now, and which of them travel; and what the receiver must know of them as a whole. Not for the main
-/// thread: it reads directories, of the target's as well.
-pub(crate) fn plan(facts: &PrimaryFacts, target: &TargetInfo, cancel: &Cancel) -> Result<(Plan, PlanHeader)> {
+/// The data files as they are now, and which of them travel; and what the receiver must know of them as a whole. Fails if files that
+/// must be there are missing.
+pub(crate) fn plan(
+    facts: &PrimaryFacts,
+    target: &TargetInfo,
+    slot: Option<&Slot>,
+    run: &mut Run<'_>,
+) -> Result<(Plan, PlanHeader)> {
+    let known = KnownData::now()?;
+    let (plan, header) = run.blocking_with(slot, |cancel| list(facts, target, cancel))?;
+    known.demand_in(facts, &plan, run)?;
+    Ok((plan, header))
+}
+
+/// Not for the main thread: it reads directories, of the target's as well.
+fn list(facts: &PrimaryFacts, target: &TargetInfo, cancel: &Cancel) -> Result<(Plan, PlanHeader)> {
     let header = plan_header(facts)?;
     let rules = rules(facts, target)?;
     let source = Source {
@@ -143,7 +159,8 @@ pub(crate) fn histories(facts: &PrimaryFacts) -> Result<Vec<(String, Vec<u8>)>> 
     let directory = facts.data_directory.join("pg_wal");
     let listed = || -> std::io::Result<Vec<String>> {
         let entries = fs::read_dir(&directory)?;
-        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        // the name of a history is ASCII
+        entries.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default())).collect()
     };
     let names = listed().map_err(Error::on("list the primary's pg_wal"))?;
     let read = |name: String| {

@@ -103,7 +103,7 @@ fn unchanged(ready: Ready, run: &mut Run<'_>) -> Result<(Ready, Finding)> {
 /// Whether a run could end: everything can be read here, and written there.
 fn room(ready: Ready, run: &mut Run<'_>) -> Vec<Finding> {
     let Ready { facts, session, target, .. } = ready;
-    let (plan, header) = match run.blocking(|cancel| plan::plan(&facts, &target, cancel)) {
+    let (plan, header) = match plan::plan(&facts, &target, None, run) {
         Ok(listed) => listed,
         Err(error) => return vec![Finding::new(asked_by(&error, "primary_files"), Err(error))],
     };

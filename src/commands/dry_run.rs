@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pgdata::wal::Lsn;
 use pgpool_recovery_core::error::Result;
+use pgpool_recovery_core::manifest::dropped::Directories;
 use pgpool_recovery_core::progress::Phase;
 use pgpool_recovery_core::sender::skip::Skip;
 use pgpool_recovery_core::sender::state::Planned;
@@ -43,12 +44,15 @@ pub(crate) fn dry_run(request: Request, settings: Settings) -> Result<Value> {
     report.lap("wal_map");
 
     run.enter(Phase::EstimateSize);
-    let (plan, header) = run.blocking(|cancel| plan::plan(&facts, &target, cancel))?;
+    let (plan, header) = plan::plan(&facts, &target, None, &mut run)?;
     report.plan(&plan);
     run.tablespaces(plan.tablespaces.len() + 1);
+    let own = Directories::of(&facts.data_directory, &plan);
     let (session, ()) = run.step(session, None, |session: Session| {
-        let (session, locations) = session.plan(plan, header.clone())?;
-        facts.demand_other_locations(&target, &locations)?;
+        let (session, planned) = session.propose(plan, header.clone())?;
+        // what this server knows better than the receiver comes first
+        facts.demand_other_locations(&target, &planned.locations, &own)?;
+        planned.demand()?;
         Ok((session, ()))
     })?;
     report.lap("scan");

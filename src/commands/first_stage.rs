@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::control;
+use pgpool_recovery_core::manifest::dropped::Directories;
 use pgpool_recovery_core::preflight::BACKUP_LABEL;
 use pgpool_recovery_core::progress::{Phase, Progress};
 use pgpool_recovery_core::sender::state::{Begun, Reconciled};
@@ -176,7 +177,7 @@ fn rebuild(request: Request, settings: Settings, attempt: Attempt<'_, '_>) -> Re
 
     // From here on what is read counts (S4). Until `begin` nothing changes on the target.
     run.enter(Phase::EstimateSize);
-    let (plan, header) = run.blocking_with(slot.as_ref(), |cancel| plan::plan(&facts, &target, cancel))?;
+    let (plan, header) = plan::plan(&facts, &target, slot.as_ref(), run)?;
     report.plan(&plan);
     run.tablespaces(plan.tablespaces.len() + 1);
     log::log(&format!(
@@ -188,9 +189,11 @@ fn rebuild(request: Request, settings: Settings, attempt: Attempt<'_, '_>) -> Re
     let marker = plan::marker(&facts);
     let positions = Arc::new(WalPositions::default());
     let wal = plan::wal(&facts, start_lsn, Arc::clone(&positions))?;
+    let own = Directories::of(&facts.data_directory, &plan);
     let (session, shared) = run.step(session, slot.as_ref(), |session: Session| {
-        let (session, locations) = session.plan(plan, header.clone())?;
-        facts.demand_other_locations(&target, &locations)?;
+        let (session, planned) = session.propose(plan, header.clone())?;
+        facts.demand_other_locations(&target, &planned.locations, &own)?;
+        let locations = planned.demand()?;
         let shared = one_host::shared_space(&facts, &target, &locations)?;
         Ok((session.begin(marker, wal)?, shared))
     })?;
@@ -208,6 +211,8 @@ fn rebuild(request: Request, settings: Settings, attempt: Attempt<'_, '_>) -> Re
     let (session, (reconciliation, skipped)) =
         run.step(session, slot.as_ref(), |session: Session<Begun>| {
             let (session, skipped) = session.send_data(&facts.data_directory, options, skip)?;
+            // before anything is removed that was not found
+            own.demand_mounted()?;
             let (session, reconciliation) = session.reconcile()?;
             Ok((session, (reconciliation, skipped)))
         })?;

@@ -385,6 +385,32 @@ pub(crate) fn databases() -> Result<Vec<Database>> {
     Ok(databases)
 }
 
+/// A tablespace, or a database in the one where it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) tablespace: u32,
+    pub(crate) database: Option<u32>,
+}
+
+/// Where this server has data, as its catalogs say at this moment: databases, but for those whose DROP was interrupted
+/// (datconnlimit -2), and the tablespaces that were made (after `FirstNormalObjectId`).
+pub(crate) fn places() -> Result<Vec<Place>> {
+    let sql = "SELECT d.dattablespace::text, d.oid::text FROM pg_catalog.pg_database AS d
+               WHERE d.datconnlimit OPERATOR(pg_catalog.<>) -2
+               UNION ALL
+               SELECT t.oid::text, NULL FROM pg_catalog.pg_tablespace AS t
+               WHERE t.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid";
+    let number = |oid: Option<String>| oid.and_then(|oid| oid.parse::<u32>().ok());
+    let mut places = Vec::new();
+    for mut row in query::rows_of_now(sql)? {
+        let tablespace = number(row.string("a tablespace")?);
+        let unknown = || Error::new(Kind::Internal, "could not read where this server's databases are");
+        let tablespace = tablespace.ok_or_else(unknown)?;
+        places.push(Place { tablespace, database: number(row.string("a database")?) });
+    }
+    Ok(places)
+}
+
 /// A transaction that may still write, if there is one: what it is, as a DETAIL shows it.
 pub(crate) fn open_transaction() -> Result<Option<String>> {
     // see `walsenders`

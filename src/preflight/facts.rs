@@ -10,7 +10,7 @@ use pgpool_recovery_core::host::control;
 use pgpool_recovery_core::host::policy::resolve;
 use pgpool_recovery_core::manifest::Side;
 use pgpool_recovery_core::manifest::path::{RelPath, normalize_directory};
-use pgpool_recovery_core::manifest::scan::tablespace_links;
+use pgpool_recovery_core::manifest::scan::tablespace_paths;
 use pgpool_recovery_core::preflight::PrimaryIdentity;
 use pgpool_recovery_core::preflight::standby_parameters::Required;
 use pgpool_recovery_core::replication::naming::{self, Node};
@@ -65,8 +65,8 @@ impl PrimaryFacts {
         let metadata = fs::metadata(&data_directory).map_err(failed)?;
         let wal = fs::metadata(data_directory.join("pg_wal")).map_err(failed)?;
         let (control, _) = control::read(&data_directory)?;
-        let links = tablespace_links(&data_directory, Side::Primary)?;
-        let own = links.iter().map(|(_, source)| Path::new(source).to_owned());
+        // whatever bytes they have: a location that is not UTF-8 is an answer to the question about tablespaces
+        let own = tablespace_paths(&data_directory, Side::Primary)?.into_iter().map(|(_, source)| source);
         let own = own
             .chain([data_directory.clone(), data_directory.join("pg_wal")])
             .map(|path| resolve(&path))

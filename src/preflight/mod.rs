@@ -5,6 +5,7 @@ pub(crate) mod authority;
 pub(crate) mod configuration;
 pub(crate) mod facts;
 pub(crate) mod follow;
+pub(crate) mod known_data;
 pub(crate) mod one_host;
 mod primary;
 pub(crate) mod reach;

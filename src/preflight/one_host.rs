@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::manifest::Side;
-use pgpool_recovery_core::manifest::scan::tablespace_links;
+use pgpool_recovery_core::manifest::scan::{tablespace_links, tablespace_paths};
 use pgpool_recovery_core::sys::FileId;
 use pgpool_recovery_core::sys::machine;
 use pgpool_recovery_core::sys::space::{Pool, WatchedSpace};
@@ -97,7 +97,7 @@ impl Tablespaces {
         let now = tablespace_links(&self.data_directory, Side::Primary)?;
         match now.iter().find(|link| !before.contains(link)) {
             None => Ok(()),
-            Some((oid, location)) => Err(would_be_shared(*oid, location)
+            Some((oid, location)) => Err(would_be_shared(*oid, Path::new(location))
                 .hint("Run the recovery again with this tablespace in tablespace_mapping, and create none while it runs.")),
         }
     }
@@ -142,16 +142,18 @@ fn demand_own_tablespaces(primary: &Path, target: &TargetInfo) -> Result<Option<
     {
         return Ok(None);
     }
-    let links = tablespace_links(primary, Side::Primary)?;
-    let Some(directory) = target.directory.to_str().filter(|_| !links.is_empty()) else { return Ok(None) };
-    match look(directory) {
+    let links = tablespace_paths(primary, Side::Primary)?;
+    if links.is_empty() {
+        return Ok(None);
+    }
+    match look(&target.directory) {
         Ok(Some(seen)) if could_share(&seen, target.identity, rustix::process::geteuid().as_raw()) => {}
         Ok(_) => return Ok(None),
         // another user's: with the permissions of the file system the server there cannot write here
         Err(error) if error.kind == Kind::PermissionDenied => return Ok(Some(error)),
         Err(error) => return Err(error),
     }
-    let standby = tablespace_links(&target.directory, Side::Target)?;
+    let standby = tablespace_paths(&target.directory, Side::Target)?;
     for (oid, location) in links {
         let its = standby.iter().find(|(its_oid, _)| *its_oid == oid).map(|(_, its)| its);
         let is_own = match its {
@@ -176,7 +178,7 @@ fn could_share(seen: &fs::Metadata, target: Option<FileId>, user: u32) -> bool {
 }
 
 /// A directory; `None` if there is none.
-fn look(directory: &str) -> Result<Option<fs::Metadata>> {
+fn look(directory: &Path) -> Result<Option<fs::Metadata>> {
     match fs::metadata(directory) {
         Ok(metadata) => Ok(Some(metadata)),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
@@ -185,14 +187,14 @@ fn look(directory: &str) -> Result<Option<fs::Metadata>> {
 }
 
 /// Device and inode of a directory; `None` if there is none.
-fn identity(directory: &str) -> Result<Option<FileId>> {
+fn identity(directory: &Path) -> Result<Option<FileId>> {
     Ok(look(directory)?.map(|metadata| FileId::from(&metadata)))
 }
 
-fn would_be_shared(oid: u32, location: &str) -> Error {
+fn would_be_shared(oid: u32, location: &Path) -> Error {
     Error::new(
         Kind::WrongState,
-        format!("tablespace {oid} in \"{location}\" was created after the standby was copied"),
+        format!("tablespace {oid} in \"{}\" was created after the standby was copied", location.display()),
     )
     .detail(
         "The standby is on the primary's own host. It would replay the creation with the primary's path, empty that \

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::policy::resolve;
 use pgpool_recovery_core::manifest::Side;
-use pgpool_recovery_core::manifest::path::{normalize_directory, overlap};
+use pgpool_recovery_core::manifest::dropped::{Directories, is_dropped};
+use pgpool_recovery_core::manifest::path::{RelPath, normalize_directory, overlap};
 use pgpool_recovery_core::manifest::plan::Tablespace;
 use pgpool_recovery_core::manifest::scan::tablespace_links;
 use pgpool_recovery_core::sys::FileId;
@@ -23,10 +24,17 @@ impl PrimaryFacts {
         format!("PG_{}_{}", self.identity.major_version, self.control.catalog_version)
     }
 
-    /// Where the tablespaces outside the data directory go: as they are now. Not for the main thread: it looks at
-    /// directories of the target's.
+    /// Where the tablespaces outside the data directory go: as they are now. One whose directory is not there is an error, unless it
+    /// was dropped meanwhile. Not for the main thread: it looks at directories of the target's.
     pub(crate) fn tablespaces(&self) -> Result<Vec<Tablespace>> {
-        let links = tablespace_links(&self.data_directory, Side::Primary)?;
+        let mut links = Vec::new();
+        for (oid, location) in tablespace_links(&self.data_directory, Side::Primary)? {
+            let content =
+                RelPath::parse(&format!("pg_tblspc/{oid}/{}", self.tablespace_version_directory()))?;
+            if !is_dropped(&self.data_directory, &content)? {
+                links.push((oid, location));
+            }
+        }
         let tablespaces: Vec<Tablespace> =
             links.iter().map(|(oid, source)| self.place(*oid, source)).collect::<Result<_>>()?;
         if self.is_local {
@@ -52,8 +60,13 @@ impl PrimaryFacts {
     }
 
     /// Refuses directories of the target that are the primary's: an agent may run on the primary's host, and links and mounts may lead
-    /// there.
-    pub(crate) fn demand_other_locations(&self, target: &TargetInfo, locations: &[FileId]) -> Result<()> {
+    /// there. `listed`: those that the scan has seen, tablespaces and databases among them.
+    pub(crate) fn demand_other_locations(
+        &self,
+        target: &TargetInfo,
+        locations: &[FileId],
+        listed: &Directories,
+    ) -> Result<()> {
         if !machine::may_be_one(self.identity.boot_id.as_deref(), target.boot_id.as_deref()) {
             return Ok(());
         }
@@ -66,16 +79,20 @@ impl PrimaryFacts {
                 );
             }
         }
-        for (directory, identity) in own_directories(&self.data_directory)? {
-            if locations.contains(&identity) {
-                let message =
-                    format!("the target has the primary's own directory \"{}\"", directory.display());
-                return Err(Error::new(Kind::TargetRefused, message)
-                    .detail("The target's host and the primary's host are one machine, and a link or a mount leads there.")
-                    .hint("Give the standby directories of its own: correct the link, or what is mounted in its data directory."));
-            }
+        let listed = listed.iter().map(|(path, identity)| (self.data_directory.join(path), identity));
+        match own_directories(&self.data_directory)?
+            .into_iter()
+            .chain(listed)
+            .find(|(_, identity)| locations.contains(identity))
+        {
+            Some((directory, _)) => Err(Error::new(
+                Kind::TargetRefused,
+                format!("the target has the primary's own directory \"{}\"", directory.display()),
+            )
+            .detail("The target's host and the primary's host are one machine, and a link or a mount leads there.")
+            .hint("Give the standby directories of its own: correct the link, or what is mounted in its data directory.")),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn place(&self, oid: u32, source: &str) -> Result<Tablespace> {
@@ -99,13 +116,17 @@ impl PrimaryFacts {
     }
 }
 
-/// A data directory, what is a directory in it, and those of its databases.
+/// A data directory, what is a directory in it and in its pg_wal, and those of its databases, also where no file of theirs travels.
 fn own_directories(data_directory: &Path) -> Result<Vec<(PathBuf, FileId)>> {
     let mut own = vec![(data_directory.to_owned(), identity(data_directory)?)];
-    for directory in [data_directory.to_owned(), data_directory.join("base")] {
+    for directory in [data_directory.to_owned(), data_directory.join("base"), data_directory.join("pg_wal")] {
         let failed = |error| Error::at("list directory", &directory, &error);
         for entry in fs::read_dir(&directory).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
+            let entry = entry.map_err(failed)?;
+            if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                continue;
+            }
+            let path = entry.path();
             match fs::metadata(&path) {
                 Ok(found) if found.is_dir() => own.push((path, FileId::from(&found))),
                 Ok(_) => {}

@@ -4,6 +4,7 @@ use pgdata::wal::Lsn;
 use pgpool_recovery_core::compare::wal_map::{Agreement, Past, Wal};
 use pgpool_recovery_core::error::Result;
 use pgpool_recovery_core::host::policy::resolve;
+use pgpool_recovery_core::manifest::dropped::Directories;
 use pgpool_recovery_core::manifest::path::normalize_directory;
 use pgpool_recovery_core::manifest::plan::Plan;
 use pgpool_recovery_core::preflight::{self, Finding, OwnWal, Strategy, collation, minor_versions};
@@ -71,9 +72,10 @@ impl PrimaryFacts {
         (plan, header): (Plan, PlanHeader),
         run: &mut Run<'_>,
     ) -> Result<Planned> {
+        let own = Directories::of(&self.data_directory, &plan);
         let (_session, planned) = run.step(session, None, |session: Session| {
             let (session, planned) = session.propose(plan, header)?;
-            self.demand_other_locations(target, &planned.locations)?;
+            self.demand_other_locations(target, &planned.locations, &own)?;
             Ok((session, planned))
         })?;
         Ok(planned)

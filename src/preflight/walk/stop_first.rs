@@ -119,7 +119,7 @@ impl PrimaryFacts {
         if let Err(error) = self.replication(&target) {
             return Err(before.refuse("replication_login", error));
         }
-        let plan = run.blocking(|cancel| plan::plan(self, &target, cancel));
+        let plan = plan::plan(self, &target, None, &mut run);
         let proposed = plan.and_then(|plan| self.propose(&target, session, plan, &mut run));
         match proposed {
             Ok(Planned { space, obstacle, .. }) => match space.or(obstacle) {

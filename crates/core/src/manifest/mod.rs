@@ -1,5 +1,6 @@
 //! What exists on the primary, and what of it travels.
 
+pub mod dropped;
 pub mod exclude;
 pub mod list;
 mod order;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::manifest::list::FileList;
 use crate::manifest::path::RelPath;
+use crate::sys::FileId;
 
 /// A directory of the plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +42,8 @@ pub struct Tablespace {
 pub struct Plan {
     /// Directories, parents before children.
     pub directories: Vec<Directory>,
+    /// Device and inode of each of these directories.
+    pub identities: Vec<FileId>,
     /// Files; the position is the file's number on the wire.
     pub files: FileList,
     /// Tablespaces outside the data directory.

@@ -1,8 +1,8 @@
 //! Listing the primary's data directory while the server runs.
 //!
 //! The only place that names `walkdir`. Files come and go during the walk: what vanishes between
-//! being listed and being looked at is left out (its removal is in the WAL that the standby replays),
-//! what appears later is created by replay.
+//! being listed and being looked at is left out (its removal is in the WAL that the standby replays) if what names it has gone
+//! as well ([`super::dropped`]), what appears later is created by replay.
 //!
 //! One thread walks, which reads directories, and others look at what it finds, which may wait for a disk for every file.
 
@@ -20,11 +20,13 @@ use walkdir::{DirEntry, WalkDir};
 
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Side;
+use crate::manifest::dropped::{self, Directories, is_dropped, is_of_postgresql};
 use crate::manifest::exclude::{Rules, Verdict};
 use crate::manifest::list::FileList;
 use crate::manifest::order;
 use crate::manifest::path::RelPath;
 use crate::manifest::plan::{Directory, File, Plan, Tablespace};
+use crate::sys::FileId;
 use crate::sys::cancel::Cancel;
 use crate::sys::lock::lock;
 
@@ -60,12 +62,30 @@ pub fn scan(source: &Source<'_>, cancel: &Cancel) -> Result<Plan> {
         let root = Path::new(&tablespace.source).join(source.tablespace_version_directory);
         walk(source, &root, Some(&prefix), cancel, &mut plan)?;
     }
+    Directories::of(source.data_directory, &plan).demand_mounted()?;
     Ok(plan)
 }
 
 /// The tablespaces outside a data directory: OID and location, as the links in pg_tblspc say. Not from
-/// the catalog, whose snapshot may be older than the backup.
+/// the catalog, whose snapshot may be older than the backup. A location that is not UTF-8 is an error: it could not travel.
 pub fn tablespace_links(data_directory: &Path, side: Side) -> Result<Vec<(u32, String)>> {
+    let text = |(oid, location): (u32, PathBuf)| match location.into_os_string().into_string() {
+        Ok(location) => Ok((oid, location)),
+        Err(location) => Err(Error::new(
+            Kind::Unsupported,
+            format!("the location of tablespace {oid} on the {side} is not UTF-8: {location:?}"),
+        )
+        .detail("Where tablespaces lie is told to the other host, and mapped, as text in UTF-8.")
+        .hint(format!(
+            "Stop the server there, rename the directory, and let the link \"{}\" lead to its new name.",
+            data_directory.join("pg_tblspc").join(oid.to_string()).display()
+        ))),
+    };
+    tablespace_paths(data_directory, side)?.into_iter().map(text).collect()
+}
+
+/// The same, whatever bytes a location has.
+pub fn tablespace_paths(data_directory: &Path, side: Side) -> Result<Vec<(u32, PathBuf)>> {
     let directory = data_directory.join("pg_tblspc");
     let failed = |error| unreadable(&directory, side, &error);
     let mut links = Vec::new();
@@ -73,7 +93,7 @@ pub fn tablespace_links(data_directory: &Path, side: Side) -> Result<Vec<(u32, S
         let entry = entry.map_err(failed)?;
         let Some(oid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         match fs::read_link(entry.path()) {
-            Ok(location) => links.push((oid, location.display().to_string())),
+            Ok(location) => links.push((oid, location)),
             // a directory: in place
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
             // dropped meanwhile
@@ -92,7 +112,7 @@ type Entry = (DirEntry, RelPath);
 #[derive(Default)]
 struct Found {
     files: FileList,
-    directories: Vec<Directory>,
+    directories: Vec<(Directory, FileId)>,
     /// Each with the path that it is about.
     warnings: Vec<(String, String)>,
 }
@@ -111,7 +131,7 @@ fn walk(
     std::thread::scope(|scope| {
         let start = |_| {
             let thread = std::thread::Builder::new().name("scan".to_owned());
-            let look = || look_at_all(&batches, &found, &has_failed);
+            let look = || look_at_all(source.data_directory, &batches, &found, &has_failed);
             thread.spawn_scoped(scope, look).map_err(|error| Error::no_thread(&error))
         };
         let lookers: Vec<_> = (0..THREADS).map(start).collect();
@@ -204,6 +224,7 @@ impl Walk<'_> {
 
 /// Looks at what the walk hands over, until it ends.
 fn look_at_all(
+    data_directory: &Path,
     batches: &Mutex<Receiver<Vec<Entry>>>,
     found: &Mutex<Found>,
     has_failed: &AtomicBool,
@@ -214,23 +235,32 @@ fn look_at_all(
         let Ok(batch) = batch else { return outcome };
         // the walk must not wait for ever
         if outcome.is_ok() {
-            outcome = look(batch, found).inspect_err(|_| has_failed.store(true, Ordering::Relaxed));
+            outcome =
+                look(data_directory, batch, found).inspect_err(|_| has_failed.store(true, Ordering::Relaxed));
         }
     }
 }
 
-fn look(batch: Vec<Entry>, found: &Mutex<Found>) -> Result<()> {
+fn look(data_directory: &Path, batch: Vec<Entry>, found: &Mutex<Found>) -> Result<()> {
     let mut seen = Vec::with_capacity(batch.len());
     for (entry, path) in batch {
-        match entry.metadata() {
+        let metadata = match entry.metadata() {
+            Err(error) if is_missing(&error) => {
+                if !is_of_postgresql(&path) || is_dropped(data_directory, &path)? {
+                    continue;
+                }
+                fs::metadata(entry.path())
+            }
+            found => found.map_err(io::Error::from),
+        };
+        match metadata {
             Ok(metadata) => {
                 if metadata.file_type().is_file() {
                     demand_readable(entry.path(), &metadata)?;
                 }
                 seen.push((path, metadata));
             }
-            Err(error) if is_missing(&error) => {}
-            Err(error) => return Err(unreadable(entry.path(), Side::Primary, &error.into())),
+            Err(error) => return Err(unreadable(entry.path(), Side::Primary, &error)),
         }
     }
     let mut found = lock(found);
@@ -238,7 +268,7 @@ fn look(batch: Vec<Entry>, found: &Mutex<Found>) -> Result<()> {
         let mode = metadata.permissions().mode() & 0o7777;
         let kind = metadata.file_type();
         if kind.is_dir() {
-            found.directories.push(Directory { path, mode });
+            found.directories.push((Directory { path, mode }, FileId::from(&metadata)));
         } else if kind.is_file() {
             found.files.push(&File { path, size: metadata.len(), mode });
         } else if kind.is_socket() || kind.is_fifo() || kind.is_block_device() || kind.is_char_device() {
@@ -252,8 +282,11 @@ fn look(batch: Vec<Entry>, found: &Mutex<Found>) -> Result<()> {
 impl Found {
     /// Adds everything in an order that does not depend on which thread was first.
     fn add_to(mut self, plan: &mut Plan) {
-        self.directories.sort_unstable_by(|one, other| one.path.cmp(&other.path));
-        plan.directories.append(&mut self.directories);
+        self.directories.sort_unstable_by(|(one, _), (other, _)| one.path.cmp(&other.path));
+        for (directory, identity) in self.directories {
+            plan.directories.push(directory);
+            plan.identities.push(identity);
+        }
         self.warnings.sort_unstable();
         plan.warnings.extend(self.warnings.into_iter().map(|(_, warning)| warning));
         order::add_in_order(&self.files, &mut plan.files);
@@ -284,7 +317,7 @@ fn demand_readable(place: &Path, metadata: &fs::Metadata) -> Result<()> {
 }
 
 impl Walk<'_> {
-    /// An entry the walk could not look at: gone meanwhile, or a link that leads nowhere.
+    /// An entry the walk could not look at: gone meanwhile, or an operator's link that leads nowhere.
     fn tolerate(&self, error: &walkdir::Error) -> Result<()> {
         let place = error.path().unwrap_or(self.root);
         let path = relative(self.root, self.prefix, place)?;
@@ -294,6 +327,11 @@ impl Walk<'_> {
             return Ok(());
         }
         if let Some(path) = path.filter(|_| is_missing(error)) {
+            if is_of_postgresql(&path) {
+                // else something came into its place since, which was not listed
+                let is_dropped = is_dropped(self.source.data_directory, &path)?;
+                return if is_dropped { Ok(()) } else { Err(dropped::replaced(place)) };
+            }
             if fs::symlink_metadata(place).is_ok_and(|metadata| metadata.is_symlink()) {
                 self.warn(&path, format!("broken symbolic link \"{}\" is not copied", place.display()));
             }
@@ -305,7 +343,7 @@ impl Walk<'_> {
     }
 }
 
-fn unreadable(place: &Path, side: Side, error: &io::Error) -> Error {
+pub(super) fn unreadable(place: &Path, side: Side, error: &io::Error) -> Error {
     Error::io(format_args!("read \"{}\" on the {side}", place.display()), error)
         .with_owner(place)
         .hint("Everything in the data directory must be readable by the PostgreSQL OS user.")

@@ -100,6 +100,13 @@ pub struct Planned {
     pub obstacle: Option<Error>,
 }
 
+impl Planned {
+    /// Fails if there is no room for the plan, or if something stands in its way.
+    pub fn demand(self) -> Result<Locations> {
+        self.space.or(self.obstacle).map_or(Ok(self.locations), Err)
+    }
+}
+
 /// A run, from looking at the target to its durability. `S` is how far it has come.
 pub struct Session<S = Opened> {
     conversation: Conversation,
@@ -194,8 +201,8 @@ impl Session<Opened> {
     /// Sends the plan; fails if there is no room for it, or if something stands in its way. Returns device and inode of
     /// every directory that is going to be written, too. Nothing changes yet.
     pub fn plan(self, plan: Plan, header: PlanHeader) -> Result<(Session<state::Planned>, Locations)> {
-        let (session, Planned { locations, space, obstacle }) = self.propose(plan, header)?;
-        space.or(obstacle).map_or(Ok((session, locations)), Err)
+        let (session, planned) = self.propose(plan, header)?;
+        Ok((session, planned.demand()?))
     }
 
     /// Sends the plan. Of a directory that was opened to look every answer is told.

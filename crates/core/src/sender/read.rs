@@ -8,6 +8,7 @@ use pgdata::checksum::{self, Verdict};
 use pgdata::wal::Lsn;
 
 use crate::error::{Error, Kind, Result};
+use crate::manifest::dropped::{is_dropped, is_of_postgresql};
 use crate::manifest::exclude::{RelationFile, holds_relations};
 use crate::manifest::list::FileList;
 use crate::manifest::path::RelPath;
@@ -53,11 +54,7 @@ impl<'a> Reader<'a> {
     pub(super) fn read(&mut self, range: &Range, buffer: &mut [u8]) -> Result<Option<usize>> {
         let path = &self.files.path(range.file as usize);
         if !matches!(&self.open, Some((number, _)) if *number == range.file) {
-            let file = match File::open(self.data_directory.join(path)) {
-                Ok(file) => Some(DirectFile::new(file)),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-                Err(error) => return Err(unreadable(path)(error).with_owner(&self.data_directory.join(path))),
-            };
+            let file = open(self.data_directory, path)?.map(DirectFile::new);
             self.open = Some((range.file, file));
         }
         let Some((_, Some(file))) = &mut self.open else {
@@ -69,6 +66,19 @@ impl<'a> Reader<'a> {
         }
         Ok(Some(length))
     }
+}
+
+/// Opens a file; `None` if it was dropped. One that is missing although it was not is an error: the target's would be emptied.
+fn open(data_directory: &Path, path: &RelPath) -> Result<Option<File>> {
+    let place = data_directory.join(path);
+    let mut opened = File::open(&place);
+    if opened.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        if !is_of_postgresql(path) || is_dropped(data_directory, path)? {
+            return Ok(None);
+        }
+        opened = File::open(&place);
+    }
+    opened.map(Some).map_err(|error| unreadable(path)(error).with_owner(&place))
 }
 
 /// Checks the pages' checksums as pg_basebackup does; a page that stays bad fails the run.
