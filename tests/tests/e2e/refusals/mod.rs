@@ -7,6 +7,7 @@ mod changed_meanwhile; // targets that another tool changes, and targets that ho
 mod check; // pgpool_recovery_check: all answers at once
 mod dry_run; // the option dry_run changes nothing and tells the figures of the run
 mod hung; // file systems that answer nothing hold up no other session and no other directory
+mod lost_data; // what of the primary cannot be found or named is not taken for dropped
 mod mounts; // what is mounted in a target, read-only or in the place of a file
 mod obstacles; // what a run could not remove, enter, read or write is found before it begins
 mod primary_address; // addresses of the primary that a caller may not choose

@@ -8,7 +8,8 @@ use std::process::Command;
 use pgpool_recovery_e2e::ext4::Ext4;
 use pgpool_recovery_e2e::mount::Mounted;
 use pgpool_recovery_e2e::scratch::write_as_postgres;
-use pgpool_recovery_e2e::{account, process};
+use pgpool_recovery_e2e::snapshot::Snapshot;
+use pgpool_recovery_e2e::{Cluster, Host, account, process};
 use serde_json::json;
 
 use super::obstacles::{Hosts, give_back, give_to_root, write_bytes};
@@ -149,5 +150,69 @@ fn directories_of_the_primary_that_are_mounted_in_the_target() {
         drop(mounted);
     }
     hosts.primary.execute("CREATE TABLE after AS SELECT 1 AS i; CHECKPOINT");
+    hosts.assert_works();
+}
+
+/// As deep as a mount may hide it: the directory of a database in a tablespace.
+#[test]
+fn a_database_in_a_tablespace_of_the_primary_that_is_mounted_in_the_target() {
+    let mut hosts = Hosts::new();
+    let (space, place) = (hosts.scratch.mkdir("primary-space"), hosts.scratch.mkdir("place"));
+    hosts.primary.execute(&format!("CREATE TABLESPACE far LOCATION '{}'", space.display()));
+    hosts.primary.execute("CREATE TABLE there TABLESPACE far AS SELECT generate_series(1, 10000) AS i");
+    hosts.options.insert("tablespace_mapping", json!(format!("{}={}", space.display(), place.display())));
+    hosts.assert_works();
+    let content: String = hosts
+        .primary
+        .get("SELECT pg_ls_dir('pg_tblspc/' || oid) FROM pg_tablespace WHERE spcname = 'far'", &[]);
+    let database: u32 =
+        hosts.primary.get("SELECT oid FROM pg_database WHERE datname = current_database()", &[]);
+    let before = Snapshot::of(&space);
+    for name in [content.clone(), format!("{content}/{database}")] {
+        let mounted = Mounted::of(&hosts.scratch, &space.join(&name), &place.join(&name));
+        for &transport in hosts.transports {
+            let (ok, said, _) = &hosts.check(transport)["target_tablespaces"];
+            assert!(!ok && said.contains("the primary's own directory"), "{said}");
+            for dry_run in [true, false] {
+                let refused = hosts.recovery(transport).option("dry_run", dry_run).fail(&hosts.primary);
+                refused.expect("55000").says("the primary's own directory").says(&name).says("mount");
+            }
+        }
+        drop(mounted);
+    }
+    before.assert_unchanged(&space);
+    assert_eq!(hosts.primary.get::<i64>("SELECT count(*) FROM there", &[]), 10_000);
+    hosts.assert_works();
+}
+
+/// Of a server of another system that runs here.
+#[test]
+fn directories_of_another_server_that_are_mounted_in_the_target() {
+    let hosts = Hosts::new();
+    hosts.assert_works();
+    let third = Cluster::place(&hosts.scratch, &Host::here(), "third").init();
+    third.start();
+    third.execute("CREATE TABLE precious AS SELECT generate_series(1, 10000) AS i");
+    third.execute("CHECKPOINT");
+    let before = Snapshot::of(&third.directory().join("base"));
+    for name in ["base", "base/1", "global"] {
+        let mounted = Mounted::of(&hosts.scratch, &third.directory().join(name), &hosts.at(name));
+        for &transport in hosts.transports {
+            let (ok, said, hint) = &hosts.check(transport)["target_writable"];
+            assert!(!ok && said.contains("another server uses") && hint.contains("mount"), "{said} {hint}");
+            for dry_run in [true, false] {
+                let refused = hosts.recovery(transport).option("dry_run", dry_run).fail(&hosts.primary);
+                refused
+                    .expect("55006")
+                    .says("another server uses")
+                    .says(name)
+                    .says(third.dir())
+                    .says("mount");
+            }
+        }
+        drop(mounted);
+    }
+    before.assert_unchanged(&third.directory().join("base"));
+    assert_eq!(third.get::<i64>("SELECT count(*) FROM precious", &[]), 10_000);
     hosts.assert_works();
 }
