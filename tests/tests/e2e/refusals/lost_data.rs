@@ -83,7 +83,8 @@ fn a_database_that_is_not_mounted_on_the_primary() {
     fs::create_dir(&directory).expect("a mount point");
     give_back(&directory, 0o700);
     // each waits for a command that may be dropping it
-    let both = std::mem::replace(&mut hosts.transports, &hosts.transports[..1]);
+    let both = hosts.transports;
+    hosts.transports = &both[..1];
     let words = ["are missing on the primary", &format!("database {oid}")];
     assert_lost(&hosts, "primary_files", "58P01", &words, hosts.target.directory());
     hosts.transports = both;

@@ -195,7 +195,7 @@ fn directories_of_another_server_that_are_mounted_in_the_target() {
     third.execute("CREATE TABLE precious AS SELECT generate_series(1, 10000) AS i");
     third.execute("CHECKPOINT");
     let before = Snapshot::of(&third.directory().join("base"));
-    for name in ["base", "base/1", "global"] {
+    for name in ["base", "base/1", "pg_xact"] {
         let mounted = Mounted::of(&hosts.scratch, &third.directory().join(name), &hosts.at(name));
         for &transport in hosts.transports {
             let (ok, said, hint) = &hosts.check(transport)["target_writable"];
