@@ -77,7 +77,7 @@ fn what_is_lost_during_the_run_does_not_empty_the_standbys_copy() {
         let (session, _) = hosts.open(&connector, Purpose::Recover).expect(name);
         let session = hosts.plan(session).and_then(|session| hosts.begin(session)).expect(name);
         fs::rename(&lost, hosts.path("unmounted")).expect("move");
-        let error = hosts.send(session).err().expect(name);
+        let Err(error) = hosts.send(session) else { panic!("{name}: it was taken for dropped") };
         assert_eq!(error.kind, Kind::MissingFile, "{name}: {error}");
         assert!(hosts.read(&copy) == pages(5, 5), "{name}: the standby's copy is as it was");
         fs::rename(hosts.path("unmounted"), &lost).expect("move");
@@ -87,7 +87,10 @@ fn what_is_lost_during_the_run_does_not_empty_the_standbys_copy() {
                 Err(error) if error.kind == Kind::Locked => {
                     std::thread::sleep(std::time::Duration::from_millis(20));
                 }
-                other => break drop(other.expect(name)),
+                other => {
+                    other.expect(name);
+                    break;
+                }
             }
         }
     }
