@@ -73,8 +73,6 @@ impl Planned {
         listed.files.iter().try_for_each(|file| check(&file.path))?;
         let index = FileIndex::new(&listed.files)?;
         demand_own(&policy, cluster, &target, &header)?;
-        let listed_beside = policy.beside(cluster);
-        let neighbours = Neighbours::new(own(&target), &listed_beside);
         let Listed { directories, files } = &listed;
         let found = obstacles::search(&target, directories, files, &index, &directory.keep, &header)?;
         let room = Room::look(&target, &header, &found);
@@ -83,7 +81,7 @@ impl Planned {
         let kept_beside_wal = room.map(|room| room.kept_beside_wal());
         let mut locations = target.identities()?;
         locations.extend(found.entered.iter().map(|(_, identity)| *identity));
-        let unused = neighbours.demand_unused(&entered(&target, found.entered));
+        let unused = demand_unused(&policy, cluster, &target, found.entered);
         let answer = Answer { locations, space, obstacle: found.obstacle, used: unused.clone().err() };
         Ok((Self { target, listed, index, header, kept_beside_wal, unused }, answer))
     }
@@ -149,13 +147,24 @@ fn own(target: &DataDirectory) -> Option<FileId> {
     target.look().and_then(|look| Some(FileId::from(&std::fs::metadata(look).ok()?)))
 }
 
-/// The directories that a run enters, as they are compared with those of other servers: a mount may have brought any of theirs.
-fn entered(target: &DataDirectory, entered: Vec<(RelPath, FileId)>) -> Vec<Wanted> {
+/// Refuses what a run would enter where a mount has brought a directory of another server's there.
+fn demand_unused(
+    policy: &Policy,
+    cluster: &Cluster,
+    target: &DataDirectory,
+    entered: Vec<(RelPath, FileId)>,
+) -> Result<()> {
+    if entered.is_empty() {
+        // the other clusters' file systems need not answer
+        return Ok(());
+    }
     let wanted = |(path, identity): (RelPath, FileId)| Wanted {
         path: target.path().join(path),
         identity,
         is_linked: false,
         within: None,
     };
-    entered.into_iter().map(wanted).collect()
+    let wanted: Vec<Wanted> = entered.into_iter().map(wanted).collect();
+    let listed = policy.beside(cluster);
+    Neighbours::new(own(target), &listed).demand_unused(&wanted)
 }
