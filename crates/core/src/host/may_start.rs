@@ -133,8 +133,10 @@ impl Own {
     /// this system forbids a start, whether a server runs there or not: hosts that boot together answer before their servers
     /// do.
     pub fn judge(&self, place: &str, found: &TargetInfo) -> Result<Answer> {
-        let is_one = || machine::may_be_one(self.boot_id.as_deref(), found.boot_id.as_deref());
-        if found.identity == Some(self.identity) && (is_one() || self.runs_as(found.running)) {
+        let boots = (self.boot_id.as_deref(), found.boot_id.as_deref());
+        let looks_alike = found.identity == Some(self.identity);
+        // a clone of this host has the same inodes: that they may be one permits nothing
+        if looks_alike && (machine::are_one(boots.0, boots.1) || self.runs_as(found.running)) {
             return Ok(Answer::Itself);
         }
         if matches!(found.content, Content::Missing | Content::Empty) {
@@ -191,6 +193,12 @@ impl Own {
             && !found.backup.has_standby_signal
         {
             return Ok(Answer::Unknown(doubt.to_string()));
+        }
+        // by itself a node does not count as heard
+        if looks_alike && machine::may_be_one(boots.0, boots.1) {
+            return Ok(Answer::Unknown(
+                "it may be this directory itself: a boot_id cannot be read".to_owned(),
+            ));
         }
         Ok(Answer::Good)
     }
@@ -313,6 +321,27 @@ mod tests {
         assert_ne!(look.judge("another", &elsewhere(None)).ok(), Some(Answer::Itself));
         server.kill().and_then(|()| server.wait()).expect("ended");
         assert_ne!(look.judge("a clone", &elsewhere(Some(pid))).ok(), Some(Answer::Itself));
+    }
+
+    #[test]
+    fn a_host_that_does_not_tell_its_boot_may_be_a_clone_of_this_one() {
+        let own = directory();
+        let found = TargetInfo { running: None, ..found(own.path()) };
+        let judged = |ours: Option<&str>, theirs: Option<&str>, timeline: u32| {
+            let boot_id = ours.map(str::to_owned);
+            let look = Own { boot_id, ..Own::look(own.path()).expect("a data directory") };
+            let boot_id = theirs.map(str::to_owned);
+            look.judge("a node", &TargetInfo { boot_id, timeline: Some(timeline), ..found.clone() })
+        };
+        assert_eq!(judged(Some("a"), Some("a"), 9), Ok(Answer::Itself));
+        for (ours, theirs) in [(None, None), (Some("a"), None), (None, Some("a"))] {
+            // it was promoted while this one was down
+            assert!(judged(ours, theirs, 9).expect_err("refused").message.contains("timeline 9"));
+            assert!(
+                matches!(judged(ours, theirs, 1), Ok(Answer::Unknown(_))),
+                "it is not another that was heard"
+            );
+        }
     }
 
     #[test]

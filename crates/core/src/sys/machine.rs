@@ -15,6 +15,11 @@ pub fn may_be_one(one: Option<&str>, other: Option<&str>) -> bool {
     one.zip(other).is_none_or(|(one, other)| one == other)
 }
 
+/// Whether two hosts are known to be one machine. Where this is what permits something, [`may_be_one`] is not enough.
+pub fn are_one(one: Option<&str>, other: Option<&str>) -> bool {
+    one.zip(other).is_some_and(|(one, other)| one == other)
+}
+
 /// What tells the network namespace of this process from all others; `None` where that is not known. Two processes in
 /// one have the same addresses.
 pub fn network() -> Option<String> {
@@ -25,6 +30,18 @@ pub fn network() -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_read_proves_neither() {
+        for (one, other, may_be, are) in [
+            (Some("a"), Some("a"), true, true),
+            (Some("a"), Some("b"), false, false),
+            (Some("a"), None, true, false),
+            (None, None, true, false),
+        ] {
+            assert_eq!((may_be_one(one, other), are_one(one, other)), (may_be, are), "{one:?} {other:?}");
+        }
+    }
 
     #[test]
     fn processes_in_one_network_namespace_know_it() {
