@@ -27,8 +27,10 @@ use crate::settings::{Fence, Settings};
 
 mod asked;
 mod followers;
+mod heard;
 
 use asked::Asked;
+use heard::Wait;
 
 /// How long the old primary may take to be stopped: a fast shutdown, and after it an immediate one, which the host gives 10 s.
 const FAST: Duration = Duration::from_secs(6);
@@ -288,21 +290,40 @@ fn fence(asked: &mut Asked<'_>, fencing: Fencing, clock: &Clock) -> Result<OldPr
         Some(Err(error)) if fencing != Fencing::Off => Some(Err(error.clone())),
         _ => None,
     };
+    if matches!(fenced, Some(Ok(_))) {
+        // what it sent until its end is no sign of another one
+        asked.hear_anew()?;
+    }
+    let may_live = asked.upstream_lives().or_else(|| asked.upstream_unknown()).is_some();
     match (&fenced, &asked.old) {
-        (Some(Ok(_)), _) if asked.upstream_lives().is_some() => asked.ask_upstream_again(clock)?,
+        (Some(Ok(_)), _) if may_live => asked.ask_upstream_again(clock)?,
         // the look that was taken before the attempt says nothing of now
         (Some(Err(_)), Some(Ok(_))) => asked.ask_old_again(clock)?,
         _ => {}
     }
-    demand_gone(asked, fencing, fenced)
+    demand_gone(asked, fencing, fenced, clock)
 }
 
 /// Refuses to go on beside an old primary that lives.
-fn demand_gone(asked: &Asked<'_>, fencing: Fencing, fenced: Option<Result<Fenced>>) -> Result<OldPrimary> {
+fn demand_gone(
+    asked: &Asked<'_>,
+    fencing: Fencing,
+    fenced: Option<Result<Fenced>>,
+    clock: &Clock,
+) -> Result<OldPrimary> {
     let system_identifier = catalog::primary()?.system_identifier;
-    let mut gone = OldPrimary { fenced, lives: asked.upstream_lives() };
+    let mut gone = OldPrimary {
+        fenced,
+        is_own: asked.old_timeline() == Some(recovery::replayed().0),
+        lives: asked.upstream_lives(),
+        unknown: asked.upstream_unknown(),
+    };
+    let wait = if gone.is_fenced() && gone.is_own { Wait::Fenced } else { Wait::Unfenced };
     if !gone.is_fenced() {
         gone.lives = asked.old_lives(system_identifier).or(gone.lives);
+    }
+    if gone.lives.is_none() {
+        gone.lives = asked.upstream_heard(wait, clock, AFTER)?;
     }
     gone.demand_gone(fencing)?;
     if !gone.is_fenced() && asked.follows_an_unknown_standby() {
@@ -329,7 +350,7 @@ fn look_again(
     if fencing != Fencing::Off && asked.old_runs_as_primary(catalog::primary()?.system_identifier) {
         return fence(asked, fencing, clock);
     }
-    demand_gone(asked, fencing, gone.fenced)
+    demand_gone(asked, fencing, gone.fenced, clock)
 }
 
 fn stop_for_good(session: &mut DropAside<Session>, clock: &Clock) -> Result<Fenced> {

@@ -129,6 +129,26 @@ pub(crate) fn replay() -> Result<Replay> {
     Ok(Replay { received, is_paused: truth(), waits_for_wal: truth() })
 }
 
+/// What this standby's walreceiver says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Walreceiver {
+    /// Microseconds of the clock that it uses.
+    pub(crate) now: i64,
+    /// When it got its last message, if it streams.
+    pub(crate) received: Option<i64>,
+}
+
+/// Whether WAL is streamed to this server, and when the last message came.
+pub(crate) fn walreceiver() -> Result<Walreceiver> {
+    let sql = "SELECT (EXTRACT(EPOCH FROM pg_catalog.clock_timestamp()) * 1000000)::int8::text,
+                   (SELECT (EXTRACT(EPOCH FROM r.last_msg_receipt_time) * 1000000)::int8::text
+                    FROM pg_catalog.pg_stat_wal_receiver AS r WHERE r.status = 'streaming')";
+    let mut row = query::row(sql, &[])?;
+    let mut time = || -> Result<Option<i64>> { Ok(row.string("a time")?.and_then(|time| time.parse().ok())) };
+    let now = time()?.ok_or_else(|| Error::new(Kind::Internal, "could not read the time of this server"))?;
+    Ok(Walreceiver { now, received: time()? })
+}
+
 /// Asks this server, a standby, to end its recovery; waits for nothing.
 pub(crate) fn request_promotion() -> Result<()> {
     query::row("SELECT pg_catalog.pg_promote(false)::text", &[]).map(drop)

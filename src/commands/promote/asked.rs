@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::host::upstream;
+use pgpool_recovery_core::host::upstream::{self, Upstream};
 use pgpool_recovery_core::preflight::promote::{self, Node};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sys::cancel::Cancel;
@@ -13,6 +13,7 @@ use pgpool_recovery_core::wire::protocol::describe::Description;
 use pgpool_recovery_core::wire::protocol::upstream::Answer;
 
 use super::Old;
+use super::heard::{Heard, Wait};
 use crate::commands::clock::Clock;
 use crate::pg::threads::{self, DropAside};
 use crate::pg::{catalog, log};
@@ -41,6 +42,8 @@ pub(super) struct Asked<'a> {
     upstream: Option<Result<Answer>>,
     /// The same of each node, by its own host's word: this standby's way to a primary that lives may be cut.
     upstreams: Vec<Option<Result<Answer>>>,
+    /// What this standby's own walreceiver has heard of it.
+    heard: Heard,
 }
 
 /// Who is asked.
@@ -69,6 +72,7 @@ impl<'a> Asked<'a> {
         };
         let nodes = others.iter().map(unasked).collect();
         let upstreams = vec![None; others.len()];
+        let heard = Heard::since_now()?;
         let mut asked = Self {
             named,
             settings,
@@ -78,6 +82,7 @@ impl<'a> Asked<'a> {
             nodes,
             upstream: None,
             upstreams,
+            heard,
         };
         let upstreams = (0..asked.others.len()).map(Whom::UpstreamOf);
         let whom: Vec<Whom> = asked.all().into_iter().chain(upstreams).collect();
@@ -152,8 +157,13 @@ impl<'a> Asked<'a> {
                 self.old_has_answered = true;
                 self.old = Some(Ok(*session));
             }
-            (_, Ok(Found::Upstream(answer))) => self.upstream = Some(Ok(answer)),
-            (Whom::UpstreamOf(at), Ok(Found::UpstreamOf(answer))) => self.upstreams[at] = answer.map(Ok),
+            (_, Ok(Found::Upstream(answer))) => {
+                self.upstream = Some(Ok(after_answer(self.upstream.take(), answer)));
+            }
+            (Whom::UpstreamOf(at), Ok(Found::UpstreamOf(answer))) => {
+                let before = self.upstreams[at].take();
+                self.upstreams[at] = answer.map(|answer| Ok(after_answer(before, answer)));
+            }
             (_, Ok(Found::UpstreamOf(_))) => {}
             (Whom::UpstreamOf(at), Err(error)) => {
                 self.upstreams[at] = Some(after_silence(self.upstreams[at].take(), error));
@@ -161,7 +171,14 @@ impl<'a> Asked<'a> {
             (Whom::Node(at), Ok(Found::Node(description))) => self.nodes[at].found = Ok(*description),
             (_, Ok(Found::Node(_))) => {}
             (Whom::Old, Err(error)) => self.old = Some(Err(error)),
-            (Whom::Upstream, Err(error)) => self.upstream = Some(after_silence(self.upstream.take(), error)),
+            (Whom::Upstream, Err(error)) if upstream::is_silence(&error) => {
+                self.upstream = Some(after_silence(self.upstream.take(), error));
+            }
+            // a question that could not be asked is answered by nobody's silence
+            (Whom::Upstream, Err(error)) => {
+                let unknown = Answer::Unknown(error.message);
+                self.upstream = Some(Ok(after_answer(self.upstream.take(), unknown)));
+            }
             (Whom::Node(at), Err(error)) => {
                 let Node { name, found } = &mut self.nodes[at];
                 match found {
@@ -215,14 +232,59 @@ impl<'a> Asked<'a> {
             Some(Ok(Answer::Primary(timeline))) => Some(format!(
                 "The server that {who} follows (primary_conninfo) answers as a primary on timeline {timeline}."
             )),
-            Some(Ok(Answer::Lives(refusal))) => Some(format!(
-                "The server that {who} follows (primary_conninfo) lives, but lets nobody in: {refusal}."
-            )),
+            Some(Ok(Answer::Lives(why))) => {
+                Some(format!("The server that {who} follows (primary_conninfo) lives: {}.", ended(why)))
+            }
             _ => None,
         };
-        let of_nodes = self.nodes.iter().zip(&self.upstreams);
-        lives("this standby", &self.upstream)
-            .or_else(|| of_nodes.into_iter().find_map(|(node, answer)| lives(&node.name, answer)))
+        self.find_upstream(lives)
+    }
+
+    /// Why it is not known whether one of these lives.
+    pub(super) fn upstream_unknown(&self) -> Option<String> {
+        self.find_upstream(|who, answer| match answer {
+            Some(Ok(Answer::Unknown(why))) => Some(format!(
+                "The server that {who} follows (primary_conninfo) could not be asked: {}.",
+                ended(why)
+            )),
+            _ => None,
+        })
+    }
+
+    fn find_upstream(
+        &self,
+        tell: impl Fn(&str, &Option<Result<Answer>>) -> Option<String>,
+    ) -> Option<String> {
+        let mut of_nodes = self.nodes.iter().zip(&self.upstreams);
+        tell("this standby", &self.upstream)
+            .or_else(|| of_nodes.find_map(|(node, answer)| tell(&node.name, answer)))
+    }
+
+    /// Why the server that this standby follows is known to live, by what the walreceiver here has got of it. That of a standby says
+    /// nothing of the primary. Whose messages `wait` tells.
+    pub(super) fn upstream_heard(
+        &self,
+        wait: Wait,
+        clock: &Clock,
+        reserve: Duration,
+    ) -> Result<Option<String>> {
+        if matches!(self.upstream, None | Some(Ok(Answer::Standby))) {
+            return Ok(None);
+        }
+        Ok(self.heard.lives(wait, clock, reserve)?.then(|| {
+            format!("The server that this standby follows (primary_conninfo) lives: {}.", upstream::HEARD)
+        }))
+    }
+
+    /// Counts only what the walreceiver hears from now on.
+    pub(super) fn hear_anew(&mut self) -> Result<()> {
+        self.heard = Heard::since_now()?;
+        Ok(())
+    }
+
+    /// On which timeline the old primary's directory was found.
+    pub(super) fn old_timeline(&self) -> Option<u32> {
+        self.old.as_ref()?.as_ref().ok()?.target().timeline
     }
 
     /// Whether this standby follows another one, and no node that answers as a standby may be that one: then nobody tells whether the
@@ -230,6 +292,19 @@ impl<'a> Asked<'a> {
     pub(super) fn follows_an_unknown_standby(&self) -> bool {
         let is_standby = |node: &Node| matches!(&node.found, Ok(Description { said: Some(Ok(said)), .. }) if said.in_recovery);
         matches!(self.upstream, Some(Ok(Answer::Standby))) && !self.nodes.iter().any(is_standby)
+    }
+}
+
+/// Without the full stop of its own.
+fn ended(text: &str) -> &str {
+    text.trim_end().trim_end_matches('.')
+}
+
+/// What counts of the server that this standby follows once it is asked again: that a question fails takes nothing back.
+fn after_answer(before: Option<Result<Answer>>, now: Answer) -> Answer {
+    match (before, now) {
+        (Some(Ok(before @ (Answer::Primary(_) | Answer::Lives(_)))), Answer::Unknown(_)) => before,
+        (_, now) => now,
     }
 }
 
@@ -283,9 +358,19 @@ fn upstream_job(system_identifier: u64, time: Duration) -> Result<Option<Job<'st
     let Some(conninfo) = catalog::setting("primary_conninfo")?.filter(|conninfo| !conninfo.is_empty()) else {
         return Ok(None);
     };
-    let programs = PathBuf::from(catalog::bin_directory()?);
+    let (programs, directory) =
+        (PathBuf::from(catalog::bin_directory()?), PathBuf::from(catalog::data_directory()?));
+    // the walreceiver has the same
+    let environment: Vec<_> = std::env::vars_os().collect();
     let ask = move |cancel: &Cancel| {
-        upstream::ask(&programs, &conninfo, system_identifier, time, cancel).map(Found::Upstream)
+        let upstream = Upstream {
+            bin_directory: &programs,
+            data_directory: &directory,
+            conninfo: &conninfo,
+            environment: &environment,
+            system_identifier,
+        };
+        upstream.ask(time, cancel).map(Found::Upstream)
     };
     Ok(Some(Job { name: "the server that this standby follows".to_owned(), time, work: Box::new(ask) }))
 }
@@ -308,9 +393,15 @@ mod tests {
         let after = |before, detail| after_silence(before, silence(detail));
         assert!(after(None, "timeout expired").is_err());
         assert!(after(Some(Ok(Answer::Other)), "timeout expired").is_err());
-        for lives in [Answer::Primary(1), Answer::Lives("FATAL: no".to_owned())] {
+        let unknown = || Answer::Unknown("no psql".to_owned());
+        for lives in [Answer::Primary(1), Answer::Lives("FATAL: no".to_owned()), unknown()] {
             assert_eq!(after(Some(Ok(lives.clone())), "timeout expired"), Ok(lives.clone()));
-            assert!(after(Some(Ok(lives)), "Connection refused").is_err());
+            assert!(after(Some(Ok(lives.clone())), "Connection refused").is_err());
+            assert_eq!(after_answer(Some(Ok(lives.clone())), unknown()), lives);
+            assert_eq!(after_answer(Some(Ok(lives)), Answer::Standby), Answer::Standby);
+        }
+        for before in [None, Some(Ok(Answer::Standby)), Some(Err(silence("timeout expired")))] {
+            assert_eq!(after_answer(before, unknown()), unknown());
         }
     }
 }

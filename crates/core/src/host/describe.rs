@@ -64,12 +64,34 @@ pub fn describe(cluster: &Cluster, cancel: &Cancel) -> Result<Description> {
     })
 }
 
-/// How the standby that runs in a directory connects to the server that it follows; `None` if it is no standby, or follows none.
-pub(super) fn primary_conninfo(cluster: &Cluster, cancel: &Cancel) -> Result<Option<String>> {
-    let question = "SELECT 'conninfo', pg_catalog.current_setting('primary_conninfo') WHERE pg_catalog.pg_is_in_recovery()";
+/// The server that a standby follows, by the standby's own word.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Followed {
+    /// How it connects there.
+    pub(super) conninfo: String,
+    /// When its walreceiver got the last message from there, if it streams, and what time it is: microseconds of one clock.
+    pub(super) received: Option<i64>,
+    pub(super) now: i64,
+}
+
+/// What the standby that runs in a directory follows; `None` if it is no standby, or follows none.
+pub(super) fn followed(cluster: &Cluster, cancel: &Cancel) -> Result<Option<Followed>> {
+    let question = "SELECT 'follows', \
+         (SELECT (EXTRACT(EPOCH FROM r.last_msg_receipt_time) * 1000000)::int8 \
+         FROM pg_catalog.pg_stat_wal_receiver AS r WHERE r.status = 'streaming'), \
+         (EXTRACT(EPOCH FROM pg_catalog.clock_timestamp()) * 1000000)::int8, \
+         pg_catalog.current_setting('primary_conninfo') WHERE pg_catalog.pg_is_in_recovery()";
     let answer = ask(cluster, question, cancel)?;
-    let conninfo = answer.lines().find_map(|line| line.trim().strip_prefix("conninfo|"));
-    Ok(conninfo.filter(|conninfo| !conninfo.is_empty()).map(str::to_owned))
+    let Some(line) = answer.lines().find_map(|line| line.trim().strip_prefix("follows|")) else {
+        return Ok(None);
+    };
+    let mut columns = line.splitn(3, '|');
+    let (received, now) = (columns.next().unwrap_or_default(), columns.next().unwrap_or_default());
+    let (received, Ok(now)) = (received.parse().ok(), now.parse()) else {
+        return Err(mute(cluster).detail(format!("psql said:\n{answer}")));
+    };
+    let conninfo = columns.next().filter(|conninfo| !conninfo.is_empty());
+    Ok(conninfo.map(|conninfo| Followed { conninfo: conninfo.to_owned(), received, now }))
 }
 
 /// What the server that runs in the directory says of itself, and its system identifier.

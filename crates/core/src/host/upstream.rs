@@ -1,5 +1,11 @@
 //! The server that a standby follows, asked over the standby's own connection string: does it live, and as what?
+//!
+//! Nobody is there only if no connection comes about with any host that the string names. Whatever else comes of the question, a
+//! server lives there, or it is not known whether one does (S11).
 
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -7,10 +13,16 @@ use super::identify::{self, Identity};
 use super::policy::Cluster;
 use super::{control, describe, running};
 use crate::error::{Error, Kind, Result};
-use crate::replication::conninfo;
 use crate::sys::cancel::Cancel;
+use crate::sys::parallel::{self, Job};
 use crate::sys::process;
 use crate::wire::protocol::upstream::Answer;
+
+mod said;
+mod way;
+
+use said::Said;
+use way::{Host, Way};
 
 /// How long one that starts or ends is left alone before it is asked again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -19,99 +31,206 @@ const PAUSE: Duration = Duration::from_millis(200);
 const PASSING: [&str; 5] =
     ["shutting down", "starting up", "in recovery mode", "accepting connections", "terminating connection"];
 
-/// What libpq says of a server that speaks with it and lets it in no further.
-const UNWANTED: [&str; 3] = ["FATAL:", "fe_sendauth:", "server does not support SSL"];
+/// How much longer than its connection a psql may take.
+const MARGIN: Duration = Duration::from_millis(800);
+
+/// What is left of the time for the standby's own word, once its server was asked.
+const OWN_WORD: Duration = Duration::from_millis(700);
+
+/// The server that a connection string leads to.
+pub struct Upstream<'a> {
+    /// Where psql is.
+    pub bin_directory: &'a Path,
+    /// The standby's: names of files in the string are meant from there.
+    pub data_directory: &'a Path,
+    /// Its primary_conninfo.
+    pub conninfo: &'a str,
+    /// The environment of its server.
+    pub environment: &'a [(OsString, OsString)],
+    /// Of the standby.
+    pub system_identifier: u64,
+}
 
 /// Asks the server that the standby in a directory follows; `None` if none follows there.
 pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<Option<Answer>> {
-    let directory = &cluster.data_directory;
-    if running::server(directory)?.is_none() {
-        return Ok(None);
-    }
-    let Some(conninfo) = describe::primary_conninfo(cluster, cancel)? else { return Ok(None) };
+    let (directory, end) = (&cluster.data_directory, Instant::now() + time);
+    let Some(postmaster) = running::server(directory)? else { return Ok(None) };
+    let Some(before) = describe::followed(cluster, cancel)? else { return Ok(None) };
     let (control, _) = control::read(directory)?;
-    ask(&cluster.bin_directory, &conninfo, control.system_identifier, time, cancel).map(Some)
-}
-
-/// The server that a connection string leads to.
-struct Upstream<'a> {
-    bin_directory: &'a Path,
-    /// Without its password.
-    conninfo: String,
-    password: Option<String>,
-    /// Of the standby that follows it.
-    system_identifier: u64,
-}
-
-/// Asks the server that `conninfo` leads to, as a walreceiver would; no other gets to see the credentials in it.
-///
-/// A server that is starting or shutting down is asked again until `time` is over.
-pub fn ask(
-    bin_directory: &Path,
-    conninfo: &str,
-    system_identifier: u64,
-    time: Duration,
-    cancel: &Cancel,
-) -> Result<Answer> {
-    let (conninfo, password) = conninfo::without_password(conninfo).ok_or_else(|| {
-        Error::new(Kind::Unsupported, "primary_conninfo of this standby cannot be read")
-            .hint("Write it as keywords and values: host=... port=... user=...")
-    })?;
-    let upstream = Upstream { bin_directory, conninfo, password, system_identifier };
-    let end = Instant::now() + time;
-    let mut refusal = None;
-    loop {
-        match upstream.ask(end.saturating_duration_since(Instant::now()), cancel) {
-            Ok(Answer::Lives(text)) if PASSING.iter().any(|passing| text.contains(passing)) => {
-                refusal = Some(text);
-            }
-            // no answer in time takes back nothing
-            Err(error) if !is_refused(&error) => return refusal.map(Answer::Lives).ok_or(error),
-            answer => return answer,
+    let answer = match environment_of(postmaster) {
+        Ok(environment) => Upstream {
+            bin_directory: &cluster.bin_directory,
+            data_directory: directory,
+            conninfo: &before.conninfo,
+            environment: &environment,
+            system_identifier: control.system_identifier,
         }
-        if cancel.is_tripped() || Instant::now() + PAUSE >= end {
-            return refusal.map(Answer::Lives).ok_or_else(Error::canceled);
-        }
-        std::thread::sleep(PAUSE);
+        .ask(end.saturating_duration_since(Instant::now()).saturating_sub(OWN_WORD), cancel),
+        Err(error) => Ok(unknown(&error)),
+    };
+    if matches!(answer, Ok(Answer::Primary(_) | Answer::Standby)) {
+        return answer.map(Some);
     }
+    // what its walreceiver gets was sent by somebody
+    let after = describe::followed(cluster, cancel).ok().flatten();
+    if after.and_then(|after| after.received).is_some_and(|received| received > before.now) {
+        return Ok(Some(Answer::Lives(HEARD.to_owned())));
+    }
+    answer.map(Some)
 }
 
-/// Whether nothing listens where the server should be, which is more than that nothing answers.
+/// What is told of a server that a walreceiver has received a message of.
+pub const HEARD: &str = "the standby's walreceiver has received messages from it since this call began";
+
+/// The environment that a server was started with.
+fn environment_of(postmaster: u32) -> Result<Vec<(OsString, OsString)>> {
+    let file = format!("/proc/{postmaster}/environ");
+    let text = fs::read(&file).map_err(Error::on_path("read file", &file))?;
+    let pairs = text.split(|&byte| byte == 0).filter_map(|pair| {
+        let at = pair.iter().position(|&byte| byte == b'=')?;
+        Some((OsStr::from_bytes(&pair[..at]).to_owned(), OsStr::from_bytes(&pair[at + 1..]).to_owned()))
+    });
+    Ok(pairs.collect())
+}
+
+/// An answer that is none.
+fn unknown(error: &Error) -> Answer {
+    let texts = [Some(&error.message), error.detail.as_ref()];
+    Answer::Unknown(
+        texts.into_iter().flatten().map(|text| text.trim_end_matches('.')).collect::<Vec<_>>().join(": "),
+    )
+}
+
+/// Whether an error says that nobody is there, in the time that was given. Any other tells nothing of the server.
+pub fn is_silence(error: &Error) -> bool {
+    error.kind == Kind::Unreachable
+}
+
+/// Whether nothing listens at any of the places where the server should be, which is more than that nothing answers.
 pub fn is_refused(error: &Error) -> bool {
-    let texts = ["Connection refused", "No such file or directory"];
-    error.detail.as_ref().is_some_and(|detail| texts.iter().any(|text| detail.contains(text)))
+    is_silence(error) && error.detail.as_ref().is_some_and(|detail| said::judge(detail) == Said::Refused)
+}
+
+fn silence(said: impl Into<String>) -> Error {
+    Error::new(Kind::Unreachable, "the server that this standby follows does not answer").detail(said)
 }
 
 impl Upstream<'_> {
-    fn ask(&self, time: Duration, cancel: &Cancel) -> Result<Answer> {
-        // a server in recovery is read-only whatever its settings say, and this one only then
-        let conninfo = format!(
-            "{} replication=true dbname=replication connect_timeout=4 options='-c default_transaction_read_only=off'",
-            self.conninfo
-        );
-        let mut command =
-            identify::command(self.bin_directory, &conninfo, Some("SHOW transaction_read_only"));
-        if let Some(password) = &self.password {
-            // an argument could be seen by every user of the host
-            command.env("PGPASSWORD", password);
+    /// Asks it as a walreceiver would; no other gets to see the credentials in the string. All hosts that this names are asked at
+    /// once. [`is_silence`] tells whether an error means that nobody is there.
+    ///
+    /// A server that is starting or shutting down is asked again until `time` is over.
+    pub fn ask(&self, time: Duration, cancel: &Cancel) -> Result<Answer> {
+        let end = Instant::now() + time;
+        let way = match Way::new(self) {
+            Ok(way) => way,
+            Err(error) => return Ok(unknown(&error)),
+        };
+        let left = || end.saturating_duration_since(Instant::now());
+        let mut answers = Vec::new();
+        let mut hosts = Vec::new();
+        let names = way.hosts().into_iter().map(|host| Job {
+            name: "the name service".to_owned(),
+            time: left(),
+            work: Box::new(move |cancel: &Cancel| Ok(host.at_its_addresses(time / 2, cancel))),
+        });
+        for found in parallel::ask(names.collect(), cancel) {
+            match found {
+                Ok(Ok(at)) => hosts.extend(at),
+                Ok(Err(said)) => answers.push(Err(silence(said))),
+                Err(error) => answers.push(Err(error)),
+            }
         }
-        // what libpq says is read here
-        command.env("LC_ALL", "C");
-        let outcome = process::run(command, time, cancel)?;
-        let silent = || Error::new(Kind::Unreachable, "the server that this standby follows does not answer");
-        if !outcome.status.success() {
-            let said = outcome.said();
-            return if is_refusal(&said) { Ok(Answer::Lives(said)) } else { Err(silent().detail(said)) };
+        let way = &way;
+        let ask = |host: Host| Job {
+            name: "the server that this standby follows".to_owned(),
+            time: left(),
+            work: Box::new(move |cancel: &Cancel| self.ask_until(way, &host, end, cancel)),
+        };
+        answers.extend(parallel::ask(hosts.into_iter().map(ask).collect(), cancel));
+        cancel.check()?;
+        sum_up(answers, way.wants_a_primary())
+    }
+
+    /// Asks one host until it says something that lasts.
+    fn ask_until(&self, way: &Way, host: &Host, end: Instant, cancel: &Cancel) -> Result<Answer> {
+        let mut passing = None;
+        loop {
+            match self.ask_host(way, host, end, cancel) {
+                Ok((Answer::Lives(text), _)) if PASSING.iter().any(|passing| text.contains(passing)) => {
+                    passing = Some(Answer::Lives(text));
+                }
+                // a server that dies may close a connection, and be gone the next moment
+                Ok((answer, true)) => passing = passing.or(Some(answer)),
+                Err(error) if is_refused(&error) => return Err(error),
+                // neither no answer in time nor a failure here takes back anything
+                Err(error) => return passing.ok_or(error),
+                Ok((answer @ Answer::Unknown(_), _)) => return Ok(passing.unwrap_or(answer)),
+                Ok((answer, _)) => return Ok(answer),
+            }
+            if cancel.is_tripped() || Instant::now() + PAUSE >= end {
+                return passing.ok_or_else(Error::canceled);
+            }
+            std::thread::sleep(PAUSE);
         }
-        parse(&outcome.stdout, self.system_identifier).ok_or_else(|| silent().detail(outcome.said()))
+    }
+
+    /// Asks one host once. What it answers, and whether it closed the connection instead.
+    fn ask_host(&self, way: &Way, host: &Host, end: Instant, cancel: &Cancel) -> Result<(Answer, bool)> {
+        let time = end.saturating_duration_since(Instant::now());
+        // so that libpq can say itself that it was too long, which takes no less than 2 s for that
+        let seconds = time.saturating_sub(MARGIN).as_secs().max(2);
+        let run = || process::run_for(way.command(self, host, seconds)?, time, cancel);
+        let outcome = match run() {
+            Ok(Some(outcome)) => outcome,
+            Ok(None) => return Err(silence(format!("no answer within {:.1} s", time.as_secs_f32()))),
+            Err(error) => {
+                cancel.check()?;
+                return Ok((unknown(&error), false));
+            }
+        };
+        let text = outcome.said();
+        if outcome.status.success() {
+            let found = parse(&outcome.stdout, self.system_identifier);
+            return Ok((found.unwrap_or(Answer::Unknown(text)), false));
+        }
+        let told = || if text.is_empty() { format!("psql {}", outcome.describe()) } else { text.clone() };
+        match said::judge(&outcome.stderr) {
+            Said::Refused | Said::Silent => Err(silence(outcome.stderr)),
+            Said::Lives => Ok((Answer::Lives(text), false)),
+            Said::Closed => Ok((Answer::Unknown(told()), true)),
+            Said::Unclear => Ok((Answer::Unknown(told()), false)),
+        }
     }
 }
 
-/// Whether a server has said that, not libpq for want of one: `connection to server at "db1" (10.0.0.1), port 5432 failed: FATAL:  ...`.
-/// The server's word for FATAL may be of its own language; what follows it is a colon and two spaces in each.
-fn is_refusal(said: &str) -> bool {
-    let speaks = |line: &str| line.split_once(" failed: ").is_some_and(|(_, why)| why.contains(":  "));
-    UNWANTED.iter().any(|unwanted| said.contains(unwanted)) || said.lines().any(speaks)
+/// What all hosts together say: the worst of it for a promotion.
+fn sum_up(answers: Vec<Result<Answer>>, wants_a_primary: bool) -> Result<Answer> {
+    let rank = |answer: &Answer| match answer {
+        Answer::Other => 0,
+        Answer::Standby => 1,
+        Answer::Unknown(_) => 2,
+        Answer::Lives(_) => 3,
+        Answer::Primary(_) => 4,
+    };
+    let (mut worst, mut silences) = (None, Vec::new());
+    for answer in answers {
+        let answer = match answer {
+            // not the one that is followed
+            Ok(Answer::Standby) if wants_a_primary => {
+                silences.push("a standby answers, which is not followed (target_session_attrs)".to_owned());
+                continue;
+            }
+            Ok(answer) => answer,
+            Err(error) if is_silence(&error) => {
+                silences.push(error.detail.unwrap_or(error.message));
+                continue;
+            }
+            Err(error) => unknown(&error),
+        };
+        worst = worst.into_iter().chain([answer]).max_by_key(rank);
+    }
+    worst.ok_or_else(|| silence(silences.join("\n")))
 }
 
 /// The answers: "7713200000000000001|1|0/3000148|" and "off".
@@ -134,80 +253,155 @@ mod tests {
     use super::*;
     use crate::sys::process::tests::script;
 
+    const CONNINFO: &str = "host=10.0.0.1 sslpassword='top secret' password='se cret' user=repl";
+
+    fn ask(programs: &Path, conninfo: &str, environment: &[(OsString, OsString)]) -> Result<Answer> {
+        let data_directory = programs;
+        let upstream = Upstream {
+            bin_directory: programs,
+            data_directory,
+            conninfo,
+            environment,
+            system_identifier: 42,
+        };
+        upstream.ask(Duration::from_secs(2), &Cancel::new())
+    }
+
     /// What is made of the answer of a script in psql's place, and how it was called.
-    fn asked(answer: &str) -> (Result<Answer>, String) {
+    fn asked_for(conninfo: &str, answer: &str) -> (Result<Answer>, String) {
         let top = tempfile::tempdir().expect("temporary directory");
         let asked = top.path().join("asked");
         script(
             &top.path().join("psql"),
-            &format!("echo \"$* password in its environment: $PGPASSWORD\" > {}; {answer}", asked.display()),
+            &format!(
+                "{{ echo \"$* in $PWD with $PGSSLROOTCERT\"; cat $PGSERVICEFILE; }} > {}; {answer}",
+                asked.display()
+            ),
         );
-        let conninfo = "host=db1 password='se cret' user=repl";
-        let answer = ask(top.path(), conninfo, 42, Duration::from_secs(2), &Cancel::new());
+        let environment = [("PGSSLROOTCERT".into(), "/trusted".into())];
+        let answer = ask(top.path(), conninfo, &environment);
         (answer, std::fs::read_to_string(asked).unwrap_or_default())
+    }
+
+    fn asked(answer: &str) -> (Result<Answer>, String) {
+        asked_for(CONNINFO, answer)
     }
 
     #[test]
     fn a_primary_of_this_system_is_told_from_all_else() {
         let (answer, asked) = asked("echo '42|3|0/1|'; echo off");
         assert_eq!(answer, Ok(Answer::Primary(3)));
-        assert!(asked.contains("host=db1 user=repl replication=true"), "{asked}");
-        assert!(asked.ends_with("environment: se cret\n"), "{asked}");
-        assert_eq!(asked.matches("se cret").count(), 1, "{asked}");
+        let (arguments, file) = asked.split_once('\n').expect("both");
+        assert!(arguments.contains("host=10.0.0.1") && arguments.contains("replication=true"), "{asked}");
+        assert!(arguments.ends_with(" with /trusted") && !arguments.contains(" in / "), "{asked}");
+        assert!(!arguments.contains("cret") && !arguments.contains("repl "), "{asked}");
+        assert_eq!(file, "[pgpool_recovery]\nsslpassword=top secret\npassword=se cret\nuser=repl\n");
         assert_eq!(self::asked("echo '42|3|0/1|'; echo on").0, Ok(Answer::Standby));
         for read_only in ["on", "off"] {
             assert_eq!(self::asked(&format!("echo '43|3|0/1|'; echo {read_only}")).0, Ok(Answer::Other));
         }
     }
 
-    #[test]
-    fn silence_is_an_error() {
-        let at = "psql: error: connection to server at \"db1\" (10.0.0.1), port 5432 failed:";
-        for (answer, said) in [
-            (format!("echo '{at} Connection refused' >&2; exit 2").as_str(), "Connection refused"),
-            (format!("echo '{at} No route to host' >&2; exit 2").as_str(), "No route"),
-            (format!("echo '{at} timeout expired' >&2; exit 2").as_str(), "timeout"),
-            ("echo '42|3|0/1|'", "42"),
-            ("echo off", "off"),
-        ] {
-            let error = asked(answer).0.expect_err("no answer");
-            assert!(
-                error.kind == Kind::Unreachable && error.detail.as_ref().is_some_and(|it| it.contains(said)),
-                "{error:?}"
-            );
-        }
-        let uri =
-            ask(Path::new("/nonexistent"), "postgresql://db1/", 42, Duration::from_secs(2), &Cancel::new());
-        assert_eq!(uri.expect_err("unread").kind, Kind::Unsupported);
-    }
-
     const AT: &str = "psql: error: connection to server at \"db1\" (10.0.0.1), port 5432 failed:";
 
     #[test]
-    fn a_refusal_comes_from_a_server_that_lives() {
-        for why in [
-            "FATAL:  sorry, too many clients already",
-            "FATAL:  no pg_hba.conf entry for replication connection",
-            "ВАЖНО:  some words in its own language",
-            "fe_sendauth: no password supplied",
+    fn silence_is_an_error() {
+        for said in ["Connection refused", "No route to host", "timeout expired"] {
+            let error = asked(&format!("echo '{AT} {said}' >&2; exit 2")).0.expect_err("no answer");
+            assert!(
+                is_silence(&error) && error.detail.as_ref().is_some_and(|it| it.contains(said)),
+                "{error:?}"
+            );
+            assert_eq!(is_refused(&error), said == "Connection refused");
+        }
+        assert!(asked("sleep 60").0.is_err_and(|error| is_silence(&error)), "nobody spoke in time");
+    }
+
+    #[test]
+    fn a_failure_here_is_no_silence() {
+        for (answer, said) in [
+            ("echo '42|3|0/1|'", "42"),
+            ("echo off", "off"),
+            ("exit 1", "exited with code 1"),
+            ("kill -9 $$", "killed by signal 9"),
+            ("echo 'psql: error: could not open certificate file' >&2; exit 2", "certificate"),
+            ("echo 'psql: libpq.so.5: cannot open: No such file or directory' >&2; exit 127", "libpq"),
         ] {
+            let found = asked(answer).0;
+            assert!(matches!(&found, Ok(Answer::Unknown(why)) if why.contains(said)), "{answer}: {found:?}");
+        }
+        for conninfo in ["host", "host=db1 service=nowhere_to_be_found", CONNINFO] {
+            let found = ask(Path::new("/nonexistent"), conninfo, &[]);
+            assert!(matches!(found, Ok(Answer::Unknown(_))), "{conninfo}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_comes_from_a_server_that_lives() {
+        for why in ["FATAL:  sorry, too many clients already", "SSL error: certificate verify failed"] {
             let answer = asked(&format!("echo '{AT} {why}' >&2; exit 2")).0.expect("an answer");
             assert!(matches!(&answer, Answer::Lives(text) if text.contains(why)), "{answer:?}");
         }
     }
 
     #[test]
-    fn one_that_ends_or_starts_is_asked_again() {
-        let first_then = |then: &str| {
-            let begun = "$(dirname $0)/begun";
-            asked(&format!("[ -e {begun} ] || {{ touch {begun}; echo '{AT} FATAL:  the database system is shutting down' >&2; exit 2; }}; {then}")).0
+    fn all_hosts_are_asked_at_once_and_one_that_lives_counts() {
+        let begin = Instant::now();
+        let by_host = |first: &str, second: &str| {
+            let script = format!("case \"$*\" in *host=/one*) {first};; *) {second};; esac");
+            asked_for("host=/one,/two", &script).0
         };
-        let gone = first_then(&format!("echo '{AT} Connection refused' >&2; exit 2"));
-        assert!(gone.is_err_and(|error| is_refused(&error)));
-        assert_eq!(first_then("echo '42|3|0/1|'; echo off"), Ok(Answer::Primary(3)));
-        for then in ["sleep 60", &format!("echo '{AT} timeout expired' >&2; exit 2"), "exec false"] {
-            let answer = first_then(then).expect("still an answer");
+        let refused = format!("echo '{AT} Connection refused' >&2; exit 2");
+        let lives = "echo '42|3|0/1|'; echo off";
+        assert_eq!(by_host("sleep 60", lives), Ok(Answer::Primary(3)));
+        assert_eq!(by_host(lives, &refused), Ok(Answer::Primary(3)));
+        assert_eq!(by_host("echo '42|3|0/1|'; echo on", lives), Ok(Answer::Primary(3)));
+        assert!(matches!(by_host("exit 1", &refused), Ok(Answer::Unknown(_))));
+        assert!(by_host(&refused, &refused).is_err_and(|error| is_refused(&error)));
+        let silent = by_host(&refused, "sleep 60").expect_err("nobody is there");
+        assert!(is_silence(&silent) && !is_refused(&silent), "{silent:?}");
+        assert!(begin.elapsed() < Duration::from_secs(12), "{:?}", begin.elapsed());
+        let standby = "echo '42|3|0/1|'; echo on";
+        assert_eq!(by_host(&refused, standby), Ok(Answer::Standby));
+        let other = asked_for("host=/one target_session_attrs=read-write", standby).0;
+        assert!(other.is_err_and(|error| is_silence(&error)), "it is not followed");
+    }
+
+    #[test]
+    fn one_that_ends_or_starts_is_asked_again() {
+        let first_then = |first: &str, then: &str| {
+            let begun = "$(dirname $0)/begun";
+            asked(&format!("[ -e {begun} ] || {{ touch {begun}; echo '{AT} {first}' >&2; exit 2; }}; {then}"))
+                .0
+        };
+        let (ends, closes) =
+            ("FATAL:  the database system is shutting down", "server closed the connection unexpectedly");
+        for first in [ends, closes] {
+            let gone = first_then(first, &format!("echo '{AT} Connection refused' >&2; exit 2"));
+            assert!(gone.is_err_and(|error| is_refused(&error)));
+            assert_eq!(first_then(first, "echo '42|3|0/1|'; echo off"), Ok(Answer::Primary(3)));
+        }
+        for then in ["sleep 60", &format!("echo '{AT} timeout expired' >&2; exit 2"), "exit 1"] {
+            let answer = first_then(ends, then).expect("still an answer");
             assert!(matches!(&answer, Answer::Lives(text) if text.contains("shutting down")), "{answer:?}");
         }
+        let answer = first_then(closes, &format!("echo '{AT} {closes}' >&2; exit 2"));
+        assert!(matches!(&answer, Ok(Answer::Unknown(text)) if text.contains("closed")), "{answer:?}");
+    }
+
+    #[test]
+    fn the_environment_of_a_server_is_read() {
+        let mut server = std::process::Command::new("sleep");
+        let mut server = server.arg("60").env_clear().env("PGSSLROOTCERT", "a=b").spawn().expect("sleep");
+        // until its exec it has that of this process
+        let found = loop {
+            match environment_of(server.id()) {
+                Ok(found) if found.len() == 1 => break found,
+                _ => std::thread::sleep(PAUSE),
+            }
+        };
+        server.kill().and_then(|()| server.wait()).expect("ended");
+        assert_eq!(found, [("PGSSLROOTCERT".into(), "a=b".into())]);
+        assert!(environment_of(u32::MAX).is_err());
     }
 }

@@ -161,8 +161,12 @@ pub enum Fencing {
 pub struct OldPrimary {
     /// What became of its fencing; none if that was not tried.
     pub fenced: Option<Result<Fenced>>,
+    /// Whether what was fenced is the primary of the timeline that this standby is on: then there is no other.
+    pub is_own: bool,
     /// Why it is known to live, if it is.
     pub lives: Option<String>,
+    /// Why it is not known whether it lives.
+    pub unknown: Option<String>,
 }
 
 impl OldPrimary {
@@ -189,6 +193,20 @@ impl OldPrimary {
             return Err(Error::new(Kind::WrongState, "another primary is alive: nothing is promoted")
                 .detail(detail)
                 .hint(format!("Stop it first, or let it be stopped. {hint}")));
+        }
+        if let Some(unknown) = &self.unknown
+            && !(self.is_fenced() && self.is_own)
+        {
+            let mut detail = unknown.clone();
+            if let Some(error) = failure {
+                detail = format!("{detail} The old primary could not be fenced: {}.", error.message);
+            }
+            let message = "cannot tell whether the primary lives: nothing is promoted";
+            return Err(Error::new(Kind::WrongState, message).detail(detail).hint(
+                "Mend what keeps psql from logging in there as the walreceiver does, or name the old primary, so that the agent on its \
+                 host stops it. If it is known to be gone, empty primary_conninfo (of another node: leave that out of \"nodes\"), and \
+                 promote again.",
+            ));
         }
         match (fencing, failure) {
             (Fencing::Required, Some(error)) => {
@@ -344,19 +362,37 @@ mod tests {
     fn what_lives_is_a_refusal_whatever_is_asked_for() {
         for fencing in [Fencing::Off, Fencing::BestEffort, Fencing::Required] {
             for fenced in [failed(), None] {
-                let old = OldPrimary { fenced, lives: Some("It answers.".to_owned()) };
+                let old = OldPrimary { lives: Some("It answers.".to_owned()), ..of(fenced) };
                 let error = old.demand_gone(fencing).expect_err("refused");
                 assert_eq!((error.kind, error.message.contains("alive")), (Kind::WrongState, true));
                 assert!(error.hint.is_some() && error.detail.is_some_and(|it| it.starts_with("It answers.")));
             }
-            let old = OldPrimary { fenced: done(), lives: None };
-            assert_eq!(old.demand_gone(fencing), Ok(None));
+            assert_eq!(of(done()).demand_gone(fencing), Ok(None));
+        }
+    }
+
+    fn of(fenced: Option<Result<Fenced>>) -> OldPrimary {
+        OldPrimary { fenced, is_own: true, lives: None, unknown: None }
+    }
+
+    #[test]
+    fn what_is_not_known_is_a_refusal_unless_the_primary_was_stopped() {
+        for fencing in [Fencing::Off, Fencing::BestEffort, Fencing::Required] {
+            let unknown = |fenced, is_own| {
+                OldPrimary { is_own, unknown: Some("No psql.".to_owned()), ..of(fenced) }.demand_gone(fencing)
+            };
+            for (fenced, is_own) in [(failed(), true), (None, true), (done(), false)] {
+                let error = unknown(fenced, is_own).expect_err("refused");
+                assert_eq!((error.kind, error.message.contains("cannot tell")), (Kind::WrongState, true));
+                assert!(error.hint.is_some() && error.detail.is_some_and(|it| it.starts_with("No psql.")));
+            }
+            assert_eq!(unknown(done(), true), Ok(None));
         }
     }
 
     #[test]
     fn a_fence_that_fails_counts_as_much_as_is_asked_for() {
-        let gone = |fenced, fencing| OldPrimary { fenced, lives: None }.demand_gone(fencing);
+        let gone = |fenced, fencing| of(fenced).demand_gone(fencing);
         let warning = gone(failed(), Fencing::BestEffort).expect("goes on").expect("a warning");
         assert!(warning.contains("no agent"), "{warning}");
         let error = gone(failed(), Fencing::Required).expect_err("refused");

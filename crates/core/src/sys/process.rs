@@ -73,10 +73,7 @@ pub(crate) fn command<I: AsRef<OsStr>>(program: &Path, arguments: impl IntoItera
 /// Output goes through a file, not a pipe: a server that the program leaves behind may hold its
 /// outputs open for years, and waiting for a pipe to close would hang.
 pub(crate) fn run(mut command: Command, deadline: Duration, cancel: &Cancel) -> Result<Outcome> {
-    let (mut stdout, mut stderr) = (anonymous_file()?, anonymous_file()?);
-    let end = Instant::now() + deadline;
-    let status = finish(&mut command, &stdout, &stderr, &mut || Instant::now() < end, cancel)?;
-    let (stdout, stderr) = (tail(&mut stdout)?, tail(&mut stderr)?);
+    let (status, stdout, stderr) = run_until(&mut command, deadline, cancel)?;
     let Some(status) = status else {
         let program = command.get_program().to_string_lossy();
         let error = Error::new(Kind::Io, format!("\"{program}\" did not end in {} s", deadline.as_secs()));
@@ -84,6 +81,24 @@ pub(crate) fn run(mut command: Command, deadline: Duration, cancel: &Cancel) -> 
         return Err(if said.is_empty() { error } else { error.detail(said) });
     };
     Ok(Outcome { status, stdout, stderr })
+}
+
+/// Like [`run`], where a program that does not end in time is no error: `None`.
+pub(crate) fn run_for(mut command: Command, time: Duration, cancel: &Cancel) -> Result<Option<Outcome>> {
+    let (status, stdout, stderr) = run_until(&mut command, time, cancel)?;
+    Ok(status.map(|status| Outcome { status, stdout, stderr }))
+}
+
+/// How the program ended, if it did in time, and the ends of its outputs.
+fn run_until(
+    command: &mut Command,
+    time: Duration,
+    cancel: &Cancel,
+) -> Result<(Option<ExitStatus>, String, String)> {
+    let (mut stdout, mut stderr) = (anonymous_file()?, anonymous_file()?);
+    let end = Instant::now() + time;
+    let status = finish(command, &stdout, &stderr, &mut || Instant::now() < end, cancel)?;
+    Ok((status, tail(&mut stdout)?, tail(&mut stderr)?))
 }
 
 /// Like [`run`], for as long as `goes_on` says so; it is asked many times a second. Both outputs go to `output`.
@@ -131,7 +146,7 @@ fn kill_group(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// A file in memory, for what a program writes.
+/// A file in memory, for what a program writes or reads.
 pub(crate) fn anonymous_file() -> Result<File> {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let file = rustix::fs::memfd_create("pgpool_recovery_output", flags);

@@ -12,13 +12,15 @@ pub enum Answer {
     Standby,
     /// A server of another system.
     Other,
-    /// A server that lives, and did not say what it is: its refusal.
+    /// A server that lives, and did not say what it is: its refusal, or what else shows that it lives.
     Lives(String),
+    /// Whether one lives is not known, for this reason.
+    Unknown(String),
 }
 
 impl Answer {
     /// Whether it is a primary, or may be one.
     pub const fn may_be_primary(&self) -> bool {
-        matches!(self, Self::Primary(_) | Self::Lives(_))
+        matches!(self, Self::Primary(_) | Self::Lives(_) | Self::Unknown(_))
     }
 }

@@ -8,6 +8,7 @@ use pgpool_recovery_e2e::server::programs;
 use pgpool_recovery_e2e::{Cluster, Host, Scratch};
 use serde_json::{Value, json};
 
+mod alive; // the question to the old primary fails: is it gone, or does it live?
 mod calls; // arguments, rights, two calls at once, a server that is a primary already
 mod fence; // the old primary: which one is stopped, and what becomes of it
 mod nodes; // the other nodes: who has more, who follows
