@@ -27,3 +27,5 @@ workspace() {
 }
 # shellcheck disable=SC2034 # for those who source this
 TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
+# Whether the server is one that needs a later pgrx, and this not yet the copy that scripts/postgresql-19.sh makes.
+wants_later_pgrx() { [ "$(pg_major 2>/dev/null)" -ge 19 ] 2>/dev/null && ! grep -q '^pg19 = ' Cargo.toml; }

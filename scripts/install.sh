@@ -17,6 +17,7 @@ PROFILE=${PROFILE:-release}
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
 if [ -e .git ]; then scripts/setup.sh build; else scripts/setup.sh look; fi
+if wants_later_pgrx; then exec scripts/postgresql-19.sh scripts/install.sh "$@"; fi
 
 as_owner() {
     if [ "$(id -u)" = 0 ] || [ -n "$DESTDIR" ]; then "$@"; else sudo "$@"; fi

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Every PostgreSQL and Pgpool-II of Debian 11 to 14: built, tested in the database and end to end, each in a
 # chroot of its own release. PostgreSQL 16, which no Debian release has, comes from a Python package and runs
-# beside Debian 12's Pgpool-II. Of PostgreSQL 14 only the types are checked.
+# beside Debian 12's Pgpool-II. Of PostgreSQL 14 only the types are checked. PostgreSQL 19 is experimental's in a Debian
+# 14, whose own compiler builds for it: pgrx 0.19 wants a later one than this machine's (scripts/postgresql-19.sh).
 #
-#   STEPS='build indb through breaks' scripts/matrix.sh [13|14|15|16|17|18]...     default: all of both
+#   STEPS='build indb through breaks' scripts/matrix.sh [13|14|15|16|17|18|19]...     default: all of both
 #
 # build: extension and agent, installed. indb: tests in the database. through: recoveries from end to end with the
 # release's Pgpool-II. breaks: a part of the fault suite.
@@ -16,8 +17,8 @@ cd "$(dirname "$0")/.."
 
 readonly CELLS="$TARGET_DIR/matrix"
 readonly PGSERVER=0.1.4 # of the Python package: PostgreSQL 16.2 with its headers, without its extensions
-declare -A SUITES=([13]=bullseye [15]=bookworm [16]=bookworm [17]=trixie [18]=forky)
-declare -A DEBIANS=([bullseye]=13 [bookworm]=15 [trixie]=17 [forky]=18)
+declare -A SUITES=([13]=bullseye [15]=bookworm [16]=bookworm [17]=trixie [18]=forky [19]=experimental)
+declare -A DEBIANS=([bullseye]=13 [bookworm]=15 [trixie]=17 [forky]=18 [experimental]=19)
 
 say() { printf 'matrix: %s\n' "$*"; }
 fail() { say "$*" >&2; exit 1; }
@@ -32,6 +33,8 @@ pg_config() {
 
 make_root() {
     local suite=$1 root=$2 mirror script
+    # which is no release, only packages on top of one
+    [ "$1" != experimental ] || suite=forky
     [ ! -e "$root/.made" ] || return 0
     # Debian's own mirror, as this machine's apt knows it
     mirror=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN)' 'Created-By: Packages' | sed -n 's/ Debian$//p' | head -n 1)
@@ -39,12 +42,25 @@ make_root() {
     # debootstrap may be older than the release
     script=/usr/share/debootstrap/scripts/$suite
     [ -e "$script" ] || script=/usr/share/debootstrap/scripts/sid
-    say "a Debian $suite"
+    say "a Debian $1"
     rm -rf --one-file-system "$root"
     mkdir -p "$root"
     debootstrap --variant=minbase --include=ca-certificates "$suite" "$root" "$mirror" "$script" \
         >"$root.log" 2>&1 || fail "debootstrap of $suite failed, see $root.log"
+    [ "$1" = "$suite" ] || add_experimental "$root" "$mirror" >>"$root.log" 2>&1 ||
+        fail "no packages of $1, see $root.log"
     touch "$root/.made"
+}
+
+# PostgreSQL 19 and its libpq from there, the compiler from the release.
+add_experimental() {
+    local root=$1 mirror=$2
+    # a mirror may stand still for longer than its lists of these suites are valid
+    sed -i 's/^deb /deb [check-valid-until=no] /' "$root/etc/apt/sources.list"
+    echo "deb [check-valid-until=no] $mirror experimental main" >"$root/etc/apt/sources.list.d/experimental.list"
+    printf '%s\n' 'Package: postgresql-*19 libpq5 libpq-dev' 'Pin: release a=experimental' 'Pin-Priority: 500' \
+        >"$root/etc/apt/preferences.d/experimental"
+    PG=19 enter --network "$root" bash -ec 'apt-get update; apt-get install -y --no-install-recommends rustc cargo'
 }
 
 existing() {
@@ -74,6 +90,8 @@ copy_sources() {
 seed() {
     local suite=$1 older
     [ ! -e "$CELLS/$suite/root/build" ] || return 0
+    # another compiler
+    [ ! -e "$CELLS/$suite/root/usr/bin/rustc" ] || return 0
     for older in bullseye bookworm trixie; do
         [ "$older" != "$suite" ] || return 0
         [ ! -e "$CELLS/pg${DEBIANS[$older]}/through.result" ] || {
@@ -86,7 +104,8 @@ seed() {
 enter() { PG_CONFIG=${PG_CONFIG_INSIDE:-$(pg_config "$PG")} scripts/matrix/enter.sh "$@"; }
 
 prepare() {
-    local suite=$1 root=$2
+    local suite=$1 root=$2 sources=()
+    [ "$PG" -lt 19 ] || sources=(scripts/postgresql-19.sh)
     # called where a failure has to be handed on: set -e does not hold here
     copy_sources "$root" || return 1
     # For the tests in the database. This machine's runs where the C library is not older; else setup.sh builds one.
@@ -96,8 +115,7 @@ prepare() {
     PG_CONFIG_INSIDE=$(pg_config "${DEBIANS[$suite]}") enter --network "$root" bash -ec '
         cd /src
         dpkg --configure -a
-        scripts/setup.sh build runtime pgrx
-        cargo fetch --locked' || return 1
+        "$@" bash -ec "scripts/setup.sh build runtime pgrx; cargo fetch --locked"' - "${sources[@]}" || return 1
     [ "$PG" != 16 ] || enter --network "$root" bash -ec "
         [ -e /opt/pgserver ] || {
             apt-get install -y --no-install-recommends python3-pip
@@ -134,7 +152,8 @@ cell() {
     chroot "$root" "$(pg_config "$PG")" --version | sed -E 's/^PostgreSQL ([^ ]*).*/\1/' >"$dir/postgresql"
     chroot "$root" dpkg-query -W -f '${Version}\n' pgpool2 | sed 's/-.*//' >"$dir/pgpool"
     seed "$suite"
-    key=$({ sources | (cd "$root/src" && xargs -0 sha256sum); cat "$dir/postgresql" "$dir/pgpool"; rustc --version; } |
+    key=$({ sources | (cd "$root/src" && xargs -0 sha256sum); cat "$dir/postgresql" "$dir/pgpool"
+        enter "$root" rustc --version; } |
         sha256sum | cut -c 1-16)
     read -r -a steps <<<"${STEPS:-build indb through breaks}"
     for name in "${steps[@]}"; do
@@ -168,7 +187,7 @@ table() {
     local format='%-10s  %-9s  %-8s  %-12s  %-21s  %-21s  %s\n' suite
     # shellcheck disable=SC2059 # the format is above
     printf "\n$format" PostgreSQL Pgpool-II Debian build 'in the database' recoveries faults
-    for PG in 13 14 15 16 17 18; do
+    for PG in 13 14 15 16 17 18 19; do
         suite=${SUITES[$PG]:-}
         # shellcheck disable=SC2059
         if [ -z "$suite" ]; then
@@ -186,12 +205,12 @@ main() {
     scripts/setup.sh package
     FAILURES=0
     mkdir -p "$CELLS"
-    [ $# -gt 0 ] || set -- 13 15 16 17 18 14
+    [ $# -gt 0 ] || set -- 13 15 16 17 18 19 14
     for PG in "$@"; do
         case $PG in
-            13 | 15 | 16 | 17 | 18) cell "${SUITES[$PG]}" ;;
+            13 | 15 | 16 | 17 | 18 | 19) cell "${SUITES[$PG]}" ;;
             14) types ;;
-            *) fail "no cell for PostgreSQL $PG: 13 to 18" ;;
+            *) fail "no cell for PostgreSQL $PG: 13 to 19" ;;
         esac
     done
     table

@@ -21,13 +21,15 @@
 # PostgreSQL is taken as it is.
 set -euo pipefail
 
-readonly PGRX_VERSION=0.18.1
 readonly CARGO_FUZZ_VERSION=0.13.1
 PG_CONFIG=${PG_CONFIG:-/usr/lib/postgresql/15/bin/pg_config}
 # Debian's PostgreSQL of this major version; empty: somebody else's
 MAJOR=$(sed -nE 's|^/usr/lib/postgresql/([0-9]+)/bin/pg_config$|\1|p' <<<"$PG_CONFIG")
 readonly MAJOR
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
+# cargo-pgrx is to be of the same version as pgrx
+PGRX_VERSION=$(sed -nE 's/^pgrx = "=(.*)"$/\1/p' "$ROOT/Cargo.toml")
+readonly PGRX_VERSION
 # what is of use to this tree only
 readonly TOOLS=${CARGO_TARGET_DIR:-$ROOT/target}/tools
 

@@ -21,6 +21,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
+if wants_later_pgrx; then exec scripts/postgresql-19.sh scripts/test.sh "$@"; fi
 
 say() { printf '\n== %s ==\n' "$*"; }
 

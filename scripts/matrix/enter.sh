@@ -33,9 +33,11 @@ mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 mount -t tmpfs -o mode=0755 tmpfs "$root/run"
 install -d -m 1777 "$root/run/lock"
-# The compiler and the crates of this machine; what is built stays inside.
-mount --bind "$rust" "$root/opt/rust"
-mount -o remount,bind,ro "$root/opt/rust"
+# The compiler, unless the root has one, and the crates of this machine; what is built stays inside.
+if [ ! -e "$root/usr/bin/rustc" ]; then
+    mount --bind "$rust" "$root/opt/rust"
+    mount -o remount,bind,ro "$root/opt/rust"
+fi
 mount --bind "$cargo/registry" "$root/root/.cargo/registry"
 mount --bind "$cargo/.package-cache" "$root/root/.cargo/.package-cache"
 environment=(PATH=/opt/rust/bin:/root/.cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
