@@ -5,7 +5,7 @@
 use std::io;
 
 use libfuzzer_sys::fuzz_target;
-use pgdata::wal::page::{Format, PAGE_SIZE};
+use pgdata::wal::page::{Format, MAGICS, PAGE_SIZE};
 use pgdata::wal::reader::{Origin, Pages, Reader};
 use pgdata::wal::record::{RecordHeader, read_block_headers};
 use pgdata::wal::{Lsn, special};
@@ -50,7 +50,7 @@ fuzz_target!(|data: &[u8]| {
     }
     // a fuzzer finds no CRC: what is behind it is fed as it is
     let mut blocks = Vec::new();
-    for magic in [0xD106, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118] {
+    for magic in MAGICS {
         let Some(format) = Format::of(magic) else { continue };
         let _ = read_block_headers(data, data.len(), format, &mut blocks);
         if let Some(header) = RecordHeader::parse(data) {

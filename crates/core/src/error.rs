@@ -266,7 +266,7 @@ impl From<pgdata::control_file::Invalid> for Error {
             Invalid::Damaged(what) => Self::new(Kind::Corrupt, format!("invalid pg_control file: {what}")),
             Invalid::UnknownVersion(version) => {
                 Self::new(Kind::Unsupported, format!("unknown pg_control version {version}"))
-                    .detail("Known are 1300 (PostgreSQL 13 to 16), 1700 and 1800.")
+                    .detail("Known are 1300 (PostgreSQL 13 to 16), 1700, 1800 and 1905 (PostgreSQL 19).")
                     .hint("Install a version of pgpool_recovery that knows this PostgreSQL.")
             }
         }

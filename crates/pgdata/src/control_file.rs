@@ -1,7 +1,7 @@
 //! Reading `global/pg_control` (src/include/catalog/pg_control.h).
 //!
-//! The head of the file has not moved since PostgreSQL 9.x; the fields behind it that this crate
-//! needs sit at the same offsets from PostgreSQL 13 to 18. The CRC guards both assumptions.
+//! The head of the file has not moved since PostgreSQL 9.x. The fields behind it that this crate needs sit at the same
+//! offsets from PostgreSQL 13 to 18; 19 has a longer checkpoint before them ([`Layout`]). The CRC guards these assumptions.
 
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +50,7 @@ pub enum State {
 pub struct ControlFile {
     /// Made by initdb, shared by a primary and all its standbys.
     pub system_identifier: u64,
-    /// PG_CONTROL_VERSION: 1300, 1700, 1800.
+    /// PG_CONTROL_VERSION: 1300, 1700, 1800, 1905.
     pub pg_control_version: u32,
     /// CATALOG_VERSION_NO of the server that made the cluster.
     pub catalog_version: u32,
@@ -113,45 +113,103 @@ pub struct Checkpoint {
     pub time: u64,
     /// The next OID, the next MultiXact and its offset, the oldest transaction and its database, the oldest MultiXact and
     /// its database; the oldest and the newest transaction with a commit timestamp, and the oldest one that is active.
-    pub counters: [u32; 10],
+    pub counters: [u64; 10],
 }
 
-/// Length of the structure (sizeof(CheckPoint)).
-const CHECKPOINT: usize = 88;
+/// Where the fields lie that have moved, in bytes from the beginning.
+struct Layout {
+    /// Length of a checkpoint (sizeof(CheckPoint)).
+    checkpoint: usize,
+    /// In a checkpoint: that of its next OID.
+    counters: usize,
+    /// The offset of a MultiXact has 64 bits.
+    long_multixact_offset: bool,
+    /// xlog_blcksz; the size of a segment follows.
+    wal_block_size: usize,
+    checksum_version: usize,
+    crc: usize,
+}
+
+impl Layout {
+    const fn of(pg_control_version: u32) -> Option<Self> {
+        let until_18 = Self {
+            checkpoint: 88,
+            counters: 32,
+            long_multixact_offset: false,
+            wal_block_size: 224,
+            checksum_version: 252,
+            crc: 288,
+        };
+        match pg_control_version {
+            1300 | 1700 => Some(until_18),
+            // default_char_signedness is new
+            1800 => Some(Self { crc: 292, ..until_18 }),
+            // and logicalDecodingEnabled, slru_pages_per_segment, data_checksum_version_init
+            1905 => Some(Self {
+                checkpoint: 96,
+                counters: 40,
+                long_multixact_offset: true,
+                wal_block_size: 236,
+                checksum_version: 268,
+                crc: 308,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Where a field lies that is behind the checkpoint, and that nothing else has moved: where it does up to 18.
+    const fn behind_checkpoint(&self, until_18: usize) -> usize {
+        until_18 + self.checkpoint - 88
+    }
+}
 
 impl Checkpoint {
-    /// Reads the main data of a checkpoint's record; `None` if it is too short.
-    pub fn parse(data: &[u8]) -> Option<Self> {
-        let data = data.get(..CHECKPOINT)?;
+    /// Reads the main data of a checkpoint's record, of a server with this pg_control; `None` if it is too short, or no such
+    /// version is known.
+    pub fn parse(data: &[u8], pg_control_version: u32) -> Option<Self> {
+        Self::parse_by(data, &Layout::of(pg_control_version)?)
+    }
+
+    fn parse_by(data: &[u8], layout: &Layout) -> Option<Self> {
+        let data = data.get(..layout.checkpoint)?;
+        let mut at = layout.counters;
         let mut counters = [0; 10];
-        for (counter, offset) in counters.iter_mut().zip([32, 36, 40, 44, 48, 52, 56, 72, 76, 80]) {
-            *counter = u32_at(data, offset)?;
+        let mut time = 0;
+        for (index, counter) in counters.iter_mut().enumerate() {
+            if index == 7 {
+                // eight bytes, aligned
+                time = u64_at(data, at.next_multiple_of(8))?;
+                at = at.next_multiple_of(8) + 8;
+            }
+            let is_long = index == 2 && layout.long_multixact_offset;
+            *counter = if is_long { u64_at(data, at)? } else { u32_at(data, at)?.into() };
+            at += if is_long { 8 } else { 4 };
         }
         Some(Self {
             redo: Lsn(u64_at(data, 0)?),
             timeline: u32_at(data, 8)?,
             previous_timeline: u32_at(data, 12)?,
             full_page_writes: data[16] != 0,
-            time: u64_at(data, 64)?,
+            time,
             counters,
         })
     }
 }
 
 impl Recovery {
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let flag = |offset: usize| bytes.get(offset).map(|byte| *byte != 0);
-        let lsn = |offset| u64_at(bytes, offset).map(Lsn);
+    fn parse(bytes: &[u8], layout: &Layout) -> Option<Self> {
+        let flag = |until_18| bytes.get(layout.behind_checkpoint(until_18)).map(|byte| *byte != 0);
+        let lsn = |until_18| u64_at(bytes, layout.behind_checkpoint(until_18)).map(Lsn);
         Some(Self {
-            checkpoint_at: lsn(32)?,
-            checkpoint: Checkpoint::parse(bytes.get(40..)?)?,
+            checkpoint_at: Lsn(u64_at(bytes, 32)?),
+            checkpoint: Checkpoint::parse_by(bytes.get(40..)?, layout)?,
             min_recovery_point: lsn(136)?,
             backup_start_point: lsn(152)?,
             backup_end_point: lsn(160)?,
             backup_end_required: flag(168)?,
             wal_log_hints: flag(176)?,
-            max_alignment: u32_at(bytes, 204)?,
-            wal_block_size: u32_at(bytes, 224)?,
+            max_alignment: u32_at(bytes, layout.behind_checkpoint(204))?,
+            wal_block_size: u32_at(bytes, layout.wal_block_size)?,
         })
     }
 }
@@ -171,14 +229,9 @@ impl ControlFile {
     pub fn parse(bytes: &[u8]) -> Result<Self, Invalid> {
         let damaged = |what: &str| Invalid::Damaged(what.to_owned());
         let version = u32_at(bytes, 8).ok_or_else(|| damaged("it is too short"))?;
-        let crc_offset = match version {
-            1300 | 1700 => 288,
-            // PostgreSQL 18 inserted default_char_signedness
-            1800 => 292,
-            _ => return Err(Invalid::UnknownVersion(version)),
-        };
-        let crc = u32_at(bytes, crc_offset).ok_or_else(|| damaged("it is too short"))?;
-        if crc32c::crc32c(&bytes[..crc_offset]) != crc {
+        let layout = Layout::of(version).ok_or(Invalid::UnknownVersion(version))?;
+        let crc = u32_at(bytes, layout.crc).ok_or_else(|| damaged("it is too short"))?;
+        if crc32c::crc32c(&bytes[..layout.crc]) != crc {
             return Err(damaged("its checksum does not match its content"));
         }
         let field = |offset| u32_at(bytes, offset).ok_or_else(|| damaged("it is too short"));
@@ -198,12 +251,12 @@ impl ControlFile {
             catalog_version: field(12)?,
             state,
             timeline: field(48)?,
-            min_recovery_timeline: field(144)?,
-            block_size: field(216)?,
-            relation_segment_blocks: field(220)?,
-            wal_segment_size: field(228)?,
-            checksum_version: field(252)?,
-            recovery: Recovery::parse(bytes).ok_or_else(|| damaged("it is too short"))?,
+            min_recovery_timeline: field(layout.behind_checkpoint(144))?,
+            block_size: field(layout.behind_checkpoint(216))?,
+            relation_segment_blocks: field(layout.behind_checkpoint(220))?,
+            wal_segment_size: field(layout.wal_block_size + 4)?,
+            checksum_version: field(layout.checksum_version)?,
+            recovery: Recovery::parse(bytes, &layout).ok_or_else(|| damaged("it is too short"))?,
         })
     }
 }
@@ -230,28 +283,48 @@ pub fn sample(system_identifier: u64) -> Vec<u8> {
 /// The same, of a server in a state (DBState in pg_control.h).
 #[cfg(any(test, feature = "samples"))]
 pub fn sample_in_state(system_identifier: u64, state: u32) -> Vec<u8> {
+    let behind = [
+        (136, 0x500_0100),
+        (144, 4),
+        (176, 1),
+        (204, 8),
+        (216, 8192),
+        (220, 131_072),
+        (224, 8192),
+        (228, 16 << 20),
+        (252, 1),
+    ];
+    sample_with(system_identifier, state, [1300, 202_209_061], &behind, 288)
+}
+
+/// One with the head that all versions share, these numbers behind it, and the CRC.
+#[cfg(any(test, feature = "samples"))]
+fn sample_with(
+    system_identifier: u64,
+    state: u32,
+    versions: [u32; 2],
+    behind: &[(usize, u32)],
+    crc_at: usize,
+) -> Vec<u8> {
     let mut bytes = vec![0; PG_CONTROL_FILE_SIZE];
     let mut put = |offset: usize, value: u32| bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
-    put(8, 1300);
-    put(12, 202_209_061);
-    put(16, state);
-    put(32, 0x500_0060);
-    put(40, 0x500_0028);
-    put(48, 3);
-    put(52, 3);
-    put(56, 1);
-    put(136, 0x500_0100);
-    put(144, 4);
-    put(176, 1);
-    put(204, 8);
-    put(216, 8192);
-    put(220, 131_072);
-    put(224, 8192);
-    put(228, 16 << 20);
-    put(252, 1);
+    let [control, catalog] = versions;
+    for (offset, value) in [
+        (8, control),
+        (12, catalog),
+        (16, state),
+        (32, 0x500_0060),
+        (40, 0x500_0028),
+        (48, 3),
+        (52, 3),
+        (56, 1),
+    ] {
+        put(offset, value);
+    }
+    behind.iter().for_each(|(offset, value)| put(*offset, *value));
     bytes[..8].copy_from_slice(&system_identifier.to_le_bytes());
-    let crc = crc32c::crc32c(&bytes[..288]);
-    bytes[288..292].copy_from_slice(&crc.to_le_bytes());
+    let crc = crc32c::crc32c(&bytes[..crc_at]);
+    bytes[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
     bytes
 }
 
@@ -259,9 +332,41 @@ pub fn sample_in_state(system_identifier: u64, state: u32) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    /// As PostgreSQL 19 lays it out: offsets of its pg_control.h, as a C compiler for x86-64 sees them.
+    fn sample_of_19(system_identifier: u64) -> Vec<u8> {
+        let behind = [
+            // the copy of the checkpoint begins at 40: nextMultiOffset, of 64 bits, oldestXid, time, oldestActiveXid
+            (88, 7),
+            (92, 1),
+            (96, 731),
+            (112, 1_700_000_000),
+            (128, 733),
+            (144, 0x500_0100),
+            (152, 4),
+            (184, 1),
+            (212, 8),
+            (224, 8192),
+            (228, 131_072),
+            // slru_pages_per_segment
+            (232, 32),
+            (236, 8192),
+            (240, 16 << 20),
+            // data_checksum_version_init, data_checksum_version
+            (264, 0),
+            (268, 1),
+        ];
+        sample_with(system_identifier, 1, [1905, 202_610_061], &behind, 308)
+    }
+
     #[test]
     fn reads_what_it_needs() {
-        let control = ControlFile::parse(&sample(0x1122_3344_5566_7788)).expect("valid");
+        for bytes in [sample(0x1122_3344_5566_7788), sample_of_19(0x1122_3344_5566_7788)] {
+            reads(&bytes);
+        }
+    }
+
+    fn reads(bytes: &[u8]) {
+        let control = ControlFile::parse(bytes).expect("valid");
         assert_eq!(control.system_identifier, 0x1122_3344_5566_7788);
         assert_eq!((control.timeline, control.state), (3, State::ShutDown));
         assert_eq!(control.min_recovery_timeline, 4);
@@ -293,16 +398,28 @@ mod tests {
 
     #[test]
     fn a_checkpoint_is_the_same_but_for_its_next_transaction() {
-        let mut data: Vec<u8> = (0..88).collect();
-        let one = Checkpoint::parse(&data).expect("a checkpoint");
-        assert_eq!(Checkpoint::parse(&data[..87]), None);
-        data[24..32].fill(0xFF);
-        assert_eq!(Checkpoint::parse(&data), Some(one.clone()));
-        for offset in [0, 8, 12, 32, 56, 64, 71, 72, 80, 83] {
-            let mut other = data.clone();
-            other[offset] ^= 0x80;
-            assert_ne!(Checkpoint::parse(&other), Some(one.clone()), "{offset}");
+        let until_18 = (1800, 88, 24, [0, 8, 12, 32, 56, 59, 64, 71, 72, 80, 83]);
+        let from_19 = (1905, 96, 32, [0, 8, 12, 40, 68, 71, 72, 79, 80, 88, 91]);
+        for (version, length, next_transaction, offsets) in [until_18, from_19] {
+            let mut data: Vec<u8> = (0..length).collect();
+            let one = Checkpoint::parse(&data, version).expect("a checkpoint");
+            assert_eq!(Checkpoint::parse(&data[..data.len() - 1], version), None);
+            data[next_transaction..next_transaction + 8].fill(0xFF);
+            assert_eq!(Checkpoint::parse(&data, version), Some(one.clone()));
+            for offset in offsets {
+                let mut other = data.clone();
+                other[offset] ^= 0x80;
+                assert_ne!(Checkpoint::parse(&other, version), Some(one.clone()), "{version} {offset}");
+            }
+            assert_eq!(Checkpoint::parse(&data, 1902), None, "that of a beta");
         }
+    }
+
+    #[test]
+    fn an_offset_of_a_multixact_has_64_bits_from_19_on() {
+        let checkpoint = ControlFile::parse(&sample_of_19(7)).expect("valid").recovery.checkpoint;
+        assert_eq!(checkpoint.counters, [0, 0, 7 | 1 << 32, 731, 0, 0, 0, 0, 0, 733]);
+        assert_eq!(checkpoint.time, 1_700_000_000);
     }
 
     #[test]
@@ -316,8 +433,11 @@ mod tests {
         let error = ControlFile::parse(&flipped).expect_err("crc");
         assert!(matches!(error, Invalid::Damaged(_)), "{error}");
         let mut newer = vec![0; PG_CONTROL_FILE_SIZE];
-        newer[8..12].copy_from_slice(&9900_u32.to_le_bytes());
-        assert_eq!(ControlFile::parse(&newer), Err(Invalid::UnknownVersion(9900)));
+        // 1902 is that of the betas of PostgreSQL 19, with another layout
+        for version in [1902, 9900] {
+            newer[8..12].copy_from_slice(&u32::to_le_bytes(version));
+            assert_eq!(ControlFile::parse(&newer), Err(Invalid::UnknownVersion(version)));
+        }
     }
 
     #[test]

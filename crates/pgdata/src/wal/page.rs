@@ -28,7 +28,7 @@ pub struct Format {
 
 impl Format {
     /// The format of pages with this number (XLOG_PAGE_MAGIC); `None`: a version that this crate does not know wrote
-    /// them. PostgreSQL 19 uses other flags, so an unknown number must not be taken for the last known one.
+    /// them. Flags have changed with PostgreSQL 19, so an unknown number must not be taken for the last known one.
     pub const fn of(magic: u16) -> Option<Self> {
         let major = match magic {
             0xD106 => 13,
@@ -37,11 +37,16 @@ impl Format {
             0xD113 => 16,
             0xD116 => 17,
             0xD118 => 18,
+            // without XLP_BKP_REMOVABLE, whose bit the other flag has got
+            0xD122 => return Some(Self { major: 19, overwrite: 0x0004, flags: 0x0007 }),
             _ => return None,
         };
         Some(Self { major, overwrite: 0x0008, flags: 0x000F })
     }
 }
+
+/// The numbers of all formats that are known.
+pub const MAGICS: [u16; 7] = [0xD106, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118, 0xD122];
 
 /// The header of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,8 +169,18 @@ mod tests {
     }
 
     #[test]
+    fn what_a_flag_means_depends_on_the_version() {
+        let overwrites =
+            |magic, info| PageHeader::parse(&header(magic, info)).map(|page| page.is_overwrite());
+        assert_eq!((overwrites(0xD118, 0x0004), overwrites(0xD118, 0x0008)), (Ok(false), Ok(true)));
+        assert_eq!((overwrites(0xD122, 0x0004), overwrites(0xD122, 0x0001)), (Ok(true), Ok(false)));
+        assert_eq!(overwrites(0xD122, 0x0008), Err(BadPage::Flags(0x08)));
+    }
+
+    #[test]
     fn what_is_not_known_is_refused() {
-        for magic in [0, 0xD105, 0xD119, 0xD121, 0xFFFF] {
+        // D121 is that of the betas of PostgreSQL 19
+        for magic in [0, 0xD105, 0xD119, 0xD121, 0xD123, 0xFFFF] {
             assert_eq!(PageHeader::parse(&header(magic, 0)), Err(BadPage::Magic(magic)));
         }
         assert_eq!(PageHeader::parse(&header(0xD110, 0x0010)), Err(BadPage::Flags(0x10)));

@@ -39,7 +39,7 @@ pub mod rmgr {
     pub const SMGR: u8 = 2;
     /// RM_DBASE_ID
     pub const DBASE: u8 = 4;
-    /// RM_LOGICALMSG_ID, the last one of PostgreSQL 13 to 18
+    /// RM_LOGICALMSG_ID, the last one of PostgreSQL 13 to 19
     pub(super) const LAST: u8 = 21;
     /// RM_MIN_CUSTOM_ID, from which extensions have theirs (15 and later)
     pub const FIRST_CUSTOM: u8 = 128;
@@ -278,7 +278,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wal::page::Format;
+    use crate::wal::page::MAGICS;
 
     fn format(magic: u16) -> Format {
         Format::of(magic).expect("known")
@@ -334,10 +334,10 @@ mod tests {
         };
         for (length, hole_offset, info, hole, magics) in [
             (8192, 0, 0x00, &[][..], &[0xD106, 0xD10D, 0xD110, 0xD118][..]),
-            (8000, 40, 0x01, &[], &[0xD106, 0xD118]),
+            (8000, 40, 0x01, &[], &[0xD106, 0xD118, 0xD122]),
             (500, 40, 0x03, &[1, 2], &[0xD106, 0xD10D]),
             (500, 0, 0x02, &[], &[0xD106, 0xD10D]),
-            (500, 40, 0x05, &[1, 2], &[0xD110, 0xD118]),
+            (500, 40, 0x05, &[1, 2], &[0xD110, 0xD118, 0xD122]),
             (500, 0, 0x08, &[], &[0xD113]),
             (500, 0, 0x12, &[], &[0xD116]),
         ] {
@@ -383,11 +383,11 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_a_record_or_none(
-            bytes in proptest::collection::vec(any::<u8>(), 0..200), length in 0_usize..2000, magic in 0_usize..6,
+            bytes in proptest::collection::vec(any::<u8>(), 0..200), length in 0_usize..2000,
+            magic in 0..MAGICS.len(),
         ) {
-            let magic = [0xD106, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118][magic];
             let mut blocks = Vec::new();
-            if let Ok(main) = read_block_headers(&bytes, length, format(magic), &mut blocks) {
+            if let Ok(main) = read_block_headers(&bytes, length, format(MAGICS[magic]), &mut blocks) {
                 prop_assert!(main <= length);
             }
             let _ = RecordHeader::parse(&bytes);

@@ -170,6 +170,8 @@ fn xlog(kind: u8, data: &[u8], format: Format) -> Result<Effect, Malformed> {
         0xE0 if has_level => Effect::Redo { wal_level: WalLevel::of(u32_of(data, 0)?)? },
         // XLOG_NOOP, XLOG_NEXTOID, XLOG_BACKUP_END, XLOG_RESTORE_POINT, XLOG_FPI
         0x20 | 0x30 | 0x50 | 0x70 | 0xB0 => Effect::None,
+        // XLOG_ASSIGN_LSN, XLOG_LOGICAL_DECODING_STATUS_CHANGE
+        0xC0 | 0xF0 if format.major >= 19 => Effect::None,
         _ => Effect::Unknown,
     })
 }
@@ -254,8 +256,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    const MAGICS: [u16; 6] = [0xD106, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118];
+    use crate::wal::page::MAGICS;
 
     fn header(resource_manager: u8, info: u8) -> RecordHeader {
         RecordHeader { length: 100, xid: 1, previous: Lsn(0), info, resource_manager, crc: 0 }
@@ -321,7 +322,9 @@ mod tests {
     fn parameters_and_checkpoints_are_read() {
         // redo, timelines, full_page_writes, and from 17 on wal_level
         let checkpoint = [0x200_0028, 1, 3, 3, 1, 1, 0, 0];
-        for (magic, wal_level) in [(0xD113, None), (0xD118, Some(WalLevel::Replica))] {
+        for (magic, wal_level) in
+            [(0xD113, None), (0xD118, Some(WalLevel::Replica)), (0xD122, Some(WalLevel::Replica))]
+        {
             let found = Effect::Checkpoint {
                 redo: Lsn(0x1_0200_0028),
                 timeline: 3,
@@ -343,7 +346,10 @@ mod tests {
             of(rmgr::XLOG, 0x90, &[9, 0, 2, 1, 1], 0xD116),
             Ok(Effect::Promotion { time: 9, wal_level: Some(WalLevel::Replica) })
         );
-        assert_eq!(of(rmgr::XLOG, 0xF0, &[], 0xD118), Ok(Effect::Unknown));
+        for kind in [0xC0, 0xF0] {
+            assert_eq!(of(rmgr::XLOG, kind, &[0], 0xD118), Ok(Effect::Unknown));
+            assert_eq!(of(rmgr::XLOG, kind, &[0], 0xD122), Ok(Effect::None), "a number, a switch: no page");
+        }
     }
 
     #[test]
@@ -358,7 +364,7 @@ mod tests {
         #[test]
         fn any_data_has_an_effect_or_is_refused(
             data in proptest::collection::vec(any::<u8>(), 0..100),
-            manager in prop_oneof![0_u8..6, any::<u8>()], info: u8, magic in 0_usize..6,
+            manager in prop_oneof![0_u8..6, any::<u8>()], info: u8, magic in 0..MAGICS.len(),
         ) {
             let format = Format::of(MAGICS[magic]).expect("known");
             let _ = effect(&header(manager, info), &data, format);

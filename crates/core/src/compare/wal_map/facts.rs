@@ -1,6 +1,6 @@
 //! What the WAL of one side tells besides the blocks that it changes.
 
-use pgdata::control_file::{Checkpoint, Recovery};
+use pgdata::control_file::{Checkpoint, ControlFile};
 use pgdata::wal::Lsn;
 use pgdata::wal::reader::Record;
 use pgdata::wal::special::{Effect, WalLevel};
@@ -145,7 +145,7 @@ impl ChainFacts {
     }
 
     /// The next record.
-    pub(super) fn add(&mut self, record: &Record<'_>, control: Option<&Recovery>) {
+    pub(super) fn add(&mut self, record: &Record<'_>, control: Option<&ControlFile>) {
         let at = record.start;
         self.from.get_or_insert(at);
         self.end = record.end;
@@ -153,7 +153,7 @@ impl ChainFacts {
             self.started = Some(at);
         }
         if let Some(control) = control
-            && control.checkpoint_at == at
+            && control.recovery.checkpoint_at == at
         {
             self.control_record = control_record(record, control);
         }
@@ -219,9 +219,10 @@ impl ChainFacts {
     }
 }
 
-fn control_record(record: &Record<'_>, control: &Recovery) -> ControlRecord {
+fn control_record(record: &Record<'_>, control: &ControlFile) -> ControlRecord {
     let is_checkpoint = matches!(record.effect, Effect::Checkpoint { .. });
-    if !is_checkpoint || Checkpoint::parse(record.data).as_ref() != Some(&control.checkpoint) {
+    let found = Checkpoint::parse(record.data, control.pg_control_version);
+    if !is_checkpoint || found.as_ref() != Some(&control.recovery.checkpoint) {
         ControlRecord::Other
     } else if record.header.previous == Lsn(0) {
         ControlRecord::Reset

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use pgdata::control_file::{ControlFile, Recovery};
+use pgdata::control_file::ControlFile;
 use pgdata::wal::directory::Directory;
 use pgdata::wal::page::PAGE_SIZE;
 use pgdata::wal::reader::{Origin, ReadError, Reader, Record};
@@ -157,7 +157,7 @@ impl<'a> Wal<'a> {
         let mut chains = Vec::new();
         for timeline in timelines {
             let lineage = self.lineage(timeline)?;
-            let control = (timeline == own).then_some(&control.recovery);
+            let control = (timeline == own).then_some(control);
             let scope = Scope { from, limit: Lsn(u64::MAX), digested: Lsn(u64::MAX) };
             let Found { mut chain, unused } = self.read(&lineage, scope, control, map, cancel)?;
             if let Some(of) = segments.get(&timeline) {
@@ -190,7 +190,7 @@ impl<'a> Wal<'a> {
         &self,
         lineage: &Lineage,
         scope: Scope,
-        control: Option<&Recovery>,
+        control: Option<&ControlFile>,
         map: &mut BlockMap,
         cancel: &Cancel,
     ) -> Result<Found> {
@@ -300,7 +300,7 @@ impl<'a> Wal<'a> {
 fn go_through(
     mut reader: Reader<Directory>,
     mut facts: ChainFacts,
-    control: Option<&Recovery>,
+    control: Option<&ControlFile>,
     digested: Lsn,
     map: &mut BlockMap,
     cancel: &Cancel,

@@ -1,10 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::wal::page::MAGICS;
 use crate::wal::record::{RelationFileLocator, rmgr};
 use crate::wal::sample::{Writer, Written, body};
 
-const MAGICS: [u16; 6] = [0xD106, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118];
 const SEGMENT: u32 = 1 << 20;
 const BASE: Lsn = Lsn(3 << 20);
 const HEAP: u8 = 10;
@@ -211,7 +211,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn whatever_was_written_is_read(magic in 0_usize..6, given in proptest::collection::vec(given(), 1..30)) {
+    fn whatever_was_written_is_read(magic in 0..MAGICS.len(), given in proptest::collection::vec(given(), 1..30)) {
         let (writer, expected) = written(magic, &given);
         let (seen, end) = read(&writer);
         let seen: Vec<_> = seen.into_iter().map(|(start, blocks, _)| (start, blocks)).collect();
