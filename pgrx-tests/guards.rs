@@ -108,6 +108,11 @@ mod tests {
         if how == "sleep" { Ok(()) } else { leave(how) }
     }
 
+    /// Whether this server is of such a version, or later.
+    fn is_from(version_num: i32) -> bool {
+        holds(&format!("current_setting('server_version_num')::int >= {version_num}"))
+    }
+
     /// Nothing of ours is left in this session.
     #[track_caller]
     fn assert_nothing_held() {
@@ -189,9 +194,8 @@ mod tests {
         assert!(error.message.contains("\"Bad-Name\""));
     }
 
-    #[pg_test]
-    fn no_free_slot_is_said_with_the_limit() {
-        alone(SLOTS);
+    /// Makes slots until there are as many as max_replication_slots.
+    fn fill_slots() {
         Spi::run(
             "DO $$ DECLARE n integer := 0; BEGIN
                 WHILE (SELECT count(*) FROM pg_replication_slots) < current_setting('max_replication_slots')::int LOOP
@@ -201,15 +205,47 @@ mod tests {
              END $$",
         )
         .expect("slots");
-        let error = outcome("SELECT tests.hold_slot('guard_more', 'keep')");
+    }
+
+    fn empty_slots() {
         Spi::run(
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
              WHERE slot_name LIKE 'guard\\_fill\\_%'",
         )
         .expect("dropped");
+    }
+
+    #[pg_test]
+    fn no_free_slot_is_said_with_the_limit() {
+        alone(SLOTS);
+        fill_slots();
+        let error = outcome("SELECT tests.hold_slot('guard_more', 'keep')");
+        empty_slots();
         assert_eq!(error.state, "53400", "{error:?}");
         assert!(error.detail.contains("max_replication_slots is 12"), "{error:?}");
         assert!(!error.hint.is_empty());
+    }
+
+    #[pg_test]
+    fn a_slot_of_repack_takes_no_place() {
+        if !is_from(190_000) {
+            return;
+        }
+        alone(SLOTS);
+        let other = Session::open("repack");
+        other.execute("CREATE TABLE repacked (i integer PRIMARY KEY)");
+        // REPACK waits for the transactions that run, and this one is to have a number
+        Spi::run("SELECT pg_current_xact_id()").expect("a number");
+        other.send("REPACK (CONCURRENTLY) repacked");
+        eventually("it has its slot", Duration::from_secs(10), || {
+            holds("EXISTS (SELECT FROM pg_replication_slots WHERE plugin = 'pgrepack')")
+        });
+        fill_slots();
+        let outcome = outcome("SELECT tests.hold_slot('guard_last', 'return')");
+        let had_its_slot = holds("EXISTS (SELECT FROM pg_replication_slots WHERE plugin = 'pgrepack')");
+        empty_slots();
+        other.hang_up();
+        assert!(had_its_slot && outcome.state == "00000", "{outcome:?}");
     }
 
     #[pg_test]
@@ -220,12 +256,16 @@ mod tests {
         let row = || {
             Spi::run("SELECT pg_stat_clear_snapshot()").expect("cleared");
             value(&format!(
-                "SELECT concat_ws(',', phase, backup_total, backup_streamed, tablespaces_total)
-                 FROM (SELECT 1) AS one LEFT JOIN pg_stat_progress_basebackup ON pid = {pid}"
+                "SELECT concat_ws(',', phase, backup_total, backup_streamed, tablespaces_total,
+                                  to_jsonb(shown) ->> 'backup_type')
+                 FROM (SELECT 1) AS one LEFT JOIN pg_stat_progress_basebackup AS shown ON pid = {pid}"
             ))
         };
+        // the last column is new in PostgreSQL 19
+        let kind = if is_from(190_000) { ",full" } else { "" };
+        let expected = format!("streaming database files,100,40,2{kind}");
         eventually("the row appears", Duration::from_secs(10), || {
-            row().as_deref() == Some("streaming database files,100,40,2")
+            row().as_deref() == Some(expected.as_str())
         });
         Spi::run(&format!("SELECT pg_cancel_backend({pid})")).expect("cancelled");
         eventually("the row goes away", Duration::from_secs(10), || row().as_deref() == Some(""));
@@ -394,7 +434,7 @@ mod tests {
         assert_eq!(primary.relation_segment_blocks, 131_072);
         assert!(!primary.in_recovery && !primary.group_access);
         // initdb's own choice: on from PostgreSQL 18
-        assert_eq!(primary.data_checksums, cfg!(feature = "pg18"));
+        assert_eq!(primary.data_checksums, is_from(180_000));
         assert_eq!((primary.wal_level.as_str(), primary.max_wal_senders), ("replica", 5));
         assert_eq!(primary.max_replication_slots, 12);
         assert!(std::path::Path::new(&primary.bin_directory).join("pg_ctl").exists());

@@ -74,7 +74,7 @@ SELECT pg_catalog.jsonb_build_object(
     'block_size', pg_catalog.current_setting('block_size')::int4,
     'wal_segment_size', (SELECT i.bytes_per_wal_segment FROM pg_catalog.pg_control_init() AS i),
     'relation_segment_blocks', (SELECT i.blocks_per_segment FROM pg_catalog.pg_control_init() AS i),
-    'data_checksums', pg_catalog.current_setting('data_checksums')::bool,
+    'data_checksums', pg_catalog.current_setting('data_checksums') = 'on',
     'group_access', pg_catalog.current_setting('data_directory_mode') <> '0700',
     'port', pg_catalog.current_setting('port')::int4,
     'listen_addresses', pg_catalog.current_setting('listen_addresses'),
@@ -264,10 +264,12 @@ pub(crate) fn retained_by_idle_slot(name: &str) -> Result<Option<u64>> {
     Ok(Some(row.string("the WAL a slot retains")?.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)))
 }
 
-/// Fails if no further replication slot can be made.
+/// Fails if no further replication slot can be made. From PostgreSQL 19 on REPACK has places of its own for its slots, and an
+/// output plugin that serves nobody else (max_repack_replication_slots, pgrepack.c).
 pub(crate) fn check_free_slot() -> Result<()> {
     let sql = "SELECT pg_catalog.current_setting('max_replication_slots'),
-                      (SELECT pg_catalog.count(*) FROM pg_catalog.pg_get_replication_slots())::text";
+                      (SELECT pg_catalog.count(*) FROM pg_catalog.pg_get_replication_slots() AS s
+                       WHERE s.plugin IS DISTINCT FROM 'pgrepack')::text";
     let mut row = query::row(sql, &[])?;
     let mut number =
         || -> Result<u32> { Ok(row.string("a number")?.and_then(|n| n.parse().ok()).unwrap_or(0)) };

@@ -4,7 +4,7 @@ use std::ffi::c_int;
 
 use pgrx::pg_sys;
 
-use super::cleanup;
+use super::{cleanup, compat};
 
 unsafe extern "C-unwind" {
     // pgrx has no binding for it (postmaster/bgwriter.h)
@@ -14,9 +14,9 @@ unsafe extern "C-unwind" {
 /// Asks the checkpointer for a checkpoint at once, and does not wait for it.
 #[expect(ffi_unwind_calls, reason = "inside the guard that pgrx's own wrappers use")]
 pub(super) fn request() {
-    let flags = pg_sys::CHECKPOINT_IMMEDIATE | pg_sys::CHECKPOINT_FORCE;
+    let flags = compat::CHECKPOINT_FAST | pg_sys::CHECKPOINT_FORCE;
     cleanup::quietly("request a checkpoint", || {
-        // SAFETY: the server's function, of the same signature from PostgreSQL 13 to 18. The closure owns nothing that an ERROR,
+        // SAFETY: the server's function, of the same signature from PostgreSQL 13 to 19. The closure owns nothing that an ERROR,
         // which jumps from it to the guard, would skip.
         unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| RequestCheckpoint(flags as c_int)) }
     });

@@ -1,4 +1,4 @@
-//! What is compiled differently for PostgreSQL 13 to 18. Nothing else in the extension is.
+//! What is compiled differently for PostgreSQL 13 to 19. Nothing else in the extension is.
 //!
 //! The newest version is the default branch everywhere: what an older one lacks is listed. So a version that this file
 //! does not name gets a compile error where a signature has changed, and never an empty function.
@@ -70,9 +70,70 @@ pub(super) unsafe fn create_ephemeral_slot(name: &CStr) {
         pg_sys::ReplicationSlotCreate(name.as_ptr(), false, ephemeral, false);
     }
     // SAFETY: as above; neither a failover slot nor one synchronised from a primary.
-    #[cfg(not(any(feature = "pg13", feature = "pg14", feature = "pg15", feature = "pg16")))]
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
     unsafe {
         pg_sys::ReplicationSlotCreate(name.as_ptr(), false, ephemeral, false, false, false);
+    }
+    // SAFETY: as above; nor one of REPACK, the parameter before these.
+    #[cfg(not(any(
+        feature = "pg13",
+        feature = "pg14",
+        feature = "pg15",
+        feature = "pg16",
+        feature = "pg17",
+        feature = "pg18"
+    )))]
+    unsafe {
+        pg_sys::ReplicationSlotCreate(name.as_ptr(), false, ephemeral, false, false, false, false);
+    }
+}
+
+pub(super) use renewed_in_19::{CHECKPOINT_FAST, FULL_BACKUP, check_slot_requirements};
+
+#[cfg(not(any(
+    feature = "pg13",
+    feature = "pg14",
+    feature = "pg15",
+    feature = "pg16",
+    feature = "pg17",
+    feature = "pg18"
+)))]
+mod renewed_in_19 {
+    use pgrx::pg_sys;
+
+    /// A checkpoint that does not take its time.
+    pub(in crate::pg) const CHECKPOINT_FAST: u32 = pg_sys::CHECKPOINT_FAST;
+
+    /// What pg_stat_progress_basebackup shows as the type of the backup: which parameter it is, and "full".
+    pub(in crate::pg) const FULL_BACKUP: Option<(u32, u32)> =
+        Some((pg_sys::PROGRESS_BASEBACKUP_BACKUP_TYPE, pg_sys::PROGRESS_BASEBACKUP_BACKUP_TYPE_FULL));
+
+    /// Raises an ERROR if the server's wal_level or max_replication_slots rules slots out.
+    pub(in crate::pg) fn check_slot_requirements() {
+        // SAFETY: reads settings; slots that are kept for REPACK are of no use to us.
+        unsafe { pg_sys::CheckSlotRequirements(false) };
+    }
+}
+
+#[cfg(any(
+    feature = "pg13",
+    feature = "pg14",
+    feature = "pg15",
+    feature = "pg16",
+    feature = "pg17",
+    feature = "pg18"
+))]
+mod renewed_in_19 {
+    use pgrx::pg_sys;
+
+    pub(in crate::pg) const CHECKPOINT_FAST: u32 = pg_sys::CHECKPOINT_IMMEDIATE;
+
+    // the view has no such column
+    pub(in crate::pg) const FULL_BACKUP: Option<(u32, u32)> = None;
+
+    pub(in crate::pg) fn check_slot_requirements() {
+        // SAFETY: reads settings.
+        unsafe { pg_sys::CheckSlotRequirements() };
     }
 }
 
@@ -189,7 +250,7 @@ pub(super) unsafe fn remember_sigterm() {
 pub(super) fn client_socket() -> Option<i32> {
     // SAFETY: MyProcPort is null in background processes, else it points to the session's Port for the
     // life of the process. pgrx has no binding for the struct; the socket, a C int, is its first field in
-    // every version from 13 to 18 (libpq-be.h).
+    // every version from 13 to 19 (libpq-be.h).
     let socket = unsafe {
         let port = pg_sys::MyProcPort;
         if port.is_null() {

@@ -3,7 +3,7 @@
 use pgpool_recovery_core::progress::{Phase, Progress};
 use pgrx::pg_sys;
 
-use super::cleanup;
+use super::{cleanup, compat};
 
 /// The row of this run in the view; dropping it removes the row.
 pub(crate) struct ProgressReport {
@@ -24,6 +24,9 @@ impl ProgressReport {
         }
         // The view shows -1 as NULL: not known yet.
         set(pg_sys::PROGRESS_BASEBACKUP_BACKUP_TOTAL, -1);
+        if let Some((parameter, full)) = compat::FULL_BACKUP {
+            set(parameter, full.into());
+        }
         Self { phase: 0, total: -1, streamed: 0 }
     }
 
@@ -73,6 +76,6 @@ fn raise(parameter: u32, shown: &mut i64, value: i64) {
 }
 
 fn set(parameter: u32, value: i64) {
-    // SAFETY: writes this backend's own status entry; the parameters of this command are 0 to 4.
+    // SAFETY: writes this backend's own status entry; the parameters of this command are 0 to 5.
     unsafe { pg_sys::pgstat_progress_update_param(parameter as i32, value) }
 }

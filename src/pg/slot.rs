@@ -71,8 +71,7 @@ impl Slot {
         } else {
             catalog::check_free_slot()?;
         }
-        // SAFETY: raises an ERROR if the server's wal_level or max_replication_slots rules slots out.
-        unsafe { pg_sys::CheckSlotRequirements() };
+        compat::check_slot_requirements();
         // SAFETY: the session holds no slot and the name is valid.
         unsafe { compat::create_ephemeral_slot(&c_name) };
         slot.created = true;

@@ -22,12 +22,15 @@ const NAMED: &[&str] = &[
     "krb_server_keyfile",
     "hba_file",
     "ident_file",
+    // which certificate for which name of this host, from 19 on
+    "hosts_file",
     // the log of the failure that made the recovery necessary
     "log_directory",
 ];
 
 /// What a server with `ssl = on` reads where nothing else is said.
-const TLS_DEFAULTS: &[(&str, &str)] = &[("ssl_cert_file", "server.crt"), ("ssl_key_file", "server.key")];
+const TLS_DEFAULTS: &[(&str, &str)] =
+    &[("ssl_cert_file", "server.crt"), ("ssl_key_file", "server.key"), ("hosts_file", "pg_hosts.conf")];
 
 /// Files of the primary that a standby gets unless `keep_files` lists them, even where its configuration names them.
 const FOLLOWS_THE_PRIMARY: &[&str] = &["pg_hba.conf", "pg_ident.conf"];
@@ -253,7 +256,9 @@ mod tests {
             "server.crt",
             "server.key",
             "logs/x",
+            "own/hosts",
             "pg_hba.conf",
+            "pg_hosts.conf",
         ] {
             let path = directory.join(name);
             fs::create_dir_all(path.parent().expect("parent")).expect("make");
@@ -265,14 +270,24 @@ mod tests {
         fs::write(top.path().join("outside.conf"), "").expect("write");
         let text = format!(
             "include 'host.conf'\ninclude_dir 'conf.d'\ninclude_if_exists 'none.conf'\ninclude 'link/outside.conf'\n\
-             hba_file = '{}/other/own/hba'\nssl_key_file = './own/key'\nssl = 'tru'\nlog_directory = '{}/logs'\n",
+             hba_file = '{}/other/own/hba'\nssl_key_file = './own/key'\nssl = 'tru'\nhosts_file = 'own/hosts'\n\
+             log_directory = '{}/logs'\n",
             top.path().display(),
             directory.display(),
         );
-        let expected =
-            ["conf.d", "conf.d/a.conf", "host.conf", "link", "logs", "own/hba", "own/key", "server.crt"];
+        let expected = [
+            "conf.d",
+            "conf.d/a.conf",
+            "host.conf",
+            "link",
+            "logs",
+            "own/hba",
+            "own/hosts",
+            "own/key",
+            "server.crt",
+        ];
         assert_eq!(names(&directory, &text), expected);
-        assert_eq!(names(&directory, "ssl = on"), ["server.crt", "server.key"]);
+        assert_eq!(names(&directory, "ssl = on"), ["pg_hosts.conf", "server.crt", "server.key"]);
         assert_eq!(names(&directory, "ssl = off\nssl_key_file = ''\nlog_directory = 'nowhere'"), [""; 0]);
     }
 

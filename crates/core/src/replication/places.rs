@@ -9,14 +9,15 @@ use pgdata::configuration::{Reading, What, is_named};
 const WRITTEN: [(&str, &str, u32); 2] =
     [("external_pid_file", "", u32::MAX), ("stats_temp_directory", "pg_stat_tmp", 14)];
 
-/// Files that a server reads when it starts, with their names in its data directory. On another host those of the primary
-/// are missing, and on its own host the standby would follow what is meant for the primary.
-const READ: [(&str, &str); 2] = [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")];
+/// Files that a server reads when it starts, with their names in its data directory and the first version that has the setting.
+/// On another host those of the primary are missing, and on its own host the standby would follow what is meant for the primary.
+const READ: [(&str, &str, u32); 3] =
+    [("hba_file", "pg_hba.conf", 0), ("ident_file", "pg_ident.conf", 0), ("hosts_file", "pg_hosts.conf", 19)];
 
 /// Whether this setting names such a place.
 pub(super) fn is_place(name: &[u8]) -> bool {
     let written = WRITTEN.iter().map(|(place, ..)| *place);
-    let read = READ.iter().map(|(place, _)| *place);
+    let read = READ.iter().map(|(place, ..)| *place);
     let mut places = ["data_directory", "config_file"].into_iter().chain(read).chain(written);
     places.any(|place| is_named(name, place))
 }
@@ -32,7 +33,8 @@ pub fn own_places(configuration: &Reading, main: &Path, major: u32, directory: &
     let written = WRITTEN.iter().filter(|(_, _, until)| major <= *until);
     let written = written.map(|(place, neutral, _)| (*place, (*neutral).to_owned()));
     // a relative path would start where the server is started
-    let read = READ.iter().map(|(place, name)| (*place, directory.join(name).display().to_string()));
+    let read = READ.iter().filter(|(_, _, from)| major >= *from);
+    let read = read.map(|(place, name, _)| (*place, directory.join(name).display().to_string()));
     let known = written.chain(read).filter(|(place, _)| is_set(place));
     known.map(|(place, value)| format!("{place} = {}\n", quoted(&value))).collect()
 }
@@ -67,6 +69,9 @@ mod tests {
         std::fs::write(top.path().join("more.conf"), more).expect("write");
         let own = "hba_file = '/stand''by/pg_hba.conf'\nident_file = '/stand''by/pg_ident.conf'\n";
         assert_eq!(places(15), own, "those of its own data directory");
+        std::fs::write(top.path().join("more.conf"), "hosts_file = '/primary/hosts'\n").expect("write");
+        assert_eq!(places(18), "", "unknown there");
+        assert_eq!(places(19), "hosts_file = '/stand''by/pg_hosts.conf'\n");
         let altered = b"hba_file = '/primary/hba'\nIdent_File = '/primary/ident'\nexternal_pid_file = '/run/y'\nwork_mem = '1MB'\n";
         assert_eq!(without_recovery_settings(altered, &[]), b"work_mem = '1MB'\n", "of ALTER SYSTEM, too");
     }
