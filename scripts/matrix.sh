@@ -60,7 +60,7 @@ add_experimental() {
     echo "deb [check-valid-until=no] $mirror experimental main" >"$root/etc/apt/sources.list.d/experimental.list"
     printf '%s\n' 'Package: postgresql-*19 libpq5 libpq-dev' 'Pin: release a=experimental' 'Pin-Priority: 500' \
         >"$root/etc/apt/preferences.d/experimental"
-    PG=19 enter --network "$root" bash -ec 'apt-get update; apt-get install -y --no-install-recommends rustc cargo'
+    PG=19 enter --network "$root" bash -ec 'apt-get update; apt-get install -y --no-install-recommends rustc cargo rustfmt'
 }
 
 existing() {

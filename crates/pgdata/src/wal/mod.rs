@@ -33,7 +33,7 @@ pub use segment_file::{
 pub struct Lsn(pub u64);
 
 impl fmt::Display for Lsn {
-    /// As PostgreSQL writes it, `16/B374D848`.
+    /// As PostgreSQL writes it, `16/B374D848`; from 19 on it fills the second part up with zeros.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
     }
@@ -69,6 +69,7 @@ mod tests {
             assert_eq!(text.parse(), Ok(Lsn(position)));
             assert_eq!(Lsn(position).to_string(), text);
         }
+        assert_eq!("0/04000060".parse(), Ok(Lsn(0x400_0060)), "of PostgreSQL 19");
         for other in ["", "0", "/", "0/", "g/0", "0/+1", "100000000/0", "0/0/0"] {
             assert_eq!(other.parse::<Lsn>(), Err(InvalidLsn), "{other}");
         }
