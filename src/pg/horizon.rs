@@ -69,7 +69,7 @@ impl Statement {
     fn of_this_call() -> Option<Self> {
         // SAFETY: reads variables of this process and what they point to, which lasts as long as the portal runs: the
         // statement that called us has not returned. Portal, QueryDesc, EState and snapshot have these fields in every version
-        // from 13 to 18, and pgrx has their layout from each version's own headers.
+        // from 13 to 19, and pgrx has their layout from each version's own headers.
         unsafe {
             let portal = pg_sys::ActivePortal.as_ref()?;
             let desc = NonNull::new(portal.queryDesc)?;
@@ -101,7 +101,7 @@ impl Statement {
     /// Afterwards xmin of this backend is that of the snapshots that others in this session have, if any, and else it has none.
     fn give_snapshot_back(&self) {
         // SAFETY: the owner and the three references are those that `of_this_call` has seen, and each is given back to whom it was
-        // taken from. With the last one SnapshotResetXmin() (snapmgr.c, 13 to 18) finds neither an active nor a registered
+        // taken from. With the last one SnapshotResetXmin() (snapmgr.c, 13 to 19) finds neither an active nor a registered
         // snapshot and clears xmin in our PGPROC (PGXACT in 13), so that ComputeXidHorizons(), GetOldestXmin() in 13, passes
         // over this backend as over one that is idle (procarray.c); where another snapshot is left, it stays. No status
         // flag is set, nothing depends on the transaction's end, and whatever takes a snapshot all the same, of the catalogs say,

@@ -1,6 +1,6 @@
 //! The parameters that must be at least as large on a standby as on its primary: with a smaller one and `hot_standby = on`
 //! PostgreSQL ends the standby's recovery before it accepts connections (`CheckRequiredParameterValues` in
-//! src/backend/access/transam/xlog.c, `RecoveryRequiresIntParameter` in xlogrecovery.c; the same five in 13 to 18).
+//! src/backend/access/transam/xlog.c, `RecoveryRequiresIntParameter` in xlogrecovery.c; the same five in 13 to 19).
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
