@@ -104,8 +104,8 @@ seed() {
 enter() { PG_CONFIG=${PG_CONFIG_INSIDE:-$(pg_config "$PG")} scripts/matrix/enter.sh "$@"; }
 
 prepare() {
-    local suite=$1 root=$2 sources=()
-    [ "$PG" -lt 19 ] || sources=(scripts/postgresql-19.sh)
+    local suite=$1 root=$2 within=()
+    [ "$PG" -lt 19 ] || within=(scripts/postgresql-19.sh)
     # called where a failure has to be handed on: set -e does not hold here
     copy_sources "$root" || return 1
     # For the tests in the database. This machine's runs where the C library is not older; else setup.sh builds one.
@@ -115,7 +115,8 @@ prepare() {
     PG_CONFIG_INSIDE=$(pg_config "${DEBIANS[$suite]}") enter --network "$root" bash -ec '
         cd /src
         dpkg --configure -a
-        "$@" bash -ec "scripts/setup.sh build runtime pgrx; cargo fetch --locked"' - "${sources[@]}" || return 1
+        scripts/setup.sh build runtime pgrx
+        "$@" cargo fetch --locked' - "${within[@]}" || return 1
     [ "$PG" != 16 ] || enter --network "$root" bash -ec "
         [ -e /opt/pgserver ] || {
             apt-get install -y --no-install-recommends python3-pip

@@ -21,7 +21,8 @@ export CARGO_TARGET_DIR
 # Times are kept, so cargo builds what changed.
 rm -rf "$copy/src"
 mkdir -p "$copy/src"
-tar --create --exclude=./target --exclude=./.git --exclude="$copy" . | tar --extract --directory "$copy/src"
+tar --create --exclude=./.git --exclude=./target --exclude="./$(realpath -m --relative-to=. "$TARGET_DIR")" . |
+    tar --extract --directory "$copy/src"
 cd "$copy/src"
 sed -i -E -e "s/^(pgrx|pgrx-tests) = \"=.*\"/\1 = \"=$PGRX\"/" -e "s/^rust-version = .*\"/rust-version = \"$RUST\"/" \
     -e '/^pg18 = /{p; s/18/19/g}' Cargo.toml

@@ -174,6 +174,10 @@ look() {
 pgrx() {
     install_packages gcc libc6-dev pkg-config
     cargo_there
+    if [ "${MAJOR:-0}" -ge 19 ] && ! grep -q '^pg19 = ' "$ROOT/Cargo.toml"; then
+        "$ROOT/scripts/postgresql-19.sh" scripts/setup.sh pgrx
+        return
+    fi
     if [ "$(cargo pgrx --version 2>/dev/null || true)" != "cargo-pgrx $PGRX_VERSION" ]; then
         say "building cargo-pgrx $PGRX_VERSION (two minutes, once)"
         # --force: one that does not run here (made for another system) is in the way. Without optimisation and TLS it is
