@@ -88,7 +88,7 @@ e2e() {
 # (docs/decisions/2026-11-29-one-test-binary.md); those that need the machine for themselves see to that.
 e2e_tests() {
     workspace
-    RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))} cargo test "${WORKSPACE[@]}" --test e2e -- "$@"
+    RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 3))} cargo test "${WORKSPACE[@]}" --test e2e -- "$@"
 }
 
 faults() {

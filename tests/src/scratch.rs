@@ -54,6 +54,7 @@ impl Scratch {
         let inner = tempfile::Builder::new().prefix("").tempdir_in(&outer).expect("own directory").keep();
         let scratch = Self { dir: Arc::new(Dir { path: inner, _guard: guard, _turn: turn }) };
         account::give(scratch.path());
+        spread(scratch.path());
         // Other users of the machine may look at nothing, root and postgres at everything.
         fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o700)).expect("own directory");
         scratch.mkdir("s");

@@ -71,12 +71,19 @@ pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<O
     if matches!(answer, Ok(Answer::Primary(_) | Answer::Standby)) {
         return answer.map(Some);
     }
-    // what its walreceiver gets was sent by somebody
-    let after = describe::followed(cluster, cancel).ok().flatten();
-    if after.and_then(|after| after.received).is_some_and(|received| received > before.now) {
-        return Ok(Some(Answer::Lives(HEARD.to_owned())));
+    // What its walreceiver gets was sent by somebody. While it streams, that may take as long as this question may.
+    loop {
+        let after = describe::followed(cluster, cancel).ok().flatten();
+        let Some(received) = after.and_then(|after| after.received) else { return answer.map(Some) };
+        if received > before.now {
+            return Ok(Some(Answer::Lives(HEARD.to_owned())));
+        }
+        if end.saturating_duration_since(Instant::now()) < OWN_WORD {
+            return answer.map(Some);
+        }
+        cancel.check()?;
+        std::thread::sleep(PAUSE);
     }
-    answer.map(Some)
 }
 
 /// What is told of a server that a walreceiver has received a message of.

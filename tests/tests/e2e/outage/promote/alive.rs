@@ -197,8 +197,8 @@ fn a_primary_that_a_standby_still_hears_lives() {
     let trio = Trio::new();
     let sockets = trio.old.scratch().sockets();
     let by_socket = format!("host={} port={} user=postgres", sockets.display(), trio.old.port());
-    // it asks its primary for a word every second
-    trio.two.append_conf("wal_receiver_timeout", "2s");
+    // it asks its primary for a word after half of this
+    trio.two.append_conf("wal_receiver_timeout", "6s");
     for standby in [&trio.one, &trio.two] {
         follow_by(standby, &format!("{by_socket} application_name={}", standby.name()));
     }
