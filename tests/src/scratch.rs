@@ -94,7 +94,8 @@ impl Scratch {
 
 /// Lets ext4 put each directory that will be made in `path` into a block group of its own, as it does at the root of a
 /// file system (`chattr +T`). Else all tests make their thousands of files in the same groups, where ext4 passes over
-/// the inodes that were freed within the last minutes, one by one, for each new file: half of the suite's time.
+/// the inodes that were freed within the last minutes (without a journal), one by one, for each new file: half of the
+/// suite's time.
 fn spread(path: &Path) {
     let Ok(directory) = fs::File::open(path) else { return };
     // other file systems have no such flag, and need none
