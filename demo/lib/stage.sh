@@ -160,11 +160,16 @@ kill_node() {
     postmaster=$(head -n 1 "$1/postmaster.pid")
     mapfile -t processes < <(pgrep -P "$postmaster")
     kill -KILL "$postmaster"
-    for pid in "$postmaster" "${processes[@]}"; do
+    for pid in "${processes[@]}"; do
         # Its children end by themselves when they see that it is gone.
         until_true 30 has_ended "$pid" || give_up "process $pid of the killed server still runs"
     done
+    # PostgreSQL takes the lock of its socket for held as long as there is a process of that number, a zombie too. Process 1
+    # may take seconds to reap it.
+    until_true 30 is_reaped "$postmaster" || give_up "process $postmaster of the killed server was not reaped by process 1"
 }
+
+is_reaped() { ! kill -0 "$1" 2>/dev/null; }
 
 has_ended() {
     local state
