@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
 
-use fixture::{Hosts, VERSION, pages, transports};
+use fixture::{Hosts, VERSION, once_unlocked, pages, transports};
 use pgpool_recovery_core::error::Kind;
 use pgpool_recovery_core::manifest::exclude::MARKER;
 use pgpool_recovery_core::sender::Session;
@@ -32,18 +32,7 @@ fn a_tablespace_whose_link_was_lost_is_the_interrupted_recoverys_own() {
         let link = hosts.path("standby/pg_tblspc/16");
         assert_eq!(fs::read_link(&link).expect("a link"), hosts.path("spaces/16"));
         fs::remove_file(&link).expect("a power cut");
-        loop {
-            match hosts.run(&connector) {
-                // the agent notices the end of the first run within milliseconds
-                Err(error) if error.kind == Kind::Locked => {
-                    std::thread::sleep(std::time::Duration::from_millis(20));
-                }
-                other => {
-                    other.expect(name);
-                    break;
-                }
-            }
-        }
+        once_unlocked(|| hosts.run(&connector)).expect(name);
         assert_eq!(hosts.read(&format!("standby/pg_tblspc/16/{VERSION}/5/9")), pages(5, 5));
         // once it is complete, a place that no link leads to is not its own
         fs::remove_file(&link).expect("removed");

@@ -5,7 +5,7 @@ mod fixture;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 
-use fixture::{Hosts, VERSION, pages, transports};
+use fixture::{Hosts, VERSION, once_unlocked, pages, transports};
 use pgpool_recovery_core::error::{Error, Kind};
 use pgpool_recovery_core::manifest::exclude::{CONTROL_ASIDE, MARKER};
 use pgpool_recovery_core::manifest::path::RelPath;
@@ -179,14 +179,7 @@ fn what_something_else_changed_does_not_become_a_standby() {
             let _ = (fs::remove_dir_all(hosts.path("old")), fs::remove_file(hosts.path("kept")));
         }
         // the next run heals all of it, once the receiver has noticed the end of this one
-        let (session, _) = loop {
-            match hosts.open(&connector, Purpose::Recover) {
-                Err(error) if error.kind == Kind::Locked => {
-                    std::thread::sleep(std::time::Duration::from_millis(20));
-                }
-                opened => break opened.expect(name),
-            }
-        };
+        let (session, _) = once_unlocked(|| hosts.open(&connector, Purpose::Recover)).expect(name);
         let session = hosts.plan(session).expect(name);
         let session = hosts.begin(session).expect(name);
         let session = hosts.send(session).expect(name);

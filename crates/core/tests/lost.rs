@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use fixture::{Hosts, VERSION, pages, transports};
+use fixture::{Hosts, VERSION, once_unlocked, pages, transports};
 use pgpool_recovery_core::error::{Error, Kind};
 use pgpool_recovery_core::manifest::Side;
 use pgpool_recovery_core::manifest::dropped::Directories;
@@ -81,18 +81,7 @@ fn what_is_lost_during_the_run_does_not_empty_the_standbys_copy() {
         assert_eq!(error.kind, Kind::MissingFile, "{name}: {error}");
         assert!(hosts.read(&copy) == pages(5, 5), "{name}: the standby's copy is as it was");
         fs::rename(hosts.path("unmounted"), &lost).expect("move");
-        loop {
-            match hosts.run(&connector) {
-                // an agent notices the end of the first run within milliseconds
-                Err(error) if error.kind == Kind::Locked => {
-                    std::thread::sleep(std::time::Duration::from_millis(20));
-                }
-                other => {
-                    other.expect(name);
-                    break;
-                }
-            }
-        }
+        once_unlocked(|| hosts.run(&connector)).expect(name);
     }
 }
 

@@ -260,7 +260,7 @@ impl<'a> Neighbours<'a> {
         opened: &mut Opened,
         asked: &Asked<'w>,
     ) -> io::Result<Option<&'w Wanted>> {
-        // where it cannot be read nobody else is known to see the same
+        // if it cannot be read, no two processes are known to share one
         let namespace = fs::read_link(self.proc.of(process, "ns/mnt"))
             .unwrap_or_else(|_| PathBuf::from(process.to_string()));
         for entry in fs::read_dir(self.proc.of(process, "fd"))? {

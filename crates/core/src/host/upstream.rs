@@ -1,7 +1,7 @@
 //! The server that a standby follows, asked over the standby's own connection string: does it live, and as what?
 //!
-//! Nobody is there only if no connection comes about with any host that the string names. Whatever else comes of the question, a
-//! server lives there, or it is not known whether one does (S11).
+//! It counts as gone only if no host that the string names can be connected to. Any other outcome means that a server lives
+//! there, or that it is not known whether one does (S11).
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -71,7 +71,7 @@ pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<O
     if matches!(answer, Ok(Answer::Primary(_) | Answer::Standby)) {
         return answer.map(Some);
     }
-    // What its walreceiver gets was sent by somebody. While it streams, that may take as long as this question may.
+    // A message to its walreceiver proves that its server lives. While it streams, one is waited for until the time is over.
     loop {
         let after = describe::followed(cluster, cancel).ok().flatten();
         let Some(received) = after.and_then(|after| after.received) else { return answer.map(Some) };

@@ -46,10 +46,7 @@ fn unmounted(hosts: &Hosts, path: &Path) -> Mounted {
 #[test]
 fn a_tablespace_that_is_not_mounted_on_the_primary() {
     let mut hosts = Hosts::new();
-    let (space, place) = (hosts.scratch.mkdir("primary-space"), hosts.scratch.mkdir("place"));
-    hosts.primary.execute(&format!("CREATE TABLESPACE far LOCATION '{}'", space.display()));
-    hosts.primary.execute("CREATE TABLE there TABLESPACE far AS SELECT generate_series(1, 10000) AS i");
-    hosts.options.insert("tablespace_mapping", json!(format!("{}={}", space.display(), place.display())));
+    let (space, place) = hosts.mapped_tablespace();
     hosts.assert_works();
     hosts.primary.execute("CHECKPOINT");
     let mounted = unmounted(&hosts, &space);

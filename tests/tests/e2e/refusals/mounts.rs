@@ -157,10 +157,7 @@ fn directories_of_the_primary_that_are_mounted_in_the_target() {
 #[test]
 fn a_database_in_a_tablespace_of_the_primary_that_is_mounted_in_the_target() {
     let mut hosts = Hosts::new();
-    let (space, place) = (hosts.scratch.mkdir("primary-space"), hosts.scratch.mkdir("place"));
-    hosts.primary.execute(&format!("CREATE TABLESPACE far LOCATION '{}'", space.display()));
-    hosts.primary.execute("CREATE TABLE there TABLESPACE far AS SELECT generate_series(1, 10000) AS i");
-    hosts.options.insert("tablespace_mapping", json!(format!("{}={}", space.display(), place.display())));
+    let (space, place) = hosts.mapped_tablespace();
     hosts.assert_works();
     let content: String = hosts
         .primary

@@ -87,6 +87,15 @@ impl Hosts {
         rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2), row.get(3)))).collect()
     }
 
+    /// Tablespace `far` with table `there`: its directory on the primary, and the one that the target has for it.
+    pub(super) fn mapped_tablespace(&mut self) -> (PathBuf, PathBuf) {
+        let (space, place) = (self.scratch.mkdir("primary-space"), self.scratch.mkdir("place"));
+        self.primary.execute(&format!("CREATE TABLESPACE far LOCATION '{}'", space.display()));
+        self.primary.execute("CREATE TABLE there TABLESPACE far AS SELECT generate_series(1, 10000) AS i");
+        self.options.insert("tablespace_mapping", json!(format!("{}={}", space.display(), place.display())));
+        (space, place)
+    }
+
     /// It is good by the check, the dry run changes nothing, and the standby streams in the end.
     #[track_caller]
     pub(super) fn assert_works(&self) {

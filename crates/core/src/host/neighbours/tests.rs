@@ -20,6 +20,19 @@ fn stage() -> (tempfile::TempDir, PathBuf, PathBuf) {
     (top, one, other)
 }
 
+/// A /proc in which process 7 is a server in `directory`.
+fn server_in(directory: &Path) -> tempfile::TempDir {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let proc = Proc::at(root.path());
+    symlink(std::process::id().to_string(), root.path().join("self")).expect("link");
+    let user = rustix::process::geteuid().as_raw();
+    fs::create_dir_all(proc.of(7, "fd")).expect("make");
+    let status = format!("Name:\tpostgres\nPPid:\t1\nUid:\t{user}\t{user}\t{user}\t{user}\n");
+    fs::write(proc.of(7, "status"), status).expect("write");
+    symlink(directory, proc.of(7, "cwd")).expect("link");
+    root
+}
+
 #[test]
 fn what_a_listed_cluster_uses_is_not_taken() {
     let (top, one, other) = stage();
@@ -41,14 +54,8 @@ fn what_a_listed_cluster_uses_is_not_taken() {
 #[test]
 fn clusters_of_two_major_versions_may_share_a_tablespaces_directory() {
     let (top, one, other) = stage();
-    let root = tempfile::tempdir().expect("temporary directory");
+    let root = server_in(&other);
     let proc = || Proc::at(root.path());
-    symlink(std::process::id().to_string(), root.path().join("self")).expect("link");
-    let user = rustix::process::geteuid().as_raw();
-    fs::create_dir_all(proc().of(7, "fd")).expect("make");
-    let status = format!("Name:\tpostgres\nPPid:\t1\nUid:\t{user}\t{user}\t{user}\t{user}\n");
-    fs::write(proc().of(7, "status"), status).expect("write");
-    symlink(&other, proc().of(7, "cwd")).expect("link");
     fs::create_dir(other.join("global")).expect("make");
     let space = top.path().canonicalize().expect("real").join("space");
     let file = |within: &str| {
@@ -113,14 +120,8 @@ fn every_directory_of_another_cluster_is_its_own_wherever_it_is_mounted() {
 #[test]
 fn a_file_that_is_open_is_found_by_the_directory_that_it_lies_in() {
     let (top, one, other) = stage();
-    let root = tempfile::tempdir().expect("temporary directory");
+    let root = server_in(&one);
     let proc = || Proc::at(root.path());
-    symlink(std::process::id().to_string(), root.path().join("self")).expect("link");
-    let user = rustix::process::geteuid().as_raw();
-    fs::create_dir_all(proc().of(7, "fd")).expect("make");
-    let status = format!("Name:\tpostgres\nPPid:\t1\nUid:\t{user}\t{user}\t{user}\t{user}\n");
-    fs::write(proc().of(7, "status"), status).expect("write");
-    symlink(&one, proc().of(7, "cwd")).expect("link");
     symlink("/", proc().of(7, "root")).expect("link");
     let file = top.path().canonicalize().expect("real").join("free/1");
     fs::write(&file, "").expect("write");
@@ -148,14 +149,8 @@ fn the_clusters_own_links_are_its_own() {
 #[test]
 fn what_a_running_server_has_open_is_not_taken() {
     let (top, one, other) = stage();
-    let root = tempfile::tempdir().expect("temporary directory");
+    let root = server_in(&one);
     let proc = || Proc::at(root.path());
-    symlink(std::process::id().to_string(), root.path().join("self")).expect("link");
-    let user = rustix::process::geteuid().as_raw();
-    fs::create_dir_all(proc().of(7, "fd")).expect("make");
-    let status = format!("Name:\tpostgres\nPPid:\t1\nUid:\t{user}\t{user}\t{user}\t{user}\n");
-    fs::write(proc().of(7, "status"), status).expect("write");
-    symlink(&one, proc().of(7, "cwd")).expect("link");
     let segment = top.path().canonicalize().expect("real").join("free/segment");
     fs::write(&segment, "WAL").expect("write");
     symlink(segment, proc().of(7, "fd/3")).expect("link");
