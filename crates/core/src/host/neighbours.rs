@@ -61,23 +61,24 @@ impl Wanted {
 /// Directories that are about to be written, of which there may be as many as databases.
 struct Asked<'w> {
     wanted: &'w [Wanted],
-    by_identity: HashMap<FileId, &'w Wanted>,
+    /// Two links may lead to one directory.
+    by_identity: HashMap<FileId, Vec<&'w Wanted>>,
     linked: Vec<&'w Wanted>,
 }
 
 impl<'w> Asked<'w> {
     fn new(wanted: &'w [Wanted]) -> Self {
-        Self {
-            wanted,
-            by_identity: wanted.iter().map(|wanted| (wanted.identity, wanted)).collect(),
-            linked: wanted.iter().filter(|wanted| wanted.is_linked).collect(),
+        let mut by_identity: HashMap<_, Vec<_>> = HashMap::new();
+        for wanted in wanted {
+            by_identity.entry(wanted.identity).or_default().push(wanted);
         }
+        Self { wanted, by_identity, linked: wanted.iter().filter(|wanted| wanted.is_linked).collect() }
     }
 
     /// The one that is a directory of another cluster's, lies in it, or around it.
     fn colliding(&self, used: &Used) -> Option<&'w Wanted> {
         match self.by_identity.get(&used.identity) {
-            Some(wanted) => wanted.shares(used).then_some(*wanted),
+            Some(same) => same.iter().find(|wanted| wanted.shares(used)).copied(),
             None if used.is_inner => None,
             None => self.linked.iter().find(|wanted| overlap(&wanted.path, &used.path)).copied(),
         }
@@ -86,8 +87,8 @@ impl<'w> Asked<'w> {
     /// The one in which a file lies: by its path, or by what the directory above it is.
     fn holding(&self, file: &Path, above: Option<FileId>) -> Option<&'w Wanted> {
         let by_name = self.linked.iter().find(|wanted| file.starts_with(wanted.content())).copied();
-        let by_identity = || self.by_identity.get(&above?).filter(|wanted| wanted.within.is_none()).copied();
-        by_name.or_else(by_identity)
+        let same = || self.by_identity.get(&above?)?.iter().find(|wanted| wanted.within.is_none()).copied();
+        by_name.or_else(same)
     }
 }
 
@@ -106,8 +107,9 @@ struct Used {
     is_inner: bool,
 }
 
-/// The directories in which the processes that were looked at have files open: of each mount namespace, by their paths there.
-type Opened = HashMap<(PathBuf, PathBuf), Option<FileId>>;
+/// The directories in which the processes that were looked at have files open: of each mount namespace, by their paths there. What
+/// each is, `None` if it is none that a server can have opened, or why that cannot be told.
+type Opened = HashMap<(PathBuf, PathBuf), Result<Option<FileId>, String>>;
 
 impl<'a> Neighbours<'a> {
     pub(crate) fn new(own: Option<FileId>, listed: &'a [PathBuf]) -> Self {
@@ -263,6 +265,7 @@ impl<'a> Neighbours<'a> {
         // if it cannot be read, no two processes are known to share one
         let namespace = fs::read_link(self.proc.of(process, "ns/mnt"))
             .unwrap_or_else(|_| PathBuf::from(process.to_string()));
+        let mut unknown = None;
         for entry in fs::read_dir(self.proc.of(process, "fd"))? {
             let read = entry.and_then(|entry| Ok((entry.path(), fs::read_link(entry.path())?)));
             let (place, leads_to) = match read {
@@ -272,9 +275,16 @@ impl<'a> Neighbours<'a> {
             };
             // a pipe, a socket, memory
             let Some(above) = leads_to.parent().filter(|_| leads_to.is_absolute()) else { continue };
-            let identity = *opened
+            let identity = opened
                 .entry((namespace.clone(), above.to_owned()))
                 .or_insert_with(|| self.identity_within(process, above));
+            let identity = identity.as_ref().map_or_else(
+                |why| {
+                    unknown = Some(format!("\"{}\": {why}", above.display()));
+                    None
+                },
+                |identity| *identity,
+            );
             let Some(found) = asked.holding(&leads_to, identity) else { continue };
             // a server has files open; a recovery that just ends has the directory
             match fs::metadata(&place) {
@@ -283,14 +293,22 @@ impl<'a> Neighbours<'a> {
                 _ => return Ok(Some(found)),
             }
         }
-        Ok(None)
+        unknown.map_or(Ok(None), |why| Err(io::Error::other(why)))
     }
 
     /// What a directory is that a process has a file open in, by its path: it may see other mounts.
-    fn identity_within(&self, process: u32, directory: &Path) -> Option<FileId> {
-        let place = self.proc.of(process, "root").join(directory.strip_prefix("/").ok()?);
+    fn identity_within(&self, process: u32, directory: &Path) -> Result<Option<FileId>, String> {
+        let Ok(below) = directory.strip_prefix("/") else { return Ok(None) };
+        let place = self.proc.of(process, "root").join(below);
         let asked = place.clone();
-        timely::ask(&place, move || fs::metadata(asked).ok().map(|found| FileId::from(&found)))?
+        match timely::ask(&place, move || fs::metadata(asked)) {
+            Some(Ok(found)) => Ok(Some(FileId::from(&found))),
+            Some(Err(error)) if is_gone(&error) => Ok(None),
+            // who started the server has opened what is where the server itself may not go, such as its standard output
+            Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+            Some(Err(error)) => Err(error.to_string()),
+            None => Err("its file system does not answer".to_owned()),
+        }
     }
 }
 

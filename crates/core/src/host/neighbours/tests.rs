@@ -139,6 +139,60 @@ fn a_file_that_is_open_is_found_by_the_directory_that_it_lies_in() {
 }
 
 #[test]
+fn of_two_links_to_one_directory_each_is_asked_about() {
+    let (top, one, other) = stage();
+    fs::write(other.join("PG_VERSION"), "15\n").expect("write");
+    let identity = fs::metadata(&one).map(|found| FileId::from(&found)).ok();
+    let space = top.path().join("space");
+    let of = |within: Option<&str>| -> Vec<Wanted> {
+        let within = within.map(str::to_owned);
+        wanted(&space).into_iter().map(|wanted| Wanted { within: within.clone(), ..wanted }).collect()
+    };
+    let asked = |first: Option<&str>, second: Option<&str>| {
+        let both: Vec<_> = of(first).into_iter().chain(of(second)).collect();
+        Neighbours::new(identity, &[other.clone()]).demand_unused(&both)
+    };
+    let (newer, all) = (Some("PG_16_202307071"), None);
+    asked(newer, newer).expect("another version's");
+    asked(newer, all).expect_err("its own");
+    asked(all, newer).expect_err("its own");
+    // and by a file that is open there
+    let root = server_in(&one);
+    let proc = || Proc::at(root.path());
+    symlink("/", proc().of(7, "root")).expect("link");
+    fs::write(space.join("file"), "").expect("write");
+    symlink(space.canonicalize().expect("real").join("file"), proc().of(7, "fd/3")).expect("link");
+    let identity = fs::metadata(&other).map(|found| FileId::from(&found)).ok();
+    let shown = |wanted: Wanted| Wanted { path: other.join("base"), is_linked: false, ..wanted };
+    for order in [[newer, all], [all, newer]] {
+        let both: Vec<_> = order.into_iter().flat_map(of).map(shown).collect();
+        let neighbours = Neighbours { proc: proc(), own: identity, listed: &[] };
+        neighbours.demand_unused(&both).expect_err("open");
+    }
+}
+
+#[test]
+fn a_directory_that_cannot_be_looked_at_may_be_the_one() {
+    let (top, one, other) = stage();
+    let root = server_in(&one);
+    let proc = || Proc::at(root.path());
+    symlink("/", proc().of(7, "root")).expect("link");
+    let identity = fs::metadata(&other).map(|found| FileId::from(&found)).ok();
+    let asked = |place: &Path| {
+        let _ = fs::remove_file(proc().of(7, "fd/3"));
+        symlink(place, proc().of(7, "fd/3")).expect("link");
+        let neighbours = Neighbours { proc: proc(), own: identity, listed: &[] };
+        neighbours.demand_unused(&wanted(&top.path().join("free")))
+    };
+    asked(Path::new("/nowhere/file (deleted)")).expect("it is gone");
+    let twisted = top.path().canonicalize().expect("real").join("loop");
+    symlink("loop", &twisted).expect("link");
+    let error = asked(&twisted.join("within/file")).expect_err("cannot tell");
+    assert!(error.message.contains("cannot tell"), "{error}");
+    assert!(error.detail.is_some_and(|detail| detail.contains("loop/within")));
+}
+
+#[test]
 fn the_clusters_own_links_are_its_own() {
     let (top, _, other) = stage();
     let identity = fs::metadata(&other).map(|found| FileId::from(&found)).ok();
