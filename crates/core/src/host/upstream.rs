@@ -71,15 +71,39 @@ pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<O
     if matches!(answer, Ok(Answer::Primary(_) | Answer::Standby)) {
         return answer.map(Some);
     }
-    // A message to its walreceiver proves that its server lives. While it streams, one is waited for until the time is over.
+    let look = || match describe::followed(cluster, cancel) {
+        // one that has ended in between follows none
+        Err(_) if matches!(running::server(directory), Ok(None)) => Ok(None),
+        followed => Ok(followed?.and_then(|followed| followed.received)),
+    };
+    await_message(answer, before.now, end, look, cancel).map(Some)
+}
+
+/// A message to a walreceiver proves that its server lives. While it streams, one since `begin` is waited for until the time is over.
+/// `look`: when its last one came; `None` if it does not stream.
+fn await_message(
+    answer: Result<Answer>,
+    begin: i64,
+    end: Instant,
+    look: impl Fn() -> Result<Option<i64>>,
+    cancel: &Cancel,
+) -> Result<Answer> {
     loop {
-        let after = describe::followed(cluster, cancel).ok().flatten();
-        let Some(received) = after.and_then(|after| after.received) else { return answer.map(Some) };
-        if received > before.now {
-            return Ok(Some(Answer::Lives(HEARD.to_owned())));
+        match look() {
+            Ok(None) => return answer,
+            Ok(Some(received)) if received > begin => return Ok(Answer::Lives(HEARD.to_owned())),
+            Ok(Some(_)) => {}
+            Err(error) => {
+                cancel.check()?;
+                // that no message is known of makes no silence
+                return Ok(match answer {
+                    Ok(answer @ (Answer::Lives(_) | Answer::Unknown(_))) => answer,
+                    _ => unknown(&error),
+                });
+            }
         }
         if end.saturating_duration_since(Instant::now()) < OWN_WORD {
-            return answer.map(Some);
+            return answer;
         }
         cancel.check()?;
         std::thread::sleep(PAUSE);
@@ -118,6 +142,11 @@ pub fn is_refused(error: &Error) -> bool {
     is_silence(error) && error.detail.as_ref().is_some_and(|detail| said::judge(detail) == Said::Refused)
 }
 
+/// Whether psql had not said anything when the time was over.
+fn is_wordless(error: &Error) -> bool {
+    is_silence(error) && error.detail.as_ref().is_none_or(|detail| said::judge(detail) == Said::Unclear)
+}
+
 fn silence(said: impl Into<String>) -> Error {
     Error::new(Kind::Unreachable, "the server that this standby follows does not answer").detail(said)
 }
@@ -144,15 +173,20 @@ impl Upstream<'_> {
         for found in parallel::ask(names.collect(), cancel) {
             match found {
                 Ok(Ok(at)) => hosts.extend(at),
-                Ok(Err(said)) => answers.push(Err(silence(said))),
-                Err(error) => answers.push(Err(error)),
+                // one whose address is not known was not asked
+                Ok(Err(said)) => answers.push(Ok(Answer::Unknown(said))),
+                Err(error) => answers.push(Ok(unknown(&error))),
             }
         }
         let way = &way;
         let ask = |host: Host| Job {
             name: "the server that this standby follows".to_owned(),
             time: left(),
-            work: Box::new(move |cancel: &Cancel| self.ask_until(way, &host, end, cancel)),
+            work: Box::new(move |cancel: &Cancel| match self.ask_until(way, &host, end, cancel) {
+                // psql may still have waited for the name service
+                Err(error) if host.is_name() && is_wordless(&error) => Ok(unknown(&error)),
+                answer => answer,
+            }),
         };
         answers.extend(parallel::ask(hosts.into_iter().map(ask).collect(), cancel));
         cancel.check()?;
@@ -372,6 +406,33 @@ mod tests {
         assert_eq!(by_host(&refused, standby), Ok(Answer::Standby));
         let other = asked_for("host=/one target_session_attrs=read-write", standby).0;
         assert!(other.is_err_and(|error| is_silence(&error)), "it is not followed");
+    }
+
+    #[test]
+    fn a_host_whose_name_is_not_resolved_was_not_asked() {
+        let unresolved = "psql: error: could not translate host name \"db1.invalid\" to address: Temporary failure in name resolution";
+        for answer in [format!("echo '{unresolved}' >&2; exit 2"), "sleep 60".to_owned()] {
+            let answer = asked_for("host=db1.invalid", &answer).0;
+            assert!(matches!(answer, Ok(Answer::Unknown(_))), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_look_at_the_walreceiver_is_no_silence_if_it_fails() {
+        let after = |answer, looked: Result<Option<i64>>| {
+            let end = Instant::now() + OWN_WORD + PAUSE;
+            await_message(answer, 100, end, || looked.clone(), &Cancel::new())
+        };
+        let silent = || Err(silence("timeout expired"));
+        for answer in [silent(), Ok(Answer::Other)] {
+            assert_eq!(after(answer.clone(), Ok(None)), answer);
+            assert_eq!(after(answer.clone(), Ok(Some(100))), answer);
+            assert_eq!(after(answer.clone(), Ok(Some(101))), Ok(Answer::Lives(HEARD.to_owned())));
+            let mute = Err(Error::new(Kind::StartFailed, "it does not tell"));
+            assert_eq!(after(answer, mute), Ok(Answer::Unknown("it does not tell".to_owned())));
+        }
+        let lives = || Ok(Answer::Lives("FATAL: no".to_owned()));
+        assert_eq!(after(lives(), Err(Error::new(Kind::StartFailed, "it does not tell"))), lives());
     }
 
     #[test]

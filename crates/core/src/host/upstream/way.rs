@@ -223,11 +223,7 @@ impl Host {
     /// The same server at each of its addresses, which psql alone would try one after the other. Fails if the name service gives
     /// no answer in time.
     pub(super) fn at_its_addresses(self, time: Duration, cancel: &Cancel) -> Result<Vec<Self>, String> {
-        let is_name = self.address.is_empty()
-            && !self.host.is_empty()
-            && !self.host.starts_with(['/', '@'])
-            && self.host.parse::<IpAddr>().is_err();
-        if !is_name {
+        if !self.is_name() {
             return Ok(vec![self]);
         }
         let getent = process::command(Path::new("getent"), ["ahosts", "--", &self.host]);
@@ -245,6 +241,14 @@ impl Host {
         }
         let at = |address: &str| Self { address: address.to_owned(), ..self.clone() };
         Ok(addresses.into_iter().map(at).collect())
+    }
+
+    /// Whether a name service is needed to find it.
+    pub(super) fn is_name(&self) -> bool {
+        self.address.is_empty()
+            && !self.host.is_empty()
+            && !self.host.starts_with(['/', '@'])
+            && self.host.parse::<IpAddr>().is_err()
     }
 
     /// As it stands in the arguments, behind another word.
