@@ -5,7 +5,6 @@
 //! and the links in their own data directories, and by the links of the clusters that are listed beside this one.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -16,8 +15,11 @@ use super::running;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::overlap;
 use crate::sys::FileId;
-use crate::sys::small_file;
 use crate::sys::timely;
+
+mod used;
+
+use used::{Used, View};
 
 #[cfg(test)]
 mod tests;
@@ -79,8 +81,10 @@ impl<'w> Asked<'w> {
     fn colliding(&self, used: &Used) -> Option<&'w Wanted> {
         match self.by_identity.get(&used.identity) {
             Some(same) => same.iter().find(|wanted| wanted.shares(used)).copied(),
-            None if used.is_inner => None,
-            None => self.linked.iter().find(|wanted| overlap(&wanted.path, &used.path)).copied(),
+            None => {
+                let path = used.path.as_ref()?;
+                self.linked.iter().find(|wanted| overlap(&wanted.path, path)).copied()
+            }
         }
     }
 
@@ -95,16 +99,6 @@ impl<'w> Asked<'w> {
 /// The major version in a name such as `PG_15_202209061`.
 fn major(within: &str) -> Option<&str> {
     within.strip_prefix("PG_")?.split_once('_').map(|(major, _)| major)
-}
-
-/// A directory that another cluster uses.
-struct Used {
-    path: PathBuf,
-    identity: FileId,
-    /// If it is a tablespace's, the cluster's major version, if that can be told.
-    version: Option<String>,
-    /// Whether it lies in one of the others: only its identity says more than theirs.
-    is_inner: bool,
 }
 
 /// The directories in which the processes that were looked at have files open: of each mount namespace, by their paths there. What
@@ -125,7 +119,7 @@ impl<'a> Neighbours<'a> {
         for directory in self.listed {
             let whose = format!("The cluster in \"{}\" uses it.", directory.display());
             let place = directory.clone();
-            let used = timely::ask(directory, move || used_by(&place)).unwrap_or_else(|| {
+            let used = timely::ask(directory, move || View::Own.used_by(&place)).unwrap_or_else(|| {
                 Err(io::Error::new(io::ErrorKind::TimedOut, "its file system does not answer"))
             });
             self.compare(directory, used, &asked, &whose)?;
@@ -218,7 +212,8 @@ impl<'a> Neighbours<'a> {
             .and_then(|works| {
                 let is_new = works && seen.insert(identity);
                 let whose = || in_directory(process, &cwd).unwrap_or_else(|| whose.clone());
-                if is_new { self.compare(&cwd, used_by(&cwd), asked, &whose()) } else { Ok(()) }
+                let used = || View::of(&self.proc, process).and_then(|(view, cwd)| view.used_by(&cwd));
+                if is_new { self.compare(&cwd, used(), asked, &whose()) } else { Ok(()) }
             });
         if looked.is_err() && fs::metadata(&cwd).is_err_and(|error| is_gone(&error)) {
             // it ended between two looks
@@ -252,7 +247,7 @@ impl<'a> Neighbours<'a> {
             return Some(Ok(()));
         }
         let directory = running::hidden_directory(&self.proc, process, parent)?;
-        Some(self.compare(&directory, used_by(&directory), asked, whose))
+        Some(self.compare(&directory, View::Own.used_by(&directory), asked, whose))
     }
 
     /// Which of the directories a process has files open in.
@@ -328,75 +323,6 @@ fn is_data_directory(directory: &Path) -> io::Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// A data directory, where its pg_wal and tablespaces are, and what is a directory in these, down to those of the databases.
-/// What is missing is not used.
-fn used_by(directory: &Path) -> io::Result<Vec<Used>> {
-    let mut used = Vec::new();
-    add(&mut used, directory, None, false)?;
-    add(&mut used, &directory.join("pg_wal"), None, false)?;
-    // what cannot be told may be any
-    let version = small_file::text(&directory.join("PG_VERSION")).map(|text| text.trim().to_owned());
-    let version = version.filter(|version| version.bytes().next().is_some_and(|byte| byte.is_ascii_digit()));
-    for tablespace in directories_in(&directory.join("pg_tblspc"))? {
-        add(&mut used, &tablespace, version.as_deref(), false)?;
-        for content in directories_in(&tablespace)? {
-            let name = content.file_name().and_then(OsStr::to_str).unwrap_or_default();
-            if major(name).is_some_and(|major| version.as_deref().is_none_or(|version| version == major)) {
-                add_with_its_directories(&mut used, &content)?;
-            }
-        }
-    }
-    for inner in directories_in(directory)? {
-        if inner.file_name() == Some(OsStr::new("base")) {
-            add_with_its_directories(&mut used, &inner)?;
-        } else {
-            add(&mut used, &inner, None, true)?;
-        }
-    }
-    Ok(used)
-}
-
-fn add_with_its_directories(used: &mut Vec<Used>, directory: &Path) -> io::Result<()> {
-    add(used, directory, None, true)?;
-    directories_in(directory)?.iter().try_for_each(|inner| add(used, inner, None, true))
-}
-
-fn add(used: &mut Vec<Used>, path: &Path, version: Option<&str>, is_inner: bool) -> io::Result<()> {
-    // of those inside only the identity counts
-    let real = |path: &Path| if is_inner { Ok(path.to_owned()) } else { path.canonicalize() };
-    match fs::metadata(path).and_then(|found| Ok((found, real(path)?))) {
-        Ok((found, path)) => {
-            let identity = FileId::from(&found);
-            used.push(Used { path, identity, version: version.map(str::to_owned), is_inner });
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    Ok(())
-}
-
-/// What is a directory, or a link, in a directory; nothing if that is missing, or none.
-fn directories_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(Vec::new());
-        }
-        Err(error) => return Err(error),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() || kind.is_symlink() => found.push(entry.path()),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
 }
 
 fn in_use(wanted: &Wanted, whose: &str) -> Error {

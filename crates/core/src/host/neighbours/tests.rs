@@ -27,6 +27,11 @@ fn server_in(directory: &Path) -> tempfile::TempDir {
     symlink(std::process::id().to_string(), root.path().join("self")).expect("link");
     let user = rustix::process::geteuid().as_raw();
     fs::create_dir_all(proc.of(7, "fd")).expect("make");
+    for process in [7, std::process::id()] {
+        fs::create_dir_all(proc.of(process, "ns")).expect("make");
+        symlink("mnt:[1]", proc.of(process, "ns/mnt")).expect("link");
+        symlink("/", proc.of(process, "root")).expect("link");
+    }
     let status = format!("Name:\tpostgres\nPPid:\t1\nUid:\t{user}\t{user}\t{user}\t{user}\n");
     fs::write(proc.of(7, "status"), status).expect("write");
     symlink(directory, proc.of(7, "cwd")).expect("link");
@@ -122,7 +127,6 @@ fn a_file_that_is_open_is_found_by_the_directory_that_it_lies_in() {
     let (top, one, other) = stage();
     let root = server_in(&one);
     let proc = || Proc::at(root.path());
-    symlink("/", proc().of(7, "root")).expect("link");
     let file = top.path().canonicalize().expect("real").join("free/1");
     fs::write(&file, "").expect("write");
     symlink(file, proc().of(7, "fd/3")).expect("link");
@@ -150,7 +154,7 @@ fn of_two_links_to_one_directory_each_is_asked_about() {
     };
     let asked = |first: Option<&str>, second: Option<&str>| {
         let both: Vec<_> = of(first).into_iter().chain(of(second)).collect();
-        Neighbours::new(identity, &[other.clone()]).demand_unused(&both)
+        Neighbours::new(identity, std::slice::from_ref(&other)).demand_unused(&both)
     };
     let (newer, all) = (Some("PG_16_202307071"), None);
     asked(newer, newer).expect("another version's");
@@ -159,7 +163,6 @@ fn of_two_links_to_one_directory_each_is_asked_about() {
     // and by a file that is open there
     let root = server_in(&one);
     let proc = || Proc::at(root.path());
-    symlink("/", proc().of(7, "root")).expect("link");
     fs::write(space.join("file"), "").expect("write");
     symlink(space.canonicalize().expect("real").join("file"), proc().of(7, "fd/3")).expect("link");
     let identity = fs::metadata(&other).map(|found| FileId::from(&found)).ok();
@@ -176,7 +179,6 @@ fn a_directory_that_cannot_be_looked_at_may_be_the_one() {
     let (top, one, other) = stage();
     let root = server_in(&one);
     let proc = || Proc::at(root.path());
-    symlink("/", proc().of(7, "root")).expect("link");
     let identity = fs::metadata(&other).map(|found| FileId::from(&found)).ok();
     let asked = |place: &Path| {
         let _ = fs::remove_file(proc().of(7, "fd/3"));
@@ -190,6 +192,38 @@ fn a_directory_that_cannot_be_looked_at_may_be_the_one() {
     let error = asked(&twisted.join("within/file")).expect_err("cannot tell");
     assert!(error.message.contains("cannot tell"), "{error}");
     assert!(error.detail.is_some_and(|detail| detail.contains("loop/within")));
+}
+
+#[test]
+fn the_links_of_a_server_are_followed_as_it_follows_them() {
+    let (top, one, _) = stage();
+    let top = top.path().canonicalize().expect("real");
+    // what the server takes for / has a directory of the same name as ours, and lacks another one
+    let within = top.join("its root");
+    for made in ["space", "other/pg_tblspc", "other/global", "wal"] {
+        fs::create_dir_all(within.join(top.strip_prefix("/").expect("absolute")).join(made)).expect("make");
+    }
+    let inside = |path: &str| within.join(top.strip_prefix("/").expect("absolute")).join(path);
+    symlink(top.join("wal"), inside("other/pg_wal")).expect("link");
+    symlink(top.join("space"), inside("other/pg_tblspc/16400")).expect("link");
+    let root = server_in(&inside("other"));
+    let proc = || Proc::at(root.path());
+    let identity = fs::metadata(&one).map(|found| FileId::from(&found)).ok();
+    let asked =
+        |path: &Path| Neighbours { proc: proc(), own: identity, listed: &[] }.demand_unused(&wanted(path));
+    fs::remove_file(proc().of(7, "root"))
+        .and_then(|()| symlink(&within, proc().of(7, "root")))
+        .expect("link");
+    for free in ["space", "wal", "free", "other"] {
+        asked(&top.join(free)).expect(free);
+    }
+    for used in ["space", "wal", "other"] {
+        asked(&inside(used)).expect_err(used);
+    }
+    // a directory that cannot be found from there
+    fs::remove_file(proc().of(7, "root")).and_then(|()| symlink(&one, proc().of(7, "root"))).expect("link");
+    let error = asked(&top.join("free")).expect_err("cannot tell");
+    assert!(error.message.contains("cannot tell"), "{error}");
 }
 
 #[test]
