@@ -46,11 +46,10 @@ pub(crate) fn final_files(
     let port = facts.request.dest_port;
     // two servers of one host would write, truncate and show each other's log
     let logs_beside_primary = facts.is_local() && Path::new(&facts.primary.log_directory).is_absolute();
-    if !facts.keeps_main_configuration(target)
-        && facts.config_is_inside()
-        && let Some(text) = read(Path::new(&facts.primary.config_file))?
-    {
+    if !facts.keeps_main_configuration(target) && facts.config_is_inside() {
         let main = Path::new(&facts.primary.config_file);
+        let text = configuration::content(main, configuration::MAX_BYTES)
+            .map_err(|error| Error::at("read file", main, &error))?;
         let major = facts.primary.server_version_num / 10_000;
         let mut places = own_places(&Reading::of(main, None), main, major, &target.directory);
         if logs_beside_primary {
@@ -60,7 +59,7 @@ pub(crate) fn final_files(
         put(POSTGRESQL_CONF, standby::adopted_configuration(&text, port, &places, &include))?;
     }
     if !keeps(target, AUTO_CONF)
-        && let Some(text) = read(&facts.data_directory.join(AUTO_CONF))?
+        && let Some(text) = automatic(&facts.data_directory.join(AUTO_CONF))?
     {
         let mut own = target.own_settings.clone();
         own.extend(port.map(|_| "port".to_owned()));
@@ -79,8 +78,8 @@ pub(crate) fn final_files(
     Ok(files)
 }
 
-/// A configuration file of the primary, if it is there.
-fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+/// What ALTER SYSTEM has written. Without it, or where a link leads nowhere, the primary does as well.
+fn automatic(path: &Path) -> Result<Option<Vec<u8>>> {
     match configuration::content(path, configuration::MAX_BYTES) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pgdata::configuration::Reading;
+use pgdata::configuration::{self, Reading};
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::configured;
 use pgpool_recovery_core::host::inspect::myrecovery_path;
@@ -132,6 +132,16 @@ impl PrimaryFacts {
                     self.primary.config_file
                 ))
                 .hint("Put a postgresql.conf into the target directory, or use an agent whose configuration names config_file."));
+        }
+        if let Err(error) =
+            configuration::content(Path::new(&self.primary.config_file), configuration::MAX_BYTES)
+        {
+            return Err(Error::new(Kind::TargetRefused, "the standby would have no postgresql.conf")
+                .detail(format!(
+                    "The target has none, and the primary's (\"{}\") cannot be read: {error}.",
+                    self.primary.config_file
+                ))
+                .hint("Put the file back that the primary was started with, or a postgresql.conf into the target directory."));
         }
         let outside = self.included_from_outside();
         if self.is_local() || outside.is_empty() {

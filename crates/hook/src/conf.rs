@@ -70,6 +70,15 @@ impl Conf {
         for (number, line) in text.lines().enumerate() {
             let wrong = || Failure::new(format!("\"{}\" line {}: syntax error", path.display(), number + 1));
             let Some((name, value)) = parse_line(line).map_err(|()| wrong())? else { continue };
+            // what has no use here may be in any encoding
+            let has_use = name == "include" || name.starts_with("backend_") || name.starts_with("pcp_");
+            if has_use && value.contains(char::REPLACEMENT_CHARACTER) {
+                let line = number + 1;
+                return Err(Failure::new(format!(
+                    "\"{}\" line {line}: the value of {name} is not UTF-8",
+                    path.display()
+                )));
+            }
             if name == "include" {
                 let included = path.parent().unwrap_or(Path::new("/")).join(value);
                 self.read_file(&included, depth + 1)?;
@@ -179,7 +188,7 @@ mod tests {
 
     use super::*;
 
-    fn conf(text: &str) -> Result<Conf> {
+    fn conf(text: impl AsRef<[u8]>) -> Result<Conf> {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join("pgpool.conf");
         std::fs::write(&path, text).expect("write");
@@ -210,7 +219,7 @@ mod tests {
         }
         assert_eq!(conf("x = 1\nX = 2\n").expect("good").get("x"), "2", "the last one counts");
         for line in ["x = 'a", "= 1", "x = 'a' b", "1x = 2", "x = a b"] {
-            let failure = conf(&format!("# a comment\n{line}\n")).expect_err(line);
+            let failure = conf(format!("# a comment\n{line}\n")).expect_err(line);
             assert!(failure.message.contains("line 2"), "{failure}");
         }
     }
@@ -220,7 +229,7 @@ mod tests {
         for (value, is_on) in
             [("on", true), ("'TRUE'", true), ("y", true), ("1", true), ("off", false), ("0", false)]
         {
-            assert_eq!(conf(&format!("x = {value}")).expect("good").is_on("x"), is_on, "{value}");
+            assert_eq!(conf(format!("x = {value}")).expect("good").is_on("x"), is_on, "{value}");
         }
         assert!(!conf("").expect("good").is_on("x"));
     }
@@ -242,6 +251,9 @@ mod tests {
             let failure = conf(text).and_then(|conf| conf.nodes()).expect_err(named);
             assert!(failure.message.contains(named), "{failure}");
         }
+        let latin = conf(b"# M\xfcller\nlogdir = '/m\xfcller'\nbackend_hostname0 = 'a'\nbackend_data_directory0 = '/m\xfcller'\n");
+        let failure = latin.expect_err("not UTF-8");
+        assert!(failure.message.contains("line 4") && failure.message.contains("backend_data_directory0"));
         assert!(
             Conf::read(Path::new("/nowhere/pgpool.conf")).expect_err("none").message.contains("/nowhere")
         );

@@ -134,3 +134,16 @@ fn a_file_of_the_standbys_own_whose_name_is_not_utf8() {
     hosts.assert_works();
     assert_eq!(fs::read(&within).expect("kept"), b"work_mem = '7MB'\n");
 }
+
+#[test]
+fn a_configuration_of_the_primary_that_leads_nowhere() {
+    let hosts = Hosts::new();
+    hosts.assert_works();
+    for directory in [hosts.target.directory(), hosts.primary.directory()] {
+        fs::remove_file(directory.join("postgresql.conf")).expect("removed");
+    }
+    let link = hosts.primary.directory().join("postgresql.conf");
+    symlink("/nowhere/postgresql.conf", &link).expect("a link");
+    let place = hosts.target.directory().to_owned();
+    assert_lost(&hosts, "configuration", "55000", &["would have no postgresql.conf"], &place);
+}
