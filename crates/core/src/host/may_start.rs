@@ -140,7 +140,8 @@ impl Own {
             return Ok(Answer::Itself);
         }
         if matches!(found.content, Content::Missing | Content::Empty) {
-            return Ok(Answer::Good);
+            // that of the new primary looks so until its disk is mounted
+            return Ok(Answer::Unknown("its data directory is missing or empty".to_owned()));
         }
         let marker = found.marker.as_ref().map(|marker| (marker.system_identifier, marker.timeline));
         let of_marker =
@@ -193,6 +194,16 @@ impl Own {
             && !found.backup.has_standby_signal
         {
             return Ok(Answer::Unknown(doubt.to_string()));
+        }
+        // two that were promoted apart, and boot together; what is being rebuilt is none
+        if theirs == ours
+            && found.running.is_none()
+            && found.marker.is_none()
+            && !found.backup.has_standby_signal
+        {
+            return Ok(Answer::Unknown(format!(
+                "it has timeline {theirs}, too, and no standby.signal: it may be a primary that is not running"
+            )));
         }
         // by itself a node does not count as heard
         if looks_alike && machine::may_be_one(boots.0, boots.1) {
@@ -282,7 +293,16 @@ mod tests {
     fn the_same_timeline_forbids_it_only_if_a_primary_runs_there() {
         assert!(judge(|_| {}).expect_err("two primaries").contains("this directory's, too"));
         assert_eq!(judge(|found| found.backup.has_standby_signal = true), Ok(Answer::Good));
-        assert_eq!(judge(|found| found.running = None), Ok(Answer::Good));
+        let twin = judge(|found| found.running = None);
+        assert!(matches!(twin, Ok(Answer::Unknown(why)) if why.contains("standby.signal")));
+        let stopped = |change: fn(&mut TargetInfo)| {
+            judge(|found| {
+                found.running = None;
+                change(found);
+            })
+        };
+        assert_eq!(stopped(|found| found.backup.has_standby_signal = true), Ok(Answer::Good));
+        assert_eq!(stopped(|found| found.timeline = Some(1)), Ok(Answer::Good), "it was left behind");
         let unknown = judge(|found| {
             found.running = None;
             found.doubts.server = Some(Error::new(Kind::TargetRefused, "cannot tell"));
@@ -307,7 +327,13 @@ mod tests {
         );
         assert!(matches!(of(|found| found.system_identifier = None), Answer::Unknown(_)));
         assert!(matches!(of(|found| found.timeline = None), Answer::Unknown(_)));
-        assert_eq!(of(|found| found.content = Content::Missing), Answer::Good);
+        for content in [Content::Missing, Content::Empty] {
+            let answer = judge(|found| found.content = content).expect("no refusal");
+            assert!(
+                matches!(answer, Answer::Unknown(why) if why.contains("missing or empty")),
+                "{content:?}"
+            );
+        }
         let own = directory();
         let look = Own::look(own.path()).expect("a data directory");
         assert_eq!(look.judge("itself", &found(own.path())), Ok(Answer::Itself));
