@@ -1,10 +1,9 @@
 //! Memory that cannot be had.
 //!
 //! Rust's collections abort the process where malloc fails, and a session that ends by SIGABRT takes all others of the
-//! server with it (S1). So this library's allocator has something set aside, does not give up where a thread can wait, and
+//! server with it (S1). So this library's malloc has something set aside, does not give up where a thread can wait, and
 //! tells the main thread, which fails the run. The threads of the run then give back what they have.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::thread::sleep;
@@ -27,7 +26,6 @@ const FIRST_STEPS: usize = 256 << 10;
 
 /// More than the C library takes to remember that a thread-local variable has to be dropped, bytes; large enough to be given back to
 /// all and not to be kept for its thread.
-#[cfg(not(test))]
 const REMEMBERED: usize = 4 << 10;
 
 /// Between two attempts.
@@ -48,48 +46,22 @@ static FAILED: AtomicUsize = AtomicUsize::new(0);
 /// How many threads wait for memory.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
-// not of the program that runs the tests, which has no server to link with
-#[cfg_attr(not(test), global_allocator)]
-#[cfg_attr(
-    test,
-    expect(dead_code, reason = "the tests in the server are in a library that is built without this")
-)]
-static ALLOCATOR: Patient = Patient;
-
-/// The system's allocator, and what is to be done when it has nothing.
-struct Patient;
-
-// SAFETY: all memory is the system allocator's, which gets the caller's arguments as they are. Nothing here unwinds.
-unsafe impl GlobalAlloc for Patient {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: passed on to the caller.
-        insist(layout.size(), || unsafe { System.alloc(layout) })
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: passed on to the caller.
-        insist(layout.size(), || unsafe { System.alloc_zeroed(layout) })
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: passed on to the caller; what failed has left the memory as it was.
-        insist(size, || unsafe { System.realloc(memory, layout, size) })
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: passed on to the caller.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
 /// Allocates. The main thread returns with memory or not at all, all others when there is some.
-fn insist(size: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
+#[cfg(not(test))]
+fn insist(size: usize, allocate: impl Fn() -> *mut c_void) -> *mut c_void {
     let memory = allocate();
     if memory.is_null() { insist_after_failure(size, allocate) } else { memory }
 }
 
+/// The program that runs the tests has no server to link with.
+#[cfg(test)]
+fn insist(_: usize, allocate: impl Fn() -> *mut c_void) -> *mut c_void {
+    allocate()
+}
+
+#[cfg_attr(test, expect(dead_code, reason = "see above"))]
 #[cold]
-fn insist_after_failure(size: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
+fn insist_after_failure(size: usize, allocate: impl Fn() -> *mut c_void) -> *mut c_void {
     FAILED.store(size.max(1), Ordering::SeqCst);
     give_back();
     WAITING.fetch_add(1, Ordering::SeqCst);
@@ -229,15 +201,60 @@ unsafe extern "C" fn __wrap___cxa_thread_atexit_impl(
 }
 
 /// Returns once malloc has some.
-#[cfg(not(test))]
 fn make_sure_of_memory() {
     // SAFETY: memory that nobody else knows is given back at once.
-    unsafe { libc::free(insist(REMEMBERED, || libc::malloc(REMEMBERED).cast()).cast()) };
+    unsafe { libc::free(insist(REMEMBERED, || __real_malloc(REMEMBERED))) };
 }
 
-/// The program that runs the tests has no server to link with.
-#[cfg(test)]
-const fn make_sure_of_memory() {}
+unsafe extern "C" {
+    // malloc() and the like; as above
+    fn __real_malloc(size: usize) -> *mut c_void;
+    fn __real_calloc(count: usize, size: usize) -> *mut c_void;
+    fn __real_realloc(memory: *mut c_void, size: usize) -> *mut c_void;
+    fn __real_posix_memalign(memory: *mut *mut c_void, alignment: usize, size: usize) -> c_int;
+}
+
+/// Takes the place of malloc() in this library: of Rust's allocator, of what the standard library allocates beside that for its
+/// threads, and of C libraries.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_malloc(size: usize) -> *mut c_void {
+    // SAFETY: passed on to the caller.
+    insist(size, || unsafe { __real_malloc(size) })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_calloc(count: usize, size: usize) -> *mut c_void {
+    // SAFETY: passed on to the caller.
+    let allocate = || unsafe { __real_calloc(count, size) };
+    // what no memory is large enough for is the caller's fault
+    count.checked_mul(size).map_or_else(allocate, |bytes| insist(bytes, allocate))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_realloc(memory: *mut c_void, size: usize) -> *mut c_void {
+    // what fails leaves the memory as it was; to 0 bytes it is given back, and nothing is no failure
+    // SAFETY: passed on to the caller.
+    let allocate = || unsafe { __real_realloc(memory, size) };
+    if size == 0 { allocate() } else { insist(size, allocate) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_posix_memalign(memory: *mut *mut c_void, alignment: usize, size: usize) -> c_int {
+    // SAFETY: passed on to the caller, and below with a place of our own.
+    let allocate = |place| unsafe { __real_posix_memalign(place, alignment, size) };
+    match allocate(memory) {
+        libc::ENOMEM => {
+            let found = insist(size, || {
+                let mut found = ptr::null_mut();
+                if allocate(&raw mut found) == 0 { found } else { ptr::null_mut() }
+            });
+            // SAFETY: the caller's place for the answer.
+            unsafe { memory.write(found) };
+            if found.is_null() { libc::ENOMEM } else { 0 }
+        }
+        done => done,
+    }
+}
 
 fn out_of_memory(size: usize) -> Error {
     Error::new(Kind::OutOfMemory, "out of memory")

@@ -15,7 +15,7 @@
 //! | [`checkpoint`] | `RequestCheckpoint`, for which pgrx has no wrapper | called inside `pg_guard_ffi_boundary`, by a closure that owns nothing |
 //! | [`compat`] | `pgaio_error_cleanup`, for which pgrx has no wrapper | called inside `pg_guard_ffi_boundary`, by a closure that owns nothing |
 //! | [`compat`] | `die` | a signal handler, which the server calls and which sets flags |
-//! | [`memory`] | `mmap`, `munmap`, `malloc`, `free`, `gettid`, `getpid`, `pthread_create`, `__cxa_thread_atexit_impl` | libc's; they raise nothing |
+//! | [`memory`] | `mmap`, `munmap`, `malloc`, `calloc`, `realloc`, `posix_memalign`, `free`, `gettid`, `getpid`, `pthread_create`, `__cxa_thread_atexit_impl` | libc's; they raise nothing |
 //! | [`horizon`] | `ActivePortal` with its query, plan and snapshot; `XactIsoLevel` | variables of this process, and what the statement that called us has; read, and the pointers to the snapshot set |
 //! | [`horizon`] | `dladdr` | libc's; it raises nothing |
 //! | [`threads`] | `sigfillset`, `pthread_sigmask` | libc's; they raise nothing |
