@@ -10,11 +10,11 @@ use pgdata::wal::Lsn;
 use pgpool_recovery_core::compare::wal_map::Wal;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::turn::{self, Turn};
-use pgpool_recovery_core::host::{control, fence as mark};
-use pgpool_recovery_core::preflight::promote::{Fencing, Node, OldPrimary, Own};
+use pgpool_recovery_core::host::{control, fence as mark, upstream};
+use pgpool_recovery_core::preflight::promote::{Fencing, OldPrimary, Own};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::wire::protocol::fence::Fenced;
-use pgpool_recovery_core::wire::protocol::stop::Stopped;
+use pgpool_recovery_core::wire::protocol::stop::{Role, Stopped};
 use serde_json::{Value, json};
 
 use crate::commands::clock::{Clock, LOOK};
@@ -29,8 +29,8 @@ mod asked;
 mod followers;
 mod heard;
 
-use asked::Asked;
-use heard::Wait;
+use asked::{Asked, QUESTIONS};
+use heard::{Verdict, Wait};
 
 /// How long the old primary may take to be stopped: a fast shutdown, and after it an immediate one, which the host gives 10 s.
 const FAST: Duration = Duration::from_secs(6);
@@ -104,18 +104,21 @@ pub(crate) fn promote(old: Option<&Old>, settings: &Settings) -> Result<Value> {
     }
     demand_replay_not_paused()?;
     let fencing = settings.fence.fencing();
+    demand_time_to_ask(&clock)?;
     let mut asked = Asked::ask(old, settings, &clock)?;
-    let warnings = demand_foremost(&asked.nodes, &clock)?;
+    let warnings = demand_foremost(&asked, &clock)?;
     warnings.iter().for_each(|warning| log::warning(warning));
     // an end of the old primary that is followed by a refusal leaves nobody to write to
     let stops = fencing != Fencing::Off && asked.old_runs();
     await_replay(&clock, if stops { STOP + AFTER } else { Duration::ZERO })?;
     if stops {
         demand_time_to_stop(&clock)?;
+        await_old(&asked, &clock)?;
     }
     let gone = fence(&mut asked, fencing, &clock)?;
-    if gone.is_fenced() {
+    if gone.own_has_ended() {
         settle(clock.left().min(AFTER))?;
+        gone.lost(own()?.received).iter().for_each(|warning| log::warning(warning));
     } else {
         await_replay(&clock, Duration::ZERO)?;
     }
@@ -217,7 +220,7 @@ fn give_way(asked: &mut Asked<'_>, rival: &str, clock: &Clock) -> Result<()> {
                 .hint("See pg_stat_activity on that node, and call again if it is no primary then."));
         }
         asked.ask_again(clock)?;
-        demand_foremost(&asked.nodes, clock)?;
+        demand_foremost(asked, clock)?;
         match self::rival(asked)? {
             Some(still) => name = still,
             None => return Ok(()),
@@ -254,13 +257,53 @@ fn own() -> Result<Own> {
     })
 }
 
-/// Refuses to promote this standby beside another primary, or before one that has more.
-fn demand_foremost(nodes: &[Node], clock: &Clock) -> Result<Vec<String>> {
+/// Refuses to promote this standby beside another primary, after another promotion, or before one that has more.
+fn demand_foremost(asked: &Asked<'_>, clock: &Clock) -> Result<Vec<String>> {
+    let (begin, nodes) = (Instant::now(), &asked.nodes);
+    loop {
+        let own = own()?;
+        asked.demand_old_not_replaced(&own)?;
+        if !own.lacks(nodes) || begin.elapsed() >= ON_ITS_WAY.min(clock.left()) {
+            return own.demand_foremost(nodes);
+        }
+        threads::pause(LOOK);
+    }
+}
+
+/// Refuses a call that would take those for silent who had no time to answer.
+fn demand_time_to_ask(clock: &Clock) -> Result<()> {
+    let (left, needed) = (clock.left(), QUESTIONS);
+    if left >= needed {
+        return Ok(());
+    }
+    let message = "too little time is left to ask the other nodes: nothing is promoted";
+    Err(Error::new(Kind::Canceled, message)
+        .detail(format!(
+            "They have {} s for their answers, and {:.1} s are left of {} s.",
+            needed.as_secs(),
+            left.as_secs_f64(),
+            clock.seconds()
+        ))
+        .hint("Option \"deadline\" gives it more."))
+}
+
+/// Waits until this standby has received what the old primary had, and refuses to stop one that has more.
+fn await_old(asked: &Asked<'_>, clock: &Clock) -> Result<()> {
     let begin = Instant::now();
     loop {
         let own = own()?;
-        if !own.lacks(nodes) || begin.elapsed() >= ON_ITS_WAY.min(clock.left()) {
-            return own.demand_foremost(nodes);
+        let Some(theirs) = asked.old_position(&own).filter(|theirs| *theirs > own.received) else {
+            return Ok(());
+        };
+        let streams = catalog::walreceiver()?.received.is_some();
+        if clock.left() <= STOP + AFTER || !streams && begin.elapsed() >= ON_ITS_WAY {
+            let message = "the old primary has WAL that this standby has not received: nothing is promoted";
+            return Err(Error::new(Kind::WrongState, message)
+                .detail(format!(
+                    "It has written WAL up to {theirs}, this standby has received WAL up to {}; what lies between would be lost.",
+                    own.received
+                ))
+                .hint("Let this standby catch up. To give up what it lacks, stop that server on its own host, and promote again."));
         }
         threads::pause(LOOK);
     }
@@ -290,13 +333,14 @@ fn fence(asked: &mut Asked<'_>, fencing: Fencing, clock: &Clock) -> Result<OldPr
         Some(Err(error)) if fencing != Fencing::Off => Some(Err(error.clone())),
         _ => None,
     };
-    if matches!(fenced, Some(Ok(_))) {
+    let own_has_ended = matches!(&fenced, Some(Ok(fenced)) if fenced.role == Role::OwnPrimary);
+    if own_has_ended {
         // what it sent until its end is no sign of another one
         asked.hear_anew()?;
     }
     let may_live = asked.upstream_lives().or_else(|| asked.upstream_unknown()).is_some();
     match (&fenced, &asked.old) {
-        (Some(Ok(_)), _) if may_live => asked.ask_upstream_again(clock)?,
+        (Some(Ok(_)), _) if own_has_ended && may_live => asked.ask_upstream_again(clock)?,
         // the look that was taken before the attempt says nothing of now
         (Some(Err(_)), Some(Ok(_))) => asked.ask_old_again(clock)?,
         _ => {}
@@ -312,21 +356,29 @@ fn demand_gone(
     clock: &Clock,
 ) -> Result<OldPrimary> {
     let system_identifier = catalog::primary()?.system_identifier;
-    let mut gone = OldPrimary {
-        fenced,
-        is_own: asked.old_timeline() == Some(recovery::replayed().0),
-        lives: asked.upstream_lives(),
-        unknown: asked.upstream_unknown(),
-    };
-    let wait = if gone.is_fenced() && gone.is_own { Wait::Fenced } else { Wait::Unfenced };
+    let mut gone = OldPrimary { fenced, lives: asked.upstream_lives(), unknown: asked.upstream_unknown() };
+    let wait = if gone.own_has_ended() { Wait::Fenced } else { Wait::Unfenced };
     if !gone.is_fenced() {
         gone.lives = asked.old_lives(system_identifier).or(gone.lives);
     }
     if gone.lives.is_none() {
-        gone.lives = asked.upstream_heard(wait, clock, AFTER)?;
+        match asked.upstream_heard(wait, clock, AFTER)? {
+            Verdict::Lives => {
+                gone.lives = Some(format!(
+                    "The server that this standby follows (primary_conninfo) lives: {}.",
+                    upstream::HEARD
+                ));
+            }
+            Verdict::Unknown(why) => {
+                gone.unknown = gone.unknown.or(Some(format!(
+                    "It is not known whether the server that this standby follows (primary_conninfo) lives: {why}."
+                )));
+            }
+            Verdict::Silent => {}
+        }
     }
     gone.demand_gone(fencing)?;
-    if !gone.is_fenced() && asked.follows_an_unknown_standby() {
+    if !gone.own_has_ended() && asked.follows_an_unknown_standby() {
         return Err(Error::new(
             Kind::WrongState,
             "this standby follows another standby: nothing is promoted",
@@ -346,7 +398,7 @@ fn look_again(
     clock: &Clock,
 ) -> Result<OldPrimary> {
     asked.ask_again(clock)?;
-    demand_foremost(&asked.nodes, clock)?;
+    demand_foremost(asked, clock)?;
     if fencing != Fencing::Off && asked.old_runs_as_primary(catalog::primary()?.system_identifier) {
         return fence(asked, fencing, clock);
     }
@@ -381,7 +433,7 @@ fn not_stopped(directory: &str, time: Duration) -> Error {
 /// What the report says of a fence.
 fn told(fenced: &Result<Fenced>) -> Value {
     match fenced {
-        Ok(Fenced { stopped, checkpoint }) => json!({
+        Ok(Fenced { stopped, checkpoint, .. }) => json!({
             "fenced": true,
             "was_running": stopped.is_some(),
             "mode": stopped.as_ref().map(|stopped| mode_name(stopped.mode)),

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use pgdata::wal::Lsn;
 use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::host::upstream::Endpoint;
 use pgpool_recovery_core::preflight::collation;
 use pgpool_recovery_core::preflight::slot_limits::Limits;
 use pgpool_recovery_core::preflight::standby_parameters::Required;
@@ -130,23 +131,25 @@ pub(crate) fn replay() -> Result<Replay> {
 }
 
 /// What this standby's walreceiver says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Walreceiver {
-    /// Microseconds of the clock that it uses.
-    pub(crate) now: i64,
-    /// When it got its last message, if it streams.
+    /// When it got its last message, if it streams: microseconds since 1970 by this server's clock.
     pub(crate) received: Option<i64>,
+    /// Where it gets them from.
+    pub(crate) sender: Option<Endpoint>,
 }
 
 /// Whether WAL is streamed to this server, and when the last message came.
 pub(crate) fn walreceiver() -> Result<Walreceiver> {
-    let sql = "SELECT (EXTRACT(EPOCH FROM pg_catalog.clock_timestamp()) * 1000000)::int8::text,
-                   (SELECT (EXTRACT(EPOCH FROM r.last_msg_receipt_time) * 1000000)::int8::text
-                    FROM pg_catalog.pg_stat_wal_receiver AS r WHERE r.status = 'streaming')";
+    let sql = "SELECT (SELECT (EXTRACT(EPOCH FROM r.last_msg_receipt_time) * 1000000)::int8::text
+                    FROM pg_catalog.pg_stat_wal_receiver AS r WHERE r.status = 'streaming'),
+                   (SELECT r.sender_host FROM pg_catalog.pg_stat_wal_receiver AS r),
+                   (SELECT r.sender_port::text FROM pg_catalog.pg_stat_wal_receiver AS r)";
     let mut row = query::row(sql, &[])?;
-    let mut time = || -> Result<Option<i64>> { Ok(row.string("a time")?.and_then(|time| time.parse().ok())) };
-    let now = time()?.ok_or_else(|| Error::new(Kind::Internal, "could not read the time of this server"))?;
-    Ok(Walreceiver { now, received: time()? })
+    let received = row.string("a time")?.and_then(|time| time.parse().ok());
+    let (host, port) = (row.string("a host")?, row.string("a port")?);
+    let sender = host.zip(port).map(|(host, port)| Endpoint { host, port });
+    Ok(Walreceiver { received, sender })
 }
 
 /// Asks this server, a standby, to end its recovery; waits for nothing.

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pgdata::wal::Lsn;
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::host::upstream::{self, Upstream};
-use pgpool_recovery_core::preflight::promote::{self, Node};
+use pgpool_recovery_core::host::upstream::{self, Endpoint, Told, Upstream};
+use pgpool_recovery_core::preflight::promote::{self, Node, Own};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::parallel::{self, Job};
@@ -13,7 +14,7 @@ use pgpool_recovery_core::wire::protocol::describe::Description;
 use pgpool_recovery_core::wire::protocol::upstream::Answer;
 
 use super::Old;
-use super::heard::{Heard, Wait};
+use super::heard::{Heard, Verdict, Wait};
 use crate::commands::clock::Clock;
 use crate::pg::threads::{self, DropAside};
 use crate::pg::{catalog, log};
@@ -22,6 +23,12 @@ use crate::settings::{OtherNode, Settings};
 
 /// How long each may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// How much longer an answer may take than what it says that it takes.
+const ON_THE_WAY: Duration = Duration::from_secs(1);
+
+/// What the first questions take.
+pub(super) const QUESTIONS: Duration = ANSWER.saturating_add(ON_THE_WAY);
 
 /// How long when it is asked again, if it has answered before, and if it has not.
 const AGAIN: Duration = Duration::from_secs(3);
@@ -36,10 +43,14 @@ pub(super) struct Asked<'a> {
     pub(super) old: Option<Result<DropAside<Session>>>,
     /// Whether that host has ever answered.
     old_has_answered: bool,
+    /// What the old primary said of itself.
+    old_said: Option<Box<Description>>,
     /// The nodes, without the old primary.
     pub(super) nodes: Vec<Node>,
     /// What the server that this standby follows is, if it follows one.
     upstream: Option<Result<Answer>>,
+    /// The hosts that it may be which have answered as a standby.
+    standbys: Vec<Endpoint>,
     /// The same of each node, by its own host's word: this standby's way to a primary that lives may be cut.
     upstreams: Vec<Option<Result<Answer>>>,
     /// What this standby's own walreceiver has heard of it.
@@ -50,6 +61,7 @@ pub(super) struct Asked<'a> {
 #[derive(Clone, Copy)]
 enum Whom {
     Old,
+    OldSaid,
     Upstream,
     Node(usize),
     UpstreamOf(usize),
@@ -58,9 +70,10 @@ enum Whom {
 /// One answer.
 enum Found {
     Old(Box<DropAside<Session>>),
+    OldSaid(Box<Description>),
     Node(Box<Description>),
-    Upstream(Answer),
-    UpstreamOf(Option<Answer>),
+    Upstream(Told),
+    UpstreamOf(Option<Result<Answer>>),
 }
 
 impl<'a> Asked<'a> {
@@ -79,13 +92,15 @@ impl<'a> Asked<'a> {
             others,
             old: None,
             old_has_answered: false,
+            old_said: None,
             nodes,
             upstream: None,
+            standbys: Vec::new(),
             upstreams,
             heard,
         };
         let upstreams = (0..asked.others.len()).map(Whom::UpstreamOf);
-        let whom: Vec<Whom> = asked.all().into_iter().chain(upstreams).collect();
+        let whom: Vec<Whom> = asked.all().into_iter().chain([Whom::OldSaid]).chain(upstreams).collect();
         asked.ask_these(&whom, |_| ANSWER, clock)?;
         Ok(asked)
     }
@@ -127,12 +142,17 @@ impl<'a> Asked<'a> {
                     let time = time(self.old_has_answered).min(clock.left());
                     self.named.map(|old| old_job(old, self.settings, time)).transpose()?
                 }
+                Whom::OldSaid => {
+                    let time = ANSWER.min(clock.left());
+                    self.named.map(|old| old_said_job(old, self.settings, time)).transpose()?
+                }
                 Whom::Upstream => {
-                    let time = time(matches!(self.upstream, Some(Ok(_)))).min(clock.left());
-                    upstream_job(system_identifier, time)?
+                    let full = time(matches!(self.upstream, Some(Ok(_))));
+                    upstream_job(system_identifier, full, full.min(clock.left()))?
                 }
                 Whom::UpstreamOf(at) => {
-                    Some(upstream_of(&self.others[at], self.settings, time(true).min(clock.left()))?)
+                    let full = time(true);
+                    Some(upstream_of(&self.others[at], self.settings, full, full.min(clock.left()))?)
                 }
                 Whom::Node(at) => {
                     let time = time(self.nodes[at].found.is_ok()).min(clock.left());
@@ -157,23 +177,28 @@ impl<'a> Asked<'a> {
                 self.old_has_answered = true;
                 self.old = Some(Ok(*session));
             }
-            (_, Ok(Found::Upstream(answer))) => {
-                self.upstream = Some(Ok(after_answer(self.upstream.take(), answer)));
+            (_, Ok(Found::OldSaid(description))) => self.old_said = Some(description),
+            // a server that is stopped, or hangs
+            (Whom::OldSaid, Err(_)) => {}
+            (_, Ok(Found::Upstream(Told { answer, standbys }))) => {
+                let before = self.upstream.take();
+                self.upstream = Some(after(before, answer));
+                self.standbys.extend(standbys);
             }
             (Whom::UpstreamOf(at), Ok(Found::UpstreamOf(answer))) => {
                 let before = self.upstreams[at].take();
-                self.upstreams[at] = answer.map(|answer| Ok(after_answer(before, answer)));
+                self.upstreams[at] = answer.map(|answer| after(before, answer));
             }
             (_, Ok(Found::UpstreamOf(_))) => {}
+            // a host that is silent says nothing of another one; one that has been heard, and fails here, may know of a primary
             (Whom::UpstreamOf(at), Err(error)) => {
-                self.upstreams[at] = Some(after_silence(self.upstreams[at].take(), error));
+                if self.nodes[at].found.is_ok() && self.upstreams[at].is_none() {
+                    self.upstreams[at] = Some(Ok(Answer::Unknown(error.message)));
+                }
             }
             (Whom::Node(at), Ok(Found::Node(description))) => self.nodes[at].found = Ok(*description),
             (_, Ok(Found::Node(_))) => {}
             (Whom::Old, Err(error)) => self.old = Some(Err(error)),
-            (Whom::Upstream, Err(error)) if upstream::is_silence(&error) => {
-                self.upstream = Some(after_silence(self.upstream.take(), error));
-            }
             // a question that could not be asked is answered by nobody's silence
             (Whom::Upstream, Err(error)) => {
                 let unknown = Answer::Unknown(error.message);
@@ -260,20 +285,13 @@ impl<'a> Asked<'a> {
             .or_else(|| of_nodes.find_map(|(node, answer)| tell(&node.name, answer)))
     }
 
-    /// Why the server that this standby follows is known to live, by what the walreceiver here has got of it. That of a standby says
+    /// Whether the server that this standby follows lives, by what the walreceiver here has got of it. That of a standby says
     /// nothing of the primary. Whose messages `wait` tells.
-    pub(super) fn upstream_heard(
-        &self,
-        wait: Wait,
-        clock: &Clock,
-        reserve: Duration,
-    ) -> Result<Option<String>> {
-        if matches!(self.upstream, None | Some(Ok(Answer::Standby))) {
-            return Ok(None);
+    pub(super) fn upstream_heard(&self, wait: Wait, clock: &Clock, reserve: Duration) -> Result<Verdict> {
+        if self.upstream.is_none() {
+            return Ok(Verdict::Silent);
         }
-        Ok(self.heard.lives(wait, clock, reserve)?.then(|| {
-            format!("The server that this standby follows (primary_conninfo) lives: {}.", upstream::HEARD)
-        }))
+        self.heard.verdict(wait, &self.standbys, clock, reserve)
     }
 
     /// Counts only what the walreceiver hears from now on.
@@ -282,16 +300,39 @@ impl<'a> Asked<'a> {
         Ok(())
     }
 
-    /// On which timeline the old primary's directory was found.
-    pub(super) fn old_timeline(&self) -> Option<u32> {
-        self.old.as_ref()?.as_ref().ok()?.target().timeline
+    /// Refuses a promotion after another one that the old primary's directory knows of.
+    pub(super) fn demand_old_not_replaced(&self, own: &Own) -> Result<()> {
+        match (self.named, &self.old) {
+            (Some(named), Some(Ok(session))) => {
+                let target = session.target();
+                if promote::lives(target, own.system_identifier).is_some() {
+                    // it is refused for that
+                    return Ok(());
+                }
+                own.demand_not_replaced(&named.name(), target.system_identifier, target.timeline)
+            }
+            _ => Ok(()),
+        }
     }
 
-    /// Whether this standby follows another one, and no node that answers as a standby may be that one: then nobody tells whether the
-    /// primary lives.
+    /// How far the old primary had written its WAL, if it is that of this standby's timeline and said so.
+    pub(super) fn old_position(&self, own: &Own) -> Option<Lsn> {
+        let found = self.old_said.as_ref()?;
+        let said = found.said.as_ref()?.as_ref().ok()?;
+        let is_own = found.control.system_identifier == own.system_identifier
+            && !said.in_recovery
+            && said.timeline == own.history.timeline();
+        is_own.then_some(said.position)
+    }
+
+    /// Whether this standby follows another one, and no node that answers as a standby follows anything else than a standby: then
+    /// nobody tells whether the primary lives.
     pub(super) fn follows_an_unknown_standby(&self) -> bool {
         let is_standby = |node: &Node| matches!(&node.found, Ok(Description { said: Some(Ok(said)), .. }) if said.in_recovery);
-        matches!(self.upstream, Some(Ok(Answer::Standby))) && !self.nodes.iter().any(is_standby)
+        let follows_a_standby = |answer: &Option<Result<Answer>>| matches!(answer, Some(Ok(Answer::Standby)));
+        let mut nodes = self.nodes.iter().zip(&self.upstreams);
+        matches!(self.upstream, Some(Ok(Answer::Standby)))
+            && !nodes.any(|(node, upstream)| is_standby(node) && !follows_a_standby(upstream))
     }
 }
 
@@ -300,7 +341,15 @@ fn ended(text: &str) -> &str {
     text.trim_end().trim_end_matches('.')
 }
 
-/// What counts of the server that this standby follows once it is asked again: that a question fails takes nothing back.
+/// What counts of the server that is followed once it is asked again.
+fn after(before: Option<Result<Answer>>, now: Result<Answer>) -> Result<Answer> {
+    match now {
+        Ok(answer) => Ok(after_answer(before, answer)),
+        Err(silence) => after_silence(before, silence),
+    }
+}
+
+/// The same if it answers: that a question fails takes nothing back.
 fn after_answer(before: Option<Result<Answer>>, now: Answer) -> Answer {
     match (before, now) {
         (Some(Ok(before @ (Answer::Primary(_) | Answer::Lives(_)))), Answer::Unknown(_)) => before,
@@ -312,11 +361,22 @@ const fn again(has_answered: bool) -> Duration {
     if has_answered { AGAIN } else { SILENT }
 }
 
-/// What counts of the server that this standby follows once it is silent: a refused connection tells that it has ended.
+/// What counts of the server that is followed once it is silent: a refused connection tells that it has ended.
 fn after_silence(before: Option<Result<Answer>>, silence: Error) -> Result<Answer> {
     match before {
-        Some(Ok(answer)) if answer.may_be_primary() && !upstream::is_refused(&silence) => Ok(answer),
+        Some(Ok(answer)) if !upstream::is_refused(&silence) => Ok(answer),
         _ => Err(silence),
+    }
+}
+
+/// Silence counts only if there was time enough to speak.
+fn unless_hurried(answer: Result<Answer>, full: Duration, time: Duration) -> Result<Answer> {
+    match answer {
+        Err(error) if time < full && upstream::is_silence(&error) && !upstream::is_refused(&error) => {
+            let time = time.as_secs_f32();
+            Ok(Answer::Unknown(format!("no answer within {time:.1} s, and \"deadline\" leaves it no more")))
+        }
+        answer => answer,
     }
 }
 
@@ -338,6 +398,12 @@ fn old_job(old: &Old, settings: &Settings, time: Duration) -> Result<Job<'static
     Ok(Job { name: old.name(), time, work: Box::new(look) })
 }
 
+fn old_said_job(old: &Old, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
+    let way = Way::to(&old.host, &old.directory, settings)?;
+    let describe = move |cancel: &Cancel| Ok(Found::OldSaid(Box::new(way.look(cancel)?.describe()?)));
+    Ok(Job { name: old.name(), time, work: Box::new(describe) })
+}
+
 fn node_job(node: &OtherNode, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
     let way = Way::to(&node.host, &node.directory, settings)?;
     let describe = move |cancel: &Cancel| {
@@ -347,14 +413,34 @@ fn node_job(node: &OtherNode, settings: &Settings, time: Duration) -> Result<Job
     Ok(Job { name: node.name(), time, work: Box::new(describe) })
 }
 
-/// What a node's own upstream is, asked by its host over the node's own connection string.
-fn upstream_of(node: &OtherNode, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
+/// What a node's own upstream is, asked by its host over the node's own connection string. Fails only if the host is silent: one that
+/// was reached and does not tell, or not in time, may know of a primary.
+fn upstream_of(
+    node: &OtherNode,
+    settings: &Settings,
+    full: Duration,
+    time: Duration,
+) -> Result<Job<'static, Found>> {
     let way = Way::to(&node.host, &node.directory, settings)?;
-    let ask = move |cancel: &Cancel| way.look(cancel)?.upstream(time).map(Found::UpstreamOf);
-    Ok(Job { name: format!("the server that {} follows", node.name()), time, work: Box::new(ask) })
+    let ask = move |cancel: &Cancel| {
+        let mut session = way.look(cancel)?;
+        Ok(Found::UpstreamOf(match session.upstream(time) {
+            Ok(answer) => answer.map(|answer| unless_hurried(answer, full, time)),
+            Err(error) => Some(Ok(Answer::Unknown(error.message))),
+        }))
+    };
+    Ok(Job {
+        name: format!("the server that {} follows", node.name()),
+        time: time + ON_THE_WAY,
+        work: Box::new(ask),
+    })
 }
 
-fn upstream_job(system_identifier: u64, time: Duration) -> Result<Option<Job<'static, Found>>> {
+fn upstream_job(
+    system_identifier: u64,
+    full: Duration,
+    time: Duration,
+) -> Result<Option<Job<'static, Found>>> {
     let Some(conninfo) = catalog::setting("primary_conninfo")?.filter(|conninfo| !conninfo.is_empty()) else {
         return Ok(None);
     };
@@ -370,8 +456,11 @@ fn upstream_job(system_identifier: u64, time: Duration) -> Result<Option<Job<'st
             environment: &environment,
             system_identifier,
         };
-        upstream.ask(time, cancel).map(Found::Upstream)
+        let Told { answer, standbys } = upstream.ask(time, cancel)?;
+        Ok(Found::Upstream(Told { answer: unless_hurried(answer, full, time), standbys }))
     };
+    // it keeps to its time itself
+    let time = time + ON_THE_WAY;
     Ok(Some(Job { name: "the server that this standby follows".to_owned(), time, work: Box::new(ask) }))
 }
 
@@ -388,11 +477,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn silence_counts_if_there_was_time_to_speak() {
+        let silent = |detail: &str| Err(Error::new(Kind::Unreachable, "no answer").detail(detail));
+        let second = Duration::from_secs(1);
+        assert!(unless_hurried(silent("timeout expired"), ANSWER, ANSWER).is_err());
+        assert!(unless_hurried(silent("Connection refused"), ANSWER, second).is_err(), "it is none");
+        let hurried = unless_hurried(silent("timeout expired"), ANSWER, second);
+        assert!(matches!(hurried, Ok(Answer::Unknown(why)) if why.contains("deadline")));
+        assert_eq!(unless_hurried(Ok(Answer::Standby), ANSWER, second), Ok(Answer::Standby));
+    }
+
+    #[test]
     fn silence_does_not_take_back_that_a_primary_lives() {
         let silence = |detail: &str| Error::new(Kind::Unreachable, "no answer").detail(detail);
         let after = |before, detail| after_silence(before, silence(detail));
         assert!(after(None, "timeout expired").is_err());
-        assert!(after(Some(Ok(Answer::Other)), "timeout expired").is_err());
+        assert!(after(Some(Err(silence("timeout expired"))), "timeout expired").is_err());
+        assert_eq!(after(Some(Ok(Answer::Standby)), "timeout expired"), Ok(Answer::Standby));
         let unknown = || Answer::Unknown("no psql".to_owned());
         for lives in [Answer::Primary(1), Answer::Lives("FATAL: no".to_owned()), unknown()] {
             assert_eq!(after(Some(Ok(lives.clone())), "timeout expired"), Ok(lives.clone()));

@@ -1,4 +1,4 @@
-//! This standby's own walreceiver. A message that it gets after the call began was sent by a server that lives, whatever comes of
+//! This standby's own walreceiver. A message that it gets after the call began, by whatever clock, was sent by a server that lives, whatever comes of
 //! the question to that server: a new connection may fail where an old one goes on.
 //!
 //! That it says it streams proves nothing: it says so for a minute after the primary's host has lost its power.
@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::Result;
+use pgpool_recovery_core::host::upstream::Endpoint;
 
 use crate::commands::clock::{Clock, LOOK};
 use crate::pg::{catalog, threads};
@@ -26,31 +27,62 @@ pub(super) enum Wait {
     Fenced,
 }
 
+/// What is known of a server by them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// One has come.
+    Lives,
+    /// None has, in all the time that one may take.
+    Silent,
+    /// None has, in too little time.
+    Unknown(String),
+}
+
 /// From when on messages count.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Heard {
     begin: Instant,
-    since: i64,
+    /// When the last message before had come.
+    last: Option<i64>,
 }
 
 impl Heard {
     pub(super) fn since_now() -> Result<Self> {
-        Ok(Self { begin: Instant::now(), since: catalog::walreceiver()?.now })
+        Ok(Self { begin: Instant::now(), last: catalog::walreceiver()?.received })
     }
 
     /// Whether a message has come since. Waits for one only while WAL is streamed, and leaves `reserve` of the time.
-    pub(super) fn lives(&self, wait: Wait, clock: &Clock, reserve: Duration) -> Result<bool> {
+    /// What `standbys` send does not count.
+    pub(super) fn verdict(
+        &self,
+        wait: Wait,
+        standbys: &[Endpoint],
+        clock: &Clock,
+        reserve: Duration,
+    ) -> Result<Verdict> {
         loop {
-            let Some(received) = catalog::walreceiver()?.received else { return Ok(false) };
-            let has_come = received > self.since;
+            let found = catalog::walreceiver()?;
+            let is_standbys = found.sender.is_some_and(|sender| standbys.contains(&sender));
+            let Some(received) = found.received.filter(|_| !is_standbys) else { return Ok(Verdict::Silent) };
+            let has_come = Some(received) != self.last;
             let patience = match (wait, has_come) {
-                (Wait::Unfenced, true) => return Ok(true),
-                (Wait::Fenced, false) => return Ok(false),
+                (Wait::Unfenced, true) => return Ok(Verdict::Lives),
+                (Wait::Fenced, false) => return Ok(Verdict::Silent),
                 (Wait::Unfenced, false) => PATIENCE,
                 (Wait::Fenced, true) => LAST_WORDS,
             };
-            if self.begin.elapsed() >= patience || clock.left() <= reserve {
-                return Ok(has_come);
+            let waited = self.begin.elapsed();
+            let is_over = waited >= patience;
+            if is_over || clock.left() <= reserve {
+                return Ok(match has_come {
+                    true => Verdict::Lives,
+                    false if is_over => Verdict::Silent,
+                    false => Verdict::Unknown(format!(
+                        "this standby streams from it, and \"deadline\" leaves {:.1} s, not {} s, for a message of it",
+                        waited.as_secs_f32(),
+                        patience.as_secs()
+                    )),
+                });
             }
             threads::pause(LOOK);
         }

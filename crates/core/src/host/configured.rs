@@ -28,30 +28,44 @@ pub(crate) fn elsewhere(cluster: &Cluster, cancel: &Cancel) -> Result<Option<Pat
     // An absent directory cannot be given: the root stands for it, and is what comes back if nothing is configured.
     let stand_in = Path::new("/");
     let base = if cluster.data_directory.is_dir() { &cluster.data_directory } else { stand_in };
-    let mut command =
-        process::command(&cluster.bin_directory.join("postgres"), ["-C", "data_directory", "-D"]);
-    command.arg(base);
+    let found = PathBuf::from(read(cluster, base, "data_directory", |text| text.starts_with('/'), cancel)?);
+    let is_right = same(&found, base) || same(&found, &cluster.data_directory);
+    Ok((!is_right).then_some(found))
+}
+
+/// What the server's configuration says of a setting.
+pub(super) fn value(cluster: &Cluster, setting: &str, cancel: &Cancel) -> Result<String> {
+    demand_known(cluster)?;
+    read(cluster, &cluster.data_directory, setting, |_| true, cancel)
+}
+
+/// Has the server's program print a setting as it would be in a directory.
+fn read(
+    cluster: &Cluster,
+    directory: &Path,
+    setting: &str,
+    is_valid: fn(&str) -> bool,
+    cancel: &Cancel,
+) -> Result<String> {
+    let mut command = process::command(&cluster.bin_directory.join("postgres"), ["-C", setting, "-D"]);
+    command.arg(directory);
     if let Some(file) = &cluster.config_file {
         command.arg("-c").arg(format!("config_file={}", file.display()));
     }
     let outcome = process::run(command, DEADLINE, cancel)?;
+    let value = outcome.stdout.trim();
+    if outcome.status.success() && is_valid(value) {
+        return Ok(value.to_owned());
+    }
     let said = outcome.said();
-    let found = Path::new(outcome.stdout.trim());
-    if !outcome.status.success() || !found.is_absolute() {
-        let cause = launch::cause(&said).map_or_else(String::new, |cause| format!(": {cause}"));
-        return Err(Error::new(
-            Kind::StartFailed,
-            format!("the server cannot read its configuration{cause}"),
-        )
+    let cause = launch::cause(&said).map_or_else(String::new, |cause| format!(": {cause}"));
+    Err(Error::new(Kind::StartFailed, format!("the server cannot read its configuration{cause}"))
         .detail(format!(
-            "\"postgres -C data_directory\" for \"{}\" {} and said:\n{said}",
+            "\"postgres -C {setting}\" for \"{}\" {} and said:\n{said}",
             cluster.data_directory.display(),
             outcome.describe()
         ))
-        .hint("Correct the configuration file."));
-    }
-    let is_right = same(found, base) || same(found, &cluster.data_directory);
-    Ok((!is_right).then(|| found.to_owned()))
+        .hint("Correct the configuration file."))
 }
 
 /// Refuses a cluster that a command of the operator's starts with a configuration that is not in its data directory, if

@@ -10,6 +10,7 @@ use super::identify::{self, Identity};
 use super::launch::STANDBY_SIGNAL;
 use super::policy::Cluster;
 use super::procfs::PidFile;
+use super::upstream::Endpoint;
 use super::{control, fence, inspect, running, second_stage, turn, walreceiver};
 use crate::compare::wal_map::Wal;
 use crate::error::{Error, Kind, Result};
@@ -69,29 +70,38 @@ pub fn describe(cluster: &Cluster, cancel: &Cancel) -> Result<Description> {
 pub(super) struct Followed {
     /// How it connects there.
     pub(super) conninfo: String,
-    /// When its walreceiver got the last message from there, if it streams, and what time it is: microseconds of one clock.
+    /// When its walreceiver got the last message from there, if it streams: microseconds since 1970 by that server's clock.
     pub(super) received: Option<i64>,
-    pub(super) now: i64,
+    /// Where it gets them from.
+    pub(super) sender: Option<Endpoint>,
 }
 
 /// What the standby that runs in a directory follows; `None` if it is no standby, or follows none.
 pub(super) fn followed(cluster: &Cluster, cancel: &Cancel) -> Result<Option<Followed>> {
     let question = "SELECT 'follows', \
-         (SELECT (EXTRACT(EPOCH FROM r.last_msg_receipt_time) * 1000000)::int8 \
-         FROM pg_catalog.pg_stat_wal_receiver AS r WHERE r.status = 'streaming'), \
-         (EXTRACT(EPOCH FROM pg_catalog.clock_timestamp()) * 1000000)::int8, \
+         (SELECT CASE WHEN r.status IS NULL THEN 'hidden' WHEN r.status OPERATOR(pg_catalog.=) 'streaming' \
+         THEN (EXTRACT(EPOCH FROM r.last_msg_receipt_time) * 1000000)::int8::text END \
+         FROM pg_catalog.pg_stat_wal_receiver AS r), \
+         (SELECT pg_catalog.replace(r.sender_host, '|', '') FROM pg_catalog.pg_stat_wal_receiver AS r), \
+         (SELECT r.sender_port FROM pg_catalog.pg_stat_wal_receiver AS r), \
          pg_catalog.current_setting('primary_conninfo') WHERE pg_catalog.pg_is_in_recovery()";
     let answer = ask(cluster, question, cancel)?;
     let Some(line) = answer.lines().find_map(|line| line.trim().strip_prefix("follows|")) else {
         return Ok(None);
     };
-    let mut columns = line.splitn(3, '|');
-    let (received, now) = (columns.next().unwrap_or_default(), columns.next().unwrap_or_default());
-    let (received, Ok(now)) = (received.parse().ok(), now.parse()) else {
+    let mut columns = line.splitn(4, '|');
+    let [received, host, port] = [(); 3].map(|()| columns.next().unwrap_or_default());
+    let received = match received {
+        "" => Ok(None),
+        time => time.parse::<i64>().map(Some),
+    };
+    // a role without the right to read it sees that there is a walreceiver, and no more
+    let Ok(received) = received else {
         return Err(mute(cluster).detail(format!("psql said:\n{answer}")));
     };
     let conninfo = columns.next().filter(|conninfo| !conninfo.is_empty());
-    Ok(conninfo.map(|conninfo| Followed { conninfo: conninfo.to_owned(), received, now }))
+    let sender = (!host.is_empty()).then(|| Endpoint { host: host.to_owned(), port: port.to_owned() });
+    Ok(conninfo.map(|conninfo| Followed { conninfo: conninfo.to_owned(), received, sender }))
 }
 
 /// What the server that runs in the directory says of itself, and its system identifier.
@@ -103,7 +113,7 @@ fn said(cluster: &Cluster, cancel: &Cancel) -> Result<(u64, Said)> {
 fn mute(cluster: &Cluster) -> Error {
     let directory = cluster.data_directory.display();
     Error::new(Kind::StartFailed, format!("the server in \"{directory}\" does not tell its position"))
-        .hint("Its own OS user must be able to log in to database postgres on its host (pg_hba.conf: local all all peer), with the REPLICATION right.")
+        .hint("Its own OS user must be able to log in to database postgres on its host (pg_hba.conf: local all all peer), as a superuser or with the REPLICATION right and pg_monitor.")
 }
 
 /// Asks the server that runs in the directory, as the OS user that it runs as.

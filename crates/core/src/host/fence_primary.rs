@@ -66,7 +66,7 @@ pub fn fence(
         if stays_away(directory, cancel)? {
             let checkpoint = shutdown_checkpoint(directory)?;
             mark.complete(checkpoint)?;
-            return Ok(Fenced { stopped, checkpoint });
+            return Ok(Fenced { role, stopped, checkpoint });
         }
     }
     let message = format!("the server in \"{}\" is started again and again", directory.display());

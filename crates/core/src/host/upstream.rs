@@ -3,23 +3,22 @@
 //! It counts as gone only if no host that the string names can be connected to. Any other outcome means that a server lives
 //! there, or that it is not known whether one does (S11).
 
-use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::identify::{self, Identity};
-use super::policy::Cluster;
-use super::{control, describe, running};
 use crate::error::{Error, Kind, Result};
 use crate::sys::cancel::Cancel;
 use crate::sys::parallel::{self, Job};
 use crate::sys::process;
 use crate::wire::protocol::upstream::Answer;
 
+mod listen;
 mod said;
 mod way;
+
+pub(crate) use listen::of;
 
 use said::Said;
 use way::{Host, Way};
@@ -33,9 +32,6 @@ const PASSING: [&str; 5] =
 
 /// How much longer than its connection a psql may take.
 const MARGIN: Duration = Duration::from_millis(800);
-
-/// What is left of the time for the standby's own word, once its server was asked.
-const OWN_WORD: Duration = Duration::from_millis(700);
 
 /// The server that a connection string leads to.
 pub struct Upstream<'a> {
@@ -51,77 +47,25 @@ pub struct Upstream<'a> {
     pub system_identifier: u64,
 }
 
-/// Asks the server that the standby in a directory follows; `None` if none follows there.
-pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<Option<Answer>> {
-    let (directory, end) = (&cluster.data_directory, Instant::now() + time);
-    let Some(postmaster) = running::server(directory)? else { return Ok(None) };
-    let Some(before) = describe::followed(cluster, cancel)? else { return Ok(None) };
-    let (control, _) = control::read(directory)?;
-    let answer = match environment_of(postmaster) {
-        Ok(environment) => Upstream {
-            bin_directory: &cluster.bin_directory,
-            data_directory: directory,
-            conninfo: &before.conninfo,
-            environment: &environment,
-            system_identifier: control.system_identifier,
-        }
-        .ask(end.saturating_duration_since(Instant::now()).saturating_sub(OWN_WORD), cancel),
-        Err(error) => Ok(unknown(&error)),
-    };
-    if matches!(answer, Ok(Answer::Primary(_) | Answer::Standby)) {
-        return answer.map(Some);
-    }
-    let look = || match describe::followed(cluster, cancel) {
-        // one that has ended in between follows none
-        Err(_) if matches!(running::server(directory), Ok(None)) => Ok(None),
-        followed => Ok(followed?.and_then(|followed| followed.received)),
-    };
-    await_message(answer, before.now, end, look, cancel).map(Some)
-}
-
-/// A message to a walreceiver proves that its server lives. While it streams, one since `begin` is waited for until the time is over.
-/// `look`: when its last one came; `None` if it does not stream.
-fn await_message(
-    answer: Result<Answer>,
-    begin: i64,
-    end: Instant,
-    look: impl Fn() -> Result<Option<i64>>,
-    cancel: &Cancel,
-) -> Result<Answer> {
-    loop {
-        match look() {
-            Ok(None) => return answer,
-            Ok(Some(received)) if received > begin => return Ok(Answer::Lives(HEARD.to_owned())),
-            Ok(Some(_)) => {}
-            Err(error) => {
-                cancel.check()?;
-                // that no message is known of makes no silence
-                return Ok(match answer {
-                    Ok(answer @ (Answer::Lives(_) | Answer::Unknown(_))) => answer,
-                    _ => unknown(&error),
-                });
-            }
-        }
-        if end.saturating_duration_since(Instant::now()) < OWN_WORD {
-            return answer;
-        }
-        cancel.check()?;
-        std::thread::sleep(PAUSE);
-    }
-}
-
 /// What is told of a server that a walreceiver has received a message of.
 pub const HEARD: &str = "the standby's walreceiver has received messages from it since this call began";
 
-/// The environment that a server was started with.
-fn environment_of(postmaster: u32) -> Result<Vec<(OsString, OsString)>> {
-    let file = format!("/proc/{postmaster}/environ");
-    let text = fs::read(&file).map_err(Error::on_path("read file", &file))?;
-    let pairs = text.split(|&byte| byte == 0).filter_map(|pair| {
-        let at = pair.iter().position(|&byte| byte == b'=')?;
-        Some((OsStr::from_bytes(&pair[..at]).to_owned(), OsStr::from_bytes(&pair[at + 1..]).to_owned()))
-    });
-    Ok(pairs.collect())
+/// Where a server listens, as a connection string names it and pg_stat_wal_receiver shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// A name, an address or a directory of sockets.
+    pub host: String,
+    /// Its port.
+    pub port: String,
+}
+
+/// What all hosts that a connection string names have said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The worst of it for a promotion; an error is their silence.
+    pub answer: Result<Answer>,
+    /// Those that answer as a standby: what they send says nothing of the primary.
+    pub standbys: Vec<Endpoint>,
 }
 
 /// An answer that is none.
@@ -153,14 +97,14 @@ fn silence(said: impl Into<String>) -> Error {
 
 impl Upstream<'_> {
     /// Asks it as a walreceiver would; no other gets to see the credentials in the string. All hosts that this names are asked at
-    /// once. [`is_silence`] tells whether an error means that nobody is there.
+    /// once.
     ///
     /// A server that is starting or shutting down is asked again until `time` is over.
-    pub fn ask(&self, time: Duration, cancel: &Cancel) -> Result<Answer> {
+    pub fn ask(&self, time: Duration, cancel: &Cancel) -> Result<Told> {
         let end = Instant::now() + time;
         let way = match Way::new(self) {
             Ok(way) => way,
-            Err(error) => return Ok(unknown(&error)),
+            Err(error) => return Ok(Told { answer: Ok(unknown(&error)), standbys: Vec::new() }),
         };
         let left = || end.saturating_duration_since(Instant::now());
         let mut answers = Vec::new();
@@ -174,11 +118,12 @@ impl Upstream<'_> {
             match found {
                 Ok(Ok(at)) => hosts.extend(at),
                 // one whose address is not known was not asked
-                Ok(Err(said)) => answers.push(Ok(Answer::Unknown(said))),
-                Err(error) => answers.push(Ok(unknown(&error))),
+                Ok(Err(said)) => answers.push((None, Ok(Answer::Unknown(said)))),
+                Err(error) => answers.push((None, Ok(unknown(&error)))),
             }
         }
         let way = &way;
+        let places: Vec<_> = hosts.iter().map(Host::endpoint).collect();
         let ask = |host: Host| Job {
             name: "the server that this standby follows".to_owned(),
             time: left(),
@@ -188,9 +133,23 @@ impl Upstream<'_> {
                 answer => answer,
             }),
         };
-        answers.extend(parallel::ask(hosts.into_iter().map(ask).collect(), cancel));
+        let greet = |host: Host| Job {
+            name: "the server that this standby follows".to_owned(),
+            time: left(),
+            work: Box::new(move |cancel: &Cancel| self.greet(&host, end, cancel)),
+        };
+        let jobs = hosts.iter().cloned().map(ask).chain(hosts.iter().cloned().map(greet));
+        let mut asked = parallel::ask(jobs.collect(), cancel);
+        let greetings = asked.split_off(hosts.len());
+        let asked = asked.into_iter().zip(greetings).map(|(answer, greeting)| match (answer, greeting) {
+            (Err(error), Ok(lives)) if is_silence(&error) && !is_refused(&error) => Ok(lives),
+            (answer, _) => answer,
+        });
+        answers.extend(places.into_iter().zip(asked));
         cancel.check()?;
-        sum_up(answers, way.wants_a_primary())
+        let standbys = if way.wants_a_primary() { Vec::new() } else { standbys(&answers) };
+        let answers = answers.into_iter().map(|(_, answer)| answer);
+        Ok(Told { answer: sum_up(answers, way.wants_a_primary()), standbys })
     }
 
     /// Asks one host until it says something that lasts.
@@ -213,6 +172,22 @@ impl Upstream<'_> {
                 return passing.ok_or_else(Error::canceled);
             }
             std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Whether one host speaks with a client at all: where a login takes too long, as with an LDAP server that is silent, psql says no
+    /// more than of a host that is dead.
+    fn greet(&self, host: &Host, end: Instant, cancel: &Cancel) -> Result<Answer> {
+        let time = end.saturating_duration_since(Instant::now());
+        let seconds = time.saturating_sub(MARGIN).as_secs().max(2).to_string();
+        let program = self.bin_directory.join("pg_isready");
+        let question = process::command(&program, ["-t", &seconds, "-d", host.words().trim()]);
+        match process::run_for(question, time, cancel)?.and_then(|outcome| outcome.status.code()) {
+            // it accepts connections, or rejects them
+            Some(0 | 1) if host.is_chosen() => {
+                Ok(Answer::Lives("it speaks with clients, but a login gets no answer in time".to_owned()))
+            }
+            _ => Err(silence("pg_isready: no response")),
         }
     }
 
@@ -245,8 +220,20 @@ impl Upstream<'_> {
     }
 }
 
-/// What all hosts together say: the worst of it for a promotion.
-fn sum_up(answers: Vec<Result<Answer>>, wants_a_primary: bool) -> Result<Answer> {
+/// The places at which nothing but a standby answers, at any address.
+fn standbys(answers: &[(Option<Endpoint>, Result<Answer>)]) -> Vec<Endpoint> {
+    let is_one = |place: &Endpoint| {
+        let mut there = answers.iter().filter(|(at, _)| at.as_ref() == Some(place));
+        there.all(|(_, answer)| *answer == Ok(Answer::Standby))
+    };
+    let mut places: Vec<Endpoint> = answers.iter().filter_map(|(at, _)| at.clone()).filter(is_one).collect();
+    places.dedup();
+    places
+}
+
+/// What all hosts together say: the worst of it for a promotion. A standby beside one that is silent hides nothing: that one may have
+/// been the primary.
+fn sum_up(answers: impl Iterator<Item = Result<Answer>>, wants_a_primary: bool) -> Result<Answer> {
     let rank = |answer: &Answer| match answer {
         Answer::Other => 0,
         Answer::Standby => 1,
@@ -271,7 +258,10 @@ fn sum_up(answers: Vec<Result<Answer>>, wants_a_primary: bool) -> Result<Answer>
         };
         worst = worst.into_iter().chain([answer]).max_by_key(rank);
     }
-    worst.ok_or_else(|| silence(silences.join("\n")))
+    match worst {
+        Some(answer) if silences.is_empty() || !matches!(answer, Answer::Standby) => Ok(answer),
+        _ => Err(silence(silences.join("\n"))),
+    }
 }
 
 /// The answers: "7713200000000000001|1|0/3000148|" and "off".
@@ -297,6 +287,10 @@ mod tests {
     const CONNINFO: &str = "host=10.0.0.1 sslpassword='top secret' password='se cret' user=repl";
 
     fn ask(programs: &Path, conninfo: &str, environment: &[(OsString, OsString)]) -> Result<Answer> {
+        told(programs, conninfo, environment).answer
+    }
+
+    fn told(programs: &Path, conninfo: &str, environment: &[(OsString, OsString)]) -> Told {
         let data_directory = programs;
         let upstream = Upstream {
             bin_directory: programs,
@@ -305,7 +299,7 @@ mod tests {
             environment,
             system_identifier: 42,
         };
-        upstream.ask(Duration::from_secs(2), &Cancel::new())
+        upstream.ask(Duration::from_secs(2), &Cancel::new()).expect("not canceled")
     }
 
     /// What is made of the answer of a script in psql's place, and how it was called.
@@ -359,6 +353,31 @@ mod tests {
     }
 
     #[test]
+    fn who_speaks_with_clients_is_not_silent() {
+        let ask = |psql: &str, pg_isready: &str| {
+            let top = tempfile::tempdir().expect("temporary directory");
+            script(&top.path().join("psql"), psql);
+            script(&top.path().join("pg_isready"), pg_isready);
+            ask(top.path(), CONNINFO, &[])
+        };
+        let (timeout, refused) = (
+            format!("echo '{AT} timeout expired' >&2; exit 2"),
+            format!("echo '{AT} Connection refused' >&2; exit 2"),
+        );
+        for psql in [timeout.as_str(), "sleep 60"] {
+            for code in [0, 1] {
+                let found = ask(psql, &format!("exit {code}"));
+                assert!(matches!(&found, Ok(Answer::Lives(why)) if why.contains("login")), "{found:?}");
+            }
+            for none in ["exit 2", "exit 3", "exit 127", "sleep 60", "kill -9 $$"] {
+                assert!(ask(psql, none).is_err_and(|error| is_silence(&error)), "{none}");
+            }
+        }
+        assert!(ask(&refused, "exit 0").is_err_and(|error| is_refused(&error)), "it has just ended");
+        assert_eq!(ask("echo '42|3|0/1|'; echo on", "exit 0"), Ok(Answer::Standby));
+    }
+
+    #[test]
     fn a_failure_here_is_no_silence() {
         for (answer, said) in [
             ("echo '42|3|0/1|'", "42"),
@@ -403,7 +422,12 @@ mod tests {
         assert!(is_silence(&silent) && !is_refused(&silent), "{silent:?}");
         assert!(begin.elapsed() < Duration::from_secs(12), "{:?}", begin.elapsed());
         let standby = "echo '42|3|0/1|'; echo on";
-        assert_eq!(by_host(&refused, standby), Ok(Answer::Standby));
+        assert_eq!(by_host(standby, standby), Ok(Answer::Standby));
+        assert!(
+            by_host(&refused, standby).is_err_and(|error| is_refused(&error)),
+            "it may have been the primary"
+        );
+        assert!(by_host("sleep 60", standby).is_err_and(|error| is_silence(&error)));
         let other = asked_for("host=/one target_session_attrs=read-write", standby).0;
         assert!(other.is_err_and(|error| is_silence(&error)), "it is not followed");
     }
@@ -418,21 +442,25 @@ mod tests {
     }
 
     #[test]
-    fn the_last_look_at_the_walreceiver_is_no_silence_if_it_fails() {
-        let after = |answer, looked: Result<Option<i64>>| {
-            let end = Instant::now() + OWN_WORD + PAUSE;
-            await_message(answer, 100, end, || looked.clone(), &Cancel::new())
-        };
+    fn a_place_is_a_standbys_if_all_its_addresses_are() {
+        let place = |host: &str| Endpoint { host: host.to_owned(), port: "5432".to_owned() };
         let silent = || Err(silence("timeout expired"));
-        for answer in [silent(), Ok(Answer::Other)] {
-            assert_eq!(after(answer.clone(), Ok(None)), answer);
-            assert_eq!(after(answer.clone(), Ok(Some(100))), answer);
-            assert_eq!(after(answer.clone(), Ok(Some(101))), Ok(Answer::Lives(HEARD.to_owned())));
-            let mute = Err(Error::new(Kind::StartFailed, "it does not tell"));
-            assert_eq!(after(answer, mute), Ok(Answer::Unknown("it does not tell".to_owned())));
-        }
-        let lives = || Ok(Answer::Lives("FATAL: no".to_owned()));
-        assert_eq!(after(lives(), Err(Error::new(Kind::StartFailed, "it does not tell"))), lives());
+        let answers = [
+            (Some(place("a")), Ok(Answer::Standby)),
+            (Some(place("a")), Ok(Answer::Standby)),
+            (Some(place("b")), Ok(Answer::Standby)),
+            (Some(place("b")), silent()),
+            (Some(place("c")), Ok(Answer::Primary(1))),
+            (None, Ok(Answer::Standby)),
+        ];
+        assert_eq!(standbys(&answers), [place("a")]);
+        let top = tempfile::tempdir().expect("temporary directory");
+        script(&top.path().join("psql"), "echo '42|3|0/1|'; echo on");
+        let at = |conninfo: &str| told(top.path(), conninfo, &[]).standbys;
+        let named = |host: &str, port: &str| vec![Endpoint { host: host.to_owned(), port: port.to_owned() }];
+        assert_eq!(at("hostaddr=10.0.0.1"), named("10.0.0.1", "5432"));
+        assert_eq!(at("host=/run port=7"), named("/run", "7"));
+        assert_eq!(at("host=/run target_session_attrs=primary"), []);
     }
 
     #[test]
@@ -455,21 +483,5 @@ mod tests {
         }
         let answer = first_then(closes, &format!("echo '{AT} {closes}' >&2; exit 2"));
         assert!(matches!(&answer, Ok(Answer::Unknown(text)) if text.contains("closed")), "{answer:?}");
-    }
-
-    #[test]
-    fn the_environment_of_a_server_is_read() {
-        let mut server = std::process::Command::new("sleep");
-        let mut server = server.arg("60").env_clear().env("PGSSLROOTCERT", "a=b").spawn().expect("sleep");
-        // until its exec it has that of this process
-        let found = loop {
-            match environment_of(server.id()) {
-                Ok(found) if found.len() == 1 => break found,
-                _ => std::thread::sleep(PAUSE),
-            }
-        };
-        server.kill().and_then(|()| server.wait()).expect("ended");
-        assert_eq!(found, [("PGSSLROOTCERT".into(), "a=b".into())]);
-        assert!(environment_of(u32::MAX).is_err());
     }
 }

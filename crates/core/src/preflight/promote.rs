@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::wire::protocol::describe::Description;
 use crate::wire::protocol::fence::Fenced;
 use crate::wire::protocol::message::TargetInfo;
+use crate::wire::protocol::stop::Role;
 
 /// The standby that is to be promoted, by its own word.
 #[derive(Debug, Clone)]
@@ -67,6 +68,34 @@ impl Own {
         rival.map(|node| node.name.as_str())
     }
 
+    /// Refuses a promotion after another one: the directory of the old primary has a timeline that this server does not know.
+    pub fn demand_not_replaced(
+        &self,
+        name: &str,
+        system_identifier: Option<u64>,
+        timeline: Option<u32>,
+    ) -> Result<()> {
+        let is_kin = system_identifier == Some(self.system_identifier);
+        match timeline.filter(|timeline| is_kin && self.is_unknown(*timeline)) {
+            Some(timeline) => Err(self.later(name, timeline)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a timeline is later than the own one, and not in its history. A server of it was promoted, whether one runs there now
+    /// or not.
+    fn is_unknown(&self, timeline: u32) -> bool {
+        timeline > self.history.timeline() && self.history.range(timeline).is_none()
+    }
+
+    fn later(&self, name: &str, timeline: u32) -> Error {
+        let own = self.history.timeline();
+        let message = format!("{name} is on timeline {timeline}, this standby on timeline {own}");
+        Error::new(Kind::WrongState, message)
+            .detail("So another server has been promoted already; promoting this one would make a second primary.")
+            .hint("Find the primary of that timeline. If there is none any more, promote the standby that is on it, or do not name the node.")
+    }
+
     fn compare(&self, Node { name, found }: &Node) -> Result<Option<String>> {
         let found = match found {
             Ok(found) => found,
@@ -82,6 +111,11 @@ impl Own {
             return Ok(Some(format!("{name} is of another system: its system identifier is {theirs}")));
         }
         let is_standby = found.has_standby_signal;
+        let writes = matches!(&found.said, Some(Ok(said)) if !said.in_recovery);
+        let latest = found.history.timeline();
+        if self.is_unknown(latest) && !(writes && found.running.is_some()) {
+            return Err(self.later(name, latest));
+        }
         if found.running.is_none() {
             let reached = found.control.recovery.min_recovery_point;
             if is_standby && self.is_less_than(found.history.timeline(), reached) {
@@ -105,18 +139,12 @@ impl Own {
     }
 
     fn compare_standby(&self, name: &str, timeline: u32, reached: Lsn) -> Result<Option<String>> {
-        let own = self.history.timeline();
         if self.is_less_than(timeline, reached) {
             return Err(self.behind(name, reached));
         }
         match self.history.range(timeline) {
             Some((_, end)) if reached <= end => Ok(None),
-            None if timeline > own => {
-                let message = format!("{name} is on timeline {timeline}, this standby on timeline {own}");
-                Err(Error::new(Kind::WrongState, message)
-                    .detail("So another server has been promoted already; promoting this one would make a second primary.")
-                    .hint("Find the primary of that timeline. If there is none any more, promote the standby that is on it, or leave the node out of \"nodes\"."))
-            }
+            None if self.is_unknown(timeline) => Err(self.later(name, timeline)),
             _ => Ok(Some(format!(
                 "{name} has left the history of this standby: it is on timeline {timeline} at {reached}"
             ))),
@@ -145,6 +173,9 @@ fn second_primary(name: &str, timeline: u32) -> Error {
         .hint("If that server is the primary now, let this one follow it. Otherwise stop it first.")
 }
 
+const REPLACED_BEFORE: &str =
+    "It had been replaced before, so that its end says nothing of the primary that this standby follows.";
+
 /// How much is made of the old primary's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fencing {
@@ -161,8 +192,6 @@ pub enum Fencing {
 pub struct OldPrimary {
     /// What became of its fencing; none if that was not tried.
     pub fenced: Option<Result<Fenced>>,
-    /// Whether what was fenced is the primary of the timeline that this standby is on: then there is no other.
-    pub is_own: bool,
     /// Why it is known to live, if it is.
     pub lives: Option<String>,
     /// Why it is not known whether it lives.
@@ -173,6 +202,20 @@ impl OldPrimary {
     /// Whether it was stopped for good.
     pub const fn is_fenced(&self) -> bool {
         matches!(self.fenced, Some(Ok(_)))
+    }
+
+    /// What an operator should know of WAL that the old primary has written and this standby has not `received`.
+    pub fn lost(&self, received: Lsn) -> Option<String> {
+        let Some(Ok(Fenced { checkpoint: Some(end), .. })) = &self.fenced else { return None };
+        (*end > received).then(|| {
+            format!("the old primary has written WAL up to {end}, this standby has received WAL up to {received}: what lies between is lost")
+        })
+    }
+
+    /// Whether that was the primary of the timeline that this standby is on: then there is no other. The end of one that had been
+    /// replaced before says nothing of the primary.
+    pub const fn own_has_ended(&self) -> bool {
+        matches!(self.fenced, Some(Ok(Fenced { role: Role::OwnPrimary, .. })))
     }
 
     /// Refuses a promotion beside a primary that lives, or one whose end was required. Returns what an operator should know
@@ -195,7 +238,7 @@ impl OldPrimary {
                 .hint(format!("Stop it first, or let it be stopped. {hint}")));
         }
         if let Some(unknown) = &self.unknown
-            && !(self.is_fenced() && self.is_own)
+            && !self.own_has_ended()
         {
             let mut detail = unknown.clone();
             if let Some(error) = failure {
@@ -221,6 +264,15 @@ impl OldPrimary {
             )
             .detail("What is not known cannot be fenced.")
             .hint("Pass old_host, old_dir and old_port, or another value of option \"fence\".")),
+            (Fencing::Required, None) if !self.own_has_ended() => {
+                let message = "what was fenced is an earlier primary, but \"fence\" is \"required\"";
+                Err(Error::new(Kind::WrongState, message).detail(REPLACED_BEFORE).hint(
+                    "Name the primary of this standby's own timeline, or pass another value of option \"fence\".",
+                ))
+            }
+            (_, None) if self.is_fenced() && !self.own_has_ended() => {
+                Ok(Some(format!("what was fenced is an earlier primary. {REPLACED_BEFORE}")))
+            }
             (_, Some(error)) => Ok(Some(format!("the old primary could not be fenced: {}", error.message))),
             _ => Ok(None),
         }
@@ -355,7 +407,11 @@ mod tests {
     }
 
     fn done() -> Option<Result<Fenced>> {
-        Some(Ok(Fenced { stopped: None, checkpoint: None }))
+        fenced(Role::OwnPrimary)
+    }
+
+    fn fenced(role: Role) -> Option<Result<Fenced>> {
+        Some(Ok(Fenced { role, stopped: None, checkpoint: None }))
     }
 
     #[test]
@@ -372,21 +428,63 @@ mod tests {
     }
 
     fn of(fenced: Option<Result<Fenced>>) -> OldPrimary {
-        OldPrimary { fenced, is_own: true, lives: None, unknown: None }
+        OldPrimary { fenced, lives: None, unknown: None }
     }
 
     #[test]
     fn what_is_not_known_is_a_refusal_unless_the_primary_was_stopped() {
         for fencing in [Fencing::Off, Fencing::BestEffort, Fencing::Required] {
-            let unknown = |fenced, is_own| {
-                OldPrimary { is_own, unknown: Some("No psql.".to_owned()), ..of(fenced) }.demand_gone(fencing)
+            let unknown = |fenced| {
+                OldPrimary { unknown: Some("No psql.".to_owned()), ..of(fenced) }.demand_gone(fencing)
             };
-            for (fenced, is_own) in [(failed(), true), (None, true), (done(), false)] {
-                let error = unknown(fenced, is_own).expect_err("refused");
+            for fenced in [failed(), None, fenced(Role::FormerPrimary)] {
+                let error = unknown(fenced).expect_err("refused");
                 assert_eq!((error.kind, error.message.contains("cannot tell")), (Kind::WrongState, true));
                 assert!(error.hint.is_some() && error.detail.is_some_and(|it| it.starts_with("No psql.")));
             }
-            assert_eq!(unknown(done(), true), Ok(None));
+            assert_eq!(unknown(done()), Ok(None));
+        }
+    }
+
+    #[test]
+    fn what_the_old_primary_had_more_is_told() {
+        let ended = |checkpoint| of(Some(Ok(Fenced { role: Role::OwnPrimary, stopped: None, checkpoint })));
+        assert!(
+            ended(Some(Lsn(201))).lost(Lsn(200)).is_some_and(|it| it.contains("0/C9") && it.contains("0/C8"))
+        );
+        assert_eq!(ended(Some(Lsn(200))).lost(Lsn(200)), None);
+        assert_eq!(ended(None).lost(Lsn(0)), None);
+        assert_eq!(of(failed()).lost(Lsn(0)), None);
+    }
+
+    #[test]
+    fn the_end_of_an_earlier_primary_is_none_of_this_one() {
+        let gone = |fencing| of(fenced(Role::FormerPrimary)).demand_gone(fencing);
+        let error = gone(Fencing::Required).expect_err("refused");
+        assert!(error.message.contains("earlier primary") && error.kind == Kind::WrongState, "{error:?}");
+        let warning = gone(Fencing::BestEffort).expect("goes on").expect("a warning");
+        assert!(warning.contains("replaced before"), "{warning}");
+    }
+
+    #[test]
+    fn a_later_timeline_is_a_refusal_whether_its_server_runs_or_not() {
+        let mut later = description(None);
+        later.history = Lineage::new(3, &[Ancestor { timeline: 2, end: Lsn(150) }]);
+        for has_standby_signal in [true, false] {
+            let silent = Some(Err(Error::new(Kind::StartFailed, "no login")));
+            for said in [None, silent] {
+                later.running = said.as_ref().map(|_| 77);
+                let found = Description { has_standby_signal, said, ..later.clone() };
+                let error = judge(Ok(found)).expect_err("another one was promoted");
+                assert!(error.message.contains("is on timeline 3"), "{error:?}");
+            }
+        }
+        let error = own().demand_not_replaced("it", Some(42), Some(3)).expect_err("refused");
+        assert!(error.message.contains("timeline 3"), "{error:?}");
+        for (system_identifier, timeline) in
+            [(Some(42), Some(2)), (Some(42), Some(1)), (Some(7), Some(3)), (None, None)]
+        {
+            assert_eq!(own().demand_not_replaced("it", system_identifier, timeline), Ok(()));
         }
     }
 

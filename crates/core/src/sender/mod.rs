@@ -233,11 +233,12 @@ impl Session<Opened> {
         }
     }
 
-    /// What answers where the standby in the directory connects to; `None` if no standby runs there, or follows no server.
-    pub fn upstream(&mut self, time: Duration) -> Result<Option<Answer>> {
+    /// What answers where the standby in the directory connects to; `None` if no standby runs there, or follows no server. An error
+    /// within the answer is that server's silence.
+    pub fn upstream(&mut self, time: Duration) -> Result<Option<Result<Answer>>> {
         let time = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
         match self.conversation.request_new("upstream", &Request::Upstream { time })? {
-            Reply::Upstream { answer } => answer.transpose(),
+            Reply::Upstream { answer } => Ok(answer),
             other => Err(unexpected(&other)),
         }
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::Upstream;
+use super::{Endpoint, Upstream};
 use crate::error::{Error, Kind, Result};
 use crate::host::identify;
 use crate::replication::conninfo::{self, quoted};
@@ -243,6 +243,13 @@ impl Host {
         Ok(addresses.into_iter().map(at).collect())
     }
 
+    /// Where a walreceiver that is connected to it says that it is.
+    pub(super) fn endpoint(&self) -> Option<Endpoint> {
+        let host = if self.host.is_empty() { &self.address } else { &self.host };
+        let port = if self.port.is_empty() { "5432" } else { &self.port };
+        (!host.is_empty()).then(|| Endpoint { host: host.clone(), port: port.to_owned() })
+    }
+
     /// Whether a name service is needed to find it.
     pub(super) fn is_name(&self) -> bool {
         self.address.is_empty()
@@ -251,8 +258,13 @@ impl Host {
             && self.host.parse::<IpAddr>().is_err()
     }
 
+    /// Whether it was taken out of the string; else that alone says what it is.
+    pub(super) const fn is_chosen(&self) -> bool {
+        self.is_chosen
+    }
+
     /// As it stands in the arguments, behind another word.
-    fn words(&self) -> String {
+    pub(super) fn words(&self) -> String {
         if !self.is_chosen {
             return String::new();
         }

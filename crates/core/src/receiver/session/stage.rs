@@ -304,10 +304,9 @@ impl Stage {
                 Ok(Reply::Started { launched })
             }
             Request::Describe => Ok(Reply::Described(Box::new(describe::describe(cluster, cancel)?))),
-            Request::Upstream { time } => {
-                let answer = upstream::of(cluster, Duration::from_millis(time.into()), cancel).transpose();
-                Ok(Reply::Upstream { answer })
-            }
+            Request::Upstream { time } => Ok(Reply::Upstream {
+                answer: upstream::of(cluster, Duration::from_millis(time.into()), cancel)?,
+            }),
             Request::MayStop { asker } => {
                 Ok(Reply::MayStop { role: stop::may_be_stopped(cluster, &asker, cancel)? })
             }

@@ -83,11 +83,7 @@ impl Pair {
 
     /// The standby's server is started anew with this in its environment.
     fn restart_with(&self, variable: &str) {
-        let wrapper = self.scratch.join("postgres-with-environment");
-        let text = format!("#!/bin/sh\nexec env {variable} {} \"$@\"\n", program("postgres").display());
-        write_as_postgres(&wrapper, &text, 0o755);
-        self.one.stop(pgpool_recovery_e2e::cluster::Stop::Fast);
-        self.one.start_by(&wrapper);
+        restart_with(&self.one, variable);
     }
 
     /// Why it is not promoted.
@@ -107,11 +103,35 @@ impl Pair {
     }
 }
 
+/// A standby's server is started anew with this in its environment.
+fn restart_with(standby: &Cluster, variable: &str) {
+    let wrapper = standby.scratch().join("postgres-with-environment");
+    let text = format!("#!/bin/sh\nexec env {variable} {} \"$@\"\n", program("postgres").display());
+    write_as_postgres(&wrapper, &text, 0o755);
+    standby.stop(pgpool_recovery_e2e::cluster::Stop::Fast);
+    standby.start_by(&wrapper);
+}
+
 fn follow_by(standby: &Cluster, conninfo: &str) {
     standby.append_conf("primary_conninfo", conninfo);
     standby.reload();
     let is_read = "SELECT current_setting('primary_conninfo') = $1";
     until_true("the new setting", PATIENCE, || standby.get(is_read, &[&conninfo]));
+}
+
+/// It lets nobody in, since the server that it asks does not answer: no login fails, and none succeeds.
+#[test]
+fn a_primary_whose_logins_hang_lives() {
+    let pair = Pair::new();
+    let (_silent, port) = silent();
+    let ldap = format!("ldap ldapserver=127.0.0.1 ldapport={port} ldapprefix=\"cn=\" ldapsuffix=\",dc=x\"");
+    pair.old.set_hba(&format!("local all all trust\nhost all,replication all all {ldap}\n"));
+    pair.old.reload();
+    pair.follow_by(&format!("host=127.0.0.1 port={} user=postgres password=x", pair.old.port()));
+    let streams = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'";
+    until_true("the walreceiver to end", PATIENCE, || pair.one.get::<i64>(streams, &[]) == 0);
+    pair.refused().says("another primary is alive").says("login");
+    pair.promoted_without_the_primary();
 }
 
 /// A listener that the kernel accepts connections for, and that never says a word, as a frozen server's.
@@ -242,6 +262,47 @@ fn a_primary_that_a_standby_still_hears_lives() {
     promote(&trio.one, None, &trio.nodes(&[&trio.two])).expect("promoted");
 }
 
+/// Of the hosts in the string one is a standby, and the other takes no connections any more, but goes on as a primary.
+#[test]
+fn a_standby_among_the_hosts_hides_no_primary() {
+    let trio = Trio::new();
+    let sockets = trio.old.scratch().sockets();
+    let (old, two) = (trio.old.port(), trio.two.port());
+    follow_by(&trio.one, &format!("host={},127.0.0.1 port={old},{two} user=postgres", sockets.display()));
+    follow_by(&trio.two, &format!("host={} port={old} user=postgres", sockets.display()));
+    let streams_from = |port: u16| {
+        let sql = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming' AND sender_port = $1";
+        trio.one.get::<i64>(sql, &[&i32::from(port)]) == 1
+    };
+    until_true("the standby to stream by the socket", PATIENCE, || streams_from(old));
+    let mut client = trio.old.connect();
+    client.batch_execute("CREATE TABLE more (n int)").expect("made");
+    let (socket, hidden) = (sockets.join(format!(".s.PGSQL.{old}")), sockets.join("hidden"));
+    fs::rename(&socket, &hidden).expect("hidden");
+    let over = AtomicBool::new(false);
+    let nodes = [json!({}), trio.nodes(&[&trio.two])];
+    let answers = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                client.batch_execute("INSERT INTO more VALUES (1)").expect("the primary lives");
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
+        let answers = nodes.map(|options| promote(&trio.one, None, &options));
+        over.store(true, Ordering::Relaxed);
+        answers
+    });
+    for answer in answers {
+        let error = answer.expect_err("a second primary was made").expect("55000");
+        error.says("another primary is alive").says("walreceiver");
+    }
+    trio.demand_nothing_promoted();
+    trio.old.kill();
+    // what the other standby sends says nothing of the primary
+    until_true("the standby to stream from the other one", PATIENCE, || streams_from(two));
+    promote(&trio.one, None, &trio.nodes(&[&trio.two])).expect("promoted");
+}
+
 #[test]
 fn the_primary_of_a_node_is_asked_whose_address_is_a_uri() {
     let trio = Trio::new();
@@ -256,10 +317,64 @@ fn the_primary_of_a_node_is_asked_whose_address_is_a_uri() {
     trio.demand_nothing_promoted();
 }
 
+/// The agent of a node is heard, and its server does not tell it whom it follows, or hears.
+#[test]
+fn what_a_node_does_not_say_makes_no_silence() {
+    let trio = Trio::new();
+    trio.without(&trio.one, || ());
+    trio.two.set_hba("local all all reject\nhost all,replication all 127.0.0.1/32 trust\n");
+    kill_process(process::pid(trio.two.postmaster().expect("it runs")), Signal::HUP).expect("reloaded");
+    until_true("it to let nobody in", PATIENCE, || {
+        let mut psql = Host::here().pg("psql");
+        psql.args(["-h".as_ref(), trio.two.scratch().sockets().as_os_str(), "-p".as_ref()]);
+        psql.args([&trio.two.port().to_string(), "-d", "postgres", "-c", "SELECT 1"]);
+        !process::run(psql).status.success()
+    });
+    let nodes = trio.nodes(&[&trio.two]);
+    let refused = || promote(&trio.one, None, &nodes).expect_err("a second primary was made").expect("55000");
+    // its files say whom it follows
+    refused().says("another primary is alive").says("node 2").says("answers as a primary");
+    // it streams on, and its files lead elsewhere by now
+    trio.two.append_conf("primary_conninfo", "host=127.0.0.1 port=1 user=postgres");
+    refused().says("cannot tell").says("node 2").says("pg_hba.conf");
+    assert!(trio.one.in_recovery());
+    trio.two.append_conf("primary_conninfo", "service=unheard_of");
+    refused().says("cannot tell").says("node 2").says("unheard_of");
+    assert!(trio.one.in_recovery());
+}
+
+/// The primary is idle, and new connections to it fail.
+#[test]
+fn who_had_no_time_to_answer_was_not_silent() {
+    let pair = Pair::new();
+    let sockets = pair.old.scratch().sockets();
+    pair.follow_by(&format!("host={} port={} user=postgres", sockets.display(), pair.old.port()));
+    until_true("it to stream by the socket", PATIENCE, || {
+        let sql =
+            "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming' AND sender_host LIKE '/%'";
+        pair.one.get::<i64>(sql, &[]) == 1
+    });
+    let socket = sockets.join(format!(".s.PGSQL.{}", pair.old.port()));
+    fs::rename(&socket, sockets.join("hidden")).expect("hidden");
+    let refused = |deadline: u32| {
+        promote(&pair.one, None, &json!({ "deadline": deadline })).expect_err("a second primary was made")
+    };
+    refused(9).expect("55000").says("nothing is promoted");
+    refused(5).expect("57014").says("too little time").says("deadline");
+    assert!(pair.one.in_recovery());
+}
+
 #[test]
 fn a_primary_that_was_stopped_for_good_need_not_be_asked() {
     let trio = Trio::new();
-    follow_by(&trio.one, "service=unheard_of");
+    // it streams, and nothing tells any more where from
+    let services = trio.one.scratch().join("services");
+    let up = format!("[up]\nhost=127.0.0.1\nport={}\nuser=postgres\n", trio.old.port());
+    write_as_postgres(&services, &up, 0o600);
+    restart_with(&trio.one, &format!("PGSERVICEFILE={}", services.display()));
+    follow_by(&trio.one, "service=up");
+    trio.one.wait_for_replay(&trio.old);
+    fs::remove_file(&services).expect("removed");
     for options in [trio.option("fence", "off"), with(&trio.options, "agent_port", 1)] {
         let error = promote(&trio.one, Some(&trio.old), &options).expect_err("nobody knows");
         error.expect("55000").says("nothing is promoted");

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 mod alive; // the question to the old primary fails: is it gone, or does it live?
 mod calls; // arguments, rights, two calls at once, a server that is a primary already
+mod earlier; // another promotion before this one
 mod fence; // the old primary: which one is stopped, and what becomes of it
 mod nodes; // the other nodes: who has more, who follows
 
