@@ -100,7 +100,7 @@ faults() {
 soak() {
     say "heavy weather"
     installed
-    e2e_tests alone::soak:: --nocapture
+    e2e_tests runs::soak:: --nocapture
 }
 
 histories() {
@@ -120,7 +120,7 @@ through() {
 breaks() {
     say "some of the faults"
     installed
-    e2e_tests alone::gigabyte:: runs::damaged_target:: runs::tablespaces:: faults::interrupted:: \
+    e2e_tests faults::gigabyte:: runs::damaged_target:: runs::tablespaces:: faults::interrupted:: \
         faults::every_moment::a_cancel faults::every_moment::a_terminated faults::every_moment::a_killed
 }
 

@@ -1,6 +1,7 @@
 //! Runs that are interrupted: the primary goes on, the target does not start, the next run completes it.
 
 mod every_moment; // every fault, at the start, in the middle and near the end of a run
+mod gigabyte; // a link that is cut at nine tenths of a gigabyte: only the rest is sent again
 mod held_up_disk; // for longer than a host may be silent
 mod interrupted; // the session after a cancel, and a slot that was there before
 mod killed_postmaster; // alone: its children are to notice

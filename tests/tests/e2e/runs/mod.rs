@@ -12,6 +12,7 @@ mod one_host; // primary and standby share a file system and the names of direct
 mod procedure; // the call within a stored procedure
 mod process_1; // a postmaster that is process 1 of its container
 mod slots; // when a replication slot is reserved, and what it may keep
+mod soak; // under write load and DDL, round after round
 mod status; // pgpool_recovery_status
 mod tablespaces; // tablespaces that are mapped to other directories
 mod transfer_options; // compression, clones, checksums, rate limits

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::proxy::{Proxy, Weather};
-use pgpool_recovery_e2e::{Scratch, Stage, Transport, compare, workload};
+use pgpool_recovery_e2e::{Stage, Transport, compare, workload};
 
 #[test]
 fn a_gigabyte_is_not_sent_again() {
-    let stage = Stage::on(&Scratch::alone())
+    let stage = Stage::builder()
         .with("max_wal_size", "4GB")
         .with("wal_compression", "on")
         .with("autovacuum", "off")

@@ -17,7 +17,7 @@ use pgpool_recovery_e2e::proxy::{Proxy, Weather};
 use pgpool_recovery_e2e::recovery::Report;
 use pgpool_recovery_e2e::rng::Rng;
 use pgpool_recovery_e2e::storm::{self, Storm};
-use pgpool_recovery_e2e::{Cluster, Recovery, Scratch, SqlError, Stage, compare, dump, wait};
+use pgpool_recovery_e2e::{Cluster, Recovery, SqlError, Stage, compare, dump, wait};
 
 fn setting(name: &str, default: u64) -> u64 {
     let value = std::env::var(format!("PGPOOL_RECOVERY_SOAK_{name}"));
@@ -48,7 +48,7 @@ impl Deref for Soak {
 
 impl Soak {
     fn new() -> Self {
-        let stage = Stage::on(&Scratch::alone())
+        let stage = Stage::builder()
             .primary(storm::fit)
             .with("max_wal_size", "200MB")
             // what WAL must be for blocks to be left out
