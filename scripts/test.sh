@@ -69,12 +69,6 @@ indb() {
 installed() {
     # cargo-pgrx's tests leave a library and an install script with the tests in them: this puts the real ones back.
     PROFILE=${PROFILE:-dev} scripts/install.sh
-    if [ "$(id -u)" != 0 ]; then
-        # The tests start servers as user postgres and make network namespaces.
-        local triple
-        triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
-        export "CARGO_TARGET_${triple}_RUNNER=sudo -E"
-    fi
 }
 
 e2e() {
@@ -88,6 +82,10 @@ e2e() {
 # (docs/decisions/2026-11-29-one-test-binary.md); those that need the machine for themselves see to that.
 e2e_tests() {
     workspace
+    local triple
+    triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+    # as root: the tests start servers as user postgres, mount file systems and make network namespaces
+    export "CARGO_TARGET_${triple}_RUNNER=scripts/on-a-disk.sh"
     RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 3))} cargo test "${WORKSPACE[@]}" --test e2e -- "$@"
 }
 

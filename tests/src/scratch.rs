@@ -11,7 +11,13 @@ use tempfile::TempDir;
 use crate::account;
 use crate::turns::Turn;
 
-/// A directory under /tmp that belongs to `postgres` and goes away with the last clone of this value.
+/// Where the tests' directories are made: /tmp, or what `PGPOOL_RECOVERY_E2E_DIRECTORY` names (scripts/on-a-disk.sh). A short
+/// path, because a unix-socket path below it must fit into 107 bytes.
+pub(crate) fn parent() -> PathBuf {
+    std::env::var_os("PGPOOL_RECOVERY_E2E_DIRECTORY").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from)
+}
+
+/// A directory below [`parent`] that belongs to `postgres` and goes away with the last clone of this value.
 ///
 /// `PGPOOL_RECOVERY_E2E_KEEP=1` keeps it, for looking at what a failed test left.
 #[derive(Debug, Clone)]
@@ -29,12 +35,12 @@ struct Dir {
 
 impl Scratch {
     pub fn new() -> Self {
-        Self::within(Path::new("/tmp"))
+        Self::within(&parent())
     }
 
     /// The directory of a test that needs the machine for itself: no other test has one at the same time.
     pub fn alone() -> Self {
-        Self::made(Path::new("/tmp"), Turn::alone())
+        Self::made(&parent(), Turn::alone())
     }
 
     /// The same as [`Scratch::new`] elsewhere: on a file system of the caller's choice, say.
@@ -43,7 +49,6 @@ impl Scratch {
     }
 
     fn made(parent: &Path, turn: Turn) -> Self {
-        // Short, because a unix-socket path below it must fit into 107 bytes.
         let guard = tempfile::Builder::new().prefix("ppr-").tempdir_in(parent);
         let guard = guard.unwrap_or_else(|error| panic!("{}: {error}", parent.display()));
         let keep = std::env::var_os("PGPOOL_RECOVERY_E2E_KEEP").is_some();

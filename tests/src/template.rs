@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tempfile::TempDir;
 
-use crate::{account, process};
+use crate::{account, process, scratch};
 
 /// A data directory as initdb leaves it. It is removed with the last cluster that was copied from it.
 #[derive(Debug)]
@@ -26,8 +26,8 @@ impl Template {
         if let Some(template) = templates.get(arguments).and_then(Weak::upgrade) {
             return template;
         }
-        let directory = tempfile::Builder::new().prefix("ppr-template-").tempdir_in("/tmp");
-        let template = Arc::new(Self { directory: directory.expect("a directory in /tmp") });
+        let directory = tempfile::Builder::new().prefix("ppr-template-").tempdir_in(scratch::parent());
+        let template = Arc::new(Self { directory: directory.expect("a new directory") });
         account::give(template.directory.path());
         initdb(&template.data());
         templates.insert(arguments.to_vec(), Arc::downgrade(&template));
