@@ -18,7 +18,9 @@ case $(cargo clippy --version) in
 esac
 cargo fmt --all --check
 workspace
-cargo clippy --quiet "${WORKSPACE[@]}" --all-targets --test e2e -- "${lints[@]}"
+cargo clippy --quiet "${WORKSPACE[@]}" --all-targets -- "${lints[@]}"
+# --all-targets is without it, also if it is named beside
+cargo clippy --quiet "${WORKSPACE[@]}" --test e2e -- "${lints[@]}"
 scripts/check-house.sh
 for script in scripts/*.sh scripts/*/*.sh demo/*.sh demo/lib/*.sh .ci/run; do
     bash -n "$script"

@@ -28,9 +28,13 @@ use crate::settings::{Fence, Settings};
 mod asked;
 mod followers;
 mod heard;
+mod places;
+mod questions;
+mod told;
 
-use asked::{Asked, QUESTIONS};
+use asked::Asked;
 use heard::{Verdict, Wait};
+use questions::QUESTIONS;
 
 /// How long the old primary may take to be stopped: a fast shutdown, and after it an immediate one, which the host gives 10 s.
 const FAST: Duration = Duration::from_secs(6);
@@ -110,9 +114,11 @@ pub(crate) fn promote(old: Option<&Old>, settings: &Settings) -> Result<Value> {
     warnings.iter().for_each(|warning| log::warning(warning));
     // an end of the old primary that is followed by a refusal leaves nobody to write to
     let stops = fencing != Fencing::Off && asked.old_runs();
-    await_replay(&clock, if stops { STOP + AFTER } else { Duration::ZERO })?;
     if stops {
         demand_time_to_stop(&clock)?;
+    }
+    await_replay(&clock, if stops { STOP + AFTER } else { Duration::ZERO })?;
+    if stops {
         await_old(&asked, &clock)?;
     }
     let gone = fence(&mut asked, fencing, &clock)?;
@@ -378,13 +384,13 @@ fn demand_gone(
         }
     }
     gone.demand_gone(fencing)?;
-    if !gone.own_has_ended() && asked.follows_an_unknown_standby() {
-        return Err(Error::new(
-            Kind::WrongState,
-            "this standby follows another standby: nothing is promoted",
-        )
-        .detail("That one answers (primary_conninfo), and nothing tells whether its own primary lives.")
-        .hint("Promote that standby, or name it in \"nodes\", so that it is asked."));
+    if !gone.own_has_ended()
+        && let Some(why) = asked.open_end(&own()?)?
+    {
+        let message = "this standby follows another standby: nothing is promoted";
+        return Err(Error::new(Kind::WrongState, message)
+            .detail(format!("That one answers (primary_conninfo), and nobody tells whether the primary beyond it lives: {why}."))
+            .hint("Promote that standby, or name it in \"nodes\" by host and port, so that it is asked what it follows."));
     }
     Ok(gone)
 }

@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 
 use pgdata::wal::Lsn;
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::host::upstream::Endpoint;
 use pgpool_recovery_core::preflight::collation;
 use pgpool_recovery_core::preflight::slot_limits::Limits;
 use pgpool_recovery_core::preflight::standby_parameters::Required;
@@ -15,6 +14,7 @@ use pgpool_recovery_core::replication::hot_standby;
 use pgpool_recovery_core::replication::own_address::Server;
 use pgpool_recovery_core::replication::streaming::Walsender;
 use pgpool_recovery_core::sys::sockets;
+use pgpool_recovery_core::wire::protocol::upstream::Endpoint;
 use pgrx::pg_sys;
 use serde::Deserialize;
 

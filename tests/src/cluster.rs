@@ -430,20 +430,25 @@ impl Cluster {
     /// Waits until this standby has replayed all that `primary` has written so far.
     #[track_caller]
     pub fn wait_for_replay(&self, primary: &Self) {
-        // A commit flushes what other sessions wrote without one (pruning, say), which else waits for
-        // the background writer's next record.
-        primary.execute("SELECT pg_logical_emit_message(true, 'e2e', '')");
-        self.wait_for_what_is_flushed(primary);
+        // A commit flushes what other sessions wrote without one (pruning, say), which else waits for the background writer's next
+        // record. What is flushed then may end in the middle of another one.
+        let lsn: String = primary.get("SELECT pg_logical_emit_message(true, 'e2e', '')::text", &[]);
+        self.wait_for_position(&lsn, ">");
     }
 
     /// Waits until this standby has replayed what `primary` has flushed.
     #[track_caller]
     pub fn wait_for_what_is_flushed(&self, primary: &Self) {
         let lsn: String = primary.get("SELECT pg_current_wal_flush_lsn()::text", &[]);
+        self.wait_for_position(&lsn, ">=");
+    }
+
+    #[track_caller]
+    fn wait_for_position(&self, lsn: &str, operator: &str) {
         let mut client = self.connect();
         wait::until_true(&format!("{} to replay {lsn}", self.name), wait::PATIENCE, || {
-            let sql = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
-            client.query_one(sql, &[&lsn]).expect(sql).get::<_, Option<bool>>(0) == Some(true)
+            let sql = format!("SELECT pg_last_wal_replay_lsn() {operator} $1::text::pg_lsn");
+            client.query_one(&sql, &[&lsn]).expect(&sql).get::<_, Option<bool>>(0) == Some(true)
         });
     }
 

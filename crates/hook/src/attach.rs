@@ -15,14 +15,14 @@ use crate::sql::within;
 /// How long a node may take to say what it is.
 const LOOK: Duration = Duration::from_secs(8);
 
-/// A standby's timeline is the latest that it has anything of: it has followed a primary there. What its walreceiver has is hidden
-/// from a role without the right to it.
-const ROLE: &str = "SELECT json_build_object('is_standby', pg_is_in_recovery(), 'is_hidden', \
-                    EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status IS NULL), 'system', \
+/// A standby's timeline is the latest that it has anything of: it has followed a primary there. Its WAL tells that also after the end
+/// of its walreceiver, and before its next restartpoint.
+const ROLE: &str = "SELECT json_build_object('is_standby', pg_is_in_recovery(), 'system', \
                     (SELECT system_identifier::text FROM pg_control_system()), 'timeline', CASE WHEN pg_is_in_recovery() \
                     THEN greatest((SELECT timeline_id FROM pg_control_checkpoint()), \
                     (SELECT min_recovery_end_timeline FROM pg_control_recovery()), \
-                    (SELECT received_tli FROM pg_stat_wal_receiver)) \
+                    (SELECT max(('x' || substr(name, 1, 8))::bit(32)::integer) FROM pg_ls_waldir() \
+                    WHERE name ~ '^[0-9A-F]{8}([0-9A-F]{16}|\\.history)$')) \
                     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::integer END)";
 
 /// What a server says of itself.
@@ -44,10 +44,6 @@ impl Node {
 pub(crate) fn role(context: &Context, node: &Node) -> Result<Role> {
     let said = context.login.json(&node.place(), ROLE, &[], within(LOOK, context.end));
     let said = said.map_err(|failure| failure.at(node.name()))?;
-    if said["is_hidden"] == true {
-        let message = format!("{} does not tell which timeline it receives", node.name());
-        return Err(Failure::new(message).hint("GRANT pg_read_all_stats, or pg_monitor, to the hook's role."));
-    }
     match (said["is_standby"].as_bool(), said["system"].as_str(), said["timeline"].as_u64()) {
         (Some(is_standby), Some(system), Some(timeline)) => {
             Ok(Role { is_standby, system: system.to_owned(), timeline })

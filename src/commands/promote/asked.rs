@@ -1,34 +1,27 @@
 //! What the old primary, the other nodes and the server that this standby follows say, all asked at once.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use pgdata::wal::Lsn;
 use pgpool_recovery_core::error::{Error, Kind, Result};
-use pgpool_recovery_core::host::upstream::{self, Endpoint, Told, Upstream};
+use pgpool_recovery_core::preflight::chain;
 use pgpool_recovery_core::preflight::promote::{self, Node, Own};
 use pgpool_recovery_core::sender::Session;
 use pgpool_recovery_core::sys::cancel::Cancel;
-use pgpool_recovery_core::sys::parallel::{self, Job};
 use pgpool_recovery_core::wire::protocol::describe::Description;
-use pgpool_recovery_core::wire::protocol::upstream::Answer;
+use pgpool_recovery_core::wire::protocol::upstream::{Answer, Told};
 
 use super::Old;
 use super::heard::{Heard, Verdict, Wait};
+use super::places::{self, Places};
+use super::questions::{
+    ANSWER, Found, at_once, node_job, old_job, old_said_job, runs, upstream_job, upstream_of,
+};
+use super::told::{after, untold};
 use crate::commands::clock::Clock;
 use crate::pg::threads::{self, DropAside};
 use crate::pg::{catalog, log};
-use crate::preflight::reach::Way;
 use crate::settings::{OtherNode, Settings};
-
-/// How long each may take to answer.
-const ANSWER: Duration = Duration::from_secs(5);
-
-/// How much longer an answer may take than what it says that it takes.
-const ON_THE_WAY: Duration = Duration::from_secs(1);
-
-/// What the first questions take.
-pub(super) const QUESTIONS: Duration = ANSWER.saturating_add(ON_THE_WAY);
 
 /// How long when it is asked again, if it has answered before, and if it has not.
 const AGAIN: Duration = Duration::from_secs(3);
@@ -47,12 +40,12 @@ pub(super) struct Asked<'a> {
     old_said: Option<Box<Description>>,
     /// The nodes, without the old primary.
     pub(super) nodes: Vec<Node>,
+    /// Those of them whose host was reached and does not tell what its server is, and why.
+    closed: Vec<Option<Error>>,
     /// What the server that this standby follows is, if it follows one.
-    upstream: Option<Result<Answer>>,
-    /// The hosts that it may be which have answered as a standby.
-    standbys: Vec<Endpoint>,
+    upstream: Option<Told>,
     /// The same of each node, by its own host's word: this standby's way to a primary that lives may be cut.
-    upstreams: Vec<Option<Result<Answer>>>,
+    upstreams: Vec<Option<Told>>,
     /// What this standby's own walreceiver has heard of it.
     heard: Heard,
 }
@@ -65,15 +58,6 @@ enum Whom {
     Upstream,
     Node(usize),
     UpstreamOf(usize),
-}
-
-/// One answer.
-enum Found {
-    Old(Box<DropAside<Session>>),
-    OldSaid(Box<Description>),
-    Node(Box<Description>),
-    Upstream(Told),
-    UpstreamOf(Option<Result<Answer>>),
 }
 
 impl<'a> Asked<'a> {
@@ -89,20 +73,33 @@ impl<'a> Asked<'a> {
         let mut asked = Self {
             named,
             settings,
-            others,
             old: None,
             old_has_answered: false,
             old_said: None,
+            closed: vec![None; others.len()],
+            others,
             nodes,
             upstream: None,
-            standbys: Vec::new(),
             upstreams,
             heard,
         };
         let upstreams = (0..asked.others.len()).map(Whom::UpstreamOf);
         let whom: Vec<Whom> = asked.all().into_iter().chain([Whom::OldSaid]).chain(upstreams).collect();
         asked.ask_these(&whom, |_| ANSWER, clock)?;
+        if let Some(node) = asked.named.filter(|_| asked.old_is_standby()).map(Old::as_node) {
+            asked.nodes.push(unasked(&node));
+            asked.others.push(node);
+            asked.closed.push(None);
+            asked.upstreams.push(None);
+            let at = asked.nodes.len() - 1;
+            asked.ask_these(&[Whom::Node(at), Whom::UpstreamOf(at)], |_| ANSWER, clock)?;
+        }
         Ok(asked)
+    }
+
+    /// Whether what was named as the old primary is a standby: then it is one of the nodes.
+    fn old_is_standby(&self) -> bool {
+        matches!(&self.old, Some(Ok(session)) if session.target().backup.has_standby_signal)
     }
 
     /// Asks all again. What was silent before has little time.
@@ -119,9 +116,9 @@ impl<'a> Asked<'a> {
     pub(super) fn ask_upstream_again(&mut self, clock: &Clock) -> Result<()> {
         let mut whom = vec![Whom::Upstream];
         self.upstream = None;
-        for (at, answer) in self.upstreams.iter_mut().enumerate() {
-            if matches!(answer, Some(Ok(answer)) if answer.may_be_primary()) {
-                *answer = None;
+        for (at, told) in self.upstreams.iter_mut().enumerate() {
+            if matches!(self::answer(told), Some(Ok(answer)) if answer.may_be_primary()) {
+                *told = None;
                 whom.push(Whom::UpstreamOf(at));
             }
         }
@@ -147,7 +144,7 @@ impl<'a> Asked<'a> {
                     self.named.map(|old| old_said_job(old, self.settings, time)).transpose()?
                 }
                 Whom::Upstream => {
-                    let full = time(matches!(self.upstream, Some(Ok(_))));
+                    let full = time(matches!(answer(&self.upstream), Some(Ok(_))));
                     upstream_job(system_identifier, full, full.min(clock.left()))?
                 }
                 Whom::UpstreamOf(at) => {
@@ -180,29 +177,31 @@ impl<'a> Asked<'a> {
             (_, Ok(Found::OldSaid(description))) => self.old_said = Some(description),
             // a server that is stopped, or hangs
             (Whom::OldSaid, Err(_)) => {}
-            (_, Ok(Found::Upstream(Told { answer, standbys }))) => {
-                let before = self.upstream.take();
-                self.upstream = Some(after(before, answer));
-                self.standbys.extend(standbys);
-            }
-            (Whom::UpstreamOf(at), Ok(Found::UpstreamOf(answer))) => {
+            (_, Ok(Found::Upstream(told))) => self.upstream = Some(after(self.upstream.take(), told)),
+            (Whom::UpstreamOf(at), Ok(Found::UpstreamOf(told))) => {
                 let before = self.upstreams[at].take();
-                self.upstreams[at] = answer.map(|answer| after(before, answer));
+                self.upstreams[at] = told.map(|told| after(before, told));
             }
             (_, Ok(Found::UpstreamOf(_))) => {}
             // a host that is silent says nothing of another one; one that has been heard, and fails here, may know of a primary
             (Whom::UpstreamOf(at), Err(error)) => {
                 if self.nodes[at].found.is_ok() && self.upstreams[at].is_none() {
-                    self.upstreams[at] = Some(Ok(Answer::Unknown(error.message)));
+                    self.upstreams[at] = Some(untold(error));
                 }
             }
-            (Whom::Node(at), Ok(Found::Node(description))) => self.nodes[at].found = Ok(*description),
-            (_, Ok(Found::Node(_))) => {}
+            (Whom::Node(at), Ok(Found::Node(description))) => {
+                self.nodes[at].found = Ok(*description);
+                self.closed[at] = None;
+            }
+            (Whom::Node(at), Ok(Found::Closed(error))) => {
+                self.closed[at] = Some(error.clone());
+                self.hear(whom, Err(error));
+            }
+            (_, Ok(Found::Node(_) | Found::Closed(_))) => {}
             (Whom::Old, Err(error)) => self.old = Some(Err(error)),
             // a question that could not be asked is answered by nobody's silence
             (Whom::Upstream, Err(error)) => {
-                let unknown = Answer::Unknown(error.message);
-                self.upstream = Some(Ok(after_answer(self.upstream.take(), unknown)));
+                self.upstream = Some(after(self.upstream.take(), untold(error)));
             }
             (Whom::Node(at), Err(error)) => {
                 let Node { name, found } = &mut self.nodes[at];
@@ -223,9 +222,7 @@ impl<'a> Asked<'a> {
     /// Whether a server runs where the old primary should be, or may do so.
     pub(super) fn old_runs(&self) -> bool {
         match &self.old {
-            Some(Ok(session)) => {
-                session.target().running.is_some() || session.target().doubts.server.is_some()
-            }
+            Some(Ok(session)) => runs(session),
             _ => false,
         }
     }
@@ -253,7 +250,7 @@ impl<'a> Asked<'a> {
 
     /// Why the server that this standby or a node follows is known to live, if it is a primary or may be one.
     pub(super) fn upstream_lives(&self) -> Option<String> {
-        let lives = |who: &str, answer: &Option<Result<Answer>>| match answer {
+        let lives = |who: &str, told: &Option<Told>| match answer(told) {
             Some(Ok(Answer::Primary(timeline))) => Some(format!(
                 "The server that {who} follows (primary_conninfo) answers as a primary on timeline {timeline}."
             )),
@@ -267,31 +264,33 @@ impl<'a> Asked<'a> {
 
     /// Why it is not known whether one of these lives.
     pub(super) fn upstream_unknown(&self) -> Option<String> {
-        self.find_upstream(|who, answer| match answer {
+        let closed = self.nodes.iter().zip(&self.closed).find_map(|(node, closed)| {
+            let why = ended(&closed.as_ref()?.message);
+            Some(format!("The host of {} does not tell what its server is: {why}.", node.name))
+        });
+        let unknown = |who: &str, told: &Option<Told>| match answer(told) {
             Some(Ok(Answer::Unknown(why))) => Some(format!(
                 "The server that {who} follows (primary_conninfo) could not be asked: {}.",
                 ended(why)
             )),
             _ => None,
-        })
+        };
+        closed.or_else(|| self.find_upstream(unknown))
     }
 
-    fn find_upstream(
-        &self,
-        tell: impl Fn(&str, &Option<Result<Answer>>) -> Option<String>,
-    ) -> Option<String> {
+    fn find_upstream(&self, tell: impl Fn(&str, &Option<Told>) -> Option<String>) -> Option<String> {
         let mut of_nodes = self.nodes.iter().zip(&self.upstreams);
         tell("this standby", &self.upstream)
-            .or_else(|| of_nodes.find_map(|(node, answer)| tell(&node.name, answer)))
+            .or_else(|| of_nodes.find_map(|(node, told)| tell(&node.name, told)))
     }
 
     /// Whether the server that this standby follows lives, by what the walreceiver here has got of it. That of a standby says
     /// nothing of the primary. Whose messages `wait` tells.
     pub(super) fn upstream_heard(&self, wait: Wait, clock: &Clock, reserve: Duration) -> Result<Verdict> {
-        if self.upstream.is_none() {
-            return Ok(Verdict::Silent);
+        match &self.upstream {
+            None => Ok(Verdict::Silent),
+            Some(told) => self.heard.verdict(wait, &told.standbys, clock, reserve),
         }
-        self.heard.verdict(wait, &self.standbys, clock, reserve)
     }
 
     /// Counts only what the walreceiver hears from now on.
@@ -325,14 +324,31 @@ impl<'a> Asked<'a> {
         is_own.then_some(said.position)
     }
 
-    /// Whether this standby follows another one, and no node that answers as a standby follows anything else than a standby: then
-    /// nobody tells whether the primary lives.
-    pub(super) fn follows_an_unknown_standby(&self) -> bool {
-        let is_standby = |node: &Node| matches!(&node.found, Ok(Description { said: Some(Ok(said)), .. }) if said.in_recovery);
-        let follows_a_standby = |answer: &Option<Result<Answer>>| matches!(answer, Some(Ok(Answer::Standby)));
-        let mut nodes = self.nodes.iter().zip(&self.upstreams);
-        matches!(self.upstream, Some(Ok(Answer::Standby)))
-            && !nodes.any(|(node, upstream)| is_standby(node) && !follows_a_standby(upstream))
+    /// Why nobody tells whether the primary lives beyond the standbys that this one follows, if it follows any.
+    pub(super) fn open_end(&self, own: &Own) -> Result<Option<String>> {
+        let Some(told) = self.upstream.as_ref().filter(|told| !told.standbys.is_empty()) else {
+            return Ok(None);
+        };
+        let of_nodes = self.upstreams.iter().enumerate();
+        let all = of_nodes.flat_map(|(at, told)| told.iter().map(move |told| (Some(at), told)));
+        let hosts = all.chain([(None, told)]).flat_map(|(by, told)| {
+            let by = by.map(|at| self.others[at].host.as_str());
+            told.standbys.iter().map(move |endpoint| places::meant(endpoint, by).to_owned())
+        });
+        let hosts = hosts.chain(self.others.iter().map(|node| node.host.clone())).collect();
+        let cancel = Cancel::new();
+        let places = threads::wait(&cancel, &mut || Ok(()), || Ok(Places::find(hosts, &cancel)))?;
+        let port = catalog::own_port()?;
+        let nodes: Vec<_> =
+            self.nodes.iter().zip(&self.upstreams).map(|(node, told)| (node, told.as_ref())).collect();
+        Ok(chain::open_end(own, told, &nodes, |endpoint, by| places.whose(endpoint, by, &self.others, port)))
+    }
+}
+
+const fn answer(told: &Option<Told>) -> Option<&Result<Answer>> {
+    match told {
+        Some(told) => Some(&told.answer),
+        None => None,
     }
 }
 
@@ -341,43 +357,8 @@ fn ended(text: &str) -> &str {
     text.trim_end().trim_end_matches('.')
 }
 
-/// What counts of the server that is followed once it is asked again.
-fn after(before: Option<Result<Answer>>, now: Result<Answer>) -> Result<Answer> {
-    match now {
-        Ok(answer) => Ok(after_answer(before, answer)),
-        Err(silence) => after_silence(before, silence),
-    }
-}
-
-/// The same if it answers: that a question fails takes nothing back.
-fn after_answer(before: Option<Result<Answer>>, now: Answer) -> Answer {
-    match (before, now) {
-        (Some(Ok(before @ (Answer::Primary(_) | Answer::Lives(_)))), Answer::Unknown(_)) => before,
-        (_, now) => now,
-    }
-}
-
 const fn again(has_answered: bool) -> Duration {
     if has_answered { AGAIN } else { SILENT }
-}
-
-/// What counts of the server that is followed once it is silent: a refused connection tells that it has ended.
-fn after_silence(before: Option<Result<Answer>>, silence: Error) -> Result<Answer> {
-    match before {
-        Some(Ok(answer)) if !upstream::is_refused(&silence) => Ok(answer),
-        _ => Err(silence),
-    }
-}
-
-/// Silence counts only if there was time enough to speak.
-fn unless_hurried(answer: Result<Answer>, full: Duration, time: Duration) -> Result<Answer> {
-    match answer {
-        Err(error) if time < full && upstream::is_silence(&error) && !upstream::is_refused(&error) => {
-            let time = time.as_secs_f32();
-            Ok(Answer::Unknown(format!("no answer within {time:.1} s, and \"deadline\" leaves it no more")))
-        }
-        answer => answer,
-    }
 }
 
 /// The nodes that are not the old primary.
@@ -386,123 +367,14 @@ fn others(old: Option<&Old>, nodes: &[OtherNode]) -> Vec<OtherNode> {
 }
 
 impl Old {
+    /// As a node.
+    fn as_node(&self) -> OtherNode {
+        let (host, directory) = (self.host.clone(), self.directory.clone());
+        OtherNode { host, directory, port: self.port, id: None }
+    }
+
     /// Whether a node is this one.
     pub(super) fn is(&self, node: &OtherNode) -> bool {
         self.host == node.host && (self.directory == node.directory || self.port == node.port)
-    }
-}
-
-fn old_job(old: &Old, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
-    let way = Way::to(&old.host, &old.directory, settings)?;
-    let look = move |cancel: &Cancel| way.look(cancel).map(|session| Found::Old(Box::new(session)));
-    Ok(Job { name: old.name(), time, work: Box::new(look) })
-}
-
-fn old_said_job(old: &Old, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
-    let way = Way::to(&old.host, &old.directory, settings)?;
-    let describe = move |cancel: &Cancel| Ok(Found::OldSaid(Box::new(way.look(cancel)?.describe()?)));
-    Ok(Job { name: old.name(), time, work: Box::new(describe) })
-}
-
-fn node_job(node: &OtherNode, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
-    let way = Way::to(&node.host, &node.directory, settings)?;
-    let describe = move |cancel: &Cancel| {
-        let description = way.look(cancel)?.describe()?;
-        Ok(Found::Node(Box::new(description)))
-    };
-    Ok(Job { name: node.name(), time, work: Box::new(describe) })
-}
-
-/// What a node's own upstream is, asked by its host over the node's own connection string. Fails only if the host is silent: one that
-/// was reached and does not tell, or not in time, may know of a primary.
-fn upstream_of(
-    node: &OtherNode,
-    settings: &Settings,
-    full: Duration,
-    time: Duration,
-) -> Result<Job<'static, Found>> {
-    let way = Way::to(&node.host, &node.directory, settings)?;
-    let ask = move |cancel: &Cancel| {
-        let mut session = way.look(cancel)?;
-        Ok(Found::UpstreamOf(match session.upstream(time) {
-            Ok(answer) => answer.map(|answer| unless_hurried(answer, full, time)),
-            Err(error) => Some(Ok(Answer::Unknown(error.message))),
-        }))
-    };
-    Ok(Job {
-        name: format!("the server that {} follows", node.name()),
-        time: time + ON_THE_WAY,
-        work: Box::new(ask),
-    })
-}
-
-fn upstream_job(
-    system_identifier: u64,
-    full: Duration,
-    time: Duration,
-) -> Result<Option<Job<'static, Found>>> {
-    let Some(conninfo) = catalog::setting("primary_conninfo")?.filter(|conninfo| !conninfo.is_empty()) else {
-        return Ok(None);
-    };
-    let (programs, directory) =
-        (PathBuf::from(catalog::bin_directory()?), PathBuf::from(catalog::data_directory()?));
-    // the walreceiver has the same
-    let environment: Vec<_> = std::env::vars_os().collect();
-    let ask = move |cancel: &Cancel| {
-        let upstream = Upstream {
-            bin_directory: &programs,
-            data_directory: &directory,
-            conninfo: &conninfo,
-            environment: &environment,
-            system_identifier,
-        };
-        let Told { answer, standbys } = upstream.ask(time, cancel)?;
-        Ok(Found::Upstream(Told { answer: unless_hurried(answer, full, time), standbys }))
-    };
-    // it keeps to its time itself
-    let time = time + ON_THE_WAY;
-    Ok(Some(Job { name: "the server that this standby follows".to_owned(), time, work: Box::new(ask) }))
-}
-
-fn at_once(jobs: Vec<Job<'_, Found>>) -> Result<Vec<Result<Found>>> {
-    if jobs.is_empty() {
-        return Ok(Vec::new());
-    }
-    let cancel = Cancel::new();
-    threads::wait(&cancel, &mut || Ok(()), || Ok(parallel::ask(jobs, &cancel)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn silence_counts_if_there_was_time_to_speak() {
-        let silent = |detail: &str| Err(Error::new(Kind::Unreachable, "no answer").detail(detail));
-        let second = Duration::from_secs(1);
-        assert!(unless_hurried(silent("timeout expired"), ANSWER, ANSWER).is_err());
-        assert!(unless_hurried(silent("Connection refused"), ANSWER, second).is_err(), "it is none");
-        let hurried = unless_hurried(silent("timeout expired"), ANSWER, second);
-        assert!(matches!(hurried, Ok(Answer::Unknown(why)) if why.contains("deadline")));
-        assert_eq!(unless_hurried(Ok(Answer::Standby), ANSWER, second), Ok(Answer::Standby));
-    }
-
-    #[test]
-    fn silence_does_not_take_back_that_a_primary_lives() {
-        let silence = |detail: &str| Error::new(Kind::Unreachable, "no answer").detail(detail);
-        let after = |before, detail| after_silence(before, silence(detail));
-        assert!(after(None, "timeout expired").is_err());
-        assert!(after(Some(Err(silence("timeout expired"))), "timeout expired").is_err());
-        assert_eq!(after(Some(Ok(Answer::Standby)), "timeout expired"), Ok(Answer::Standby));
-        let unknown = || Answer::Unknown("no psql".to_owned());
-        for lives in [Answer::Primary(1), Answer::Lives("FATAL: no".to_owned()), unknown()] {
-            assert_eq!(after(Some(Ok(lives.clone())), "timeout expired"), Ok(lives.clone()));
-            assert!(after(Some(Ok(lives.clone())), "Connection refused").is_err());
-            assert_eq!(after_answer(Some(Ok(lives.clone())), unknown()), lives);
-            assert_eq!(after_answer(Some(Ok(lives)), Answer::Standby), Answer::Standby);
-        }
-        for before in [None, Some(Ok(Answer::Standby)), Some(Err(silence("timeout expired")))] {
-            assert_eq!(after_answer(before, unknown()), unknown());
-        }
     }
 }

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::Result;
-use pgpool_recovery_core::host::upstream::Endpoint;
+use pgpool_recovery_core::wire::protocol::upstream::Endpoint;
 
 use crate::commands::clock::{Clock, LOOK};
 use crate::pg::{catalog, threads};

@@ -10,7 +10,6 @@ use super::identify::{self, Identity};
 use super::launch::STANDBY_SIGNAL;
 use super::policy::Cluster;
 use super::procfs::PidFile;
-use super::upstream::Endpoint;
 use super::{control, fence, inspect, running, second_stage, turn, walreceiver};
 use crate::compare::wal_map::Wal;
 use crate::error::{Error, Kind, Result};
@@ -18,6 +17,7 @@ use crate::replication::conninfo::escaped;
 use crate::sys::cancel::Cancel;
 use crate::sys::{process, small_file};
 use crate::wire::protocol::describe::{Description, Said};
+use crate::wire::protocol::upstream::Endpoint;
 
 /// How long a local login may take.
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::sys::cancel::Cancel;
 use crate::sys::parallel::{self, Job};
 use crate::sys::process;
-use crate::wire::protocol::upstream::Answer;
+use crate::wire::protocol::upstream::{Answer, Endpoint, Told};
 
 mod listen;
 mod said;
@@ -49,24 +49,6 @@ pub struct Upstream<'a> {
 
 /// What is told of a server that a walreceiver has received a message of.
 pub const HEARD: &str = "the standby's walreceiver has received messages from it since this call began";
-
-/// Where a server listens, as a connection string names it and pg_stat_wal_receiver shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// A name, an address or a directory of sockets.
-    pub host: String,
-    /// Its port.
-    pub port: String,
-}
-
-/// What all hosts that a connection string names have said.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Told {
-    /// The worst of it for a promotion; an error is their silence.
-    pub answer: Result<Answer>,
-    /// Those that answer as a standby: what they send says nothing of the primary.
-    pub standbys: Vec<Endpoint>,
-}
 
 /// An answer that is none.
 fn unknown(error: &Error) -> Answer {
@@ -147,9 +129,7 @@ impl Upstream<'_> {
         });
         answers.extend(places.into_iter().zip(asked));
         cancel.check()?;
-        let standbys = if way.wants_a_primary() { Vec::new() } else { standbys(&answers) };
-        let answers = answers.into_iter().map(|(_, answer)| answer);
-        Ok(Told { answer: sum_up(answers, way.wants_a_primary()), standbys })
+        Ok(sum_up(answers, way.wants_a_primary()))
     }
 
     /// Asks one host until it says something that lasts.
@@ -220,48 +200,53 @@ impl Upstream<'_> {
     }
 }
 
-/// The places at which nothing but a standby answers, at any address.
-fn standbys(answers: &[(Option<Endpoint>, Result<Answer>)]) -> Vec<Endpoint> {
-    let is_one = |place: &Endpoint| {
-        let mut there = answers.iter().filter(|(at, _)| at.as_ref() == Some(place));
-        there.all(|(_, answer)| *answer == Ok(Answer::Standby))
-    };
-    let mut places: Vec<Endpoint> = answers.iter().filter_map(|(at, _)| at.clone()).filter(is_one).collect();
-    places.dedup();
-    places
+/// How bad an answer is for a promotion.
+const fn rank(answer: &Result<Answer>) -> u8 {
+    match answer {
+        Err(_) => 0,
+        Ok(Answer::Standby) => 2,
+        Ok(Answer::Unknown(_)) => 3,
+        Ok(Answer::Lives(_)) => 4,
+        Ok(Answer::Primary(_)) => 5,
+    }
 }
 
-/// What all hosts together say: the worst of it for a promotion. A standby beside one that is silent hides nothing: that one may have
-/// been the primary.
-fn sum_up(answers: impl Iterator<Item = Result<Answer>>, wants_a_primary: bool) -> Result<Answer> {
-    let rank = |answer: &Answer| match answer {
-        Answer::Other => 0,
-        Answer::Standby => 1,
-        Answer::Unknown(_) => 2,
-        Answer::Lives(_) => 3,
-        Answer::Primary(_) => 4,
-    };
-    let (mut worst, mut silences) = (None, Vec::new());
-    for answer in answers {
+/// What all hosts together say. The addresses of one are one server, which listens on some of them.
+fn sum_up(answers: Vec<(Option<Endpoint>, Result<Answer>)>, wants_a_primary: bool) -> Told {
+    let mut servers: Vec<(Option<Endpoint>, Result<Answer>)> = Vec::new();
+    let mut silences = Vec::new();
+    for (at, answer) in answers {
         let answer = match answer {
+            Err(error) if is_silence(&error) => {
+                silences.push(error.detail.clone().unwrap_or_else(|| error.message.clone()));
+                Err(error)
+            }
+            Err(error) => Ok(unknown(&error)),
             // not the one that is followed
             Ok(Answer::Standby) if wants_a_primary => {
-                silences.push("a standby answers, which is not followed (target_session_attrs)".to_owned());
-                continue;
+                let said = "a standby answers, which is not followed (target_session_attrs)";
+                silences.push(said.to_owned());
+                Err(silence(said))
             }
-            Ok(answer) => answer,
-            Err(error) if is_silence(&error) => {
-                silences.push(error.detail.unwrap_or(error.message));
-                continue;
-            }
-            Err(error) => unknown(&error),
+            answer => answer,
         };
-        worst = worst.into_iter().chain([answer]).max_by_key(rank);
+        match servers.iter_mut().find(|(server, _)| at.is_some() && *server == at) {
+            Some((_, said)) if rank(&answer) > rank(said) => *said = answer,
+            Some(_) => {}
+            None => servers.push((at, answer)),
+        }
     }
-    match worst {
-        Some(answer) if silences.is_empty() || !matches!(answer, Answer::Standby) => Ok(answer),
+    let (standbys, others): (Vec<_>, Vec<_>) =
+        servers.into_iter().partition(|(_, answer)| *answer == Ok(Answer::Standby));
+    let unnamed = || Endpoint { host: String::new(), port: String::new() };
+    let standbys: Vec<_> = standbys.into_iter().map(|(at, _)| at.unwrap_or_else(unnamed)).collect();
+    let worst = others.into_iter().map(|(_, answer)| answer).max_by_key(rank);
+    let answer = match worst {
+        Some(Ok(answer)) => Ok(answer),
+        None if !standbys.is_empty() => Ok(Answer::Standby),
         _ => Err(silence(silences.join("\n"))),
-    }
+    };
+    Told { answer, standbys }
 }
 
 /// The answers: "7713200000000000001|1|0/3000148|" and "off".
@@ -275,7 +260,10 @@ fn parse(answer: &str, system_identifier: u64) -> Option<Answer> {
     Some(match found == system_identifier {
         true if is_read_only => Answer::Standby,
         true => Answer::Primary(timeline),
-        false => Answer::Other,
+        // nor is that the end of the primary: something leads there that has led to it
+        false => Answer::Unknown(format!(
+            "a server of another system answers there: its system identifier is {found}"
+        )),
     })
 }
 
@@ -333,7 +321,8 @@ mod tests {
         assert_eq!(file, "[pgpool_recovery]\nsslpassword=top secret\npassword=se cret\nuser=repl\n");
         assert_eq!(self::asked("echo '42|3|0/1|'; echo on").0, Ok(Answer::Standby));
         for read_only in ["on", "off"] {
-            assert_eq!(self::asked(&format!("echo '43|3|0/1|'; echo {read_only}")).0, Ok(Answer::Other));
+            let other = self::asked(&format!("echo '43|3|0/1|'; echo {read_only}")).0;
+            assert!(matches!(other, Ok(Answer::Unknown(why)) if why.contains("another system")));
         }
     }
 
@@ -442,18 +431,22 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_a_standbys_if_all_its_addresses_are() {
-        let place = |host: &str| Endpoint { host: host.to_owned(), port: "5432".to_owned() };
-        let silent = || Err(silence("timeout expired"));
-        let answers = [
-            (Some(place("a")), Ok(Answer::Standby)),
-            (Some(place("a")), Ok(Answer::Standby)),
-            (Some(place("b")), Ok(Answer::Standby)),
-            (Some(place("b")), silent()),
-            (Some(place("c")), Ok(Answer::Primary(1))),
-            (None, Ok(Answer::Standby)),
-        ];
-        assert_eq!(standbys(&answers), [place("a")]);
+    fn the_addresses_of_a_host_are_one_server() {
+        let at = |host: &str| Some(Endpoint { host: host.to_owned(), port: "5432".to_owned() });
+        let refused = || Err(silence(format!("{AT} Connection refused")));
+        let standby = || Ok(Answer::Standby);
+        let summed = |answers: &[(Option<Endpoint>, Result<Answer>)]| sum_up(answers.to_vec(), false);
+        let one = summed(&[(at("a"), refused()), (at("a"), standby())]);
+        assert_eq!((one.answer, one.standbys.len()), (standby(), 1));
+        let one = summed(&[(at("a"), standby()), (at("a"), Ok(Answer::Primary(1)))]);
+        assert_eq!((one.answer, one.standbys), (Ok(Answer::Primary(1)), Vec::new()));
+        let two = summed(&[(at("a"), refused()), (at("b"), standby())]);
+        assert!(two.answer.is_err_and(|error| is_refused(&error)), "it may have been the primary");
+        assert_eq!(two.standbys, [at("b").expect("named")], "and beyond that one there may be another");
+        let unnamed = summed(&[(None, standby())]);
+        assert!(unnamed.answer == standby() && unnamed.standbys[0].host.is_empty());
+        let wanted = sum_up(vec![(at("a"), standby())], true);
+        assert!(wanted.answer.is_err_and(|error| is_silence(&error)) && wanted.standbys.is_empty());
         let top = tempfile::tempdir().expect("temporary directory");
         script(&top.path().join("psql"), "echo '42|3|0/1|'; echo on");
         let at = |conninfo: &str| told(top.path(), conninfo, &[]).standbys;

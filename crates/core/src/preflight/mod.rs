@@ -1,5 +1,6 @@
 //! May this target be replaced? Facts in, findings out.
 
+pub mod chain;
 mod check_target;
 pub mod collation;
 pub mod conflicting_settings;

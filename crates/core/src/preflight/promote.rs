@@ -299,7 +299,7 @@ pub fn lives(target: &TargetInfo, system_identifier: u64) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use pgdata::control_file::{ControlFile, State, sample};
     use pgdata::history::Ancestor;
 
@@ -309,11 +309,11 @@ mod tests {
     const ANCESTORS: [Ancestor; 1] = [Ancestor { timeline: 1, end: Lsn(100) }];
 
     /// A standby on timeline 2, which has sprung from 1 at 100, and has received 200.
-    fn own() -> Own {
+    pub(in crate::preflight) fn own() -> Own {
         Own { system_identifier: 42, history: Lineage::new(2, &ANCESTORS), received: Lsn(200) }
     }
 
-    fn said(timeline: u32, reached: u64, in_recovery: bool) -> Said {
+    pub(in crate::preflight) fn said(timeline: u32, reached: u64, in_recovery: bool) -> Said {
         Said {
             in_recovery,
             timeline,
@@ -325,7 +325,7 @@ mod tests {
         }
     }
 
-    fn description(said: Option<Result<Said>>) -> Description {
+    pub(in crate::preflight) fn description(said: Option<Result<Said>>) -> Description {
         let mut control = ControlFile::parse(&sample(42)).expect("a sample");
         control.state = State::InArchiveRecovery;
         control.recovery.min_recovery_point = Lsn(150);

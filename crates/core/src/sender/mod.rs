@@ -32,7 +32,7 @@ use crate::wire::protocol::follow::{Follow, Followed};
 use crate::wire::protocol::message::{Marker, PlanHeader, Purpose, Reply, Request, TargetInfo};
 use crate::wire::protocol::second_stage::{Promote, Promoted};
 use crate::wire::protocol::stop::{Asker, Role, Stopped};
-use crate::wire::protocol::upstream::Answer;
+use crate::wire::protocol::upstream::Told;
 
 mod pack;
 pub mod proof;
@@ -233,12 +233,11 @@ impl Session<Opened> {
         }
     }
 
-    /// What answers where the standby in the directory connects to; `None` if no standby runs there, or follows no server. An error
-    /// within the answer is that server's silence.
-    pub fn upstream(&mut self, time: Duration) -> Result<Option<Result<Answer>>> {
+    /// What answers where the standby in the directory connects to; `None` if no standby runs there, or follows no server.
+    pub fn upstream(&mut self, time: Duration) -> Result<Option<Told>> {
         let time = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
         match self.conversation.request_new("upstream", &Request::Upstream { time })? {
-            Reply::Upstream { answer } => Ok(answer),
+            Reply::Upstream { told } => Ok(told),
             other => Err(unexpected(&other)),
         }
     }

@@ -18,11 +18,7 @@ const TURN: Duration = Duration::from_millis(50);
 /// Whether `host` is this machine: a socket path, nothing, `localhost`, or a name or address that
 /// belongs to its interfaces. A name that leads to this host and to another one is refused.
 pub fn is_this_host(host: &str, cancel: &Cancel) -> Result<bool> {
-    if host.is_empty()
-        || host.starts_with('/')
-        || host.starts_with('@')
-        || host.eq_ignore_ascii_case("localhost")
-    {
+    if is_local_word(host) {
         return Ok(true);
     }
     let own = if_addrs::get_if_addrs().map_err(Error::on("list the network interfaces"))?;
@@ -63,6 +59,40 @@ fn are_own(host: &str, addresses: &[SocketAddr], own: &[Own]) -> Result<bool> {
             "Name the standby's host by an address or by a name that leads to one host only (backend_hostname in pgpool.conf), \
              or set pgpool_recovery.transport to local or agent.",
         ))
+}
+
+/// Where a host is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// Whether it is this one, by one of its addresses.
+    pub is_here: bool,
+    addresses: BTreeSet<IpAddr>,
+}
+
+impl Whereabouts {
+    /// Whether two names lead to one host.
+    pub fn is_one_with(&self, other: &Self) -> bool {
+        self.is_here && other.is_here || !self.addresses.is_disjoint(&other.addresses)
+    }
+}
+
+/// Where the host of this name or address, or with this directory of sockets, is. May take a while.
+pub fn whereabouts(host: &str, cancel: &Cancel) -> Result<Whereabouts> {
+    if is_local_word(host) {
+        return Ok(Whereabouts { is_here: true, addresses: BTreeSet::new() });
+    }
+    let own = own_addresses().map_err(Error::on("list the network interfaces"))?;
+    let found = resolve(host, 0, cancel)?;
+    let addresses: BTreeSet<IpAddr> = found.iter().map(|address| address.ip().to_canonical()).collect();
+    let is_here = addresses
+        .iter()
+        .any(|address| address.is_loopback() || own.iter().any(|own| own.to_canonical() == *address));
+    Ok(Whereabouts { is_here, addresses })
+}
+
+/// Whether it means this host without being resolved: nothing, a directory of sockets, `localhost`.
+fn is_local_word(host: &str) -> bool {
+    host.is_empty() || host.starts_with(['/', '@']) || host.eq_ignore_ascii_case("localhost")
 }
 
 /// The addresses of this host's interfaces.

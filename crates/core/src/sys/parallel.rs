@@ -1,6 +1,7 @@
 //! Several questions at once, each of which may block.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
@@ -58,6 +59,32 @@ pub fn ask<T: Send>(jobs: Vec<Job<'_, T>>, cancel: &Cancel) -> Vec<Result<T>> {
     })
 }
 
+/// Does one step of a question within a time of its own; afterwards the switch has tripped.
+pub fn within<T>(
+    time: Duration,
+    name: &str,
+    cancel: &Cancel,
+    step: impl FnOnce(&Cancel) -> Result<T>,
+) -> Result<T> {
+    let (begin, is_over) = (Instant::now(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let watch = || {
+            while !is_over.load(Ordering::Relaxed) {
+                if begin.elapsed() >= time {
+                    cancel.trip_with(no_answer(name, time));
+                    return;
+                }
+                std::thread::sleep(TURN);
+            }
+        };
+        let thread = std::thread::Builder::new().name("watch".to_owned());
+        thread.spawn_scoped(scope, watch).map_err(|error| Error::no_thread(&error))?;
+        let done = step(cancel);
+        is_over.store(true, Ordering::Relaxed);
+        done
+    })
+}
+
 fn no_answer(name: &str, time: Duration) -> Error {
     let seconds = time.as_secs_f32();
     Error::new(Kind::Unreachable, format!("no answer from {name} within {seconds:.1} s"))
@@ -70,6 +97,15 @@ mod tests {
 
     fn job(name: &str, work: impl FnOnce(&Cancel) -> Result<u32> + Send + 'static) -> Job<'static, u32> {
         Job { name: name.to_owned(), time: Duration::from_secs(600), work: Box::new(work) }
+    }
+
+    #[test]
+    fn a_step_has_a_time_of_its_own() {
+        let cancel = Cancel::new();
+        assert_eq!(within(Duration::from_secs(600), "a step", &cancel, |_| Ok(1)), Ok(1));
+        assert!(!cancel.is_tripped());
+        let error = within(Duration::from_millis(50), "a step", &cancel, blocks).expect_err("too long");
+        assert!(error.kind == Kind::Unreachable && error.message.contains("from a step within"), "{error:?}");
     }
 
     /// Blocks until it is woken.

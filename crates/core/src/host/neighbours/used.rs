@@ -3,19 +3,23 @@
 //! A server may see other file systems than we do: one in a container, or of a unit that has mounts of its own. Its links are followed
 //! as it follows them.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::major;
 use crate::host::procfs::Proc;
 use crate::sys::FileId;
 use crate::sys::small_file;
+
+/// How many links a path may have, as for the kernel.
+const LINKS: u32 = 40;
 
 /// A directory that another cluster uses.
 pub(super) struct Used {
@@ -63,16 +67,7 @@ impl View {
 
     fn find(&self, path: &Path) -> io::Result<Spot> {
         let Self::Below(root) = self else { return Ok(Spot { place: path.to_owned(), _file: None }) };
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let file = match rustix::fs::openat2(root, path, flags, Mode::empty(), within) {
-            // before Linux 5.6: only links that are relative lead where they should
-            Err(Errno::NOSYS) => {
-                let below = path.strip_prefix("/").unwrap_or(path);
-                rustix::fs::openat(root, below, flags, Mode::empty())?
-            }
-            opened => opened?,
-        };
+        let file = follow(root, path)?;
         Ok(Spot { place: format!("/proc/self/fd/{}", file.as_raw_fd()).into(), _file: Some(file) })
     }
 
@@ -165,10 +160,92 @@ impl View {
     }
 }
 
+/// Opens what a path leads to for a process with this root directory, where each absolute link begins, and from which no `..` leads out.
+/// openat2(2) with RESOLVE_IN_ROOT does this from Linux 5.6 on, and RHEL 8 has an older one.
+fn follow(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut above = vec![root.try_clone()?];
+    let mut left: Vec<OsString> = components(path).collect();
+    let mut links = 0;
+    while let Some(name) = left.pop() {
+        match name.as_bytes() {
+            b"/" => above.truncate(1),
+            b".." => above.truncate((above.len() - 1).max(1)),
+            _ => {
+                let at = above.last().ok_or_else(|| io::Error::other("no root directory"))?;
+                let found = rustix::fs::openat(at, &name, flags, Mode::empty())?;
+                if !FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode).is_symlink() {
+                    above.push(found);
+                    continue;
+                }
+                links += 1;
+                if links > LINKS {
+                    return Err(Errno::LOOP.into());
+                }
+                let target = rustix::fs::readlinkat(&found, "", Vec::new())?;
+                left.extend(components(Path::new(OsStr::from_bytes(target.as_bytes()))));
+            }
+        }
+    }
+    above.pop().ok_or_else(|| io::Error::other("no root directory"))
+}
+
+/// What a path consists of, the last part first.
+fn components(path: &Path) -> impl Iterator<Item = OsString> {
+    path.components().rev().filter(|part| *part != Component::CurDir).map(|part| part.as_os_str().to_owned())
+}
+
 fn unless_missing<T>(found: io::Result<T>) -> io::Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_are_followed_within_a_root_directory() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let inside = top.path().join("root");
+        fs::create_dir_all(inside.join("a/b")).expect("make");
+        fs::create_dir(top.path().join("outside")).expect("make");
+        fs::write(inside.join("a/file"), "").expect("write");
+        for (target, link) in [
+            ("/a", "absolute"),
+            ("b", "a/relative"),
+            ("../../../..", "a/up"),
+            ("absolute/b", "chain"),
+            ("loop", "loop"),
+            ("/outside", "gone"),
+        ] {
+            symlink(target, inside.join(link)).expect("link");
+        }
+        let root = OwnedFd::from(fs::File::open(&inside).expect("open"));
+        let found = |path: &str| {
+            let found = follow(&root, Path::new(path))?;
+            fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd()))
+        };
+        let inside = inside.canonicalize().expect("real");
+        for (path, leads_to) in [
+            ("/", ""),
+            ("/a/./b", "a/b"),
+            ("/absolute/b", "a/b"),
+            ("/a/relative", "a/b"),
+            ("/chain/..", "a"),
+            ("/a/up", ""),
+            ("/a/up/a/file", "a/file"),
+            ("/../a", "a"),
+        ] {
+            assert_eq!(found(path).expect(path), inside.join(leads_to), "{path}");
+        }
+        for (path, error) in [("/gone", Errno::NOENT), ("/loop", Errno::LOOP), ("/a/file/x", Errno::NOTDIR)] {
+            assert_eq!(Errno::from_io_error(&found(path).expect_err(path)), Some(error), "{path}");
+        }
     }
 }

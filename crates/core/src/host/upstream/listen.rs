@@ -6,19 +6,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::{HEARD, PASSING, PAUSE, Told, Upstream, unknown};
+use super::{HEARD, PASSING, PAUSE, Upstream, unknown};
 use crate::error::{Error, Result};
 use crate::host::policy::Cluster;
 use crate::host::{configured, control, describe, running};
 use crate::sys::cancel::Cancel;
-use crate::wire::protocol::upstream::Answer;
+use crate::wire::protocol::upstream::{Answer, Told};
 
 /// What is left of the time for the standby's own word, once its server was asked.
 const OWN_WORD: Duration = Duration::from_millis(700);
 
-/// Asks the server that the standby in a directory follows; `None` if none follows there. An error within the answer is that
-/// server's silence.
-pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<Option<Result<Answer>>> {
+/// Asks the server that the standby in a directory follows; `None` if none follows there.
+pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<Option<Told>> {
     let (directory, end) = (&cluster.data_directory, Instant::now() + time);
     let Some(postmaster) = running::server(directory)? else { return Ok(None) };
     let followed = match describe::followed(cluster, cancel) {
@@ -48,11 +47,11 @@ pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<O
         Err(error) => Told { answer: Ok(unknown(&error)), standbys: Vec::new() },
     };
     if matches!(answer, Ok(Answer::Primary(_))) {
-        return Ok(Some(answer));
+        return Ok(Some(Told { answer, standbys }));
     }
     let last = match followed {
         Ok(followed) => followed.received,
-        Err(error) => return Ok(Some(of_mute(answer, &error))),
+        Err(error) => return Ok(Some(Told { answer: of_mute(answer, &error), standbys })),
     };
     let look = || match describe::followed(cluster, cancel) {
         Err(_) if has_ended(directory) => Ok(None),
@@ -60,7 +59,8 @@ pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<O
             .filter(|followed| !followed.sender.as_ref().is_some_and(|sender| standbys.contains(sender)))
             .and_then(|followed| followed.received)),
     };
-    await_message(answer, last, end, look, cancel).map(Some)
+    let answer = await_message(answer, last, end, look, cancel)?;
+    Ok(Some(Told { answer, standbys }))
 }
 
 /// Whether the server that was asked has ended in between: then it follows none.
@@ -134,7 +134,7 @@ mod tests {
             await_message(answer, Some(100), end, || looked.clone(), &Cancel::new()).expect("not canceled")
         };
         let silent = || Err(silence("timeout expired"));
-        for answer in [silent(), Ok(Answer::Other)] {
+        for answer in [silent(), Ok(Answer::Standby)] {
             assert_eq!(after(answer.clone(), Ok(None)), answer);
             assert_eq!(after(answer.clone(), Ok(Some(100))), answer);
             for received in [101, 99] {
@@ -156,7 +156,7 @@ mod tests {
         assert!(
             matches!(of_mute(silent(), &barred), Ok(Answer::Unknown(why)) if why.contains("pg_hba.conf"))
         );
-        assert!(matches!(of_mute(Ok(Answer::Other), &barred), Ok(Answer::Unknown(_))));
+        assert!(matches!(of_mute(Ok(Answer::Standby), &barred), Ok(Answer::Unknown(_))));
         assert_eq!(of_mute(silent(), &starting), silent());
         for why in [&barred, &starting] {
             let lives = || Ok(Answer::Lives("FATAL: no".to_owned()));

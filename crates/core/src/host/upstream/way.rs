@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::{Endpoint, Upstream};
+use super::Upstream;
 use crate::error::{Error, Kind, Result};
 use crate::host::identify;
 use crate::replication::conninfo::{self, quoted};
 use crate::sys::cancel::Cancel;
 use crate::sys::process;
+use crate::wire::protocol::upstream::Endpoint;
 
 /// The name of the service in our file.
 const SERVICE: &str = "pgpool_recovery";

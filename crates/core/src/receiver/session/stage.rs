@@ -305,7 +305,7 @@ impl Stage {
             }
             Request::Describe => Ok(Reply::Described(Box::new(describe::describe(cluster, cancel)?))),
             Request::Upstream { time } => Ok(Reply::Upstream {
-                answer: upstream::of(cluster, Duration::from_millis(time.into()), cancel)?,
+                told: upstream::of(cluster, Duration::from_millis(time.into()), cancel)?,
             }),
             Request::MayStop { asker } => {
                 Ok(Reply::MayStop { role: stop::may_be_stopped(cluster, &asker, cancel)? })

@@ -26,7 +26,7 @@ use crate::wire::protocol::follow::{Follow, Followed};
 use crate::wire::protocol::second_stage::{Promote, Promoted};
 use crate::wire::protocol::status::{Run, Status};
 use crate::wire::protocol::stop::{Asker, Role, Stopped};
-use crate::wire::protocol::upstream::Answer;
+use crate::wire::protocol::upstream::Told;
 
 /// What the sender asks of the receiver.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -303,8 +303,8 @@ pub enum Reply {
     Described(Box<Description>),
     /// To [`Request::Upstream`].
     Upstream {
-        /// What answers, or why nothing does; `None` if no standby runs there, or follows no server.
-        answer: Option<Result<Answer>>,
+        /// What answers; `None` if no standby runs there, or follows no server.
+        told: Option<Told>,
     },
     /// The server has its files, and has been told to read them if it runs.
     Followed(Followed),

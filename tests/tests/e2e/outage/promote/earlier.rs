@@ -4,6 +4,7 @@ use std::path::Path;
 
 use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::cluster::Stop;
+use pgpool_recovery_e2e::wait::{PATIENCE, until_true};
 use pgpool_recovery_e2e::{Cluster, Host};
 use serde_json::{Value, json};
 
@@ -12,7 +13,8 @@ use super::{MARK, Trio, demand_following, promote, with};
 /// The second standby follows the first one, which was promoted in the place of a primary that is fenced.
 fn replaced() -> Trio {
     let trio = Trio::new();
-    promote(&trio.one, Some(&trio.old), &trio.nodes(&[&trio.two])).expect("promoted");
+    let options = with(&trio.nodes(&[&trio.two]), "slot_name", "");
+    promote(&trio.one, Some(&trio.old), &options).expect("promoted");
     assert!(trio.old.has(MARK));
     demand_following(&trio.one, &trio.two);
     trio
@@ -47,6 +49,26 @@ fn the_end_of_a_primary_that_was_replaced_before_hides_none_beyond_a_standby() {
     let agent = Agent::start_with(beside.scratch(), &Host::here(), secret, &section);
     let nodes = with(&trio.nodes(&[&beside]), "agent_port", agent.port());
     refused(None, &nodes);
+    // nor does one that follows nobody, or a primary of before
+    for conninfo in ["", &format!("host=127.0.0.1 port={} user=postgres", trio.old.port())] {
+        beside.append_conf("primary_conninfo", conninfo);
+        beside.reload();
+        refused(None, &nodes);
+    }
+    // nor a dead host that stands beside the relay in the string
+    let both = format!("host=127.0.0.1,127.0.0.1 port={},{} user=postgres", trio.old.port(), trio.two.port());
+    below.append_conf("primary_conninfo", &both);
+    below.reload();
+    let streams = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming' AND sender_port = $1";
+    until_true("the standby to stream", PATIENCE, || {
+        below.get::<i64>(streams, &[&i32::from(trio.two.port())]) == 1
+    });
+    refused(None, &nodes);
+    // the relay is asked where it is named
+    let error = promote(&below, None, &trio.nodes(&[&trio.two])).expect_err("a second primary was made");
+    error.expect("55000").says("another primary is alive").says("node 2");
+    trio.one.kill();
+    promote(&below, None, &trio.nodes(&[&trio.two])).expect("promoted");
 }
 
 /// A server of a later timeline is not running just then: it was promoted all the same.
@@ -84,4 +106,22 @@ fn a_primary_that_has_more_than_this_standby_is_not_stopped() {
     let report = promote(&trio.one, Some(&trio.old), &trio.options).expect("it receives the rest");
     assert_eq!(report["fenced"]["fenced"], json!(true), "{report}");
     assert_eq!(trio.one.get::<i64>("SELECT count(*) FROM more", &[]), 10_000);
+}
+
+/// A node's word about its primary counts also if it is named as the old primary, and the word that it does not get to say.
+#[test]
+fn a_node_that_is_heard_and_tells_nothing_is_not_silent() {
+    let trio = Trio::new();
+    trio.without(&trio.one, || ());
+    let error = promote(&trio.one, Some(&trio.two), &trio.options).expect_err("a second primary was made");
+    error.expect("55000").says("another primary is alive").says("answers as a primary");
+    // the agent does not serve that directory
+    let unlisted = Cluster::place(trio.two.scratch(), &Host::here(), "unlisted");
+    let error = promote(&trio.one, None, &trio.nodes(&[&unlisted])).expect_err("a second primary was made");
+    error.expect("55000").says("cannot tell").says("node 2").says("does not tell what its server is");
+    trio.demand_nothing_promoted();
+    // nobody is there at all
+    trio.old.kill();
+    let nobody = with(&trio.nodes(&[&trio.two]), "agent_port", 1);
+    promote(&trio.one, None, &nobody).expect("promoted");
 }

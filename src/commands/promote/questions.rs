@@ -1,0 +1,137 @@
+//! The questions that a promotion asks, each of which may take a while.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pgpool_recovery_core::error::{Error, Kind, Result};
+use pgpool_recovery_core::host::upstream::Upstream;
+use pgpool_recovery_core::sender::Session;
+use pgpool_recovery_core::sys::cancel::Cancel;
+use pgpool_recovery_core::sys::parallel::{self, Job};
+use pgpool_recovery_core::wire::protocol::describe::Description;
+use pgpool_recovery_core::wire::protocol::upstream::Told;
+
+use super::Old;
+use super::told::{unless_hurried, untold};
+use crate::pg::catalog;
+use crate::pg::threads::{self, DropAside};
+use crate::preflight::reach::Way;
+use crate::settings::{OtherNode, Settings};
+
+/// How long each may take to answer.
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
+
+/// How much longer an answer may take than what it says that it takes.
+const ON_THE_WAY: Duration = Duration::from_secs(1);
+
+/// What the first questions take.
+pub(super) const QUESTIONS: Duration = ANSWER.saturating_add(ON_THE_WAY);
+
+/// One answer.
+pub(super) enum Found {
+    Old(Box<DropAside<Session>>),
+    OldSaid(Box<Description>),
+    Node(Box<Description>),
+    /// A node's host was reached, and does not tell what its server is.
+    Closed(Error),
+    Upstream(Told),
+    UpstreamOf(Option<Told>),
+}
+
+pub(super) fn old_job(old: &Old, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
+    let way = Way::to(&old.host, &old.directory, settings)?;
+    let look = move |cancel: &Cancel| way.look(cancel).map(|session| Found::Old(Box::new(session)));
+    Ok(Job { name: old.name(), time, work: Box::new(look) })
+}
+
+pub(super) fn old_said_job(old: &Old, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
+    let way = Way::to(&old.host, &old.directory, settings)?;
+    let describe = move |cancel: &Cancel| Ok(Found::OldSaid(Box::new(way.look(cancel)?.describe()?)));
+    Ok(Job { name: old.name(), time, work: Box::new(describe) })
+}
+
+pub(super) fn node_job(node: &OtherNode, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
+    let way = Way::to(&node.host, &node.directory, settings)?;
+    let describe = move |cancel: &Cancel| {
+        let mut session = match way.look(cancel) {
+            Err(error) if !is_dead(&error) => return Ok(Found::Closed(error)),
+            session => session?,
+        };
+        match session.describe() {
+            // where none runs, as in a directory that is being rebuilt, there is nothing to know
+            Err(error) if runs(&session) && !is_dead(&error) => Ok(Found::Closed(error)),
+            described => Ok(Found::Node(Box::new(described?))),
+        }
+    };
+    Ok(Job { name: node.name(), time, work: Box::new(describe) })
+}
+
+/// Whether an error may come from a host that has died.
+fn is_dead(error: &Error) -> bool {
+    matches!(error.kind, Kind::Unreachable | Kind::ConnectionLost | Kind::Canceled)
+}
+
+/// Whether a server runs in the directory, or may do so.
+pub(super) fn runs(session: &Session) -> bool {
+    session.target().running.is_some() || session.target().doubts.server.is_some()
+}
+
+/// What a node's own upstream is, asked by its host over the node's own connection string. Fails only if the host is silent: one that
+/// was reached and does not tell, or not in time, may know of a primary.
+pub(super) fn upstream_of(
+    node: &OtherNode,
+    settings: &Settings,
+    full: Duration,
+    time: Duration,
+) -> Result<Job<'static, Found>> {
+    let way = Way::to(&node.host, &node.directory, settings)?;
+    let name = node.name();
+    let ask = move |cancel: &Cancel| {
+        let mut session = parallel::within(ANSWER, &name, cancel, |cancel| way.look(cancel))?;
+        Ok(Found::UpstreamOf(match session.upstream(time) {
+            Ok(told) => told.map(|told| unless_hurried(told, full, time)),
+            Err(error) => Some(untold(error)),
+        }))
+    };
+    Ok(Job {
+        name: format!("the server that {} follows", node.name()),
+        // the way there has a time of its own: that of a dead server is used up
+        time: ANSWER + time + ON_THE_WAY,
+        work: Box::new(ask),
+    })
+}
+
+pub(super) fn upstream_job(
+    system_identifier: u64,
+    full: Duration,
+    time: Duration,
+) -> Result<Option<Job<'static, Found>>> {
+    let Some(conninfo) = catalog::setting("primary_conninfo")?.filter(|conninfo| !conninfo.is_empty()) else {
+        return Ok(None);
+    };
+    let (programs, directory) =
+        (PathBuf::from(catalog::bin_directory()?), PathBuf::from(catalog::data_directory()?));
+    // the walreceiver has the same
+    let environment: Vec<_> = std::env::vars_os().collect();
+    let ask = move |cancel: &Cancel| {
+        let upstream = Upstream {
+            bin_directory: &programs,
+            data_directory: &directory,
+            conninfo: &conninfo,
+            environment: &environment,
+            system_identifier,
+        };
+        Ok(Found::Upstream(unless_hurried(upstream.ask(time, cancel)?, full, time)))
+    };
+    // it keeps to its time itself
+    let time = time + ON_THE_WAY;
+    Ok(Some(Job { name: "the server that this standby follows".to_owned(), time, work: Box::new(ask) }))
+}
+
+pub(super) fn at_once(jobs: Vec<Job<'_, Found>>) -> Result<Vec<Result<Found>>> {
+    if jobs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let cancel = Cancel::new();
+    threads::wait(&cancel, &mut || Ok(()), || Ok(parallel::ask(jobs, &cancel)))
+}
