@@ -88,6 +88,7 @@ pub(super) unsafe fn create_ephemeral_slot(name: &CStr) {
     }
 }
 
+use renewed_in_19::die;
 pub(super) use renewed_in_19::{CHECKPOINT_FAST, FULL_BACKUP, check_slot_requirements};
 
 #[cfg(not(any(
@@ -113,6 +114,11 @@ mod renewed_in_19 {
         // SAFETY: reads settings; slots that are kept for REPACK are of no use to us.
         unsafe { pg_sys::CheckSlotRequirements(false) };
     }
+
+    unsafe extern "C-unwind" {
+        // the server's handler itself: pgrx has a wrapper of it, which is no handler (tcop/tcopprot.h)
+        pub(super) fn die(signal: std::ffi::c_int, sender: *const pg_sys::pg_signal_info);
+    }
 }
 
 #[cfg(any(
@@ -134,6 +140,11 @@ mod renewed_in_19 {
     pub(in crate::pg) fn check_slot_requirements() {
         // SAFETY: reads settings.
         unsafe { pg_sys::CheckSlotRequirements() };
+    }
+
+    unsafe extern "C-unwind" {
+        // it is not told who sent the signal
+        pub(super) fn die(signal: std::ffi::c_int);
     }
 }
 
@@ -215,11 +226,6 @@ pub(super) unsafe fn abandon_io() {
         // SAFETY: passed on to the caller. The closure owns nothing that an ERROR would skip.
         unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| pgaio_error_cleanup()) };
     }
-}
-
-unsafe extern "C-unwind" {
-    // the server's handler itself: pgrx has a wrapper of it, which is no handler (tcop/tcopprot.h)
-    fn die(signal: std::ffi::c_int);
 }
 
 /// Has SIGTERM remembered until the process next looks at interrupts, as in a backend.

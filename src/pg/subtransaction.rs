@@ -58,10 +58,11 @@ fn within<T>(act: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
 }
 
 /// Lets go of what the frames of an ERROR have left, as far as that cannot wait for the end of the (sub)transaction: the
-/// first acts of AbortSubTransaction() (xact.c, 13 to 18). To do that once more is harmless, and so it is when nothing is held.
+/// first acts of AbortSubTransaction() (xact.c, 13 to 19). To do that once more is harmless, and so it is when nothing is held.
 ///
 /// For clean-up that cannot run in a subtransaction, because it undoes what belongs to the one around it. Pins, open files and
-/// locks of tables are left to the end of that one, and so is what fails here.
+/// locks of tables are left to the end of that one, and so is what fails here. From 19 on the lock of a page goes with its pin
+/// (ResOwnerReleaseBuffer in bufmgr.c) and stays, too: clean-up must read no table.
 pub(super) fn abandon() {
     // SAFETY: called by the main thread when the frames that held any of this are gone, or will not go on. An ERROR of one of
     // these is caught here: where one unwinds already, another that escaped would abort the process.
