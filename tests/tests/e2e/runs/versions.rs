@@ -97,17 +97,23 @@ fn every_io_method_is_fine() {
     }
 }
 
-/// initdb's own choice: on from 18, off before. The standby has what the primary has, and both say so.
+/// The standby has what the primary has, and both say so.
 #[test]
-fn checksums_are_as_initdb_leaves_them() {
-    let scratch = Scratch::new();
-    let primary = place(&scratch).into_primary();
-    workload::fill(&primary, 5);
-    let target = Cluster::place(&scratch, &Host::here(), "target");
-    Recovery::of(&target, &primary).option("dest_port", target.port()).option("start", true).run(&primary);
-    let expected = if server::major() >= 18 { "on" } else { "off" };
-    for cluster in [&primary, &target] {
-        assert_eq!(cluster.get::<String>("SHOW data_checksums", &[]), expected);
+fn checksums_are_as_the_primary_has_them() {
+    for (argument, expected) in [("--data-checksums", "on"), ("", "off")] {
+        let scratch = Scratch::new();
+        let primary = place(&scratch);
+        let primary = if argument.is_empty() { primary } else { primary.initdb_argument(argument) };
+        let primary = primary.into_primary();
+        workload::fill(&primary, 5);
+        let target = Cluster::place(&scratch, &Host::here(), "target");
+        Recovery::of(&target, &primary)
+            .option("dest_port", target.port())
+            .option("start", true)
+            .run(&primary);
+        for cluster in [&primary, &target] {
+            assert_eq!(cluster.get::<String>("SHOW data_checksums", &[]), expected);
+        }
+        compare::stop_and_compare(&primary, &target).assert_none();
     }
-    compare::stop_and_compare(&primary, &target).assert_none();
 }

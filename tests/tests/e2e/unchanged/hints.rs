@@ -68,11 +68,12 @@ fn is_all_visible(page: &[u8]) -> bool {
     page[10] & 4 != 0
 }
 
-/// Whether a row on a table's page is marked as committed (HEAP_XMIN_COMMITTED).
+/// Whether a row on a table's page is marked as committed (HEAP_XMIN_COMMITTED), or as frozen, which is that and another bit: from 16 on
+/// VACUUM freezes a page if a hint has had it logged.
 fn has_hints(page: &[u8]) -> bool {
     let number = |at: usize| usize::from(u16::from_le_bytes([page[at], page[at + 1]]));
     let mut pointers = (24..number(12)).step_by(4);
-    pointers.any(|pointer| number((number(pointer) & 0x7FFF) + 20) & 0x0300 == 0x0100)
+    pointers.any(|pointer| number((number(pointer) & 0x7FFF) + 20) & 0x0100 != 0)
 }
 
 /// What its primary has logged is no sign of what it logs itself: a restartpoint writes the hints of a page that replay has
