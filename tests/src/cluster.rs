@@ -1,7 +1,9 @@
 //! A PostgreSQL cluster, or the place for one.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -250,7 +252,14 @@ impl Cluster {
     /// Starts the server if it will.
     pub fn try_start(&self) -> Finished {
         let log = self.log_file();
-        self.pg_ctl(&["start", "-w", "-t", "60", "-l", log.to_str().expect("scratch names are ASCII")])
+        let log = log.to_str().expect("scratch names are ASCII");
+        let mut finished = self.pg_ctl(&["start", "-w", "-t", "60", "-l", log]);
+        // From 18 on pg_ctl calls it a success if the server is gone and pg_control says "shut down in recovery", which it does of a
+        // standby that was stopped and did not start now.
+        if finished.status.success() && self.postmaster().is_none() {
+            finished.status = ExitStatus::from_raw(1 << 8);
+        }
+        finished
     }
 
     /// Starts the server by another program than this installation's `postgres`.
