@@ -47,7 +47,11 @@ use pgrx::pg_guard;
 
 /// Called once by each server process that loads the library.
 #[pg_guard]
+#[expect(clippy::disallowed_methods, reason = "an ERROR, which the guard raises")]
 pub extern "C-unwind" fn _PG_init() {
+    if let Err(error) = pg::memory::grow_stack() {
+        ereport::ereport(error).report(pgrx::PgLogLevel::ERROR);
+    }
     settings::define();
 }
 

@@ -21,6 +21,9 @@ const RESERVE: usize = 4 << 20;
 /// itself.
 const LARGE: usize = 16 << 10;
 
+/// What the main thread has of a stack from the beginning, bytes.
+const STACK: usize = 512 << 10;
+
 /// What is there for a thread's first steps, bytes.
 const FIRST_STEPS: usize = 256 << 10;
 
@@ -94,6 +97,22 @@ pub(super) fn set_aside() -> Result<()> {
     let memory = map(RESERVE).ok_or_else(|| out_of_memory(RESERVE))?;
     SET_ASIDE.store(memory, Ordering::SeqCst);
     Ok(())
+}
+
+/// Gives the main thread the stack that it needs. The kernel gives more of it where it is first touched, and ends the process with
+/// SIGSEGV where no address space is left by then.
+pub(crate) fn grow_stack() -> Result<()> {
+    let room = map(STACK).ok_or_else(|| out_of_memory(STACK))?;
+    // SAFETY: what was just mapped, which nobody else knows.
+    unsafe { libc::munmap(room, STACK) };
+    touch_stack();
+    Ok(())
+}
+
+#[inline(never)]
+#[expect(clippy::large_stack_arrays, reason = "that is its purpose")]
+fn touch_stack() {
+    std::hint::black_box([0_u8; STACK]);
 }
 
 /// Memory that is nobody else's. Not malloc's, which may keep what is given back for the thread that had it.

@@ -18,7 +18,7 @@ const OWN_WORD: Duration = Duration::from_millis(700);
 
 /// Asks the server that the standby in a directory follows; `None` if none follows there.
 pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<Option<Told>> {
-    let (directory, end) = (&cluster.data_directory, Instant::now() + time);
+    let directory = &cluster.data_directory;
     let Some(postmaster) = running::server(directory)? else { return Ok(None) };
     let followed = match describe::followed(cluster, cancel) {
         Ok(Some(followed)) => Ok(followed),
@@ -35,6 +35,8 @@ pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<O
         Err(_) => configured::value(cluster, "primary_conninfo", cancel)?,
     };
     let (control, _) = control::read(directory)?;
+    // what the login here took is not missing to the one there: too little time would make its silence
+    let end = Instant::now() + time;
     let Told { answer, standbys } = match environment_of(postmaster) {
         Ok(environment) => Upstream {
             bin_directory: &cluster.bin_directory,
