@@ -10,7 +10,7 @@ use crate::stage::{Place, Stage};
 use crate::tool;
 
 /// Rows of pgbench_accounts on a page that is full.
-const ROWS_OF_A_FULL_PAGE: u32 = 61;
+pub(crate) const ROWS_OF_A_FULL_PAGE: u32 = 61;
 
 /// Kilobytes of the rows of one unit of pgbench's scale if their pages are full, and of their index.
 const KILOBYTES_PER_SCALE: (u32, u32) = (12_800, 2_200);
@@ -29,11 +29,16 @@ pub(crate) fn pgbench_stage(
 
 /// Fills a cluster with pgbench's tables and brings them to rest.
 pub(crate) fn pgbench_tables(primary: &Cluster, megabytes: u32, fill_factor: u32) -> Outcome<()> {
-    let (rows, index) = KILOBYTES_PER_SCALE;
-    let scale = (megabytes * 1000 / (rows * 100 / fill_factor + index)).max(1).to_string();
+    let scale = scale(megabytes, fill_factor).to_string();
     pgbench(primary, &["-i", "-q", "-s", &scale, "-F", &fill_factor.to_string()])?;
     settle(primary);
     Ok(())
+}
+
+/// pgbench's scale for so many megabytes.
+pub(crate) fn scale(megabytes: u32, fill_factor: u32) -> u32 {
+    let (rows, index) = KILOBYTES_PER_SCALE;
+    (megabytes * 1000 / (rows * 100 / fill_factor + index)).max(1)
 }
 
 /// How many rows of pgbench_accounts lie on a page.

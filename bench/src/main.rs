@@ -7,6 +7,7 @@ mod contenders;
 mod damage;
 mod data;
 mod held_back;
+mod hosts;
 mod interrupt;
 mod measure;
 mod memory;
@@ -27,23 +28,35 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::interrupt::Stop;
-use crate::plan::Plan;
+use crate::plan::{Arguments, Mode, Plan};
 use crate::report::{Table, bars, json, text};
 use crate::works::Lab;
 
 fn main() -> ExitCode {
-    let plan = Plan::parse();
+    let Arguments { mode, plan } = Arguments::parse();
     interrupt::listen();
+    if let Some(Mode::Hosts(plan)) = mode {
+        return end(hosts::run(&plan).err().map(stopped));
+    }
     let mut tables: Vec<Table> = Vec::new();
     // The harness panics when something does not work; what was measured before is still worth showing.
     let ended = catch_unwind(AssertUnwindSafe(|| Lab::new(&plan, &mut tables).run()));
     let problem = match ended {
-        Ok(Ok(())) => None,
-        Ok(Err(Stop::Interrupted)) => Some("interrupted".to_owned()),
-        Ok(Err(Stop::Failed(text))) => Some(text),
+        Ok(outcome) => outcome.err().map(stopped),
         Err(_) => Some(format!("{}: see the message above", progress::what())),
     };
     show(&plan, &tables);
+    end(problem)
+}
+
+fn stopped(stop: Stop) -> String {
+    match stop {
+        Stop::Interrupted => "interrupted".to_owned(),
+        Stop::Failed(text) => text,
+    }
+}
+
+fn end(problem: Option<String>) -> ExitCode {
     match problem {
         None => ExitCode::SUCCESS,
         Some(text) => {
@@ -60,10 +73,6 @@ fn show(plan: &Plan, tables: &[Table]) {
     }
     println!("{}", bars::text(&bars, plan.markdown));
     if let Some(path) = &plan.json {
-        let document = json::document(plan, tables, &bars);
-        let document = serde_json::to_string_pretty(&document).expect("values are JSON") + "\n";
-        if let Err(error) = std::fs::write(path, document) {
-            eprintln!("bench: {}: {error}", path.display());
-        }
+        json::write(path, &json::document(plan, tables, &bars));
     }
 }

@@ -2,11 +2,29 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::hosts;
 
 /// Measures pgpool_recovery side by side with its peers on one set of data.
-#[derive(Debug, Clone, Parser)]
-#[command(version)]
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) mode: Option<Mode>,
+
+    #[command(flatten)]
+    pub(crate) plan: Plan,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Mode {
+    /// The same between two real hosts, over their own network (scripts/bench-hosts.sh)
+    Hosts(hosts::Plan),
+}
+
+/// On this machine.
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Plan {
     /// Megabytes of pgbench data.
     #[arg(long, default_value_t = 3000)]
@@ -96,11 +114,7 @@ impl Plan {
 
     /// Whether a contender of this name was asked for.
     pub(crate) fn wants(&self, contender: &str) -> bool {
-        self.contenders.is_empty()
-            || self.contenders.iter().any(|name| match name.strip_suffix('*') {
-                Some(beginning) => contender.starts_with(beginning),
-                None => contender == name,
-            })
+        wants(&self.contenders, contender)
     }
 
     pub(crate) fn link_size(&self) -> u32 {
@@ -113,13 +127,22 @@ impl Plan {
     }
 }
 
+/// Whether a name is one of these, or begins as one of them that ends with `*`; no names are all names.
+pub(crate) fn wants(names: &[String], name: &str) -> bool {
+    let fits = |wanted: &String| match wanted.strip_suffix('*') {
+        Some(beginning) => name.starts_with(beginning),
+        None => name == wanted,
+    };
+    names.is_empty() || names.iter().any(fits)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn contenders_are_chosen_by_name_or_beginning() {
-        let plan = Plan::parse_from(["bench", "--contenders", "ours-agent,rsync*"]);
+        let plan = Arguments::parse_from(["bench", "--contenders", "ours-agent,rsync*"]).plan;
         for (name, wanted) in
             [("ours-agent", true), ("ours-agent-lz4", false), ("ours-local", false), ("rsync-delta", true)]
         {

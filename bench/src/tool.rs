@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use pgpool_recovery_e2e::process;
@@ -12,13 +12,41 @@ use rustix::process::Signal;
 use crate::interrupt::{self, Outcome, failed};
 use crate::memory::{Side, Watch};
 
+/// What a program has said, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) status: ExitStatus,
+    pub(crate) output: String,
+    pub(crate) errors: String,
+}
+
 /// Runs a program to its end and gives its standard output. Its memory counts for `watch`, if given.
+pub(crate) fn run(mut command: Command, watch: Option<(&Watch, Side)>) -> Outcome<String> {
+    command.stdin(Stdio::null());
+    let name = format!("{command:?}");
+    let Said { status, output, errors } = outcome(command, watch)?;
+    if status.success() { Ok(output) } else { failed(format!("{name}: {status}\n{output}{errors}")) }
+}
+
+/// Runs a program to its end, or until the bench is interrupted.
 ///
 /// It gets a process group of its own: Ctrl-C is ours to hand on.
-pub(crate) fn run(mut command: Command, watch: Option<(&Watch, Side)>) -> Outcome<String> {
+pub(crate) fn outcome(command: Command, watch: Option<(&Watch, Side)>) -> Outcome<Said> {
+    wait(command, watch, interrupt::check)
+}
+
+/// The same, and an interrupt does not end it.
+pub(crate) fn outcome_in_any_case(command: Command) -> Outcome<Said> {
+    wait(command, None, || Ok(()))
+}
+
+fn wait(
+    mut command: Command,
+    watch: Option<(&Watch, Side)>,
+    check: impl Fn() -> Outcome<()>,
+) -> Outcome<Said> {
     let mut out = tempfile::tempfile().expect("a temporary file");
     let mut err = tempfile::tempfile().expect("a temporary file");
-    command.stdin(Stdio::null());
     command.stdout(out.try_clone().expect("a second handle"));
     command.stderr(err.try_clone().expect("a second handle"));
     command.process_group(0);
@@ -33,7 +61,7 @@ pub(crate) fn run(mut command: Command, watch: Option<(&Watch, Side)>) -> Outcom
         if let Some(status) = child.try_wait().expect("our own child") {
             break status;
         }
-        if let Err(stop) = interrupt::check() {
+        if let Err(stop) = check() {
             let _ = rustix::process::kill_process_group(process::pid(child.id()), Signal::TERM);
             let _ = child.wait();
             return Err(stop);
@@ -43,12 +71,7 @@ pub(crate) fn run(mut command: Command, watch: Option<(&Watch, Side)>) -> Outcom
     if let Some((watch, _)) = watch {
         watch.remove(child.id());
     }
-    let said = text(&mut out);
-    if status.success() {
-        Ok(said)
-    } else {
-        failed(format!("{command:?}: {status}\n{said}{}", text(&mut err)))
-    }
+    Ok(Said { status, output: text(&mut out), errors: text(&mut err) })
 }
 
 fn text(file: &mut File) -> String {

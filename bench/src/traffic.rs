@@ -11,7 +11,8 @@ pub(crate) fn carried(pid: u32, interface: &str) -> u64 {
     count(&table, interface).unwrap_or(0)
 }
 
-fn count(table: &str, interface: &str) -> Option<u64> {
+/// The same from the text of `/proc/net/dev`.
+pub(crate) fn count(table: &str, interface: &str) -> Option<u64> {
     let numbers =
         table.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'))?;
     let numbers: Vec<u64> = numbers.split_whitespace().filter_map(|number| number.parse().ok()).collect();

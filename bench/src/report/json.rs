@@ -31,7 +31,16 @@ pub(crate) fn document(plan: &Plan, tables: &[Table], bars: &[Bar]) -> Value {
     })
 }
 
-fn work(table: &Table) -> Value {
+/// Writes a document; a failure is told, and what was measured is in the tables.
+pub(crate) fn write(path: &Path, document: &Value) {
+    let text = serde_json::to_string_pretty(document).expect("values are JSON") + "\n";
+    if let Err(error) = fs::write(path, text) {
+        eprintln!("bench: {}: {error}", path.display());
+    }
+}
+
+/// One work with all of its runs.
+pub(crate) fn work(table: &Table) -> Value {
     let rows = table.rows.iter().map(|row| {
         let figures = row.samples.first().map(|sample| sample.figures.as_slice()).unwrap_or_default();
         let figures: Map<String, Value> =

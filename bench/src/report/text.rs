@@ -27,11 +27,15 @@ pub(crate) fn table(table: &Table, markdown: bool) -> String {
             }
         }
     }
-    let mut heads =
-        vec!["contender", "median s", "min", "max", "ratio", "wire MB", "MiB primary", "MiB standby"];
+    // nobody has looked at the memory of hosts that are elsewhere
+    let has_memory = table.rows.iter().any(|row| row.memory().is_some_and(|memory| memory != (0, 0)));
+    let mut heads = vec!["contender", "median s", "min", "max", "ratio", "wire MB"];
+    if has_memory {
+        heads.extend(["MiB primary", "MiB standby"]);
+    }
     heads.extend(&figures);
     let mut lines = vec![heads.into_iter().map(str::to_owned).collect::<Vec<String>>()];
-    lines.extend(table.rows.iter().map(|row| line(table, row, &figures)));
+    lines.extend(table.rows.iter().map(|row| line(table, row, has_memory, &figures)));
     text += &grid(&lines, 1, markdown);
     for row in &table.rows {
         if let Some(note) = &row.note {
@@ -46,14 +50,14 @@ fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-fn line(table: &Table, row: &Row, figures: &[&str]) -> Vec<String> {
+fn line(table: &Table, row: &Row, has_memory: bool, figures: &[&str]) -> Vec<String> {
     let number = |value: Option<f64>, digits: usize| {
         value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
     };
     let mut cells = vec![row.contender.clone()];
     if let Some(reason) = &row.skipped {
         cells.push(reason.clone());
-        cells.resize(8 + figures.len(), "-".to_owned());
+        cells.resize(if has_memory { 8 } else { 6 } + figures.len(), "-".to_owned());
         return cells;
     }
     let memory = row.memory();
@@ -64,9 +68,13 @@ fn line(table: &Table, row: &Row, figures: &[&str]) -> Vec<String> {
         number(row.range().map(|range| range.1), 2),
         number(table.ratio(row), 2),
         number(row.wire().map(|bytes| bytes / 1e6), 1),
-        number(memory.map(|memory| mebibytes(memory.0)), 0),
-        number(memory.map(|memory| mebibytes(memory.1)), 0),
     ]);
+    if has_memory {
+        cells.extend([
+            number(memory.map(|memory| mebibytes(memory.0)), 0),
+            number(memory.map(|memory| mebibytes(memory.1)), 0),
+        ]);
+    }
     cells.extend(figures.iter().map(|name| number(row.figure(name), 1)));
     cells
 }
