@@ -7,7 +7,7 @@ DESTDIR ?=
 export PG_CONFIG PREFIX DESTDIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-pgrx all install demo demo-agent demo-outage lint test test-unit test-indb test-e2e faults fuzz soak histories matrix bench package try-packages rpm try-rpm dist try-dist guide clean
+.PHONY: help setup setup-pgrx all install demo demo-agent demo-outage lint test test-unit test-indb test-e2e faults fuzz soak histories matrix bench bench-hosts package try-packages rpm try-rpm dist try-dist guide clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,13 @@ bench: setup install ## our engine side by side with rsync, pg_basebackup, pgBac
 	scripts/bench.sh $(if $(SIZE),--size $(SIZE)) $(if $(REPETITIONS),--repetitions $(REPETITIONS)) \
 		$(if $(WORKS),--works $(WORKS)) $(if $(CONTENDERS),--contenders '$(CONTENDERS)') \
 		$(if $(RATE),--rate $(RATE)) $(if $(FILES),--files $(FILES)) $(if $(CURVE_MAX),--curve-max $(CURVE_MAX)) \
+		$(if $(DIRECTORY),--directory $(DIRECTORY)) $(if $(JSON),--json $(JSON)) $(ARGS)
+
+# make bench-hosts PRIMARY=postgres@db1 STANDBY=postgres@db2 SIZE=3000 ROUNDS=3 WORKS=full,refresh-1 RATE=1000 JSON=run.json
+bench-hosts: ## the same between two hosts that have it installed, over their network (docs/benchmarks.md)
+	scripts/bench-hosts.sh $(if $(PRIMARY),--primary $(PRIMARY)) $(if $(STANDBY),--standby $(STANDBY)) \
+		$(if $(SIZE),--size $(SIZE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(WORKS),--works $(WORKS)) \
+		$(if $(CONTENDERS),--contenders '$(CONTENDERS)') $(if $(RATE),--rate $(RATE)) \
 		$(if $(DIRECTORY),--directory $(DIRECTORY)) $(if $(JSON),--json $(JSON)) $(ARGS)
 
 package: ## Debian packages of extension, agent and hook into target/packages

@@ -14,8 +14,9 @@ command -v ssh >/dev/null || { echo "bench-hosts: ssh is missing: install openss
 
 cargo build --quiet --release --package pgpool-recovery-bench
 run=("$TARGET_DIR/release/pgpool-recovery-bench" hosts)
-# given NAME OPTION : the option with the variable's value, if there is one
-given() { [ -z "${!1:-}" ] || run+=("$2" "${!1}"); }
+# given NAME OPTION : the option with the variable's value, if there is one and the option is not among the arguments
+given() { [ -z "${!1:-}" ] || [[ $arguments == *" $2 "* ]] || run+=("$2" "${!1}"); }
+arguments=" $* "
 given PRIMARY --primary
 given STANDBY --standby
 given BENCH_HOSTS_SSH --ssh

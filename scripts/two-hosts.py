@@ -196,11 +196,13 @@ class Hosts:
             "BENCH_HOSTS_SSH_BETWEEN": f"ssh -F {config}-between",
         }
         child = subprocess.Popen(command, env=environment)
+        # the command cleans up, and needs the hosts for that
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
         while True:
             try:
                 return child.wait()
             except KeyboardInterrupt:
-                pass  # the command has got it as well, and cleans up
+                pass  # the command has got it as well
 
     def check(self):
         """What the link itself does: latency, and one and four plain TCP connections."""

@@ -180,7 +180,11 @@ fn works(plan: &Plan, pair: &Pair, tables: &mut Vec<Table>) -> Outcome<()> {
 fn begin_from_a_standby(plan: &Plan, pair: &Pair) -> Outcome<()> {
     pair.standby.run("[ ! -e saved ] || { rm -rf target; mv saved target; }")?;
     Contender::Ours("off", false).run(pair, plan)?;
-    pair.follow()?;
+    pair.start_standby()?;
+    pair.catch_up()?;
+    // whose WAL it has is told by the times of transactions
+    pair.sql("UPDATE pgbench_branches SET bbalance = bbalance + 1 WHERE bid = 1")?;
+    pair.catch_up()?;
     pair.stop_standby()?;
     pair.standby.run("cp -a --reflink=auto target saved").map(drop)
 }
@@ -212,7 +216,8 @@ fn measure(plan: &Plan, pair: &Pair, work: Work, table: &mut Table) -> Outcome<(
             check()?;
             let name = contender.name();
             let sample = once(plan, pair, work, *contender)?;
-            let found = pair.follow()?;
+            pair.start_standby()?;
+            let found = pair.catch_up()?;
             pair.stop_standby()?;
             pair.sql(
                 "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active",

@@ -240,10 +240,9 @@ kill -0 \"$(cat agent.pid)\" || {{ cat agent.log >&2; exit 1; }}",
         Ok(said.trim().to_owned())
     }
 
-    /// Starts the standby, waits until it has replayed all WAL and streams, and gives what its rows are.
-    pub(super) fn follow(&self) -> Outcome<String> {
+    /// Waits until the standby has replayed all WAL and streams, and gives what its rows are.
+    pub(super) fn catch_up(&self) -> Outcome<String> {
         let end = self.sql("SELECT pg_current_wal_flush_lsn()")?;
-        self.start_standby()?;
         let psql = psql(&self.standby_bin, self.port);
         let is_there = format!(
             "SELECT coalesce(pg_last_wal_replay_lsn() >= '{end}', false) AND EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')"

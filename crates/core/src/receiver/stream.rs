@@ -18,6 +18,7 @@ use crate::sys::buffer::Buffer;
 use crate::sys::cancel::Cancel;
 use crate::wire::compress::Decompressor;
 use crate::wire::link::{Link, Sink, Source};
+use crate::wire::protocol::MAX_ASKED;
 use crate::wire::protocol::data::{
     ASK, BARRIER, CONTENT, ContentTail, DIFFERS, DIGESTS, END_OF_FILE, FAILED, GONE, PAGES, PagesTail,
     WRITTEN, decode_ask, decode_end_of_file, decode_file,
@@ -25,8 +26,9 @@ use crate::wire::protocol::data::{
 use crate::wire::protocol::examine::{EXAMINE, EXAMINED};
 use crate::wire::protocol::message::{self, Reply};
 
-/// Requests that wait to be answered; the sender keeps fewer on the way.
-const QUEUE: usize = 64;
+/// Requests that wait to be answered; the sender keeps fewer on the way. The reading thread is never to wait here: answers
+/// may wait for the sender to take them, which takes none while it waits for what it sends to be read.
+const QUEUE: usize = MAX_ASKED + 8;
 
 /// Threads that write: each mostly waits for the disk, which likes to have more to do.
 const WRITERS: usize = 2;

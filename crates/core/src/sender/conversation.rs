@@ -92,29 +92,50 @@ impl Conversation {
         self.control.send(REQUEST, &[&message::encode(message)?])
     }
 
+    /// What makes links that join the run.
+    pub(super) fn entrance(&self) -> Entrance<'_> {
+        Entrance {
+            connector: &*self.connector,
+            cancel: &self.cancel,
+            session: &self.target.session,
+            place: &self.place,
+        }
+    }
+}
+
+/// Makes links that join a run; threads may share it.
+#[derive(Clone, Copy)]
+pub(super) struct Entrance<'a> {
+    connector: &'a dyn Connector,
+    cancel: &'a Cancel,
+    session: &'a str,
+    place: &'a str,
+}
+
+impl Entrance<'_> {
     /// Makes a data link.
-    pub(super) fn attach(&self) -> Result<Link> {
-        match self.join(&Request::Attach { session: self.target.session.clone() })? {
+    pub(super) fn attach(self) -> Result<Link> {
+        match self.join(&Request::Attach { session: self.session.to_owned() })? {
             (link, Reply::Ok) => Ok(link),
             (_, other) => Err(unexpected(&other)),
         }
     }
 
     /// Makes the link for WAL; returns what is durable on the target, too.
-    pub(super) fn attach_wal(&self) -> Result<(Link, Lsn)> {
-        match self.join(&Request::AttachWal { session: self.target.session.clone() })? {
+    pub(super) fn attach_wal(self) -> Result<(Link, Lsn)> {
+        match self.join(&Request::AttachWal { session: self.session.to_owned() })? {
             (link, Reply::WalAttached { durable }) => Ok((link, durable)),
             (_, other) => Err(unexpected(&other)),
         }
     }
 
     /// Makes a link that joins the run: `join` is its first message. Where the run has ended meanwhile, why it has counts.
-    fn join(&self, join: &Request) -> Result<(Link, Reply)> {
+    fn join(self, join: &Request) -> Result<(Link, Reply)> {
         self.try_join(join).map_err(|error| self.cancel.cause().unwrap_or(error))
     }
 
-    fn try_join(&self, join: &Request) -> Result<(Link, Reply)> {
-        let mut link = self.connector.connect(&self.cancel)?;
+    fn try_join(self, join: &Request) -> Result<(Link, Reply)> {
+        let mut link = self.connector.connect(self.cancel)?;
         link.sink.allow_stalls()?;
         link.sink.send(REQUEST, &[&message::encode(join)?])?;
         link.sink.flush()?;
@@ -124,7 +145,7 @@ impl Conversation {
                 Reply::Error(error) => Err(error),
                 reply => Ok((link, reply)),
             },
-            _ => Err(crate::wire::link::closed(&self.place)),
+            _ => Err(crate::wire::link::closed(self.place)),
         }
     }
 }

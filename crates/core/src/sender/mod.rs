@@ -46,6 +46,7 @@ mod stream;
 mod transfer;
 mod wal;
 mod wal_positions;
+mod window;
 
 pub use pack::Compression;
 pub use read::Checksums;

@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::pack::Chooser;
 use super::rate::Rate;
 use super::read::{Checksums, Reader};
+use super::window::{self, Window};
 use crate::compare::delta::{self, Extent};
 use crate::compare::digest::{DIGEST, DigestKey, PAGE, Piece, Pieces};
 use crate::compare::source::{Proof, Treatment};
@@ -32,7 +33,7 @@ use crate::wire::protocol::data::{
 use crate::wire::protocol::examine::{EXAMINE, EXAMINED, Examined};
 use crate::wire::protocol::message;
 
-/// Batches asked for ahead of the one that is being read.
+/// Batches under way to a receiver in this process.
 const AHEAD: usize = 8;
 
 /// What all streams of a run share.
@@ -94,6 +95,8 @@ pub(super) struct Stream<'a, 'w> {
     gathered: Vec<u8>,
     runs: Vec<Extent>,
     digests: Vec<u8>,
+    /// How far ahead is asked.
+    window: Window,
     /// Batches handed over of which the receiver has not said what it wrote.
     unanswered: usize,
 }
@@ -113,6 +116,7 @@ impl<'a, 'w> Stream<'a, 'w> {
             gathered: Vec::new(),
             runs: Vec::new(),
             digests: Vec::new(),
+            window: Window::default(),
             unanswered: 0,
         }
     }
@@ -146,7 +150,7 @@ impl<'a, 'w> Stream<'a, 'w> {
         let mut asked: VecDeque<Vec<Range>> = VecDeque::new();
         let mut spare = Vec::new();
         loop {
-            while asked.len() < AHEAD {
+            while self.window.takes_more(&asked) {
                 let mut batch = std::mem::take(&mut spare);
                 match self.next_batch(&mut batch) {
                     None => break,
@@ -167,7 +171,12 @@ impl<'a, 'w> Stream<'a, 'w> {
             };
             self.transfer.cancel.check()?;
             self.link.sink.flush()?;
+            let waits = Instant::now();
             self.expect(if self.examines() { EXAMINED } else { DIGESTS })?;
+            // what has a deadline is to end soon after it, so little of it is under way
+            if self.transfer.examination.is_none_or(|examination| examination.deadline.is_none()) {
+                self.window.waited(waits.elapsed());
+            }
             self.answer(&batch)?;
             spare = batch;
         }
@@ -399,7 +408,7 @@ impl<'a, 'w> Stream<'a, 'w> {
     /// What the receiver said before the link broke.
     fn last_words(&mut self) -> Option<Error> {
         let mut body = Buffer::new();
-        for _ in 0..2 * AHEAD {
+        for _ in 0..2 * window::MOST {
             match self.link.source.receive(&mut body) {
                 Ok(Some(FAILED)) => return message::decode(&body).ok(),
                 Ok(Some(_)) => {}

@@ -1,8 +1,10 @@
 //! Moving files over several data links at once.
 
+use std::io;
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::thread::ScopedJoinHandle;
+use std::time::{Duration, Instant};
 
 use super::TransferOptions;
 use super::conversation::Conversation;
@@ -48,8 +50,11 @@ impl<'a> Job<'a> {
 impl Links {
     /// Attaches as many links as `options` asks for.
     pub(super) fn attach(conversation: &Conversation, options: TransferOptions, rate: Rate) -> Result<Self> {
-        let jobs = streams(options.jobs, conversation.connector.is_remote());
-        let links = (0..jobs).map(|_| conversation.attach()).collect::<Result<_>>()?;
+        let connector = &conversation.connector;
+        let jobs = streams(options.jobs, connector.is_remote(), connector.round_trip());
+        // all at once: each takes some round trips
+        let entrance = conversation.entrance();
+        let links = together(jobs, || entrance.attach())?;
         conversation.progress.set_streams(u32::try_from(jobs).unwrap_or(u32::MAX));
         Ok(Self { links, options, rate })
     }
@@ -92,15 +97,7 @@ impl Links {
                     std::thread::Builder::new().name("send".to_owned()).spawn_scoped(scope, work)
                 })
                 .collect();
-            let results: Vec<Result<()>> = workers
-                .into_iter()
-                .map(|worker| {
-                    let worker = worker.map_err(|error| Error::no_thread(&error))?;
-                    worker.join().unwrap_or_else(|_| {
-                        Err(Error::new(Kind::Internal, "a thread that sends data panicked"))
-                    })
-                })
-                .collect();
+            let results: Vec<Result<()>> = workers.into_iter().map(joined).collect();
             let finished: Result<()> = results.into_iter().collect();
             // the others failed because the first one did
             finished.map_err(|error| cancel.cause().unwrap_or(error))
@@ -108,13 +105,69 @@ impl Links {
     }
 }
 
+/// What a thread has come to, if it was started.
+fn joined<T>(worker: io::Result<ScopedJoinHandle<'_, Result<T>>>) -> Result<T> {
+    let worker = worker.map_err(|error| Error::no_thread(&error))?;
+    worker.join().unwrap_or_else(|_| Err(Error::new(Kind::Internal, "a thread that sends data panicked")))
+}
+
+/// Does something so many times at once.
+fn together<T: Send>(count: usize, work: impl Fn() -> Result<T> + Sync) -> Result<Vec<T>> {
+    std::thread::scope(|scope| {
+        let start = |_| std::thread::Builder::new().name("send".to_owned()).spawn_scoped(scope, &work);
+        let workers: Vec<_> = (0..count).map(start).collect();
+        // every thread is waited for, whatever the first one says
+        let results: Vec<Result<T>> = workers.into_iter().map(joined).collect();
+        results.into_iter().collect()
+    })
+}
+
+/// What one TCP connection has under way on a host that nobody has tuned: Linux lets a window grow to some 3 MB.
+const WINDOW: u64 = 3 << 20;
+
+/// The speed that distance is not to take away, bytes per second: 2 Gbit/s.
+const SPEED: u64 = 250_000_000;
+
+/// Most streams that are chosen here.
+const MOST_CHOSEN: usize = 16;
+
 /// How many streams a setting of `jobs` means. Within one process they mostly wait for the disk, which
-/// likes to have more to do than there are processors.
-fn streams(jobs: u32, is_remote: bool) -> usize {
-    let least = if is_remote { 2 } else { 4 };
-    let wanted = match jobs {
-        0 => std::thread::available_parallelism().map_or(least, |count| count.get().clamp(least, 16)),
-        jobs => jobs as usize,
-    };
-    wanted.min(MAX_STREAMS)
+/// likes to have more to do than there are processors. Far away each is held up by its window.
+fn streams(jobs: u32, is_remote: bool, round_trip: Duration) -> usize {
+    if jobs > 0 {
+        return (jobs as usize).min(MAX_STREAMS);
+    }
+    let under_way = u64::try_from(u128::from(SPEED) * round_trip.as_nanos() / 1_000_000_000);
+    let windows = under_way.unwrap_or(u64::MAX).div_ceil(WINDOW);
+    let least = if is_remote { usize::try_from(windows).unwrap_or(MOST_CHOSEN).max(2) } else { 4 };
+    let least = least.min(MOST_CHOSEN);
+    std::thread::available_parallelism().map_or(least, |count| count.get().clamp(least, MOST_CHOSEN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn far_away_more_streams_are_needed() {
+        let far = |milliseconds| streams(0, true, Duration::from_millis(milliseconds));
+        let processors = streams(0, true, Duration::ZERO);
+        assert_eq!(far(1), processors);
+        assert!((5..=MOST_CHOSEN).contains(&far(53)), "{}", far(53));
+        assert_eq!(far(100_000), MOST_CHOSEN);
+        assert_eq!(streams(0, true, Duration::MAX), MOST_CHOSEN);
+        assert_eq!(streams(3, true, Duration::from_millis(53)), 3, "what was set is kept");
+        assert_eq!(streams(1000, true, Duration::ZERO), MAX_STREAMS);
+        assert!(streams(0, false, Duration::ZERO) >= 4);
+    }
+
+    #[test]
+    fn what_is_done_together_takes_the_time_of_one() {
+        let barrier = std::sync::Barrier::new(5);
+        // ends only if all five are under way at once
+        let done = together(5, || Ok(barrier.wait().is_leader())).expect("no error");
+        assert_eq!(done.iter().filter(|is_leader| **is_leader).count(), 1);
+        let failed: Result<Vec<()>> = together(3, || Err(Error::new(Kind::Internal, "no")));
+        assert_eq!(failed.expect_err("all failed").message, "no");
+    }
 }

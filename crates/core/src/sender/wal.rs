@@ -81,7 +81,7 @@ pub(super) struct WalStream {
 impl WalStream {
     /// Begins to send what is flushed from where the target goes on.
     pub(super) fn start(conversation: &Conversation, source: WalSource) -> Result<Self> {
-        let (Link { sink, source: answers, .. }, durable) = conversation.attach_wal()?;
+        let (Link { sink, source: answers, .. }, durable) = conversation.entrance().attach_wal()?;
         let cancel = conversation.cancel.clone();
         let positions = Arc::clone(&source.positions);
         positions.begin(segment_start(source.start, source.segment_size), durable)?;

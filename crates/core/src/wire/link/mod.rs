@@ -5,6 +5,7 @@
 //! the engine cannot tell them apart.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::buffer::Buffer;
@@ -70,6 +71,11 @@ pub trait Connector: Send + Sync {
 
     /// Whether bytes leave this process.
     fn is_remote(&self) -> bool;
+
+    /// The shortest round trip to the receiver that a connection has shown so far.
+    fn round_trip(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// The error for a link whose other end went away in the middle.

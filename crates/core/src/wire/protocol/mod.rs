@@ -88,3 +88,6 @@ pub const SILENCE: Duration = Duration::from_secs(30);
 
 /// Most data links of one run.
 pub const MAX_STREAMS: usize = 64;
+
+/// Most batches of one data link that are asked for and not answered.
+pub const MAX_ASKED: usize = 256;
