@@ -89,6 +89,8 @@ pub(super) unsafe fn create_ephemeral_slot(name: &CStr) {
 }
 
 use renewed_in_19::die;
+#[cfg(any(test, feature = "pg_test"))]
+pub(super) use renewed_in_19::new_tranche;
 pub(super) use renewed_in_19::{CHECKPOINT_FAST, FULL_BACKUP, check_slot_requirements};
 
 #[cfg(not(any(
@@ -113,6 +115,13 @@ mod renewed_in_19 {
     pub(in crate::pg) fn check_slot_requirements() {
         // SAFETY: reads settings; slots that are kept for REPACK are of no use to us.
         unsafe { pg_sys::CheckSlotRequirements(false) };
+    }
+
+    /// A tranche of lightweight locks: each is made with its name.
+    #[cfg(any(test, feature = "pg_test"))]
+    pub(in crate::pg) fn new_tranche() -> std::ffi::c_int {
+        // SAFETY: the name is copied.
+        unsafe { pg_sys::LWLockNewTrancheId(c"pgpool_recovery".as_ptr()) }
     }
 
     unsafe extern "C-unwind" {
@@ -140,6 +149,12 @@ mod renewed_in_19 {
     pub(in crate::pg) fn check_slot_requirements() {
         // SAFETY: reads settings.
         unsafe { pg_sys::CheckSlotRequirements() };
+    }
+
+    #[cfg(any(test, feature = "pg_test"))]
+    pub(in crate::pg) fn new_tranche() -> std::ffi::c_int {
+        // SAFETY: draws a number.
+        unsafe { pg_sys::LWLockNewTrancheId() }
     }
 
     unsafe extern "C-unwind" {

@@ -21,7 +21,7 @@ impl Trouble {
         // SAFETY: both are plain memory, made valid by the server's functions, and no other process sees them.
         unsafe {
             let (mut lock, mut variable) = (Box::new(zeroed()), Box::new(zeroed()));
-            pg_sys::LWLockInitialize(&raw mut *lock, pg_sys::LWLockNewTrancheId());
+            pg_sys::LWLockInitialize(&raw mut *lock, compat::new_tranche());
             pg_sys::ConditionVariableInit(&raw mut *variable);
             let mode = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
             let relation = pg_sys::relation_open(pg_sys::RelationRelationId, mode);
