@@ -59,8 +59,11 @@ indb() {
     # What `cargo pgrx test` does, for the packages that are built already: it would choose one of them. pgrx's harness has
     # cargo-pgrx install the extension, with the features that it finds here.
     workspace ,pg_test
+    local flags="--workspace --test e2e"
+    # cargo-pgrx 0.19 calls "cargo rustc", which takes one package: the crates that it shares are built once more
+    if [ "$(pg_major)" -ge 19 ]; then flags=; fi
     CARGO_PGRX_TEST_RUNAS=postgres CARGO_PGRX_TEST_PGDATA=$home/data CARGO_PGRX=$PWD/scripts/cargo-pgrx.sh \
-        CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1 PGRX_BUILD_FLAGS="--workspace --test e2e" \
+        CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1 PGRX_BUILD_FLAGS=$flags \
         cargo test "${WORKSPACE[@]}" --lib -- server_tests::
     as_root rm -rf "$home"
     trap - EXIT
