@@ -247,6 +247,7 @@ fn rounds() {
     for round in 0..rounds {
         eprintln!("round {round} of {rounds}, seed {seed}");
         soak.round(&mut Rng::new(seed << 32 | round));
+        eprintln!("the agent has {} kB", soak.agent().memory());
     }
     eprintln!("blocks were left out in {} rounds", soak.left_out.get());
     eprintln!("a link was lost, and the call went on, {} times", soak.tried_again.get());
@@ -256,5 +257,6 @@ fn rounds() {
         "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'";
     assert_eq!(soak.primary.get::<i64>(sql, &[]), 1, "a backend is left");
     // round after round an agent must not keep memory
-    assert!(soak.agent().memory() < 64 << 10, "the agent has grown");
+    let memory = soak.agent().memory();
+    assert!(memory < 64 << 10, "the agent has grown to {memory} kB");
 }
