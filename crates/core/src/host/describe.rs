@@ -89,19 +89,17 @@ pub(super) fn followed(cluster: &Cluster, cancel: &Cancel) -> Result<Option<Foll
     let Some(line) = answer.lines().find_map(|line| line.trim().strip_prefix("follows|")) else {
         return Ok(None);
     };
-    let mut columns = line.splitn(4, '|');
-    let [received, host, port] = [(); 3].map(|()| columns.next().unwrap_or_default());
+    let unclear = || mute(cluster).detail(format!("psql said:\n{answer}"));
+    let [received, host, port, conninfo] = line.splitn(4, '|').collect::<Vec<_>>()[..] else {
+        return Err(unclear());
+    };
     let received = match received {
-        "" => Ok(None),
-        time => time.parse::<i64>().map(Some),
+        "" => None,
+        // a role without the right to read it sees that there is a walreceiver, and no more
+        time => Some(time.parse().map_err(|_| unclear())?),
     };
-    // a role without the right to read it sees that there is a walreceiver, and no more
-    let Ok(received) = received else {
-        return Err(mute(cluster).detail(format!("psql said:\n{answer}")));
-    };
-    let conninfo = columns.next().filter(|conninfo| !conninfo.is_empty());
     let sender = (!host.is_empty()).then(|| Endpoint { host: host.to_owned(), port: port.to_owned() });
-    Ok(conninfo.map(|conninfo| Followed { conninfo: conninfo.to_owned(), received, sender }))
+    Ok((!conninfo.is_empty()).then(|| Followed { conninfo: conninfo.to_owned(), received, sender }))
 }
 
 /// What the server that runs in the directory says of itself, and its system identifier.

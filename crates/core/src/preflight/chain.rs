@@ -20,8 +20,8 @@ pub enum Whose {
     Unknown,
 }
 
-/// Why nobody tells whether the primary lives; `None` if somebody does. `told`: what this standby follows, `nodes`: the other ones, and
-/// what they follow. `whose`: whose server is found where a node, or this standby (`None`), looks for one.
+/// Why it is not known whether the primary lives; `None` if it is. `told`: what this standby follows, `nodes`: the other ones, and what
+/// they follow. `whose`: whose server is found where a node, or this standby (`None`), looks for one.
 pub fn open_end(
     own: &Own,
     told: &Told,

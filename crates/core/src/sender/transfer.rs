@@ -122,7 +122,7 @@ fn together<T: Send>(count: usize, work: impl Fn() -> Result<T> + Sync) -> Resul
     })
 }
 
-/// What one TCP connection has under way on a host that nobody has tuned: Linux lets a window grow to some 3 MB.
+/// What one TCP connection has under way on a host with the kernel's default settings: Linux lets a window grow to some 3 MB.
 const WINDOW: u64 = 3 << 20;
 
 /// The speed that distance is not to take away, bytes per second: 2 Gbit/s.
