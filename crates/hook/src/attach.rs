@@ -1,81 +1,21 @@
 //! `attach`: Pgpool-II attaches whatever it is told to, running or not; this asks first.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::Value;
 
 use crate::Context;
 use crate::conf::Node;
-use crate::event::Place;
 use crate::failure::{Failure, Result};
 use crate::follow::{let_follow, node};
 use crate::pcp::Status;
-use crate::sql::within;
-
-/// How long a node may take to say what it is.
-const LOOK: Duration = Duration::from_secs(8);
-
-/// A standby's timeline is the latest that it has anything of: it has followed a primary there. Its WAL tells that also after the end
-/// of its walreceiver, and before its next restartpoint.
-const ROLE: &str = "SELECT json_build_object('is_standby', pg_is_in_recovery(), 'system', \
-                    (SELECT system_identifier::text FROM pg_control_system()), 'timeline', CASE WHEN pg_is_in_recovery() \
-                    THEN greatest((SELECT timeline_id FROM pg_control_checkpoint()), \
-                    (SELECT min_recovery_end_timeline FROM pg_control_recovery()), \
-                    (SELECT max(('x' || substr(name, 1, 8))::bit(32)::integer) FROM pg_ls_waldir() \
-                    WHERE name ~ '^[0-9A-F]{8}([0-9A-F]{16}|\\.history)$')) \
-                    ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::integer END)";
-
-/// What a server says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Role {
-    pub(crate) is_standby: bool,
-    pub(crate) system: String,
-    pub(crate) timeline: u64,
-}
-
-impl Node {
-    /// Where its server is.
-    pub(crate) fn place(&self) -> Place {
-        Place { node: self.id, host: self.host.clone(), port: self.port }
-    }
-}
-
-/// What the node's server is.
-pub(crate) fn role(context: &Context, node: &Node) -> Result<Role> {
-    let said = context.login.json(&node.place(), ROLE, &[], within(LOOK, context.end));
-    let said = said.map_err(|failure| failure.at(node.name()))?;
-    match (said["is_standby"].as_bool(), said["system"].as_str(), said["timeline"].as_u64()) {
-        (Some(is_standby), Some(system), Some(timeline)) => {
-            Ok(Role { is_standby, system: system.to_owned(), timeline })
-        }
-        _ => Err(Failure::new(format!("{} gave an unexpected answer: {said}", node.name()))),
-    }
-}
-
-/// Whether the server there is a standby.
-pub(crate) fn is_standby(context: &Context, place: &Place, end: Instant) -> Result<bool> {
-    let said = context.login.json(place, "SELECT to_json(pg_is_in_recovery())", &[], end)?;
-    said.as_bool().ok_or_else(|| Failure::new(format!("it gave an unexpected answer: {said}")))
-}
-
-/// What all nodes are, asked side by side.
-pub(crate) fn roles(context: &Context) -> Vec<(&Node, Result<Role>)> {
-    std::thread::scope(|scope| {
-        let asked: Vec<_> =
-            context.nodes.iter().map(|node| (node, scope.spawn(|| role(context, node)))).collect();
-        let answers = asked.into_iter().map(|(node, answer)| {
-            let answer = answer.join().unwrap_or_else(|_| Err(Failure::new("the question failed")));
-            (node, answer)
-        });
-        answers.collect()
-    })
-}
+use crate::role::{LIMIT, Role, roles};
 
 /// Returns what was done.
 pub(crate) fn attach(context: &Context, id: u32) -> Result<String> {
     let wanted = node(context, id)?;
     let started = Instant::now();
-    let roles = roles(context);
+    let roles = roles(context, &context.nodes, LIMIT);
     let own = roles.iter().find(|(node, _)| node.id == id).map(|(_, role)| role.clone());
     let own = own.unwrap_or_else(|| Err(Failure::new("it was not asked")))?;
     let found = primary(&roles, id)?;

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use crate::Context;
-use crate::attach::{Role, roles};
 use crate::conf::{Conf, Node};
 use crate::failure::{Result, one_line};
 use crate::pcp::Status;
+use crate::role::{LIMIT, Role, roles};
 
 /// What a login finds out besides the role. A role that may not read everything gets NULLs.
 const LOOK: &str = "SELECT json_build_object(
@@ -136,7 +136,7 @@ fn check_settings(conf: &Conf, nodes: &[Node], findings: &mut Findings) {
 }
 
 fn check_nodes(context: &Context, findings: &mut Findings) {
-    let roles = roles(context);
+    let roles = roles(context, &context.nodes, LIMIT);
     let mut primary: Option<(&Node, Role)> = None;
     for (node, role) in &roles {
         match role {

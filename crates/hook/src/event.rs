@@ -34,6 +34,13 @@ pub(crate) struct Place {
     pub(crate) port: u16,
 }
 
+impl Node {
+    /// Where its server is.
+    pub(crate) fn place(&self) -> Place {
+        Place { node: self.id, host: self.host.clone(), port: self.port }
+    }
+}
+
 impl Event {
     /// Understands the words. The nodes decide between two ways of reading them.
     pub(crate) fn parse(words: &[String], nodes: &[Node]) -> Result<Self> {

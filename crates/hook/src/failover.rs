@@ -5,10 +5,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::Context;
-use crate::attach::is_standby;
 use crate::conf::Node;
 use crate::event::{Event, Place};
 use crate::failure::{Failure, Result};
+use crate::role::{Role, is_standby, roles};
 use crate::worker::{self, Job, Work};
 
 /// What pgpool_recovery_promote has less of than the whole, for what is said after it, seconds.
@@ -55,6 +55,7 @@ pub(crate) fn failover(context: &Context, rebuilds: bool, words: &[String]) -> R
         Decision::Promote(new) => new,
     };
     let started = Instant::now();
+    demand_no_other_primary(&unlisted_roles(context, &event, new))?;
     let (new, report) = promote_foremost(context, &event, new)?;
     let works = works(&report, &context.nodes, &event, new.node, rebuilds);
     for work in &works {
@@ -113,6 +114,40 @@ fn warn_of_other_names(event: &Event, nodes: &[Node]) {
             );
         }
     }
+}
+
+/// What the nodes are that the server which is promoted is not told of, because their directory is not known: nobody else asks them.
+fn unlisted_roles<'a>(context: &'a Context, event: &Event, new: &Place) -> Vec<(&'a Node, Result<Role>)> {
+    let others = context.nodes.iter().filter(|node| node.id != event.node && node.id != new.node);
+    roles(context, others.filter(|node| node.data_directory.is_empty()), LOOK)
+}
+
+/// Refuses a promotion beside a node that is a primary, whatever has become of the one that failed. One that gives no answer may
+/// have died with it.
+fn demand_no_other_primary(roles: &[(&Node, Result<Role>)]) -> Result<()> {
+    for (node, role) in roles {
+        match role {
+            Ok(Role { is_standby: true, .. }) => {}
+            Ok(role) => {
+                return Err(Failure {
+                    sqlstate: Some("55000".to_owned()),
+                    detail: Some(format!(
+                        "It is on timeline {}. Promoting another node would make a second primary.",
+                        role.timeline
+                    )),
+                    ..Failure::new(format!("{} runs as a primary already", node.name()))
+                }
+                .hint(
+                    "If that server is the primary now, let the others follow it. Otherwise stop it first.",
+                ));
+            }
+            Err(failure) => {
+                let name = node.name();
+                crate::say("failover", &format!("{name} did not say whether it is a primary: {failure}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Promotes the new main node, which Pgpool-II has chosen by its number, or the node that has more than that.
@@ -269,6 +304,19 @@ mod tests {
         assert!(matches!(decide(&primary), Decision::Promote(new) if new.node == 1));
         let unknown = event(0, Some(1), None);
         assert!(matches!(decide(&unknown), Decision::Promote(new) if new.node == 1));
+    }
+
+    #[test]
+    fn beside_another_primary_nothing_is_promoted() {
+        let nodes = nodes();
+        let role = |is_standby| Ok(Role { is_standby, system: "1".to_owned(), timeline: 3 });
+        let silent = || Err(Failure::new("timeout expired"));
+        demand_no_other_primary(&[]).expect("none");
+        demand_no_other_primary(&[(&nodes[2], role(true)), (&nodes[3], silent())]).expect("a standby");
+        let two = [(&nodes[2], silent()), (&nodes[3], role(false))];
+        let failure = demand_no_other_primary(&two).expect_err("a primary");
+        assert!(failure.message.contains("node 3 (host3:5432) runs as a primary"), "{failure}");
+        assert!(failure.detail.is_some_and(|detail| detail.contains("timeline 3")) && failure.hint.is_some());
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod follow;
 mod manual;
 mod pcp;
 mod program;
+mod role;
 mod sql;
 mod worker;
 

@@ -101,6 +101,23 @@ fn the_other_standby_follows_a_node_that_was_promoted_already() {
     lean.assert_never_detached(2, from);
 }
 
+/// The server that is promoted is not told of a node whose directory is not known.
+#[test]
+fn nothing_is_promoted_beside_a_primary_whose_directory_is_not_known() {
+    let lean = Lean::new();
+    let conf = lean.scratch.join("pgpool.conf");
+    let text = std::fs::read_to_string(&conf).expect("pgpool.conf");
+    std::fs::write(&conf, text + "backend_data_directory2 = ''\n").expect("written");
+    lean.cut_off(2);
+    lean.nodes[2].promote();
+    lean.nodes[0].kill();
+    wait::until_true("the hook to say so", wait::PATIENCE, || {
+        lean.pgpool.log().contains(&format!("node 2 (127.0.0.1:{}) runs as a primary", lean.nodes[2].port()))
+    });
+    lean.pgpool.wait_for_node(2, "up", "primary", "");
+    assert!(lean.nodes[1].in_recovery());
+}
+
 #[test]
 fn with_a_follow_command_the_other_standby_is_attached_again() {
     let lean = Lean::with(|setup, scratch| {

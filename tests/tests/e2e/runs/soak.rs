@@ -244,10 +244,12 @@ impl Soak {
 fn rounds() {
     let soak = Soak::new();
     let (rounds, seed) = (setting("ROUNDS", 10), setting("SEED", 1));
+    let mut memory = Vec::new();
     for round in 0..rounds {
         eprintln!("round {round} of {rounds}, seed {seed}");
         soak.round(&mut Rng::new(seed << 32 | round));
-        eprintln!("the agent has {} kB", soak.agent().memory());
+        memory.push(soak.agent().memory());
+        eprintln!("the agent has {} kB", memory.last().expect("this round's"));
     }
     eprintln!("blocks were left out in {} rounds", soak.left_out.get());
     eprintln!("a link was lost, and the call went on, {} times", soak.tried_again.get());
@@ -256,7 +258,15 @@ fn rounds() {
     let sql =
         "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'";
     assert_eq!(soak.primary.get::<i64>(sql, &[]), 1, "a backend is left");
-    // round after round an agent must not keep memory
-    let memory = soak.agent().memory();
-    assert!(memory < 64 << 10, "the agent has grown to {memory} kB");
+    assert_memory_is_kept_within_bounds(&memory);
+}
+
+/// An agent keeps what glibc does not give back: some 5 MB for each thread that ran at the same time as others, of which there are 16
+/// (docs/decisions/2026-11-30-memory-between-runs.md). Once all have been used, it does not grow.
+fn assert_memory_is_kept_within_bounds(kilobytes: &[u64]) {
+    let Some(last) = kilobytes.last() else { return };
+    assert!(*last < 112 << 10, "the agent has grown to {last} kB");
+    let before = kilobytes[kilobytes.len() / 2];
+    let is_long = kilobytes.len() >= 100;
+    assert!(!is_long || *last < before + (16 << 10), "the agent has grown from {before} kB to {last} kB");
 }
