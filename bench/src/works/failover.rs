@@ -1,16 +1,15 @@
 //! The old primary after a failover: both sides have written what the other lacks.
 
 use pgpool_recovery_e2e::cluster::Stop as StopMode;
-use pgpool_recovery_e2e::{Cluster, Host, agent};
 
-use super::{Lab, copy, describe, put_back};
+use super::{Lab, copy, describe, put_back, stopped_standby};
 use crate::contenders::{Ours, Rewind};
 use crate::data;
 use crate::interrupt::Outcome;
 use crate::progress::say;
 use crate::report::Table;
 use crate::rounds::Rounds;
-use crate::stage::{Stage, cluster};
+use crate::stage::{Place, Stage};
 
 /// Transactions on each side after they parted: two clients with half of them each.
 const HALF: &str = "1000";
@@ -21,14 +20,14 @@ const ALL_ROWS: u32 = 3000;
 pub(crate) fn rebuild(lab: &mut Lab) -> Outcome<()> {
     let plan = lab.plan;
     say(&format!("making {} MB of pgbench data and a failover", plan.size));
-    let scratch = lab.scratch();
-    let secret = agent::secret(&scratch, "secret");
     // pg_rewind wants to see the changes of hint bits.
-    let old = cluster(&scratch, &Host::here(), "old", &secret).with("wal_log_hints", "on").into_primary();
-    data::pgbench_tables(&old, plan.size, plan.fill_factor)?;
-    let new = Cluster::standby_by_basebackup(&old, &Host::here(), "new");
-    new.wait_for_replay(&old);
-    new.promote();
+    let place = Place { settings: vec![("wal_log_hints", "on".to_owned())], ..Place::default() };
+    let parted = data::pgbench_stage(lab.scratch(), place, plan.size, plan.fill_factor)?;
+    stopped_standby(&parted)?;
+    parted.target.start();
+    parted.target.wait_for_replay(&parted.primary);
+    parted.target.promote();
+    let Stage { primary: old, target: new, scratch, .. } = parted;
     for side in [&old, &new] {
         data::pgbench(side, &["-n", "-c", "2", "-t", HALF])?;
     }
@@ -37,6 +36,7 @@ pub(crate) fn rebuild(lab: &mut Lab) -> Outcome<()> {
     let saved = scratch.join("saved");
     copy(old.directory(), &saved)?;
 
+    let secret = scratch.join("secret");
     let mut stage = Stage::of(scratch, new, old, &secret, None);
     // Readers still set hint bits, so the rows have to tell.
     (stage.at_rest, stage.all_rows) = (false, plan.size <= ALL_ROWS);

@@ -18,7 +18,7 @@ use std::process::Command;
 
 use pgpool_recovery_e2e::Scratch;
 
-use crate::contenders::BaseBackup;
+use crate::contenders::{BaseBackup, Contender, Ours};
 use crate::data;
 use crate::interrupt::{Outcome, check, failed};
 use crate::plan::{Plan, Work};
@@ -89,15 +89,25 @@ impl<'a> Lab<'a> {
     }
 }
 
-/// Makes the target a stopped standby of the primary, unless it is one.
+/// Makes the target a stopped standby of the primary, unless it is one. Where files can be cloned the two share their blocks, so that
+/// large data fit on the disk.
 pub(crate) fn stopped_standby(stage: &Stage) -> Outcome<()> {
     if stage.target.has("standby.signal") {
         return Ok(());
     }
+    let mut maker: Box<dyn Contender> = if can_clone(stage)? { Ours::local() } else { BaseBackup::plain() };
     stage.empty_target()?;
     let watch = crate::memory::Watch::start(stage.postmaster(), None);
-    BaseBackup::plain().run(stage, &watch)?;
+    maker.ready(stage)?;
+    maker.run(stage, &watch)?;
     verify::check(stage).map(drop)
+}
+
+fn can_clone(stage: &Stage) -> Outcome<bool> {
+    let mut command = Command::new("cp");
+    let file = stage.primary.directory().join("PG_VERSION");
+    command.arg("--reflink=always").arg(file).arg(stage.target.directory());
+    Ok(tool::outcome(command, None)?.status.success())
 }
 
 /// Names and sizes of what is to be copied.
