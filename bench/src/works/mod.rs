@@ -16,9 +16,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use pgpool_recovery_e2e::Scratch;
+use pgpool_recovery_e2e::{Recovery, Scratch};
 
-use crate::contenders::{BaseBackup, Contender, Ours};
+use crate::contenders::BaseBackup;
 use crate::data;
 use crate::interrupt::{Outcome, check, failed};
 use crate::plan::{Plan, Work};
@@ -95,11 +95,19 @@ pub(crate) fn stopped_standby(stage: &Stage) -> Outcome<()> {
     if stage.target.has("standby.signal") {
         return Ok(());
     }
-    let mut maker: Box<dyn Contender> = if can_clone(stage)? { Ours::local() } else { BaseBackup::plain() };
+    let can_clone = can_clone(stage)?;
     stage.empty_target()?;
-    let watch = crate::memory::Watch::start(stage.postmaster(), None);
-    maker.ready(stage)?;
-    maker.run(stage, &watch)?;
+    if can_clone {
+        // a slot would be dropped before its standby is started again
+        let recovery = Recovery::of(&stage.target, &stage.primary).option("slot_name", "");
+        let recovery = recovery.option("transport", "local").option("dest_port", stage.target.port());
+        if let Err(error) = recovery.call(&mut stage.primary.connect()) {
+            return failed(format!("no standby: {error:?}"));
+        }
+    } else {
+        let watch = crate::memory::Watch::start(stage.postmaster(), None);
+        BaseBackup::plain().run(stage, &watch)?;
+    }
     verify::check(stage).map(drop)
 }
 
