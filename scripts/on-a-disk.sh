@@ -46,9 +46,12 @@ fi
 # The processes in whose namespace this is mounted.
 inside() { grep -lsF " $1 " /proc/[0-9]*/mountinfo | cut -d / -f 3 || true; }
 
-# What killed runs left. The directory of one that lives is mounted for somebody; a minute is for one that is about to.
+# What killed runs left. The directory of one that lives is locked by its processes, which may be in a namespace that hides them; a
+# minute is for one that is about to.
 for left in /tmp/ppr.?????? /dev/shm/ppr.??????.img /var/tmp/ppr.??????.img; do
-    if [ -n "$(find "$left" -maxdepth 0 -mmin +1 2>/dev/null)" ] && [ -z "$(inside "$left")" ]; then
+    directory=/tmp/$(basename "$left" .img)
+    if [ -n "$(find "$left" -maxdepth 0 -mmin +1 2>/dev/null)" ] &&
+        { [ ! -d "$directory" ] || flock --nonblock "$directory" true; }; then
         rm -df "$left"
     fi
 done
@@ -66,6 +69,9 @@ fi
 why=$(unshare --mount true 2>&1) || without "$why" "$@"
 
 directory=$(mktemp -d /tmp/ppr.XXXXXX)
+# whatever the command starts has it, too
+exec 9<"$directory"
+flock --shared 9
 image=$place/${directory#/tmp/}.img
 clean() {
     local left
