@@ -20,6 +20,11 @@ impl Clock {
         Self { begin: Instant::now(), deadline }
     }
 
+    /// The same, with so much time from now on at least.
+    pub(super) fn with_at_least(&self, time: Duration) -> Self {
+        Self { begin: self.begin, deadline: self.deadline.max(self.elapsed() + time) }
+    }
+
     pub(super) fn elapsed(&self) -> Duration {
         self.begin.elapsed()
     }

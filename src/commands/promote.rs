@@ -10,9 +10,10 @@ use pgdata::wal::Lsn;
 use pgpool_recovery_core::compare::wal_map::Wal;
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::turn::{self, Turn};
-use pgpool_recovery_core::host::{control, fence as mark, upstream};
+use pgpool_recovery_core::host::{control, fence as mark, stopped_startup, upstream};
 use pgpool_recovery_core::preflight::promote::{Fencing, OldPrimary, Own};
 use pgpool_recovery_core::sender::Session;
+use pgpool_recovery_core::wire::protocol::describe::HeldUp;
 use pgpool_recovery_core::wire::protocol::fence::Fenced;
 use pgpool_recovery_core::wire::protocol::stop::{Role, Stopped};
 use serde_json::{Value, json};
@@ -107,6 +108,7 @@ pub(crate) fn promote(old: Option<&Old>, settings: &Settings) -> Result<Value> {
         return already(old, settings, &clock);
     }
     demand_replay_not_paused()?;
+    demand_startup_runs(Path::new(&directory))?;
     let fencing = settings.fence.fencing();
     demand_time_to_ask(&clock)?;
     let mut asked = Asked::ask(old, settings, &clock)?;
@@ -142,6 +144,9 @@ pub(crate) fn promote(old: Option<&Old>, settings: &Settings) -> Result<Value> {
     if let Some(warning) = gone.demand_gone(fencing)? {
         log::warning(&warning);
     }
+    // a request that waits for that cannot be taken back, whatever becomes of the other nodes meanwhile
+    demand_startup_runs(Path::new(&directory))?;
+    let clock = clock.with_at_least(AFTER);
     become_primary(&clock)?;
     let (timeline, begin) = here()?;
     log::log(&format!("pgpool_recovery: this standby was promoted: timeline {timeline} begins at {begin}"));
@@ -248,6 +253,15 @@ fn demand_replay_not_paused() -> Result<()> {
     Err(Error::new(Kind::WrongState, "replay on this standby is paused: nothing is promoted")
         .detail("A promotion would end the pause, and with it what it was made for.")
         .hint("Call pg_wal_replay_resume() here, then promote again."))
+}
+
+/// Refuses a standby whose replay a signal has stopped: it looks as if there were nothing to replay, and no promotion would come to an end.
+fn demand_startup_runs(directory: &Path) -> Result<()> {
+    let Some(held_up) = stopped_startup(directory).map(HeldUp::stopped) else { return Ok(()) };
+    let message = "replay on this standby stands still: nothing is promoted";
+    Err(Error::new(Kind::WrongState, message)
+        .detail(format!("It is held up: {}.", held_up.why))
+        .hint(held_up.hint))
 }
 
 /// This standby, as others are compared with it.
@@ -365,7 +379,7 @@ fn demand_gone(
     let mut gone = OldPrimary { fenced, lives: asked.upstream_lives(), unknown: asked.upstream_unknown() };
     let wait = if gone.own_has_ended() { Wait::Fenced } else { Wait::Unfenced };
     if !gone.is_fenced() {
-        gone.lives = asked.old_lives(system_identifier).or(gone.lives);
+        gone.lives = asked.old_lives(system_identifier).or(gone.lives).or_else(|| asked.old_speaks());
     }
     if gone.lives.is_none() {
         match asked.upstream_heard(wait, clock, AFTER)? {
@@ -389,8 +403,8 @@ fn demand_gone(
     {
         let message = "this standby follows another standby: nothing is promoted";
         return Err(Error::new(Kind::WrongState, message)
-            .detail(format!("That one answers (primary_conninfo), and nobody tells whether the primary beyond it lives: {why}."))
-            .hint("Promote that standby, or name it in \"nodes\" by host and port, so that it is asked what it follows."));
+            .detail(format!("Nobody tells whether the primary beyond that one (primary_conninfo) lives: {why}."))
+            .hint("Promote that standby; or name it in \"nodes\" by host and port, so that it is asked what it follows; or name the primary, which is none of \"nodes\", as the old one."));
     }
     Ok(gone)
 }
@@ -403,7 +417,7 @@ fn look_again(
     gone: OldPrimary,
     clock: &Clock,
 ) -> Result<OldPrimary> {
-    asked.ask_again(clock)?;
+    asked.ask_last()?;
     demand_foremost(asked, clock)?;
     if fencing != Fencing::Off && asked.old_runs_as_primary(catalog::primary()?.system_identifier) {
         return fence(asked, fencing, clock);

@@ -148,7 +148,7 @@ pub(crate) fn walreceiver() -> Result<Walreceiver> {
     let mut row = query::row(sql, &[])?;
     let received = row.string("a time")?.and_then(|time| time.parse().ok());
     let (host, port) = (row.string("a host")?, row.string("a port")?);
-    let sender = host.zip(port).map(|(host, port)| Endpoint { host, port });
+    let sender = host.zip(port).map(|(host, port)| Endpoint::new(host, port));
     Ok(Walreceiver { received, sender })
 }
 

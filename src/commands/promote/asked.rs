@@ -13,14 +13,14 @@ use pgpool_recovery_core::wire::protocol::upstream::{Answer, Told};
 
 use super::Old;
 use super::heard::{Heard, Verdict, Wait};
-use super::places::{self, Places};
+use super::places::{OwnServer, Places};
 use super::questions::{
-    ANSWER, Found, at_once, node_job, old_job, old_said_job, runs, upstream_job, upstream_of,
+    ANSWER, Found, at_once, node_job, old_job, old_said_job, old_speaks_job, runs, upstream_job, upstream_of,
 };
 use super::told::{after, untold};
 use crate::commands::clock::Clock;
+use crate::pg::catalog;
 use crate::pg::threads::{self, DropAside};
-use crate::pg::{catalog, log};
 use crate::settings::{OtherNode, Settings};
 
 /// How long when it is asked again, if it has answered before, and if it has not.
@@ -38,9 +38,11 @@ pub(super) struct Asked<'a> {
     old_has_answered: bool,
     /// What the old primary said of itself.
     old_said: Option<Box<Description>>,
+    /// Whether a server spoke where the old primary listened, when it was asked last.
+    old_speaks: bool,
     /// The nodes, without the old primary.
     pub(super) nodes: Vec<Node>,
-    /// Those of them whose host was reached and does not tell what its server is, and why.
+    /// Those of them whose host was reached, and does not tell what its server is now, and why.
     closed: Vec<Option<Error>>,
     /// What the server that this standby follows is, if it follows one.
     upstream: Option<Told>,
@@ -55,6 +57,7 @@ pub(super) struct Asked<'a> {
 enum Whom {
     Old,
     OldSaid,
+    OldSpeaks,
     Upstream,
     Node(usize),
     UpstreamOf(usize),
@@ -76,6 +79,7 @@ impl<'a> Asked<'a> {
             old: None,
             old_has_answered: false,
             old_said: None,
+            old_speaks: false,
             closed: vec![None; others.len()],
             others,
             nodes,
@@ -85,14 +89,14 @@ impl<'a> Asked<'a> {
         };
         let upstreams = (0..asked.others.len()).map(Whom::UpstreamOf);
         let whom: Vec<Whom> = asked.all().into_iter().chain([Whom::OldSaid]).chain(upstreams).collect();
-        asked.ask_these(&whom, |_| ANSWER, clock)?;
+        asked.ask_these(&whom, |_| ANSWER, Some(clock))?;
         if let Some(node) = asked.named.filter(|_| asked.old_is_standby()).map(Old::as_node) {
             asked.nodes.push(unasked(&node));
             asked.others.push(node);
             asked.closed.push(None);
             asked.upstreams.push(None);
             let at = asked.nodes.len() - 1;
-            asked.ask_these(&[Whom::Node(at), Whom::UpstreamOf(at)], |_| ANSWER, clock)?;
+            asked.ask_these(&[Whom::Node(at), Whom::UpstreamOf(at)], |_| ANSWER, Some(clock))?;
         }
         Ok(asked)
     }
@@ -104,12 +108,17 @@ impl<'a> Asked<'a> {
 
     /// Asks all again. What was silent before has little time.
     pub(super) fn ask_again(&mut self, clock: &Clock) -> Result<()> {
-        self.ask_these(&self.all(), again, clock)
+        self.ask_these(&self.all(), again, Some(clock))
+    }
+
+    /// Asks all for the last time. What decides has the time for it that the first look had, whatever is left of the whole.
+    pub(super) fn ask_last(&mut self) -> Result<()> {
+        self.ask_these(&self.all(), |has_answered| if has_answered { ANSWER } else { SILENT }, None)
     }
 
     /// Asks the old primary's host and the upstream server again.
     pub(super) fn ask_old_again(&mut self, clock: &Clock) -> Result<()> {
-        self.ask_these(&[Whom::Old, Whom::Upstream], |_| ANSWER, clock)
+        self.ask_these(&[Whom::Old, Whom::OldSpeaks, Whom::Upstream], |_| ANSWER, Some(clock))
     }
 
     /// After a primary was stopped: was it the one? What was said before counts no more: a proxy in between may just fall silent.
@@ -122,37 +131,43 @@ impl<'a> Asked<'a> {
                 whom.push(Whom::UpstreamOf(at));
             }
         }
-        self.ask_these(&whom, |_| ANSWER, clock)
+        self.ask_these(&whom, |_| ANSWER, Some(clock))
     }
 
     fn all(&self) -> Vec<Whom> {
         let nodes = (0..self.others.len()).map(Whom::Node);
-        [Whom::Old, Whom::Upstream].into_iter().chain(nodes).collect()
+        [Whom::Old, Whom::OldSpeaks, Whom::Upstream].into_iter().chain(nodes).collect()
     }
 
-    fn ask_these(&mut self, whom: &[Whom], time: fn(bool) -> Duration, clock: &Clock) -> Result<()> {
+    /// `time`: how long one may take that has answered before, or has not.
+    fn ask_these(&mut self, whom: &[Whom], time: fn(bool) -> Duration, clock: Option<&Clock>) -> Result<()> {
+        let within = |time: Duration| clock.map_or(time, |clock| time.min(clock.left()));
         let system_identifier = catalog::primary()?.system_identifier;
         let (mut asked, mut jobs) = (Vec::new(), Vec::new());
         for &whom in whom {
             let job = match whom {
                 Whom::Old => {
-                    let time = time(self.old_has_answered).min(clock.left());
+                    let time = within(time(self.old_has_answered));
                     self.named.map(|old| old_job(old, self.settings, time)).transpose()?
                 }
                 Whom::OldSaid => {
-                    let time = ANSWER.min(clock.left());
+                    let time = within(ANSWER);
                     self.named.map(|old| old_said_job(old, self.settings, time)).transpose()?
+                }
+                Whom::OldSpeaks => {
+                    let time = within(time(self.old_speaks));
+                    self.named.map(|old| old_speaks_job(old, time)).transpose()?
                 }
                 Whom::Upstream => {
                     let full = time(matches!(answer(&self.upstream), Some(Ok(_))));
-                    upstream_job(system_identifier, full, full.min(clock.left()))?
+                    upstream_job(system_identifier, full, within(full))?
                 }
                 Whom::UpstreamOf(at) => {
                     let full = time(true);
-                    Some(upstream_of(&self.others[at], self.settings, full, full.min(clock.left()))?)
+                    Some(upstream_of(&self.others[at], self.settings, full, within(full))?)
                 }
                 Whom::Node(at) => {
-                    let time = time(self.nodes[at].found.is_ok()).min(clock.left());
+                    let time = within(time(self.nodes[at].found.is_ok()));
                     Some(node_job(&self.others[at], self.settings, time)?)
                 }
             };
@@ -177,6 +192,9 @@ impl<'a> Asked<'a> {
             (_, Ok(Found::OldSaid(description))) => self.old_said = Some(description),
             // a server that is stopped, or hangs
             (Whom::OldSaid, Err(_)) => {}
+            (_, Ok(Found::OldSpeaks(speaks))) => self.old_speaks = speaks,
+            // it adds to what its host says, which is asked beside it
+            (Whom::OldSpeaks, Err(_)) => self.old_speaks = false,
             (_, Ok(Found::Upstream(told))) => self.upstream = Some(after(self.upstream.take(), told)),
             (Whom::UpstreamOf(at), Ok(Found::UpstreamOf(told))) => {
                 let before = self.upstreams[at].take();
@@ -204,9 +222,10 @@ impl<'a> Asked<'a> {
                 self.upstream = Some(after(self.upstream.take(), untold(error)));
             }
             (Whom::Node(at), Err(error)) => {
-                let Node { name, found } = &mut self.nodes[at];
+                let found = &mut self.nodes[at].found;
                 match found {
-                    Ok(_) => log::warning(&format!("{name} did not answer again: {}", error.message)),
+                    // it may have been promoted since
+                    Ok(_) => self.closed[at] = Some(error),
                     Err(_) => *found = Err(error),
                 }
             }
@@ -243,6 +262,17 @@ impl<'a> Asked<'a> {
             Some(Err(error)) if self.old_has_answered => Some(format!(
                 "Its host has answered before, and does not say any more whether it runs: {}.",
                 error.message
+            )),
+            _ => None,
+        }
+    }
+
+    /// That a server speaks with clients where the old primary listened, if its host does not say what that is.
+    pub(super) fn old_speaks(&self) -> Option<String> {
+        match &self.old {
+            Some(Err(error)) if self.old_speaks => Some(format!(
+                "A server speaks with clients where it listened, and its host does not say what that is: {}.",
+                ended(&error.message)
             )),
             _ => None,
         }
@@ -289,7 +319,7 @@ impl<'a> Asked<'a> {
     pub(super) fn upstream_heard(&self, wait: Wait, clock: &Clock, reserve: Duration) -> Result<Verdict> {
         match &self.upstream {
             None => Ok(Verdict::Silent),
-            Some(told) => self.heard.verdict(wait, &told.standbys, clock, reserve),
+            Some(told) => self.heard.verdict(wait, told, clock, reserve),
         }
     }
 
@@ -326,22 +356,26 @@ impl<'a> Asked<'a> {
 
     /// Why nobody tells whether the primary lives beyond the standbys that this one follows, if it follows any.
     pub(super) fn open_end(&self, own: &Own) -> Result<Option<String>> {
-        let Some(told) = self.upstream.as_ref().filter(|told| !told.standbys.is_empty()) else {
-            return Ok(None);
-        };
-        let of_nodes = self.upstreams.iter().enumerate();
-        let all = of_nodes.flat_map(|(at, told)| told.iter().map(move |told| (Some(at), told)));
-        let hosts = all.chain([(None, told)]).flat_map(|(by, told)| {
-            let by = by.map(|at| self.others[at].host.as_str());
-            told.standbys.iter().map(move |endpoint| places::meant(endpoint, by).to_owned())
-        });
+        let Some(told) = &self.upstream else { return Ok(None) };
+        let all = self.upstreams.iter().flatten().chain([told]);
+        let endpoints =
+            all.flat_map(|told| told.standbys.iter().chain(told.silent.iter().map(|silent| &silent.at)));
+        let hosts = endpoints.flat_map(|endpoint| [&endpoint.host, &endpoint.address]).cloned();
         let hosts = hosts.chain(self.others.iter().map(|node| node.host.clone())).collect();
+        let address = catalog::own_address()?;
+        let own_server = OwnServer {
+            port: address.port,
+            listen_addresses: catalog::setting("listen_addresses")?.unwrap_or_default(),
+            server: address.server,
+        };
         let cancel = Cancel::new();
-        let places = threads::wait(&cancel, &mut || Ok(()), || Ok(Places::find(hosts, &cancel)))?;
-        let port = catalog::own_port()?;
+        let places =
+            threads::wait(&cancel, &mut || Ok(()), || Ok(Places::find(hosts, &own_server, &cancel)))?;
         let nodes: Vec<_> =
             self.nodes.iter().zip(&self.upstreams).map(|(node, told)| (node, told.as_ref())).collect();
-        Ok(chain::open_end(own, told, &nodes, |endpoint, by| places.whose(endpoint, by, &self.others, port)))
+        Ok(chain::open_end(own, told, &nodes, |endpoint, by| {
+            places.whose(endpoint, by, &self.others, &own_server)
+        }))
     }
 }
 

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::Result;
-use pgpool_recovery_core::wire::protocol::upstream::Endpoint;
+use pgpool_recovery_core::wire::protocol::upstream::Told;
 
 use crate::commands::clock::{Clock, LOOK};
 use crate::pg::{catalog, threads};
@@ -52,17 +52,17 @@ impl Heard {
     }
 
     /// Whether a message has come since. Waits for one only while WAL is streamed, and leaves `reserve` of the time.
-    /// What `standbys` send does not count.
+    /// What standbys send does not count, by what the server that is followed has `told`.
     pub(super) fn verdict(
         &self,
         wait: Wait,
-        standbys: &[Endpoint],
+        told: &Told,
         clock: &Clock,
         reserve: Duration,
     ) -> Result<Verdict> {
         loop {
             let found = catalog::walreceiver()?;
-            let is_standbys = found.sender.is_some_and(|sender| standbys.contains(&sender));
+            let is_standbys = found.sender.is_some_and(|sender| told.is_standbys(&sender));
             let Some(received) = found.received.filter(|_| !is_standbys) else { return Ok(Verdict::Silent) };
             let has_come = Some(received) != self.last;
             let patience = match (wait, has_come) {

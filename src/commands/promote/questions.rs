@@ -1,11 +1,13 @@
 //! The questions that a promotion asks, each of which may take a while.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
 use pgpool_recovery_core::host::upstream::Upstream;
+use pgpool_recovery_core::host::upstream::ready::{self, Ready};
 use pgpool_recovery_core::sender::Session;
+use pgpool_recovery_core::sys::addresses;
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::parallel::{self, Job};
 use pgpool_recovery_core::wire::protocol::describe::Description;
@@ -24,6 +26,9 @@ pub(super) const ANSWER: Duration = Duration::from_secs(5);
 /// How much longer an answer may take than what it says that it takes.
 const ON_THE_WAY: Duration = Duration::from_secs(1);
 
+/// How long a server that ends or starts is left alone before it is asked again.
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// What the first questions take.
 pub(super) const QUESTIONS: Duration = ANSWER.saturating_add(ON_THE_WAY);
 
@@ -31,6 +36,7 @@ pub(super) const QUESTIONS: Duration = ANSWER.saturating_add(ON_THE_WAY);
 pub(super) enum Found {
     Old(Box<DropAside<Session>>),
     OldSaid(Box<Description>),
+    OldSpeaks(bool),
     Node(Box<Description>),
     /// A node's host was reached, and does not tell what its server is.
     Closed(Error),
@@ -50,6 +56,28 @@ pub(super) fn old_said_job(old: &Old, settings: &Settings, time: Duration) -> Re
     Ok(Job { name: old.name(), time, work: Box::new(describe) })
 }
 
+/// Whether a server speaks where the old primary listened: its agent may be missing, while it lives. One that ends has the time to do so.
+pub(super) fn old_speaks_job(old: &Old, time: Duration) -> Result<Job<'static, Found>> {
+    let programs = PathBuf::from(catalog::bin_directory()?);
+    let (host, port, own_port) = (old.host.clone(), old.port, catalog::own_port()?);
+    let end = Instant::now() + time;
+    let ask = move |cancel: &Cancel| {
+        // an address that this server has taken over; here the directory itself is looked at
+        if port == own_port && addresses::whereabouts(&host, cancel)?.is_here || host.is_empty() {
+            return Ok(Found::OldSpeaks(false));
+        }
+        loop {
+            let ready = ready::ask_at(&programs, &host, port, end, cancel)?;
+            if ready != Ready::Rejects || Instant::now() + PAUSE >= end || cancel.is_tripped() {
+                return Ok(Found::OldSpeaks(ready != Ready::Silent));
+            }
+            std::thread::sleep(PAUSE);
+        }
+    };
+    // it keeps to its time itself
+    Ok(Job { name: old.name(), time: time + ON_THE_WAY, work: Box::new(ask) })
+}
+
 pub(super) fn node_job(node: &OtherNode, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
     let way = Way::to(&node.host, &node.directory, settings)?;
     let describe = move |cancel: &Cancel| {
@@ -59,7 +87,7 @@ pub(super) fn node_job(node: &OtherNode, settings: &Settings, time: Duration) ->
         };
         match session.describe() {
             // where none runs, as in a directory that is being rebuilt, there is nothing to know
-            Err(error) if runs(&session) && !is_dead(&error) => Ok(Found::Closed(error)),
+            Err(error) if runs(&session) => Ok(Found::Closed(error)),
             described => Ok(Found::Node(Box::new(described?))),
         }
     };

@@ -8,7 +8,7 @@ use pgpool_recovery_core::wire::protocol::upstream::{Answer, Told};
 
 /// What is made of a question that failed where it was asked.
 pub(super) fn untold(error: Error) -> Told {
-    Told { answer: Ok(Answer::Unknown(error.message)), standbys: Vec::new() }
+    Told::of(Ok(Answer::Unknown(error.message)))
 }
 
 /// What counts of the server that is followed once it is asked again. A standby that does not answer this time is one still.
@@ -21,7 +21,7 @@ pub(super) fn after(before: Option<Told>, now: Told) -> Told {
         Ok(answer) => Ok(after_answer(before, answer)),
         Err(silence) => after_silence(before, silence),
     };
-    Told { answer, standbys }
+    Told { answer, standbys, silent: now.silent }
 }
 
 /// The same if it answers: that a question fails takes nothing back.
@@ -64,9 +64,7 @@ mod tests {
     fn silence_counts_if_there_was_time_to_speak() {
         let silent = |detail: &str| Err(Error::new(Kind::Unreachable, "no answer").detail(detail));
         let second = Duration::from_secs(1);
-        let unless_hurried = |answer, full, time| {
-            super::unless_hurried(Told { answer, standbys: Vec::new() }, full, time).answer
-        };
+        let unless_hurried = |answer, full, time| super::unless_hurried(Told::of(answer), full, time).answer;
         assert!(unless_hurried(silent("timeout expired"), ANSWER, ANSWER).is_err());
         assert!(unless_hurried(silent("Connection refused"), ANSWER, second).is_err(), "it is none");
         let hurried = unless_hurried(silent("timeout expired"), ANSWER, second);

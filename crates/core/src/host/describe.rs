@@ -2,7 +2,7 @@
 //! tell. pg_control of a running server lags behind, so it never decides alone.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgdata::wal::Lsn;
 
@@ -10,6 +10,7 @@ use super::identify::{self, Identity};
 use super::launch::STANDBY_SIGNAL;
 use super::policy::Cluster;
 use super::procfs::PidFile;
+use super::upstream::ready::{self, Ready};
 use super::{control, fence, inspect, running, second_stage, turn, walreceiver};
 use crate::compare::wal_map::Wal;
 use crate::error::{Error, Kind, Result};
@@ -21,6 +22,12 @@ use crate::wire::protocol::upstream::Endpoint;
 
 /// How long a local login may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The same for a description: who asks for it waits for 5 s, and a server that does not say in time what it is is judged by its files.
+const SAID: Duration = Duration::from_millis(3500);
+
+/// How long pg_isready may take here.
+const READY: Duration = Duration::from_secs(3);
 
 /// What a server is asked besides IDENTIFY_SYSTEM.
 const QUESTION: &str = "SELECT 'said', pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_receive_lsn(), \
@@ -85,7 +92,7 @@ pub(super) fn followed(cluster: &Cluster, cancel: &Cancel) -> Result<Option<Foll
          (SELECT pg_catalog.replace(r.sender_host, '|', '') FROM pg_catalog.pg_stat_wal_receiver AS r), \
          (SELECT r.sender_port FROM pg_catalog.pg_stat_wal_receiver AS r), \
          pg_catalog.current_setting('primary_conninfo') WHERE pg_catalog.pg_is_in_recovery()";
-    let answer = ask(cluster, question, cancel)?;
+    let answer = ask(cluster, question, DEADLINE, cancel)?;
     let Some(line) = answer.lines().find_map(|line| line.trim().strip_prefix("follows|")) else {
         return Ok(None);
     };
@@ -98,13 +105,13 @@ pub(super) fn followed(cluster: &Cluster, cancel: &Cancel) -> Result<Option<Foll
         // a role without the right to read it sees that there is a walreceiver, and no more
         time => Some(time.parse().map_err(|_| unclear())?),
     };
-    let sender = (!host.is_empty()).then(|| Endpoint { host: host.to_owned(), port: port.to_owned() });
+    let sender = (!host.is_empty()).then(|| Endpoint::new(host, port));
     Ok((!conninfo.is_empty()).then(|| Followed { conninfo: conninfo.to_owned(), received, sender }))
 }
 
 /// What the server that runs in the directory says of itself, and its system identifier.
 fn said(cluster: &Cluster, cancel: &Cancel) -> Result<(u64, Said)> {
-    let answer = ask(cluster, QUESTION, cancel)?;
+    let answer = ask(cluster, QUESTION, SAID, cancel)?;
     parse(&answer).ok_or_else(|| mute(cluster).detail(format!("psql said:\n{answer}")))
 }
 
@@ -114,8 +121,15 @@ fn mute(cluster: &Cluster) -> Error {
         .hint("Its own OS user must be able to log in to database postgres on its host (pg_hba.conf: local all all peer), as a superuser or with the REPLICATION right and pg_monitor.")
 }
 
+/// Whether the server that runs in the directory lets nobody in yet, or any more: it starts, or ends.
+pub(super) fn rejects(cluster: &Cluster, cancel: &Cancel) -> bool {
+    let Ok(Some((host, port))) = address(&cluster.data_directory) else { return false };
+    let end = Instant::now() + READY;
+    ready::ask_at(&cluster.bin_directory, &host, port, end, cancel).is_ok_and(|ready| ready == Ready::Rejects)
+}
+
 /// Asks the server that runs in the directory, as the OS user that it runs as.
-fn ask(cluster: &Cluster, question: &str, cancel: &Cancel) -> Result<String> {
+fn ask(cluster: &Cluster, question: &str, time: Duration, cancel: &Cancel) -> Result<String> {
     let Some((host, port)) = address(&cluster.data_directory)? else {
         let detail = "Its postmaster.pid names no address: it is starting, or listens nowhere.";
         return Err(mute(cluster).detail(detail));
@@ -125,7 +139,7 @@ fn ask(cluster: &Cluster, question: &str, cancel: &Cancel) -> Result<String> {
     let conninfo =
         format!("host='{host}' port={port} dbname=postgres replication=database connect_timeout=5");
     let command = identify::command(&cluster.bin_directory, &conninfo, Some(question));
-    let outcome = process::run(command, DEADLINE, cancel)?;
+    let outcome = process::run(command, time, cancel)?;
     if outcome.status.success() { Ok(outcome.stdout) } else { Err(mute(cluster).detail(outcome.said())) }
 }
 

@@ -29,3 +29,5 @@ pub(crate) mod readiness;
 pub(crate) mod references;
 pub(crate) mod server_log;
 pub(crate) mod walreceiver;
+
+pub use walreceiver::stopped_startup;

@@ -12,23 +12,21 @@ use crate::error::{Error, Kind, Result};
 use crate::sys::cancel::Cancel;
 use crate::sys::parallel::{self, Job};
 use crate::sys::process;
-use crate::wire::protocol::upstream::{Answer, Endpoint, Told};
+use crate::wire::protocol::upstream::{Answer, Endpoint, Silent, Told};
 
 mod listen;
+pub mod ready;
 mod said;
 mod way;
 
 pub(crate) use listen::of;
 
+use ready::Ready;
 use said::Said;
 use way::{Host, Way};
 
 /// How long one that starts or ends is left alone before it is asked again.
 const PAUSE: Duration = Duration::from_millis(200);
-
-/// What a server says that will soon say something else, or nothing.
-const PASSING: [&str; 5] =
-    ["shutting down", "starting up", "in recovery mode", "accepting connections", "terminating connection"];
 
 /// How much longer than its connection a psql may take.
 const MARGIN: Duration = Duration::from_millis(800);
@@ -86,7 +84,7 @@ impl Upstream<'_> {
         let end = Instant::now() + time;
         let way = match Way::new(self) {
             Ok(way) => way,
-            Err(error) => return Ok(Told { answer: Ok(unknown(&error)), standbys: Vec::new() }),
+            Err(error) => return Ok(Told::of(Ok(unknown(&error)))),
         };
         let left = || end.saturating_duration_since(Instant::now());
         let mut answers = Vec::new();
@@ -129,16 +127,24 @@ impl Upstream<'_> {
         });
         answers.extend(places.into_iter().zip(asked));
         cancel.check()?;
-        Ok(sum_up(answers, way.wants_a_primary()))
+        Ok(sum_up(answers))
     }
 
     /// Asks one host until it says something that lasts.
     fn ask_until(&self, way: &Way, host: &Host, end: Instant, cancel: &Cancel) -> Result<Answer> {
         let mut passing = None;
+        let mut lets_others_in = false;
         loop {
             match self.ask_host(way, host, end, cancel) {
-                Ok((Answer::Lives(text), _)) if PASSING.iter().any(|passing| text.contains(passing)) => {
-                    passing = Some(Answer::Lives(text));
+                // One that starts or ends will soon say something else, or nothing; what it says is in a language of its own. One that
+                // lets others in has either just started, or goes on to refuse.
+                Ok((answer @ Answer::Lives(_), _)) => {
+                    let is_ready = self.is_ready(host, end, cancel);
+                    if is_ready && lets_others_in {
+                        return Ok(answer);
+                    }
+                    lets_others_in = is_ready;
+                    passing = Some(answer);
                 }
                 // a server that dies may close a connection, and be gone the next moment
                 Ok((answer, true)) => passing = passing.or(Some(answer)),
@@ -158,17 +164,21 @@ impl Upstream<'_> {
     /// Whether one host speaks with a client at all: where a login takes too long, as with an LDAP server that is silent, psql says no
     /// more than of a host that is dead.
     fn greet(&self, host: &Host, end: Instant, cancel: &Cancel) -> Result<Answer> {
-        let time = end.saturating_duration_since(Instant::now());
-        let seconds = time.saturating_sub(MARGIN).as_secs().max(2).to_string();
-        let program = self.bin_directory.join("pg_isready");
-        let question = process::command(&program, ["-t", &seconds, "-d", host.words().trim()]);
-        match process::run_for(question, time, cancel)?.and_then(|outcome| outcome.status.code()) {
-            // it accepts connections, or rejects them
-            Some(0 | 1) if host.is_chosen() => {
+        if !host.is_chosen() {
+            return Err(silence("pg_isready: not asked"));
+        }
+        match ready::ask(self.bin_directory, host.words().trim(), end, cancel)? {
+            Ready::Accepts | Ready::Rejects => {
                 Ok(Answer::Lives("it speaks with clients, but a login gets no answer in time".to_owned()))
             }
-            _ => Err(silence("pg_isready: no response")),
+            Ready::Silent => Err(silence("pg_isready: no response")),
         }
+    }
+
+    /// Whether a server that has spoken lets clients in, or it cannot be told.
+    fn is_ready(&self, host: &Host, end: Instant, cancel: &Cancel) -> bool {
+        let ask = || ready::ask(self.bin_directory, host.words().trim(), end, cancel);
+        !host.is_chosen() || ask().map_or(true, |ready| ready == Ready::Accepts)
     }
 
     /// Asks one host once. What it answers, and whether it closed the connection instead.
@@ -211,8 +221,9 @@ const fn rank(answer: &Result<Answer>) -> u8 {
     }
 }
 
-/// What all hosts together say. The addresses of one are one server, which listens on some of them.
-fn sum_up(answers: Vec<(Option<Endpoint>, Result<Answer>)>, wants_a_primary: bool) -> Told {
+/// What all hosts together say. The addresses of a name may be those of one server, which listens on some of them, or of several. A standby says
+/// nothing of the primary also where target_session_attrs keeps it from being followed.
+fn sum_up(answers: Vec<(Option<Endpoint>, Result<Answer>)>) -> Told {
     let mut servers: Vec<(Option<Endpoint>, Result<Answer>)> = Vec::new();
     let mut silences = Vec::new();
     for (at, answer) in answers {
@@ -222,12 +233,6 @@ fn sum_up(answers: Vec<(Option<Endpoint>, Result<Answer>)>, wants_a_primary: boo
                 Err(error)
             }
             Err(error) => Ok(unknown(&error)),
-            // not the one that is followed
-            Ok(Answer::Standby) if wants_a_primary => {
-                let said = "a standby answers, which is not followed (target_session_attrs)";
-                silences.push(said.to_owned());
-                Err(silence(said))
-            }
             answer => answer,
         };
         match servers.iter_mut().find(|(server, _)| at.is_some() && *server == at) {
@@ -238,15 +243,20 @@ fn sum_up(answers: Vec<(Option<Endpoint>, Result<Answer>)>, wants_a_primary: boo
     }
     let (standbys, others): (Vec<_>, Vec<_>) =
         servers.into_iter().partition(|(_, answer)| *answer == Ok(Answer::Standby));
-    let unnamed = || Endpoint { host: String::new(), port: String::new() };
-    let standbys: Vec<_> = standbys.into_iter().map(|(at, _)| at.unwrap_or_else(unnamed)).collect();
+    let named = |at: Option<Endpoint>| at.unwrap_or_else(|| Endpoint::new("", ""));
+    let standbys: Vec<_> = standbys.into_iter().map(|(at, _)| named(at)).collect();
+    let silent = others.iter().filter_map(|(at, answer)| {
+        let is_refused = is_refused(answer.as_ref().err()?);
+        Some(Silent { at: named(at.clone()), is_refused })
+    });
+    let silent: Vec<_> = silent.collect();
     let worst = others.into_iter().map(|(_, answer)| answer).max_by_key(rank);
     let answer = match worst {
         Some(Ok(answer)) => Ok(answer),
         None if !standbys.is_empty() => Ok(Answer::Standby),
         _ => Err(silence(silences.join("\n"))),
     };
-    Told { answer, standbys }
+    Told { answer, standbys, silent }
 }
 
 /// The answers: "7713200000000000001|1|0/3000148|" and "off".
@@ -418,7 +428,7 @@ mod tests {
         );
         assert!(by_host("sleep 60", standby).is_err_and(|error| is_silence(&error)));
         let other = asked_for("host=/one target_session_attrs=read-write", standby).0;
-        assert!(other.is_err_and(|error| is_silence(&error)), "it is not followed");
+        assert_eq!(other, Ok(Answer::Standby), "that it is not followed makes it no silence");
     }
 
     #[test]
@@ -431,29 +441,35 @@ mod tests {
     }
 
     #[test]
-    fn the_addresses_of_a_host_are_one_server() {
-        let at = |host: &str| Some(Endpoint { host: host.to_owned(), port: "5432".to_owned() });
+    fn each_address_of_a_host_may_be_a_server_of_its_own() {
+        let at = |host: &str, address: &str| {
+            Some(Endpoint { address: address.to_owned(), ..Endpoint::new(host, "5432") })
+        };
         let refused = || Err(silence(format!("{AT} Connection refused")));
         let standby = || Ok(Answer::Standby);
-        let summed = |answers: &[(Option<Endpoint>, Result<Answer>)]| sum_up(answers.to_vec(), false);
-        let one = summed(&[(at("a"), refused()), (at("a"), standby())]);
-        assert_eq!((one.answer, one.standbys.len()), (standby(), 1));
-        let one = summed(&[(at("a"), standby()), (at("a"), Ok(Answer::Primary(1)))]);
-        assert_eq!((one.answer, one.standbys), (Ok(Answer::Primary(1)), Vec::new()));
-        let two = summed(&[(at("a"), refused()), (at("b"), standby())]);
+        let summed = |answers: &[(Option<Endpoint>, Result<Answer>)]| sum_up(answers.to_vec());
+        let sender = Endpoint::new("a", "5432");
+        let one = summed(&[(at("a", "1"), refused()), (at("a", "2"), standby())]);
+        assert!(one.answer.as_ref().is_err_and(is_refused), "it may have been the primary");
+        assert_eq!(one.standbys, [at("a", "2").expect("named")]);
+        assert!(one.silent[0].is_refused && one.silent[0].at.address == "1");
+        assert!(one.is_standbys(&sender), "who sends listens somewhere");
+        let silent = || Err(silence("timeout expired"));
+        let one = summed(&[(at("a", "1"), silent()), (at("a", "2"), standby())]);
+        assert!(!one.is_standbys(&sender), "it may send what was heard");
+        let one = summed(&[(at("a", "1"), standby()), (at("a", "2"), Ok(Answer::Primary(1)))]);
+        assert_eq!((one.answer, one.standbys.len()), (Ok(Answer::Primary(1)), 1));
+        let two = summed(&[(at("a", ""), refused()), (at("b", ""), standby())]);
         assert!(two.answer.is_err_and(|error| is_refused(&error)), "it may have been the primary");
-        assert_eq!(two.standbys, [at("b").expect("named")], "and beyond that one there may be another");
+        assert_eq!(two.standbys, [at("b", "").expect("named")], "and beyond that one there may be another");
         let unnamed = summed(&[(None, standby())]);
         assert!(unnamed.answer == standby() && unnamed.standbys[0].host.is_empty());
-        let wanted = sum_up(vec![(at("a"), standby())], true);
-        assert!(wanted.answer.is_err_and(|error| is_silence(&error)) && wanted.standbys.is_empty());
         let top = tempfile::tempdir().expect("temporary directory");
         script(&top.path().join("psql"), "echo '42|3|0/1|'; echo on");
         let at = |conninfo: &str| told(top.path(), conninfo, &[]).standbys;
-        let named = |host: &str, port: &str| vec![Endpoint { host: host.to_owned(), port: port.to_owned() }];
-        assert_eq!(at("hostaddr=10.0.0.1"), named("10.0.0.1", "5432"));
-        assert_eq!(at("host=/run port=7"), named("/run", "7"));
-        assert_eq!(at("host=/run target_session_attrs=primary"), []);
+        assert_eq!(at("hostaddr=10.0.0.1"), [Endpoint::new("10.0.0.1", "5432")]);
+        assert_eq!(at("host=/run port=7"), [Endpoint::new("/run", "7")]);
+        assert_eq!(at("host=/run target_session_attrs=primary"), [Endpoint::new("/run", "5432")]);
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(super) fn startup_files(directory: &Path) -> Option<(u32, Vec<PathBuf>)> {
 }
 
 /// The process that replays WAL, if a signal has stopped it.
-pub(super) fn stopped_startup(directory: &Path) -> Option<u32> {
+pub fn stopped_startup(directory: &Path) -> Option<u32> {
     let (process, stat, _) = children(directory)?.find(|(_, _, title)| startup_words(title).is_some())?;
     stat.is_stopped.then_some(process)
 }

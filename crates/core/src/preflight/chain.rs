@@ -1,13 +1,13 @@
 //! A standby that follows standbys: do those know that the primary is gone?
 //!
-//! A standby that answers says nothing of the primary beyond it. So each must be one of the nodes that were asked, and what those
-//! follow, and so on, must come to an end at a server that is silent.
+//! A standby says nothing of the primary beyond it, whether it answers or is silent. So each that answers must be one of the nodes that were
+//! asked, and what those follow, and so on, must come to an end at a server that is silent and is no standby.
 
 use std::collections::BTreeSet;
 
 use super::promote::{Node, Own};
 use crate::wire::protocol::describe::Description;
-use crate::wire::protocol::upstream::{Endpoint, Told};
+use crate::wire::protocol::upstream::{Endpoint, Silent, Told};
 
 /// Whose server it is that was found at an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +28,21 @@ pub fn open_end(
     nodes: &[(&Node, Option<&Told>)],
     whose: impl Fn(&Endpoint, Option<usize>) -> Whose,
 ) -> Option<String> {
-    let mut ends = told.answer.is_err();
-    let mut seen = BTreeSet::new();
-    let mut waiting: Vec<(&Endpoint, Option<usize>)> = told.standbys.iter().map(|at| (at, None)).collect();
-    if waiting.is_empty() {
+    // what answers and is no standby was judged before
+    if told.answer.is_ok() && told.standbys.is_empty() {
         return None;
     }
+    let is_end = |told: &Told, by: Option<usize>| {
+        let may_be_it = |silent: &Silent| match whose(&silent.at, by) {
+            Whose::Own => false,
+            Whose::Node(at) => is_no_standby(nodes[at].0),
+            Whose::Unknown => true,
+        };
+        told.answer.is_err() && (told.silent.is_empty() || told.silent.iter().any(may_be_it))
+    };
+    let mut ends = is_end(told, None);
+    let mut seen = BTreeSet::new();
+    let mut waiting: Vec<(&Endpoint, Option<usize>)> = told.standbys.iter().map(|at| (at, None)).collect();
     while let Some((endpoint, by)) = waiting.pop() {
         let at = match whose(endpoint, by) {
             Whose::Own => continue,
@@ -48,10 +57,22 @@ pub fn open_end(
         let Some(told) = follows else {
             return Some(format!("{} does not tell what it follows on this standby's timeline", node.name));
         };
-        ends |= told.answer.is_err();
+        ends |= is_end(told, Some(at));
         waiting.extend(told.standbys.iter().map(|endpoint| (endpoint, Some(at))));
     }
-    if ends { None } else { Some("the standbys follow each other".to_owned()) }
+    if ends {
+        return None;
+    }
+    let silent = told.silent.first().filter(|_| told.answer.is_err());
+    Some(match silent {
+        Some(silent) => format!("{} is one of \"nodes\", and silent", silent.at.shown()),
+        None => "the standbys follow each other".to_owned(),
+    })
+}
+
+/// Whether a node's host says that it is none. What is one of the nodes is taken for a standby.
+fn is_no_standby(node: &Node) -> bool {
+    matches!(&node.found, Ok(found) if !found.has_standby_signal)
 }
 
 fn is_on_own_timeline(own: &Own, node: &Node) -> bool {
@@ -73,11 +94,17 @@ mod tests {
     use crate::wire::protocol::upstream::Answer;
 
     fn endpoint(host: &str) -> Endpoint {
-        Endpoint { host: host.to_owned(), port: "5432".to_owned() }
+        Endpoint::new(host, "5432")
     }
 
     fn told(answer: Result<Answer>, standbys: &[&str]) -> Told {
-        Told { answer, standbys: standbys.iter().map(|host| endpoint(host)).collect() }
+        Told { standbys: standbys.iter().map(|host| endpoint(host)).collect(), ..Told::of(answer) }
+    }
+
+    /// What a standby follows of which these do not answer.
+    fn silent(hosts: &[&str]) -> Told {
+        let silent = hosts.iter().map(|host| Silent { at: endpoint(host), is_refused: false });
+        Told { silent: silent.collect(), ..Told::of(silence()) }
     }
 
     fn silence() -> Result<Answer> {
@@ -108,6 +135,26 @@ mod tests {
         // all nodes are in the strings of all, and the primary is dead
         let (of_own, of_relay) = (told(silence(), &["relay", "own"]), told(silence(), &["own", "relay"]));
         assert_eq!(open(&of_own, &[(&relay, Some(&of_relay))]), None);
+    }
+
+    #[test]
+    fn the_silence_of_a_standby_is_not_that_of_the_primary() {
+        let mut stopped = standby("relay", 2);
+        let mute = Node { name: "mute".to_owned(), found: Err(Error::new(Kind::Unreachable, "no agent")) };
+        assert_eq!(open(&silent(&["primary"]), &[(&stopped, None)]), None);
+        assert_eq!(open(&silent(&["primary", "relay", "mute"]), &[(&stopped, None), (&mute, None)]), None);
+        for node in [&stopped, &mute] {
+            let why = open(&silent(&[&node.name]), &[(node, None)]).expect("open");
+            assert!(why.contains(&format!("{}:5432 is one of", node.name)), "{why}");
+        }
+        assert!(open(&silent(&["own"]), &[]).is_some());
+        // nor beyond another one that answers
+        let below = told(Ok(Answer::Standby), &["other"]);
+        let (other, of_other) = (standby("other", 2), silent(&["relay"]));
+        assert!(open(&below, &[(&other, Some(&of_other)), (&stopped, None)]).is_some());
+        // a host that says that it had the primary
+        stopped.found.as_mut().expect("found").has_standby_signal = false;
+        assert_eq!(open(&silent(&["relay"]), &[(&stopped, None)]), None);
     }
 
     #[test]

@@ -24,6 +24,11 @@ impl Server {
         let all = |own: &IpAddr| own.is_unspecified() && own.is_ipv4() == address.is_ipv4();
         self.listening.iter().any(|own| *own == address || all(own))
     }
+
+    /// Whether it has a socket in this directory.
+    pub fn has_socket_in(&self, host: &str) -> bool {
+        list(&self.socket_directories).any(|directory| is_same_directory(directory, host))
+    }
 }
 
 /// Where a host leads.
@@ -157,7 +162,7 @@ fn is_of_this_host_only(address: IpAddr) -> bool {
     address.is_loopback() || matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
-const LOOPBACK: [IpAddr; 2] =
+pub(crate) const LOOPBACK: [IpAddr; 2] =
     [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
 
 /// Whether a name is that of the loopback addresses.

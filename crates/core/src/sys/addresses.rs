@@ -7,6 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
+use crate::replication::own_address::LOOPBACK;
 use crate::sys::cancel::Cancel;
 
 /// How long a name may take.
@@ -70,16 +71,25 @@ pub struct Whereabouts {
 }
 
 impl Whereabouts {
-    /// Whether two names lead to one host.
-    pub fn is_one_with(&self, other: &Self) -> bool {
-        self.is_here && other.is_here || !self.addresses.is_disjoint(&other.addresses)
+    /// Whether one port of both is that of one server. On this host each address may have a server of its own at that port, unless
+    /// one listens on `all` of them.
+    pub fn is_one_server_with(&self, other: &Self, all: impl Fn(IpAddr) -> bool) -> bool {
+        let is_on_all = |place: &Self| place.is_here && place.addresses.iter().any(|address| all(*address));
+        !self.addresses.is_disjoint(&other.addresses) || is_on_all(self) && is_on_all(other)
+    }
+
+    /// Whether one of its addresses is such a one.
+    pub fn has(&self, is_such: impl Fn(IpAddr) -> bool) -> bool {
+        self.addresses.iter().any(|address| is_such(*address))
     }
 }
 
 /// Where the host of this name or address, or with this directory of sockets, is. May take a while.
 pub fn whereabouts(host: &str, cancel: &Cancel) -> Result<Whereabouts> {
     if is_local_word(host) {
-        return Ok(Whereabouts { is_here: true, addresses: BTreeSet::new() });
+        let is_name = host.eq_ignore_ascii_case("localhost");
+        let loopback = LOOPBACK.into_iter().filter(|_| is_name);
+        return Ok(Whereabouts { is_here: true, addresses: loopback.collect() });
     }
     let own = own_addresses().map_err(Error::on("list the network interfaces"))?;
     let found = resolve(host, 0, cancel)?;

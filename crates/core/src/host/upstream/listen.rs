@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::{HEARD, PASSING, PAUSE, Upstream, unknown};
+use super::{HEARD, PAUSE, Upstream, unknown};
 use crate::error::{Error, Result};
 use crate::host::policy::Cluster;
 use crate::host::{configured, control, describe, running};
@@ -16,17 +16,27 @@ use crate::wire::protocol::upstream::{Answer, Told};
 /// What is left of the time for the standby's own word, once its server was asked.
 const OWN_WORD: Duration = Duration::from_millis(700);
 
+/// How soon a server says that it lets nobody in.
+const SOON: Duration = Duration::from_secs(1);
+
 /// Asks the server that the standby in a directory follows; `None` if none follows there.
 pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<Option<Told>> {
     let directory = &cluster.data_directory;
     let Some(postmaster) = running::server(directory)? else { return Ok(None) };
-    let followed = match describe::followed(cluster, cancel) {
+    let begin = Instant::now();
+    let mut told =
+        describe::followed(cluster, cancel).map_err(|why| (why, describe::rejects(cluster, cancel)));
+    if matches!(told, Err((_, false))) && begin.elapsed() < SOON {
+        // it may just have started
+        told = describe::followed(cluster, cancel).map_err(|why| (why, false));
+    }
+    let followed = match told {
         Ok(Some(followed)) => Ok(followed),
         Ok(None) => return Ok(None),
         Err(_) if has_ended(directory) => return Ok(None),
-        Err(error) => {
+        Err(mute) => {
             cancel.check()?;
-            Err(error)
+            Err(mute)
         }
     };
     // one that starts, or does not let us in, follows what its files say
@@ -37,7 +47,7 @@ pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<O
     let (control, _) = control::read(directory)?;
     // what the login here took is not missing to the one there: too little time would make its silence
     let end = Instant::now() + time;
-    let Told { answer, standbys } = match environment_of(postmaster) {
+    let told = match environment_of(postmaster) {
         Ok(environment) => Upstream {
             bin_directory: &cluster.bin_directory,
             data_directory: directory,
@@ -46,23 +56,25 @@ pub(crate) fn of(cluster: &Cluster, time: Duration, cancel: &Cancel) -> Result<O
             system_identifier: control.system_identifier,
         }
         .ask(end.saturating_duration_since(Instant::now()).saturating_sub(OWN_WORD), cancel)?,
-        Err(error) => Told { answer: Ok(unknown(&error)), standbys: Vec::new() },
+        Err(error) => Told::of(Ok(unknown(&error))),
     };
-    if matches!(answer, Ok(Answer::Primary(_))) {
-        return Ok(Some(Told { answer, standbys }));
+    if matches!(told.answer, Ok(Answer::Primary(_))) {
+        return Ok(Some(told));
     }
     let last = match followed {
         Ok(followed) => followed.received,
-        Err(error) => return Ok(Some(Told { answer: of_mute(answer, &error), standbys })),
+        Err((error, is_passing)) => {
+            return Ok(Some(Told { answer: of_mute(told.answer, &error, is_passing), ..told }));
+        }
     };
     let look = || match describe::followed(cluster, cancel) {
         Err(_) if has_ended(directory) => Ok(None),
         followed => Ok(followed?
-            .filter(|followed| !followed.sender.as_ref().is_some_and(|sender| standbys.contains(sender)))
+            .filter(|followed| !followed.sender.as_ref().is_some_and(|sender| told.is_standbys(sender)))
             .and_then(|followed| followed.received)),
     };
-    let answer = await_message(answer, last, end, look, cancel)?;
-    Ok(Some(Told { answer, standbys }))
+    let answer = await_message(told.answer.clone(), last, end, look, cancel)?;
+    Ok(Some(Told { answer, ..told }))
 }
 
 /// Whether the server that was asked has ended in between: then it follows none.
@@ -70,10 +82,9 @@ fn has_ended(directory: &Path) -> bool {
     matches!(running::server(directory), Ok(None))
 }
 
-/// What counts of the server that a standby follows which said for this reason whether it hears it. One that is starting may have
+/// What counts of the server that a standby follows which for this reason did not say whether it hears it. One that is starting may have
 /// been down together with it; of another one it is not known whether it streams.
-fn of_mute(answer: Result<Answer>, why: &Error) -> Result<Answer> {
-    let is_passing = why.detail.as_ref().is_some_and(|text| PASSING.iter().any(|said| text.contains(said)));
+fn of_mute(answer: Result<Answer>, why: &Error, is_passing: bool) -> Result<Answer> {
     match answer {
         Ok(answer @ (Answer::Lives(_) | Answer::Unknown(_))) => Ok(answer),
         answer if is_passing => answer,
@@ -156,13 +167,13 @@ mod tests {
             (mute("FATAL:  no pg_hba.conf entry"), mute("FATAL:  the database system is starting up"));
         let silent = || Err(silence("timeout expired"));
         assert!(
-            matches!(of_mute(silent(), &barred), Ok(Answer::Unknown(why)) if why.contains("pg_hba.conf"))
+            matches!(of_mute(silent(), &barred, false), Ok(Answer::Unknown(why)) if why.contains("pg_hba.conf"))
         );
-        assert!(matches!(of_mute(Ok(Answer::Standby), &barred), Ok(Answer::Unknown(_))));
-        assert_eq!(of_mute(silent(), &starting), silent());
-        for why in [&barred, &starting] {
+        assert!(matches!(of_mute(Ok(Answer::Standby), &barred, false), Ok(Answer::Unknown(_))));
+        assert_eq!(of_mute(silent(), &starting, true), silent());
+        for is_passing in [false, true] {
             let lives = || Ok(Answer::Lives("FATAL: no".to_owned()));
-            assert_eq!(of_mute(lives(), why), lives());
+            assert_eq!(of_mute(lives(), &barred, is_passing), lives());
         }
     }
 

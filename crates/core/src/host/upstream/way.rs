@@ -124,12 +124,6 @@ impl Way {
         own.or_else(of_service).or_else(|| self.variable(variable)?.into_string().ok())
     }
 
-    /// Whether only a server that accepts writes is followed.
-    pub(super) fn wants_a_primary(&self) -> bool {
-        let wanted = self.value("target_session_attrs", "PGTARGETSESSIONATTRS");
-        matches!(wanted.as_deref(), Some("read-write" | "primary"))
-    }
-
     /// The servers that the string names, each of its own.
     pub(super) fn hosts(&self) -> Vec<Host> {
         let as_it_is =
@@ -246,9 +240,12 @@ impl Host {
 
     /// Where a walreceiver that is connected to it says that it is.
     pub(super) fn endpoint(&self) -> Option<Endpoint> {
-        let host = if self.host.is_empty() { &self.address } else { &self.host };
+        let (host, address) = match self.host.as_str() {
+            "" => (self.address.as_str(), ""),
+            host => (host, self.address.as_str()),
+        };
         let port = if self.port.is_empty() { "5432" } else { &self.port };
-        (!host.is_empty()).then(|| Endpoint { host: host.clone(), port: port.to_owned() })
+        (!host.is_empty()).then(|| Endpoint { address: address.to_owned(), ..Endpoint::new(host, port) })
     }
 
     /// Whether a name service is needed to find it.

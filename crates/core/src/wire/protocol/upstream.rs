@@ -11,17 +11,41 @@ pub struct Endpoint {
     pub host: String,
     /// Its port.
     pub port: String,
+    /// Which of the addresses of that name; empty: it is no name, or was not resolved.
+    #[serde(default)]
+    pub address: String,
 }
 
 impl Endpoint {
+    /// One as a walreceiver shows it.
+    pub fn new(host: impl Into<String>, port: impl Into<String>) -> Self {
+        Self { host: host.into(), port: port.into(), address: String::new() }
+    }
+
+    /// Whether both have the same name, at whichever of its addresses.
+    pub fn is_named_as(&self, other: &Self) -> bool {
+        self.host == other.host && self.port == other.port
+    }
+
     /// `db1:5432`
     pub fn shown(&self) -> String {
         if self.host.is_empty() {
             "an address of libpq's own".to_owned()
+        } else if !self.address.is_empty() {
+            format!("{}:{} ({})", self.host, self.port, self.address)
         } else {
             format!("{}:{}", self.host, self.port)
         }
     }
+}
+
+/// One that does not answer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Silent {
+    /// Where it should be.
+    pub at: Endpoint,
+    /// Whether nothing listens there.
+    pub is_refused: bool,
 }
 
 /// What the servers have said that a connection string names.
@@ -31,6 +55,9 @@ pub struct Told {
     pub answer: Result<Answer>,
     /// Those that answer as a standby, which say nothing of the primary.
     pub standbys: Vec<Endpoint>,
+    /// Those that do not answer: one of them may be the primary that is gone, another one a standby.
+    #[serde(default)]
+    pub silent: Vec<Silent>,
 }
 
 /// What answers.
@@ -45,6 +72,19 @@ pub enum Answer {
     Lives(String),
     /// Whether one lives is not known, for this reason.
     Unknown(String),
+}
+
+impl Told {
+    /// An answer of one server whose address is not known.
+    pub const fn of(answer: Result<Answer>) -> Self {
+        Self { answer, standbys: Vec::new(), silent: Vec::new() }
+    }
+
+    /// Whether what a walreceiver shows as its sender can only be a standby: no address of that name may have another server.
+    pub fn is_standbys(&self, sender: &Endpoint) -> bool {
+        self.standbys.iter().any(|standby| standby.is_named_as(sender))
+            && self.silent.iter().all(|silent| silent.is_refused || !silent.at.is_named_as(sender))
+    }
 }
 
 impl Answer {

@@ -13,6 +13,7 @@ mod calls; // arguments, rights, two calls at once, a server that is a primary a
 mod earlier; // another promotion before this one
 mod fence; // the old primary: which one is stopped, and what becomes of it
 mod nodes; // the other nodes: who has more, who follows
+mod relays; // standbys of standbys; answers that are no longer true
 
 use super::stop::ALLOWED;
 

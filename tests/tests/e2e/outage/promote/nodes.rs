@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::{Cluster, Host, wait};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::{MARK, Trio, demand_following, mark, promote, with};
@@ -115,6 +116,22 @@ fn paused_replay_is_not_resumed() {
     trio.kill_primary_while_paused();
     trio.one.execute("SELECT pg_wal_replay_resume()");
     promote(&trio.one, Some(&trio.old), &trio.options).expect("promoted");
+}
+
+/// Its promotion would wait for a signal, and whoever is promoted meanwhile would have company then.
+#[test]
+fn a_standby_whose_replay_is_stopped_is_not_promoted() {
+    let trio = Trio::new();
+    trio.kill_primary();
+    let startup = trio.one.get::<i32>("SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'", &[]);
+    let startup = Pid::from_raw(startup).expect("a process");
+    kill_process(startup, Signal::STOP).expect("stopped");
+    let error = promote(&trio.one, Some(&trio.old), &trio.nodes(&[&trio.two])).expect_err("refused");
+    kill_process(startup, Signal::CONT).expect("it goes on");
+    error.expect("55000").says("stands still").says("stopped by a signal").says("kill -CONT");
+    trio.demand_nothing_promoted();
+    assert!(!trio.old.has(MARK));
+    promote(&trio.one, Some(&trio.old), &trio.nodes(&[&trio.two])).expect("promoted");
 }
 
 impl Trio {
