@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every test, from the quickest to the slowest; stops at the first kind that fails.
 #
-#   scripts/test.sh [unit|monitoring|fuzz|indb|e2e|faults|soak|histories|through|breaks]...
+#   scripts/test.sh [unit|monitoring|fuzz|indb|e2e|faults|soak|histories|through|breaks|collation]...
 #
 # Without arguments: unit monitoring fuzz indb e2e, in this order.
 #
@@ -14,6 +14,7 @@
 #       PGPOOL_RECOVERY_HISTORIES_ROUNDS random histories
 # through, breaks   what `make matrix` runs of e2e for each PostgreSQL and Pgpool-II: recoveries from end
 #       to end; a few of the faults
+# collation   a target on every other Debian of which `make matrix` has left a chroot: what the check says of its libraries
 #
 # PG_CONFIG chooses the server, as for `make install`. The end-to-end tests install a build of the dev profile, or of
 # PROFILE=release; `make install` puts the latter back.
@@ -125,6 +126,22 @@ breaks() {
         faults::every_moment::a_cancel faults::every_moment::a_terminated faults::every_moment::a_killed
 }
 
+# In the chroots that scripts/matrix.sh has made. The agent is this machine's: it runs with a later C library, not with an earlier one.
+collation() {
+    local root here there tried=0
+    installed
+    here=$(getconf GNU_LIBC_VERSION | cut -d ' ' -f 2)
+    for root in "${CHROOTS:-$TARGET_DIR/matrix}"/*/root; do
+        [ -e "$root/.made" ] && [ -d "$root/usr/lib/postgresql" ] || continue
+        there=$(as_root chroot "$root" ldd --version | sed -n '1s/.* //p')
+        [ "$here" != "$there" ] && printf '%s\n' "$here" "$there" | sort -C -V || continue
+        say "a target on Debian $(cat "$root/etc/debian_version"), with glibc $there"
+        PGPOOL_RECOVERY_OTHER_ROOT=$root e2e_tests --ignored --nocapture another_debian_on_the_targets_host
+        tried=1
+    done
+    [ $tried = 1 ] || { echo "no chroot of another Debian below $TARGET_DIR/matrix: make matrix makes them" >&2; return 1; }
+}
+
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
@@ -132,7 +149,7 @@ as_root() {
 [ $# -gt 0 ] || set -- unit monitoring fuzz indb e2e
 for kind in "$@"; do
     case $kind in
-        unit | monitoring | fuzz | indb | e2e | faults | soak | histories | through | breaks) "$kind" ;;
+        unit | monitoring | fuzz | indb | e2e | faults | soak | histories | through | breaks | collation) "$kind" ;;
         *) echo "unknown kind of test: $kind" >&2; exit 2 ;;
     esac
 done

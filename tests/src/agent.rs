@@ -5,7 +5,7 @@ use std::process::{Command, ExitStatus};
 
 use rustix::process::Signal;
 
-use crate::host::{Host, among_mounts, as_process_1};
+use crate::host::{Host, among_mounts, as_process_1, in_root};
 use crate::ports::Port;
 use crate::process::{self, Daemon, Finished};
 use crate::scratch::Scratch;
@@ -32,6 +32,8 @@ enum Container {
     Processes,
     /// A mount namespace, in which each first file lies over the second one.
     Mounts(Vec<(PathBuf, PathBuf)>),
+    /// The root directory of another Debian, with a directory of this one.
+    Root(PathBuf, PathBuf),
 }
 
 impl Agent {
@@ -87,6 +89,16 @@ impl Agent {
         let port = claim.number();
         let text = config(&format!("0.0.0.0:{port}"), secret, &[]) + clusters;
         let mut agent = Self::start_on(scratch, host, port, &text, Container::None);
+        agent._claim = Some(claim);
+        agent
+    }
+
+    /// An agent on another Debian, whose root directory is `root`: its libraries, its programs.
+    pub fn start_in_root(scratch: &Scratch, root: &Path, secret: &Path, clusters: &str) -> Self {
+        let claim = Port::claim();
+        let text = config(&format!("0.0.0.0:{}", claim.number()), secret, &[]) + clusters;
+        let container = Container::Root(root.to_owned(), scratch.path().to_owned());
+        let mut agent = Self::start_on(scratch, &Host::here(), claim.number(), &text, container);
         agent._claim = Some(claim);
         agent
     }
@@ -181,6 +193,7 @@ fn serve(host: &Host, config: &Path, container: &Container) -> Command {
         Container::None => command,
         Container::Processes => as_process_1(&command),
         Container::Mounts(mounts) => among_mounts(&command, mounts),
+        Container::Root(root, shared) => in_root(&command, root, shared),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -91,6 +91,25 @@ pub fn among_mounts(command: &Command, mounts: &[(PathBuf, PathBuf)]) -> Command
         ["--mount", "--propagation", "private", "sh", "-c", script, "sh"].map(OsStr::new).into();
     arguments.extend(mounts.iter().flat_map(|(file, over)| [file.as_os_str(), over.as_os_str()]));
     arguments.push(OsStr::new("--"));
+    unshared(command, &arguments)
+}
+
+/// A command of [`Host::here`] on another Debian: its root directory is `root`, which stays as it is, with the directory `shared` of this
+/// one. What is changed there is in memory below `shared`, and goes with the command.
+pub fn in_root(command: &Command, root: &Path, shared: &Path) -> Command {
+    const SCRIPT: &str = "set -e; root=$1 shared=$2 program=$3 over=$2/other-root
+        mkdir \"$over\"; mount -t tmpfs tmpfs \"$over\"; mkdir \"$over/changes\" \"$over/work\" \"$over/root\"
+        mount -t overlay -o \"lowerdir=$root,upperdir=$over/changes,workdir=$over/work\" overlay \"$over/root\"
+        over=$over/root
+        mkdir -p \"$over$shared\" \"$over$(dirname \"$program\")\"; : >>\"$over$program\"
+        mount --bind \"$program\" \"$over$program\"; mount --bind \"$shared\" \"$over$shared\"
+        mount --rbind /proc \"$over/proc\"; mount --rbind /dev \"$over/dev\"
+        cp /etc/passwd /etc/group \"$over/etc/\"
+        shift 3; exec chroot \"$over\" \"$@\"";
+    let program = Path::new(command.get_program());
+    let mut arguments: Vec<&OsStr> =
+        ["--mount", "--propagation", "private", "sh", "-c", SCRIPT, "sh"].map(OsStr::new).into();
+    arguments.extend([root.as_os_str(), shared.as_os_str(), program.as_os_str()]);
     unshared(command, &arguments)
 }
 

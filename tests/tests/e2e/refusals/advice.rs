@@ -6,8 +6,10 @@ use std::fs::{self, Permissions};
 use std::ops::Deref;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use pgpool_recovery_e2e::agent::Agent;
+use pgpool_recovery_e2e::stage::Condition;
 use pgpool_recovery_e2e::{Host, Scratch, Stage, Transport, account, process, server};
 use serde_json::{Value, json};
 
@@ -157,6 +159,60 @@ fn another_c_library_on_the_targets_host() {
             format!("database \"sorted\" was made with collation version 2.1, and this primary has {here}");
         place.assert_told("collation", &local, &[&made]);
         place.assert_told("collation", &through, &[&differ, &made]);
+    }
+}
+
+/// What a program there says on its first line.
+fn first_line(root: &Path, arguments: &[&str]) -> String {
+    let mut command = Command::new("chroot");
+    command.arg(root).args(arguments);
+    process::run(command).ok().lines().next().unwrap_or_default().to_owned()
+}
+
+/// A real one: the agent, the server's programs and their libraries are those of another Debian.
+#[test]
+#[ignore = "needs the root directory of another Debian: scripts/test.sh collation"]
+fn another_debian_on_the_targets_host() {
+    let root =
+        std::env::var_os("PGPOOL_RECOVERY_OTHER_ROOT").expect("PGPOOL_RECOVERY_OTHER_ROOT, a directory");
+    let root = PathBuf::from(root);
+    let stage = Stage::builder().quiet().standby(Condition::Stopped).build();
+    let place = Place(stage);
+    let (_, here, ..) = another_libc(&place.scratch);
+    // "ldd (Debian GLIBC 2.41-12+deb13u5) 2.41"
+    let there = first_line(&root, &["ldd", "--version"]);
+    let there = there.rsplit(' ').next().expect("a version");
+    assert_ne!(here, there, "the same C library");
+    let servers = fs::read_dir(root.join("usr/lib/postgresql")).expect("a server there").flatten();
+    let programs = servers.map(|entry| Path::new("/usr/lib/postgresql").join(entry.file_name()).join("bin"));
+    let programs = programs.max().expect("a server there");
+    let release = first_line(&root, &[programs.join("postgres").to_str().expect("ASCII"), "--version"]);
+    let cluster = format!(
+        "\n[[cluster]]\ndata_directory = \"{}\"\nbin_directory = \"{}\"\n",
+        place.target.dir(),
+        programs.display()
+    );
+    let agent = Agent::start_in_root(&place.scratch, &root, &place.secret, &cluster);
+    let through = through(&agent);
+    let (ok, said) = place.row("collation", &through);
+    assert!(ok && said.contains("no database"), "in the order of bytes: {said}");
+    place.primary.execute("CREATE DATABASE sorted");
+    place.primary.execute("UPDATE pg_database SET datcollate = 'en_US.UTF-8' WHERE datname = 'sorted'");
+    let (ok, said) = place.row("collation", &json!({ "transport": "local" }));
+    assert!(ok && said.contains(&format!("glibc {here} on both sides")), "{said}");
+    let (ok, said) = place.row("collation", &through);
+    eprintln!("{release}: {said}");
+    let differ = format!("glibc is {here} here and {there} on the target's host");
+    assert!(!ok && said.contains(&differ) && said.contains("the text of database \"sorted\"."), "{said}");
+    // its own server's, not that which the agent was built with
+    let icu: i64 = place.primary.get("SELECT count(*) FROM pg_collation WHERE collprovider = 'i'", &[]);
+    if server::major() >= 15 && icu > 0 {
+        place.primary.execute(
+            "CREATE DATABASE by_icu TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'de' LOCALE 'C' ENCODING 'UTF8'",
+        );
+        let (ok, said) = place.row("collation", &through);
+        assert!(!ok && said.contains("ICU is ") && said.contains("database \"by_icu\""), "{said}");
+        eprintln!("{said}");
     }
 }
 
