@@ -37,6 +37,7 @@ mod report;
 mod retry;
 mod run;
 mod settings;
+mod starting;
 mod unchanged;
 mod watch;
 

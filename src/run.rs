@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use pgpool_recovery_core::error::{Error, Kind, Result};
@@ -72,6 +73,22 @@ impl<'a> Run<'a> {
     /// Runs `job` on a thread of its own and returns what it returns; see [`threads::wait`].
     pub(crate) fn blocking<T: Send>(&mut self, job: impl FnOnce(&Cancel) -> Result<T> + Send) -> Result<T> {
         self.blocking_with(None, job)
+    }
+
+    /// Like [`Self::blocking`]; what the job tells meanwhile is heard by the main thread.
+    pub(crate) fn blocking_told<T: Send, M: Send>(
+        &mut self,
+        mut hear: impl FnMut(M),
+        job: impl FnOnce(&Cancel, &mut dyn FnMut(M)) -> Result<T> + Send,
+    ) -> Result<T> {
+        let (teller, told) = channel();
+        let (cancel, mut tick) = self.at_work(None);
+        let mut hear_and_tick = || {
+            told.try_iter().for_each(&mut hear);
+            tick()
+        };
+        // nobody hears what is told after the end
+        threads::wait(cancel, &mut hear_and_tick, || job(cancel, &mut |said| drop(teller.send(said))))
     }
 
     /// Like [`Self::blocking`]; fails as soon as the slot has lost WAL.

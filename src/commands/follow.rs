@@ -27,6 +27,7 @@ use crate::preflight::{PrimaryFacts, authority, reach, stop};
 use crate::run::Run;
 use crate::settings::request::Request;
 use crate::settings::{OnDiverged, Settings};
+use crate::starting;
 
 /// How often replication is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -237,14 +238,9 @@ impl Following {
             return Err(error);
         }
         if rejoins {
-            let start_timeout = self.start_timeout();
-            run.blocking(|_| session.start(start_timeout))?;
+            starting::start(session, self.facts.settings.start_timeout, run)?;
         }
         Ok(())
-    }
-
-    fn start_timeout(&self) -> u32 {
-        u32::try_from(self.facts.settings.start_timeout.as_secs()).unwrap_or(u32::MAX)
     }
 
     /// The same as [`Self::run`] without what takes long: the report of a server that streams already, or the server that was told.
@@ -272,7 +268,6 @@ impl Following {
         run: &mut Run<'_>,
     ) -> Result<Value> {
         self.tell(&mut session, place, rejoins, run)?;
-        let start_timeout = self.start_timeout();
         let why = match self.await_streaming(&mut session, run)? {
             Ok(own) => return Ok(self.report(how(rejoins), &own)),
             Err(why) => why,
@@ -304,7 +299,7 @@ impl Following {
             return Err(self.not_streaming(&why, lines, &format!("It was not restarted: {}.", not.message)));
         }
         let mut session = self.look(run)?;
-        run.blocking(|_| session.start(start_timeout))?;
+        starting::start(&mut session, self.facts.settings.start_timeout, run)?;
         match self.await_streaming(&mut session, run)? {
             Ok(own) => Ok(self.report("restarted", &own)),
             Err(why) => {

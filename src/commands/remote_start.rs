@@ -20,12 +20,10 @@ use crate::preflight::{one_host, reach, stop};
 use crate::retry::{self, Retry};
 use crate::run::Run;
 use crate::settings::{Scripts, Settings, request};
+use crate::starting;
 
 /// How often replication is looked at.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// How often a NOTICE tells how far the standby has replayed.
-const NOTICE: Duration = Duration::from_secs(5);
 
 /// How long replay may stand still before that is said: longer than wal_receiver_status_interval, 10 s.
 const REPLAY: Duration = Duration::from_secs(12);
@@ -86,9 +84,8 @@ fn start(host: &str, directory: &str, settings: Settings, is_asked: &mut bool) -
     }
     one_host::demand_own_tablespaces_of(session.target().clone(), &mut run)?;
     let expected = stop::expected(session.target())?;
-    let timeout = u32::try_from(settings.start_timeout.as_secs()).unwrap_or(u32::MAX);
     *is_asked = true;
-    let launched = run.blocking(|_| session.start(timeout))?;
+    let launched = starting::start(&mut session, settings.start_timeout, &mut run)?;
     let mut wait = Wait::new(settings.start_timeout);
     let mut catch_up = CatchUp::new(settings.start_timeout);
     while let Err(why) = streams(&mut session, &expected, &mut wait, &mut run)? {
@@ -195,7 +192,7 @@ struct CatchUp {
 
 impl CatchUp {
     fn new(timeout: Duration) -> Self {
-        Self { interval: NOTICE.min(timeout / 2), asked: Instant::now(), last: None }
+        Self { interval: starting::interval(timeout), asked: Instant::now(), last: None }
     }
 
     /// Tells now and then how far it is. What it replays is progress; a server that says nothing may be busy.

@@ -18,6 +18,7 @@ use crate::plan;
 use crate::preflight::{PrimaryFacts, one_host, reach, stop};
 use crate::run::Run;
 use crate::settings::Settings;
+use crate::starting;
 
 /// A target's server that was stopped for a recovery.
 pub(super) struct Stopped {
@@ -36,12 +37,11 @@ impl Stopped {
             Role::FormerPrimary | Role::OwnPrimary => "and stays stopped".to_owned(),
             Role::Standby => {
                 let mut run = Run::quiet();
-                let timeout = u32::try_from(self.settings.start_timeout.as_secs()).unwrap_or(u32::MAX);
                 let directory = Path::new(&self.directory);
                 let started = reach::look(&self.host, directory, self.is_local, &self.settings, &mut run)
                     .and_then(|mut session| {
                         one_host::demand_own_tablespaces_of(session.target().clone(), &mut run)?;
-                        run.blocking(|_| session.start(timeout))
+                        starting::start(&mut session, self.settings.start_timeout, &mut run)
                     });
                 match started {
                     Ok(_) => "and was started again".to_owned(),

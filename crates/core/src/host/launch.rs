@@ -10,6 +10,7 @@ use rustix::fs::OFlags;
 use super::patience::Patience;
 use super::policy::Cluster;
 use super::server_log::{Logs, START_LOG};
+use super::starting::Tell;
 use super::{configured, fence, running, walreceiver};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::exclude::MARKER;
@@ -30,8 +31,9 @@ const GONE: Duration = Duration::from_secs(2);
 /// What makes a server start as a standby.
 pub(super) const STANDBY_SIGNAL: &str = "standby.signal";
 
-/// Starts the server and waits until it accepts connections. False if it ran already.
-pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bool> {
+/// Starts the server and waits until it accepts connections, for as long as it makes progress, which is told. False if it ran
+/// already.
+pub fn start(cluster: &Cluster, timeout: Duration, tell: Option<Tell<'_>>, cancel: &Cancel) -> Result<bool> {
     let directory = &cluster.data_directory;
     // what cannot be told forbids the start
     let is_incomplete = directory
@@ -50,7 +52,7 @@ pub fn start(cluster: &Cluster, timeout: Duration, cancel: &Cancel) -> Result<bo
     if !directory.join(STANDBY_SIGNAL).exists() {
         return Err(no_standby(directory));
     }
-    let mut patience = Patience::new(directory, timeout);
+    let mut patience = Patience::new(directory, timeout).telling(tell);
     let mut logs = Logs::now(cluster);
     let mut launched = running::server(directory)?.is_none();
     if launched {
@@ -166,7 +168,7 @@ fn pause(duration: Duration, cancel: &Cancel) -> Result<()> {
     cancel.check()
 }
 
-fn launch(cluster: &Cluster, patience: &mut Patience, logs: &Logs, cancel: &Cancel) -> Result<()> {
+fn launch(cluster: &Cluster, patience: &mut Patience<'_>, logs: &Logs, cancel: &Cancel) -> Result<()> {
     let directory = &cluster.data_directory;
     let (command, output) = match &cluster.start_command {
         Some(words) => (process::configured("start_command", words)?, process::anonymous_file()?),
@@ -296,7 +298,7 @@ mod tests {
         let data = tempfile::tempdir().expect("temporary directory");
         let place = data.path().canonicalize().expect("real path");
         let (cluster, _programs) = fake(&place, &place.display().to_string(), "is ready; exit 1");
-        let started = start(&cluster, Duration::from_secs(30), &Cancel::new());
+        let started = start(&cluster, Duration::from_secs(30), None, &Cancel::new());
         end(&place);
         assert_eq!(started, Ok(false), "not by us");
     }
@@ -307,7 +309,7 @@ mod tests {
         let place = data.path().canonicalize().expect("real path");
         let steps = "for word in one two three ready; do sleep 1; is $word; done";
         let (cluster, _programs) = fake(&place, &place.display().to_string(), steps);
-        let started = start(&cluster, Duration::from_secs(3), &Cancel::new());
+        let started = start(&cluster, Duration::from_secs(3), None, &Cancel::new());
         end(&place);
         assert_eq!(started, Ok(true));
     }
@@ -317,7 +319,7 @@ mod tests {
         let data = tempfile::tempdir().expect("temporary directory");
         let place = data.path().canonicalize().expect("real path");
         let (cluster, _programs) = fake(&place, &place.display().to_string(), "is standby");
-        let error = start(&cluster, Duration::from_secs(1), &Cancel::new()).expect_err("given up");
+        let error = start(&cluster, Duration::from_secs(1), None, &Cancel::new()).expect_err("given up");
         end(&place);
         assert!(error.message.contains("no progress for 1 s"), "{error}");
         assert!(error.hint.is_some_and(|hint| hint.contains("hot_standby")));
@@ -327,7 +329,7 @@ mod tests {
     fn what_a_configuration_of_another_directory_would_start_is_not_started() {
         let data = tempfile::tempdir().expect("temporary directory");
         let (cluster, _programs) = fake(data.path(), "/tmp", "is ready");
-        let error = start(&cluster, Duration::from_secs(5), &Cancel::new()).expect_err("refused");
+        let error = start(&cluster, Duration::from_secs(5), None, &Cancel::new()).expect_err("refused");
         assert!(error.message.contains("belongs to another directory"), "{error}");
         assert!(!data.path().join("started").exists());
     }
@@ -337,7 +339,7 @@ mod tests {
         let data = tempfile::tempdir().expect("temporary directory");
         let place = data.path().canonicalize().expect("real path");
         let (cluster, _programs) = fake(&place, &place.display().to_string(), "rm standby.signal; is ready");
-        let error = start(&cluster, Duration::from_secs(5), &Cancel::new()).expect_err("promoted");
+        let error = start(&cluster, Duration::from_secs(5), None, &Cancel::new()).expect_err("promoted");
         end(&place);
         assert!(error.message.contains("is no standby"), "{error}");
     }
@@ -359,7 +361,8 @@ mod tests {
     fn what_was_fenced_is_not_started() {
         let data = tempfile::tempdir().expect("temporary directory");
         let refused = || {
-            start(&in_directory(data.path()), Duration::from_secs(1), &Cancel::new()).expect_err("refused")
+            start(&in_directory(data.path()), Duration::from_secs(1), None, &Cancel::new())
+                .expect_err("refused")
         };
         let mark = FenceMark { by: "node 1".to_owned(), ..FenceMark::default() };
         fence::write(data.path(), &mark).expect("writes");
@@ -381,7 +384,7 @@ mod tests {
         fs::write(data.path().join(MARKER), "{}").expect("write");
         let cluster = in_directory(data.path());
         let refused =
-            || start(&cluster, Duration::from_secs(1), &Cancel::new()).expect_err("refused").message;
+            || start(&cluster, Duration::from_secs(1), None, &Cancel::new()).expect_err("refused").message;
         assert!(refused().contains("not complete"));
         fs::remove_file(data.path().join(MARKER)).expect("remove");
         assert!(refused().contains("is no standby"), "it would be a second primary");

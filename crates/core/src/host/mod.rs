@@ -12,6 +12,7 @@ pub mod may_start;
 pub mod policy;
 pub(crate) mod running;
 pub mod second_stage;
+pub mod starting;
 pub mod stop;
 pub mod turn;
 pub mod upstream;

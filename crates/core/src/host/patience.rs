@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use pgdata::control_file::{PG_CONTROL, PG_CONTROL_FILE_SIZE};
 
+use super::starting::Tell;
 use super::{running, walreceiver};
 use crate::sys::small_file;
 
@@ -20,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// names in its title, a file that it works on (it syncs all of them, millions perhaps, before it replays), the content
 /// of pg_control. A server that waits for WAL in vain goes through the same titles and files again and again, which
 /// is no progress.
-pub(crate) struct Patience {
+pub(crate) struct Patience<'a> {
     directory: PathBuf,
     timeout: Duration,
     deadline: Instant,
@@ -28,9 +29,11 @@ pub(crate) struct Patience {
     seen: HashSet<u64>,
     /// The first startup process that was seen. One that is started again and again goes through new files each time.
     startup: Option<u32>,
+    /// Who is told how far the server is.
+    tell: Option<Tell<'a>>,
 }
 
-impl Patience {
+impl<'a> Patience<'a> {
     pub(crate) fn new(directory: &Path, timeout: Duration) -> Self {
         let now = Instant::now();
         let mut patience = Self {
@@ -40,14 +43,23 @@ impl Patience {
             next_look: now + LOOK,
             seen: HashSet::new(),
             startup: None,
+            tell: None,
         };
         // what an earlier server left is no progress
         patience.sees_new();
         patience
     }
 
-    /// Whether nothing has moved for the whole time.
+    /// The same; somebody is told how far the server is.
+    pub(crate) fn telling(self, tell: Option<Tell<'a>>) -> Self {
+        Self { tell, ..self }
+    }
+
+    /// Whether nothing has moved for the whole time. Asked again and again, it also tells how far the server is.
     pub(crate) fn is_over(&mut self) -> bool {
+        if let Some(tell) = &mut self.tell {
+            tell.look(&self.directory);
+        }
         let now = Instant::now();
         if now >= self.next_look {
             self.next_look = now + LOOK;

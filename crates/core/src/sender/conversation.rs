@@ -46,6 +46,11 @@ impl Conversation {
         request(&self.control, message)
     }
 
+    /// A further answer to what was asked last.
+    pub(super) fn next_reply(&self) -> Result<Reply> {
+        reply(&self.control, self.control.receive()?)
+    }
+
     /// Asks for something that an agent from before a version cannot do: it knows no request of that name.
     pub(super) fn request_new(&self, name: &str, message: &Request) -> Result<Reply> {
         let known =

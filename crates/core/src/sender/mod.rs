@@ -26,7 +26,7 @@ use crate::wire::link::Connector;
 use crate::wire::link::control::Control;
 use crate::wire::protocol::PUT;
 use crate::wire::protocol::data::Put;
-use crate::wire::protocol::describe::Description;
+use crate::wire::protocol::describe::{Description, Starting};
 use crate::wire::protocol::fence::Fenced;
 use crate::wire::protocol::follow::{Follow, Followed};
 use crate::wire::protocol::message::{Marker, PlanHeader, Purpose, Reply, Request, TargetInfo};
@@ -218,11 +218,26 @@ impl Session<Opened> {
         Ok((Session { conversation, state: state::Planned { files: plan.files } }, planned))
     }
 
-    /// Starts the standby and waits until it accepts connections; false if it ran already.
-    pub fn start(&mut self, timeout: u32) -> Result<bool> {
-        match self.conversation.request(&Request::Start { timeout })? {
-            Reply::Started { launched } => Ok(launched),
-            other => Err(unexpected(&other)),
+    /// Starts the standby and waits until it accepts connections, or makes no progress for so long; false if it ran already.
+    /// Meanwhile `hear` is told how far it is.
+    pub fn start(
+        &mut self,
+        timeout: Duration,
+        tell: Duration,
+        hear: &mut dyn FnMut(Starting),
+    ) -> Result<bool> {
+        let timeout = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX);
+        let tell = u32::try_from(tell.as_millis()).ok();
+        let mut reply = self.conversation.request(&Request::Start { timeout, tell })?;
+        loop {
+            reply = match reply {
+                Reply::Starting(starting) => {
+                    hear(starting);
+                    self.conversation.next_reply()?
+                }
+                Reply::Started { launched } => return Ok(launched),
+                other => return Err(unexpected(&other)),
+            }
         }
     }
 

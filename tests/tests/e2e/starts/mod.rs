@@ -1,5 +1,6 @@
 //! The start of a rebuilt standby, and what it follows.
 
+mod before_connections; // what a start tells while no login is possible
 mod follows; // leftovers of recovery settings in any configuration
 mod lost; // the agent, while a standby starts
 mod own_files; // the files and addresses that a standby keeps

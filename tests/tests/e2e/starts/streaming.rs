@@ -260,7 +260,7 @@ fn behind(scratch: &Scratch, segments: u32) -> (Cluster, Cluster) {
 }
 
 /// The NOTICEs of a start, and its error.
-fn told_by_start(primary: &Cluster, standby: &Cluster) -> (String, Option<String>) {
+pub(super) fn told_by_start(primary: &Cluster, standby: &Cluster) -> (String, Option<String>) {
     let (sender, receiver) = std::sync::mpsc::channel();
     let mut config = primary.config();
     config.notice_callback(move |notice| drop(sender.send(notice.message().to_owned())));

@@ -12,6 +12,7 @@ use super::plan::Planned;
 use super::{present, wal};
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Kind, Result};
+use crate::host::starting::Tell;
 use crate::host::{
     describe, fence_primary, launch, login, readiness, references, running, second_stage, server_log, stop,
     upstream, walreceiver,
@@ -297,9 +298,12 @@ impl Stage {
             Request::TestPort { port, addresses } => {
                 Ok(readiness::test_port(port, &addresses, cancel).map_or_else(Reply::Error, |()| Reply::Ok))
             }
-            Request::Start { timeout } => {
+            Request::Start { timeout, tell } => {
                 let timeout = Duration::from_secs(timeout.into());
-                let launched = launch::start(cluster, timeout, cancel)?;
+                // of a link that is gone the start itself hears
+                let mut hear = |starting| drop(conversation.answer(&Reply::Starting(starting)));
+                let tell = tell.map(|every| Tell::every(Duration::from_millis(every.into()), &mut hear));
+                let launched = launch::start(cluster, timeout, tell, cancel)?;
                 info!(directory = %data_directory.display(), launched, "the server accepts connections");
                 Ok(Reply::Started { launched })
             }

@@ -111,6 +111,18 @@ impl Said {
     }
 }
 
+/// How far a server is that accepts no connections yet, as its files and its processes' titles show it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Starting {
+    /// The status in postmaster.pid: `starting` until it accepts connections; `None` if no server has written it.
+    pub status: Option<String>,
+    /// It has replayed WAL at least up to here: the beginning of the segment that its startup process works on, or the redo point
+    /// in pg_control.
+    pub replayed: Option<Lsn>,
+    /// Its startup process, if a signal has stopped it.
+    pub stopped_startup: Option<u32>,
+}
+
 /// Why a server was stopped for good: the file [`FENCED`](crate::manifest::exclude::FENCED) in its data directory, as JSON.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FenceMark {

@@ -20,7 +20,7 @@ use crate::replication::streaming::Walreceiver;
 use crate::sys::FileId;
 use crate::sys::libraries::Libraries;
 use crate::sys::space::Pool;
-use crate::wire::protocol::describe::Description;
+use crate::wire::protocol::describe::{Description, Starting};
 use crate::wire::protocol::fence::Fenced;
 use crate::wire::protocol::follow::{Follow, Followed};
 use crate::wire::protocol::second_stage::{Promote, Promoted};
@@ -126,10 +126,13 @@ pub enum Request {
     /// [`Reply::Walreceiver`].
     Walreceiver,
     /// Start the server in the opened directory and wait until it accepts connections.
-    /// Answer: [`Reply::Started`].
+    /// Answer: [`Reply::Starting`] now and then, if that was asked for, and [`Reply::Started`].
     Start {
-        /// How long to wait, seconds.
+        /// How long to wait without progress, seconds.
         timeout: u32,
+        /// How often to tell how far it is, milliseconds; `None`: never, as agents did before they knew this.
+        #[serde(default)]
+        tell: Option<u32>,
     },
     /// What is the server in the opened directory, by its files and, if it runs, by its own word? Answer: [`Reply::Described`].
     Describe,
@@ -294,6 +297,8 @@ pub enum Reply {
         /// What an operator should know.
         warnings: Vec<String>,
     },
+    /// The server does not accept connections yet.
+    Starting(Starting),
     /// The server accepts connections.
     Started {
         /// False if it ran already.

@@ -41,7 +41,7 @@
 //! -> Reconcile       <- Reconciled  (sizes right, surplus files removed)
 //!    (pg_control read, pg_backup_stop)
 //! -> Put* , Finish   <- Durable  (all synced, pg_control in place, marker removed)
-//! -> Start           <- Started
+//! -> Start           <- Starting*, Started
 //! ```
 //!
 //! From Begin to Finish a link of its own carries WAL, as the primary flushes it:
