@@ -49,14 +49,24 @@ pub(crate) fn follow(request: Request, settings: Settings) -> Result<Value> {
     prepare(request, settings, &mut run)?.run(&mut run)
 }
 
-/// Tells the server to follow this one, and waits for nothing. It is neither restarted nor rebuilt.
+/// Tells the server to follow this one, and waits for nothing. It is neither restarted nor rebuilt, and one that was fenced is
+/// started only if it `rejoins`.
 pub(crate) fn tell(
     request: Request,
     settings: Settings,
+    rejoins: bool,
     run: &mut Run<'_>,
 ) -> Result<std::result::Result<Value, Told>> {
     let following = prepare(request, Settings { on_diverged: OnDiverged::Report, ..settings }, run)?;
-    following.tell_or_report(run)
+    following.tell_or_report(rejoins, run)
+}
+
+/// Of a server that was fenced, but not for the promotion that names it.
+fn stays_stopped(directory: &str) -> Error {
+    let message = format!("the server in \"{directory}\" was fenced before and stays stopped");
+    Error::new(Kind::WrongState, message)
+        .detail("It is not the old primary of this promotion: why nothing has had it follow since is not known here.")
+        .hint("pgpool_recovery_follow on the new primary has it back; then attach it.")
 }
 
 fn prepare(request: Request, settings: Settings, run: &mut Run<'_>) -> Result<Following> {
@@ -244,14 +254,15 @@ impl Following {
     }
 
     /// The same as [`Self::run`] without what takes long: the report of a server that streams already, or the server that was told.
-    fn tell_or_report(self, run: &mut Run<'_>) -> Result<std::result::Result<Value, Told>> {
+    fn tell_or_report(self, may_rejoin: bool, run: &mut Run<'_>) -> Result<std::result::Result<Value, Told>> {
         let mut session = match self.meet(run)? {
             Ok(report) => return Ok(Ok(report)),
             Err(session) => session,
         };
         let (place, rejoins) = match self.facts.standing(&mut session, &self.asker, false, run)? {
             Standing::Follows(place) => (place, false),
-            Standing::Rejoins(place) => (place, true),
+            Standing::Rejoins(place) if may_rejoin => (place, true),
+            Standing::Rejoins(_) => return Err(stays_stopped(&self.request.dest_dir)),
             Standing::Diverged(error) => return Err(error),
             Standing::Primary(place) => return Err(self.runs_as_primary(place)),
         };

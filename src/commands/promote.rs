@@ -150,7 +150,7 @@ pub(crate) fn promote(old: Option<&Old>, settings: &Settings) -> Result<Value> {
     become_primary(&clock)?;
     let (timeline, begin) = here()?;
     log::log(&format!("pgpool_recovery: this standby was promoted: timeline {timeline} begins at {begin}"));
-    let nodes = followers::lead(settings, old, &asked.silent(), Some(begin), &clock);
+    let nodes = followers::lead(settings, old, (&asked.silent(), &asked.fenced()), Some(begin), &clock);
     Ok(json!({
         "result": "promoted",
         "timeline": timeline,
@@ -165,7 +165,7 @@ pub(crate) fn promote(old: Option<&Old>, settings: &Settings) -> Result<Value> {
 fn already(old: Option<&Old>, settings: &Settings, clock: &Clock) -> Result<Value> {
     let (timeline, begin) = here()?;
     log::notice("this server is a primary already: nothing was promoted");
-    let nodes = followers::lead(settings, old, &[], None, clock);
+    let nodes = followers::lead(settings, old, (&[], &[]), None, clock);
     Ok(json!({
         "result": "already_primary",
         "already_primary": true,

@@ -238,6 +238,16 @@ impl<'a> Asked<'a> {
         nodes.filter(|(_, node)| node.found.is_err()).map(|(other, _)| other).collect()
     }
 
+    /// The nodes that were fenced for another promotion and have not run since. Their hosts have said so, so they are not silent.
+    pub(super) fn fenced(&self) -> Vec<&OtherNode> {
+        let is_fenced = |node: &Node| match &node.found {
+            Ok(found) => found.running.is_none() && !found.has_standby_signal && found.fence.is_some(),
+            Err(_) => false,
+        };
+        let nodes = self.others.iter().zip(&self.nodes);
+        nodes.filter(|(_, node)| is_fenced(node)).map(|(other, _)| other).collect()
+    }
+
     /// Whether a server runs where the old primary should be, or may do so.
     pub(super) fn old_runs(&self) -> bool {
         match &self.old {

@@ -30,15 +30,18 @@ enum Follower<'a> {
 
 /// Makes the slots of the nodes at once, before a checkpoint removes the WAL that they need, if they need it from `begin` on: a
 /// primary of some time makes them as each node is told. Then tells one node after the other to follow, and waits for all
-/// together.
+/// together. Those that are `fenced` get no slot, which nothing would ever use.
 pub(super) fn lead(
     settings: &Settings,
     old: Option<&Old>,
-    silent: &[&OtherNode],
+    (silent, fenced): (&[&OtherNode], &[&OtherNode]),
     begin: Option<Lsn>,
     clock: &Clock,
 ) -> Vec<Value> {
-    let slot = |node| begin.map_or(Ok(()), |begin| caught(|| make_slot(node, settings, begin)));
+    let slot = |node| match begin {
+        Some(begin) if !fenced.contains(&node) => caught(|| make_slot(node, settings, begin)),
+        _ => Ok(()),
+    };
     let slots: Vec<Result<()>> = settings.nodes.iter().map(slot).collect();
     let mut nodes: Vec<(&OtherNode, Result<()>)> = settings.nodes.iter().zip(slots).collect();
     // one that is started takes longest, and one that was silent may stay so
@@ -47,7 +50,9 @@ pub(super) fn lead(
     for (node, slot) in nodes {
         let time = if silent.contains(&node) { LEAST } else { clock.left().max(LEAST) };
         let mut run = Run::within(time);
-        let told = slot.and_then(|()| caught(|| follow::tell(request(node), of(node, settings), &mut run)));
+        let rejoins = old.is_some_and(|old| old.is(node));
+        let tell = || follow::tell(request(node), of(node, settings), rejoins, &mut run);
+        let told = slot.and_then(|()| caught(tell));
         followers.push((
             node,
             match told {

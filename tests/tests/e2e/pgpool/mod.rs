@@ -1,6 +1,7 @@
 //! With a real Pgpool-II.
 
 mod dropin; // in the C extension's place: the statements of every Pgpool-II release, scripts in the data directory
+mod fenced; // a node that was fenced before, at the next failover
 mod hook; // the failover_command: promotion, followers, double failure, switchover
 mod lean; // three nodes behind a Pgpool-II with the hook
 mod native; // native replication and snapshot isolation: two stages while clients write

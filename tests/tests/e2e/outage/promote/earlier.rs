@@ -5,9 +5,10 @@ use std::path::Path;
 use pgpool_recovery_e2e::agent::{self, Agent};
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::wait::{PATIENCE, until_true};
-use pgpool_recovery_e2e::{Cluster, Host};
+use pgpool_recovery_e2e::{Cluster, Host, probe};
 use serde_json::{Value, json};
 
+use super::super::follow::follow;
 use super::{MARK, Trio, demand_following, promote, with};
 
 /// The second standby follows the first one, which was promoted in the place of a primary that is fenced.
@@ -69,6 +70,27 @@ fn the_end_of_a_primary_that_was_replaced_before_hides_none_beyond_a_standby() {
     error.expect("55000").says("another primary is alive").says("node 2");
     trio.one.kill();
     promote(&below, None, &trio.nodes(&[&trio.two])).expect("promoted");
+}
+
+/// Pgpool-II has it down, and the hook names it with all others.
+#[test]
+fn a_node_that_was_fenced_before_stays_as_it_is() {
+    let trio = replaced();
+    trio.two.wait_for_replay(&trio.one);
+    trio.one.kill();
+    let nodes = trio.nodes(&[&trio.old]);
+    for result in ["promoted", "already_primary"] {
+        let report = promote(&trio.two, Some(&trio.one), &nodes).expect(result);
+        assert_eq!(report["result"], result, "{report}");
+        let error = report["nodes"][0]["error"].as_str().unwrap_or_default();
+        assert!(error.contains("was fenced before and stays stopped"), "{report}");
+        assert!(trio.old.postmaster().is_none() && trio.old.has(MARK), "{report}");
+        assert_eq!(probe::slots(&trio.two), [""; 0], "nothing retains WAL for it");
+    }
+    // named as what it was, or called for, it comes back
+    let report = follow(&trio.two, &trio.old, &trio.options).expect("it follows");
+    assert_eq!(report["result"], "rejoined", "{report}");
+    demand_following(&trio.two, &trio.old);
 }
 
 /// A server of a later timeline is not running just then: it was promoted all the same.
