@@ -6,8 +6,10 @@ use pgpool_recovery_core::sender::Planned;
 use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 
+use crate::commands::legacy_call::NATIVE;
+use crate::commands::second_stage;
 use crate::plan;
-use crate::preflight::{self, Ready};
+use crate::preflight::{self, Ready, authority, native};
 use crate::run::Run;
 use crate::settings::Settings;
 use crate::settings::request::{self, Request};
@@ -73,6 +75,9 @@ pub(crate) fn check_all(arguments: Arguments) -> Result<Vec<CheckRow>> {
     let directory = arguments.directory.and_then(|directory| request::directory("dest_dir", &directory));
     good(directory.map(|directory| request.dest_dir = directory))?;
     if rows.is_empty() {
+        if settings.native {
+            authority::demand_superuser_to_promote(&settings, NATIVE)?;
+        }
         rows.push(arguments.caller);
         rows.extend(check(request.of(&settings), settings)?.into_iter().map(CheckRow::from));
     }
@@ -81,6 +86,12 @@ pub(crate) fn check_all(arguments: Arguments) -> Result<Vec<CheckRow>> {
 
 /// Asks everything; a question that makes others unanswerable ends the list.
 fn check(request: Request, settings: Settings) -> Result<Vec<Finding>> {
+    let is_native = settings.native;
+    let native = if is_native { native::findings()? } else { Vec::new() };
+    if is_native && second_stage::stands(&request.dest_host, &request.dest_dir, &settings) {
+        let stands = second_stage::is_there(&request.dest_dir);
+        return Ok(std::iter::once(Finding::new("target_stands", Ok(stands))).chain(native).collect());
+    }
     let mut run = Run::quiet();
     let (mut findings, ready) = preflight::run_all(request, settings, Purpose::Look, &mut run)?;
     if let Some(ready) = ready {
@@ -88,6 +99,7 @@ fn check(request: Request, settings: Settings) -> Result<Vec<Finding>> {
         findings.push(unchanged);
         findings.extend(room(ready, &mut run));
     }
+    findings.extend(native);
     Ok(findings)
 }
 

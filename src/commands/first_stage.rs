@@ -15,6 +15,7 @@ use pgpool_recovery_core::sys::size::pretty;
 use pgpool_recovery_core::wire::protocol::message::Purpose;
 use serde_json::Value;
 
+use crate::commands::legacy_call::NATIVE;
 use crate::commands::{dry_run, remote_start, script};
 use crate::final_files::final_files;
 use crate::history::{History, Recording};
@@ -25,7 +26,7 @@ use crate::pg::{cleanup, log};
 use crate::plan;
 use crate::preflight::PrimaryFacts;
 use crate::preflight::one_host::{self, Tablespaces};
-use crate::preflight::{self, Ready};
+use crate::preflight::{self, Ready, authority};
 use crate::report::Report;
 use crate::retry::{self, Retry};
 use crate::run::Run;
@@ -35,6 +36,15 @@ use crate::unchanged::Unchanged;
 
 /// What `pgpool_recovery_1st_stage` does: a dry run if the options ask for one.
 pub(crate) fn first_stage_or_dry_run(request: Request, settings: Settings) -> Result<Value> {
+    if settings.native {
+        authority::demand_superuser_to_promote(&settings, NATIVE)?;
+        if !settings.dry_run {
+            let message = "option \"native\" is one of a check or a dry run";
+            return Err(Error::new(Kind::InvalidArgument, message).hint(format!(
+                "Pgpool-II calls the two stages itself: set recovery_1st_stage_command = '{NATIVE}' in pgpool.conf."
+            )));
+        }
+    }
     if settings.dry_run {
         return dry_run::dry_run(request, settings);
     }

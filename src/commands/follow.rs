@@ -37,8 +37,8 @@ const REFUSED: &str = "could not connect to the primary server";
 
 /// Has the server that `request` names follow this one.
 pub(crate) fn follow(request: Request, settings: Settings) -> Result<Value> {
-    if settings.dry_run || settings.start {
-        let option = if settings.dry_run { "dry_run" } else { "start" };
+    let others = [("dry_run", settings.dry_run), ("start", settings.start), ("native", settings.native)];
+    if let Some((option, _)) = others.into_iter().find(|(_, is_set)| *is_set) {
         return Err(Error::new(
             Kind::InvalidArgument,
             format!("option \"{option}\" is not one of this function"),

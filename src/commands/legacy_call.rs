@@ -13,7 +13,7 @@ use crate::settings::{Scripts, Settings};
 
 /// The script names in pgpool.conf that select the engine of this extension.
 const ENGINE: &str = "pgpool_recovery_1st_stage";
-const NATIVE: &str = "pgpool_recovery_1st_stage_native";
+pub(super) const NATIVE: &str = "pgpool_recovery_1st_stage_native";
 const SECOND_STAGE: &str = "pgpool_recovery_2nd_stage";
 
 /// A call of `pgpool_recovery`, whatever its number of arguments.

@@ -43,9 +43,7 @@ const RESTORE_POINT: &str = "pgpool_recovery_2nd_stage";
 pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<()> {
     let (host, directory) = (request.dest_host.clone(), request.dest_dir.clone());
     if stands(&host, &directory, &settings) {
-        log::notice(&format!(
-            "the standby in \"{directory}\" was made by an earlier first stage and streams from this server: nothing is copied"
-        ));
+        log::notice(&is_there(&directory));
     } else {
         // the slot keeps what the standby needs; an archive may hold the timeline of the server that it was before
         let settings = Settings { start: true, restore_command: String::new(), ..settings.clone() };
@@ -54,9 +52,16 @@ pub(crate) fn first_stage(request: Request, settings: Settings) -> Result<()> {
     catch_up(&host, &directory, &settings)
 }
 
+/// What is said of a target that [`stands`].
+pub(super) fn is_there(directory: &str) -> String {
+    format!(
+        "the standby in \"{directory}\" was made by an earlier first stage and streams from this server: nothing is copied"
+    )
+}
+
 /// Whether the target is what an earlier first stage has made, and streams from this server. What cannot be told a first stage
 /// says better.
-fn stands(host: &str, directory: &str, settings: &Settings) -> bool {
+pub(super) fn stands(host: &str, directory: &str, settings: &Settings) -> bool {
     if recovery::goes_on() {
         return false;
     }

@@ -451,9 +451,17 @@ pub(crate) fn open_transaction() -> Result<Option<String>> {
     row.string("an open transaction")
 }
 
+/// How many transactions are prepared.
+pub(crate) fn prepared_transactions() -> Result<u64> {
+    count("SELECT pg_catalog.count(*)::text FROM pg_catalog.pg_prepared_xacts")
+}
+
 /// How many subscriptions are enabled.
 pub(crate) fn enabled_subscriptions() -> Result<u64> {
-    let sql = "SELECT pg_catalog.count(*)::text FROM pg_catalog.pg_subscription AS s WHERE s.subenabled";
+    count("SELECT pg_catalog.count(*)::text FROM pg_catalog.pg_subscription AS s WHERE s.subenabled")
+}
+
+fn count(sql: &str) -> Result<u64> {
     Ok(query::row(sql, &[])?.string("a number")?.and_then(|count| count.parse().ok()).unwrap_or(0))
 }
 

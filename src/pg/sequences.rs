@@ -28,6 +28,9 @@ const TEXT: usize = 1000;
 /// Lets a worker connect to a database that allows no connections (BGWORKER_BYPASS_ALLOWCONN in bgworker.h).
 const BYPASS_ALLOWCONN: u32 = 1;
 
+/// What no segment has for a handle (DSM_HANDLE_INVALID in dsm_impl.h): a worker that gets it ends at once.
+const NO_SEGMENT: u32 = 0;
+
 /// What was done in a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Flushed {
@@ -56,10 +59,20 @@ const FAILED: u32 = 2;
 /// Flushes the sequences of one database.
 pub(crate) fn flush(database: &Database) -> Result<Flushed> {
     let segment = Segment::make(database.oid);
+    start(segment.handle())?.wait();
+    segment.outcome(database)
+}
+
+/// Fails if there would be no worker now. The one that this gets does nothing.
+pub(crate) fn try_worker() -> Result<()> {
+    start(NO_SEGMENT).map(Worker::wait)
+}
+
+fn start(handle: u32) -> Result<Worker> {
     let worker = BackgroundWorkerBuilder::new("pgpool_recovery sequences")
         .set_library("$libdir/pgpool_recovery")
         .set_function("pgpool_recovery_flush_sequences")
-        .set_argument(Some(pg_sys::Datum::from(segment.handle())))
+        .set_argument(Some(pg_sys::Datum::from(handle)))
         .enable_spi_access();
     let worker = worker.load_dynamic().map_err(|_| {
         Error::new(Kind::LimitExceeded, "no background worker is free to flush sequences")
@@ -68,9 +81,7 @@ pub(crate) fn flush(database: &Database) -> Result<Flushed> {
                 "Increase max_worker_processes and restart the server, or call again when others have ended.",
             )
     })?;
-    let worker = Worker(Some(worker));
-    worker.wait();
-    segment.outcome(database)
+    Ok(Worker(Some(worker)))
 }
 
 /// A worker, terminated if nobody waits for it any more.
@@ -162,6 +173,9 @@ impl Drop for Segment {
 pub extern "C-unwind" fn pgpool_recovery_flush_sequences(argument: pg_sys::Datum) {
     let handle = argument.value() as pg_sys::dsm_handle;
     interrupts::worker_begins();
+    if handle == NO_SEGMENT {
+        return;
+    }
     // SAFETY: called by the server when a background worker begins. The segment is attached until the process ends, and this
     // process alone writes to it. What fails raises an ERROR, which ends the process.
     unsafe {

@@ -6,6 +6,7 @@ pub(crate) mod configuration;
 pub(crate) mod facts;
 pub(crate) mod follow;
 pub(crate) mod known_data;
+pub(crate) mod native;
 pub(crate) mod one_host;
 mod primary;
 pub(crate) mod reach;

@@ -59,6 +59,10 @@ impl Settings {
             .detail("A dry run changes nothing, so there is nothing to start.")
             .hint("Leave one of them out."));
         }
+        if self.native {
+            // as its first stage has it
+            self.restore_command.clear();
+        }
         Ok(self)
     }
 }
@@ -142,7 +146,7 @@ mod tests {
             "restore_command": "cp %f %p", "overwrite": "any_cluster", "keep_files": "a, b",
             "tablespace_mapping": "/a=/b", "jobs": 3, "compression": "zstd", "max_rate": 1024,
             "clone": false, "verify_checksums": false, "scripts": "refuse", "start_timeout": 5, "retry_for": 0, "node_id": 2,
-            "fence": "required", "deadline": 3600, "nodes": [], "dest_port": 65535, "wait_for_checkpoint": true, "start": true, "dry_run": false
+            "fence": "required", "deadline": 3600, "nodes": [], "dest_port": 65535, "wait_for_checkpoint": true, "start": true, "native": false, "dry_run": false
         }))
         .expect("valid options");
         let expected = Settings {
@@ -225,6 +229,12 @@ mod tests {
         assert!(overlay(json!({ "dry_run": true })).expect("valid").dry_run);
         let error = overlay(json!({ "start": true, "dry_run": true })).expect_err("refused");
         assert_eq!(error.kind, Kind::InvalidArgument);
+    }
+
+    #[test]
+    fn a_node_of_its_own_needs_no_archive() {
+        let settings = overlay(json!({ "restore_command": "cp %f %p", "native": true })).expect("valid");
+        assert!(settings.native && settings.restore_command.is_empty());
     }
 
     #[test]

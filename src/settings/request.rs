@@ -39,7 +39,7 @@ pub(crate) struct Request {
 impl Request {
     /// With what the options of the call say about the target.
     pub(crate) fn of(self, settings: &Settings) -> Self {
-        Self { node_id: settings.node_id, dest_port: settings.dest_port, ..self }
+        Self { node_id: settings.node_id, dest_port: settings.dest_port, is_native: settings.native, ..self }
     }
 }
 

@@ -124,6 +124,9 @@ settings! {
         start: bool = boolean,
             "Whether the standby is started in the same call.";
 
+        native: bool = boolean,
+            "Whether a check or a dry run is that of a node which becomes a server of its own, by a second stage.";
+
         dry_run: bool = boolean,
             "Whether the call only tells what would be sent, and changes nothing.";
     }

@@ -4,6 +4,7 @@ mod follow; // standbys that follow a promotion, rejoin, or have diverged and ar
 mod follow_refused; // what cannot follow, and is left as it was
 mod hook; // what Pgpool-II calls, without Pgpool-II
 mod may_start; // an old primary that boots again
+mod native_check; // the check of a node that becomes a server of its own
 mod promote; // a standby that becomes the primary, and the old primary that does not live on
 mod second_stage; // standbys that are promoted beside their primary, and what is not
 mod stop; // servers that are stopped: standbys and replaced primaries, and no others
