@@ -96,7 +96,7 @@ e2e_tests() {
 faults() {
     say "every fault"
     installed
-    e2e_tests faults::
+    PGPOOL_RECOVERY_EVERY_FAULT=1 e2e_tests faults::
 }
 
 soak() {

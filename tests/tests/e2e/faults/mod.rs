@@ -9,5 +9,6 @@ mod leaving_out; // while what did not change is left out: the proof, what trave
 mod out_of_memory; // malloc fails
 mod power_cut; // order and durability of what the receiver writes, by strace
 mod retried; // the same call goes on when the agent is back
+mod retried_kinds; // the same in every kind of run
 mod stale_cache; // a page that only the page cache has
 mod trial; // a run that a fault happens to

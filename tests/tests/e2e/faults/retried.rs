@@ -11,13 +11,13 @@ use pgpool_recovery_e2e::{Recovery, SqlError, Transport, probe, wait};
 use super::trial::{MOMENTS, Moment, Trial};
 
 /// More than any pause between two attempts, and less than the tests' patience.
-const RETRY_FOR: u32 = 120;
+pub(super) const RETRY_FOR: u32 = 120;
 
 /// What may be on its way when a link breaks, and what the server changes in its catalogs meanwhile, bytes.
-const ON_THE_WAY: u64 = 4 << 20;
+pub(super) const ON_THE_WAY: u64 = 4 << 20;
 
 /// What the buffers of sockets and proxy take before a sender notices that nothing arrives, bytes before compression.
-const SWALLOWED: u64 = 16 << 20;
+pub(super) const SWALLOWED: u64 = 16 << 20;
 
 fn patient(trial: &Trial) -> Recovery {
     trial.slow().option("retry_for", RETRY_FOR)
@@ -25,7 +25,7 @@ fn patient(trial: &Trial) -> Recovery {
 
 /// The call in `running` has ended well: it was tried again so often, and what had arrived was sent once.
 #[track_caller]
-fn assert_went_on(trial: &Trial, running: Running, breaks: u64, on_the_way: u64) {
+pub(super) fn assert_went_on(trial: &Trial, running: Running, breaks: u64, on_the_way: u64) {
     let notices = running.notices();
     assert!(notices.iter().any(|notice| notice.contains("is tried again: ")), "{notices:?}");
     let report = running.finish_within(wait::PATIENCE).expect("the same call goes on");
@@ -39,7 +39,7 @@ fn assert_went_on(trial: &Trial, running: Running, breaks: u64, on_the_way: u64)
 
 /// Waits until the call is between two attempts, and tells so.
 #[track_caller]
-fn wait_until_lost(trial: &Trial) {
+pub(super) fn wait_until_lost(trial: &Trial) {
     wait::until_true("the call to be tried again", wait::PATIENCE, || {
         let sql = "SELECT count(*) FROM pgpool_recovery_status WHERE state = 'running' AND sqlstate IN ('08006', '08001') \
                    AND error IS NOT NULL";

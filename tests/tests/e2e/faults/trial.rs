@@ -102,12 +102,17 @@ impl Trial {
         self.recovery().option("max_rate", KILOBYTES_PER_SECOND)
     }
 
-    /// The standby is stopped, has a file of its own, and every page of a table is damaged.
-    pub(super) fn damage(&mut self) {
+    /// The standby, which is stopped, has a file of its own.
+    pub(super) fn own_file(&mut self) {
         let own = self.target.directory().join("own.txt");
         write_as_postgres(&own, "mine", 0o600);
         fs::File::open(&own).and_then(|own| own.sync_all()).expect("synced");
         self.configuration = self.target.read("postgresql.conf");
+    }
+
+    /// The standby is stopped, has a file of its own, and every page of a table is damaged.
+    pub(super) fn damage(&mut self) {
+        self.own_file();
         let path: String = self.primary.get("SELECT pg_relation_filepath('bulk')", &[]);
         let file = OpenOptions::new().write(true).open(self.target.directory().join(path)).expect("bulk");
         let length = file.metadata().expect("bulk").len();

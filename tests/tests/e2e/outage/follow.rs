@@ -22,7 +22,7 @@ pub(super) fn follow(caller: &Cluster, target: &Cluster, options: &Value) -> Res
 
 /// A primary with two standbys, and an agent for the old primary and the second standby.
 pub(super) struct Trio {
-    _agent: Agent,
+    pub(super) agent: Agent,
     pub(super) options: Value,
     pub(super) third: Cluster,
     pub(super) new: Cluster,
@@ -47,7 +47,7 @@ impl Trio {
         let agent = Agent::start_with(&scratch, &Host::here(), &secret, &text);
         let options = json!({ "transport": transport.name(), "agent_port": agent.port(),
             "secret_file": secret.to_str(), "slot_name": "third", "application_name": "third" });
-        Self { _agent: agent, options, third, new, old }
+        Self { agent, options, third, new, old }
     }
 
     /// The options of one call.

@@ -3,6 +3,7 @@
 mod follow; // standbys that follow a promotion, rejoin, or have diverged and are rebuilt
 mod follow_refused; // what cannot follow, and is left as it was
 mod hook; // what Pgpool-II calls, without Pgpool-II
+mod lost_agent; // it dies while something else than a recovery goes on
 mod may_start; // an old primary that boots again
 mod native_check; // the check of a node that becomes a server of its own
 mod promote; // a standby that becomes the primary, and the old primary that does not live on

@@ -179,6 +179,33 @@ fn a_standby_below_a_standby_is_promoted_only_if_that_one_is_asked() {
     demand_following(&below, &trio.two);
 }
 
+/// The promotion has happened, so that it is no error of the call's.
+#[test]
+fn an_agent_that_dies_while_a_node_is_waited_for_is_told() {
+    let mut trio = Trio::new();
+    trio.kill_primary();
+    let replication = trio.one.read("pg_hba.conf");
+    trio.one.set_hba("local all all trust\nhost all all 127.0.0.1/32 trust\nhost all all ::1/128 trust\n");
+    trio.one.reload();
+    let options = trio.nodes(&[&trio.two]);
+    let (one, two, agent) = (&trio.one, &trio.two, &mut trio.agent);
+    let report = std::thread::scope(|scope| {
+        let call = scope.spawn(|| promote(one, None, &options).expect("promoted"));
+        wait::until_true("the node to be told", wait::PATIENCE, || two.has("myrecovery.conf"));
+        agent.kill();
+        call.join().expect("no panic")
+    });
+    assert_eq!(report["result"], "promoted", "{report}");
+    assert_eq!(report["nodes"][0]["sqlstate"], "08006", "{report}");
+    assert!(!one.in_recovery());
+    agent.restart();
+    one.set_hba(&replication);
+    one.reload();
+    let report = promote(one, None, &options).expect("a primary already");
+    assert_eq!(report["nodes"][0]["result"], "following", "{report}");
+    demand_following(&trio.one, &trio.two);
+}
+
 /// PostgreSQL raises its ERROR while it holds a lock of all slots: neither the second node's slot, nor a checkpoint, nor the end
 /// of the server may wait for it.
 #[test]
