@@ -12,8 +12,8 @@
 # e2e   what `make install` installed: real clusters, agents and Pgpool-II; with TESTS=WORDS those whose names hold one of them
 # faults, soak, histories   of these the faults alone; heavy weather for PGPOOL_RECOVERY_SOAK_ROUNDS rounds;
 #       PGPOOL_RECOVERY_HISTORIES_ROUNDS random histories
-# through, breaks   what `make matrix` runs of e2e for each PostgreSQL and Pgpool-II: recoveries from end
-#       to end; a few of the faults
+# through, breaks   what `make matrix` runs of e2e for each PostgreSQL and Pgpool-II: all that has a Pgpool-II in it, recoveries
+#       from end to end, blocks that WAL proves equal; a few of the faults
 # collation   a target on every other Debian of which `make matrix` has left a chroot: what the check says of its libraries
 #
 # PG_CONFIG chooses the server, as for `make install`. The end-to-end tests install a build of the dev profile, or of
@@ -114,9 +114,8 @@ histories() {
 through() {
     say "recoveries end to end"
     installed
-    e2e_tests pgpool::recovery:: pgpool::setup:: pgpool::dropin:: pgpool::hook:: outage::promote:: agent::recovery:: \
-        runs::local_target:: runs::hosts:: runs::failover:: runs::layouts:: runs::versions:: \
-        files:: unchanged::lagging:: unchanged::failover::
+    e2e_tests pgpool:: outage::promote:: outage::second_stage:: agent::recovery:: runs::local_target:: runs::hosts:: \
+        runs::failover:: runs::layouts:: runs::versions:: files:: unchanged::
 }
 
 breaks() {
