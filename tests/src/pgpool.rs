@@ -1,4 +1,4 @@
-//! A real Pgpool-II in streaming replication mode.
+//! A real Pgpool-II, in streaming replication mode unless told otherwise.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -101,6 +101,18 @@ impl Setup {
         self
     }
 
+    /// Of servers of their own, `native_replication` or `snapshot_isolation`, instead of standbys.
+    #[must_use]
+    pub fn of_servers(mut self, mode: &str) -> Self {
+        if version() < (4, 2) {
+            assert_eq!(mode, "native_replication", "the other one came with 4.2");
+            self.conf.set("master_slave_mode", "off").set("replication_mode", "on");
+        } else {
+            self.conf.set("backend_clustering_mode", mode);
+        }
+        self
+    }
+
     /// Starts it and waits until it answers.
     pub fn start(self) -> Pgpool {
         let conf = self.scratch.write("pgpool.conf", &self.conf.text(), 0o600);
@@ -147,6 +159,11 @@ pub fn version() -> (u32, u32) {
             _ => panic!("no version in \"{text}\""),
         }
     })
+}
+
+/// What `show pool_nodes` calls the servers of a Pgpool-II of servers: the one that is asked first, and any other.
+pub fn roles_of_servers() -> [&'static str; 2] {
+    if version() < (4, 2) { ["master", "slave"] } else { ["main", "replica"] }
 }
 
 /// After the primary's death: promotes the node Pgpool-II chose. A standby's death needs nothing done.
