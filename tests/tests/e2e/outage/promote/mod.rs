@@ -37,6 +37,10 @@ impl Trio {
         let old = Cluster::place(&scratch, &Host::here(), "old").with("wal_keep_size", "64MB").into_primary();
         let one = Cluster::standby_by_basebackup(&old, &Host::here(), "one");
         let two = Cluster::standby_by_basebackup(&old, &Host::here(), "two");
+        // what the second backup has written, too
+        for standby in [&one, &two] {
+            standby.wait_for_what_is_flushed(&old);
+        }
         let secret = agent::secret(&scratch, "promote-secret");
         let section = |cluster: &Cluster, lines: &str| agent::cluster(cluster.directory()) + lines;
         let lines = lines.replace("$OLD", old.dir()).replace("$TWO", two.dir());
