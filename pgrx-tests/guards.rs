@@ -501,6 +501,29 @@ mod tests {
         assert_eq!(trouble.left(), Vec::<&str>::new());
     }
 
+    /// Fails, and so does what is undone then.
+    #[pg_extern]
+    fn fail_twice() {
+        struct Guard;
+        impl Drop for Guard {
+            fn drop(&mut self) {
+                Trouble::new().raise_quietly();
+                raised::caught(|| leave("raise")).expect_err("by zero");
+            }
+        }
+        let _guard = Guard;
+        Spi::run("SELECT 'x'::integer").expect("an error unwinds");
+    }
+
+    #[pg_test]
+    fn what_fails_is_told_and_not_what_its_clean_up_does() {
+        // the server has room for five that nobody has done with
+        for _ in 0..6 {
+            let error = fails("22P02", "SELECT tests.fail_twice()");
+            assert!(error.message.contains("invalid input syntax for type integer"), "{error:?}");
+        }
+    }
+
     #[pg_test]
     fn elevation_ends_with_its_guard() {
         Spi::run("CREATE ROLE guard_user; SET LOCAL ROLE guard_user").expect("role");

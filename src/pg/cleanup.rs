@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 
 use pgrx::PgTryBuilder;
 
+use super::error_stack;
 use super::subtransaction::abandon;
 
 /// Runs `act` if it is dropped by an ERROR that unwinds, so that an interrupted run leaves its line in the
@@ -33,6 +34,7 @@ impl<F: FnMut()> Drop for WhileUnwinding<F> {
 /// Not in a subtransaction: most of what is undone (a snapshot, a nest level of settings) belongs to the one that is open. What
 /// needs none of that and may fail is better run by [`super::raised::caught`].
 pub(super) fn quietly(what: &str, undo: impl FnOnce()) {
+    let _aside = error_stack::set_aside();
     if std::thread::panicking() {
         // The frame that failed may have left lightweight locks and more behind. The abort of the (sub)transaction, which lets go
         // of them, is still to come, and `undo` may want one of them; a lock is not re-entrant.

@@ -92,6 +92,7 @@ use renewed_in_19::die;
 #[cfg(any(test, feature = "pg_test"))]
 pub(super) use renewed_in_19::new_tranche;
 pub(super) use renewed_in_19::{CHECKPOINT_FAST, FULL_BACKUP, check_slot_requirements};
+pub(super) use renewed_in_19::{ERRORS_STAY, raise_again};
 
 #[cfg(not(any(
     feature = "pg13",
@@ -103,6 +104,18 @@ pub(super) use renewed_in_19::{CHECKPOINT_FAST, FULL_BACKUP, check_slot_requirem
 )))]
 mod renewed_in_19 {
     use pgrx::pg_sys;
+
+    /// Whether pgrx leaves an ERROR that it has caught on the server's stack of them.
+    pub(in crate::pg) const ERRORS_STAY: bool = true;
+
+    /// Raises a copy of an ERROR.
+    ///
+    /// # Safety
+    /// It must be one that was copied from there.
+    pub(in crate::pg) unsafe fn raise_again(error: *mut pg_sys::ErrorData) {
+        // SAFETY: passed on to the caller.
+        unsafe { pg_sys::ReThrowError(error) }
+    }
 
     /// A checkpoint that does not take its time.
     pub(in crate::pg) const CHECKPOINT_FAST: u32 = pg_sys::CHECKPOINT_FAST;
@@ -140,6 +153,11 @@ mod renewed_in_19 {
 ))]
 mod renewed_in_19 {
     use pgrx::pg_sys;
+
+    pub(in crate::pg) const ERRORS_STAY: bool = false;
+
+    /// Nothing has to be.
+    pub(in crate::pg) unsafe fn raise_again(_: *mut pg_sys::ErrorData) {}
 
     pub(in crate::pg) const CHECKPOINT_FAST: u32 = pg_sys::CHECKPOINT_IMMEDIATE;
 

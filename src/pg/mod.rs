@@ -27,6 +27,7 @@
 //! | [`slot`] | `SpinLockAcquire`, `SpinLockRelease` | they raise nothing; a lock that is stuck for minutes ends the server, as everywhere in it |
 //! | [`compat`] | `MyProcPort` and the first field of the `Port` it points to | set once, when the session begins |
 //! | [`sequences`] | the memory that a background worker and the session that asked share, and the lock of a sequence by its OID | memory is read and written in Rust; all else goes through wrappers |
+//! | `error_stack` | `CurrentMemoryContext`, `InterruptHoldoffCount` | variables of this process, set and put back |
 //! | `subtransaction` | `CurrentMemoryContext`, `CurrentResourceOwner`, `MyReplicationSlot` | variables of this process, read, and the first two put back |
 //! | [`text`] | `varlena_to_byte_slice` | pgrx's, in Rust: reads memory that was detoasted before |
 #![allow(unsafe_code, reason = "this is the one place for calls into the server")]
@@ -36,6 +37,7 @@ pub(crate) mod catalog;
 mod checkpoint;
 pub(crate) mod cleanup;
 pub(crate) mod compat;
+mod error_stack;
 pub(crate) mod horizon;
 pub(crate) mod interrupts;
 pub(crate) mod json;

@@ -10,7 +10,7 @@ use std::ptr::null;
 
 use pgrx::pg_sys;
 
-use super::{cleanup, compat};
+use super::{cleanup, compat, error_stack};
 
 /// Runs `act` in a subtransaction of its own, which is rolled back on an ERROR or a panic before that is returned: as PL/pgSQL has
 /// it for a block with EXCEPTION (`exec_stmt_block()` in pl_exec.c). A replication slot that `act` took and did not let go of is
@@ -18,13 +18,14 @@ use super::{cleanup, compat};
 ///
 /// What `act` returns must not hold anything that belongs to a subtransaction.
 pub(super) fn run<T>(act: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
+    let _aside = error_stack::set_aside();
     let had_slot = holds_slot();
     // SAFETY: reads a variable of this process.
     let done = if unsafe { pg_sys::IsTransactionState() } {
         within(act)
     } else {
         // nothing but what `abandon` lets go of can be held without one
-        catch_unwind(AssertUnwindSafe(act)).inspect_err(|_| abandon())
+        catch_unwind(AssertUnwindSafe(act)).map_err(error_stack::take).inspect_err(|_| abandon())
     };
     if done.is_err() && !had_slot && holds_slot() {
         // SAFETY: the session holds a slot, as was seen just now. Releasing an ephemeral one drops it.
@@ -46,7 +47,7 @@ fn within<T>(act: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
         pg_sys::BeginInternalSubTransaction(null());
         pg_sys::CurrentMemoryContext = context;
-        let done = catch_unwind(AssertUnwindSafe(act));
+        let done = catch_unwind(AssertUnwindSafe(act)).map_err(error_stack::take);
         match &done {
             Ok(_) => pg_sys::ReleaseCurrentSubTransaction(),
             Err(_) => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
@@ -66,7 +67,7 @@ fn within<T>(act: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
 pub(super) fn abandon() {
     // SAFETY: called by the main thread when the frames that held any of this are gone, or will not go on. An ERROR of one of
     // these is caught here: where one unwinds already, another that escaped would abort the process.
-    let _ = catch_unwind(|| unsafe {
+    let done = catch_unwind(|| unsafe {
         pg_sys::LWLockReleaseAll();
         pg_sys::pgstat_report_wait_end();
         compat::abandon_io();
@@ -75,4 +76,7 @@ pub(super) fn abandon() {
         pg_sys::ConditionVariableCancelSleep();
         pg_sys::LockErrorCleanup();
     });
+    if done.is_err() {
+        error_stack::flush();
+    }
 }
