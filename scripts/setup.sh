@@ -188,7 +188,7 @@ pgrx() {
 }
 
 runtime() {
-    local packages=(pgpool2 sudo iproute2 net-tools procps util-linux openssl strace xfsprogs libcap2-bin python3)
+    local packages=(pgpool2 sudo iproute2 net-tools procps util-linux openssl strace e2fsprogs xfsprogs libcap2-bin python3)
     [ -z "$MAJOR" ] || packages+=("postgresql-$MAJOR" "postgresql-client-$MAJOR")
     install_packages "${packages[@]}"
     # The demo's and the tests' servers run as this user; Debian's package makes it.
