@@ -49,7 +49,7 @@ forbid 'the hook knows none of our other crates' \
 forbid 'a background worker begins by interrupts::worker_begins' \
     'BackgroundWorkerUnblockSignals|attach_signal_handlers' 'src/pg/interrupts\.rs' src
 forbid 'who catches an ERROR lets go of what it has left: see src/pg/subtransaction.rs' \
-    'PgTryBuilder|catch_unwind' 'src/pg/(cleanup|raised|subtransaction|threads)\.rs' src
+    'PgTryBuilder|catch_unwind' 'src/pg/(cleanup|error_stack|raised|subtransaction|threads)\.rs' src
 
 for manifest in crates/{pgdata,core,agent,hook}/Cargo.toml tests/Cargo.toml bench/Cargo.toml; do
     found=$(grep -nE '^pgrx|^pgpool[-_]recovery( |=)' "$manifest" || true)

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use crate::error::{Error, Kind, Result};
-use crate::sys::addresses::resolve;
+use crate::sys::addresses::{LOOPBACK, resolve};
 use crate::sys::cancel::Cancel;
 
 /// Where this server can be reached.
@@ -161,9 +161,6 @@ pub fn is_among(address: IpAddr, others: &[IpAddr]) -> bool {
 fn is_of_this_host_only(address: IpAddr) -> bool {
     address.is_loopback() || matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
-
-pub(crate) const LOOPBACK: [IpAddr; 2] =
-    [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
 
 /// Whether a name is that of the loopback addresses.
 pub fn is_localhost(host: &str) -> bool {

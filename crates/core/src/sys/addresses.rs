@@ -7,7 +7,6 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
-use crate::replication::own_address::LOOPBACK;
 use crate::sys::cancel::Cancel;
 
 /// How long a name may take.
@@ -15,6 +14,10 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// How often a cancel is looked for.
 const TURN: Duration = Duration::from_millis(50);
+
+/// The loopback addresses that `localhost` stands for.
+pub(crate) const LOOPBACK: [IpAddr; 2] =
+    [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
 
 /// Whether `host` is this machine: a socket path, nothing, `localhost`, or a name or address that
 /// belongs to its interfaces. A name that leads to this host and to another one is refused.
