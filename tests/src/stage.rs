@@ -147,7 +147,10 @@ impl Builder {
     pub fn through(self, transport: Transport) -> Self {
         match transport {
             Transport::Local => self,
-            Transport::Agent => Self { is_through_agent: true, ..self.agent() },
+            Transport::Agent => {
+                let agent = self.agent.or_else(|| Some(String::new()));
+                Self { is_through_agent: true, agent, ..self }
+            }
         }
     }
 

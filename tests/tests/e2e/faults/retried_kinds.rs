@@ -4,7 +4,7 @@
 
 use pgpool_recovery_e2e::background::Running;
 use pgpool_recovery_e2e::proxy::Weather;
-use pgpool_recovery_e2e::{Recovery, Stage, Transport, probe, wait, workload};
+use pgpool_recovery_e2e::{Recovery, Scratch, Stage, Transport, probe, wait, workload};
 
 use super::retried::{ON_THE_WAY, RETRY_FOR, SWALLOWED, assert_went_on, wait_until_lost};
 use super::trial::{MOMENTS, Moment, Trial};
@@ -159,7 +159,9 @@ fn compressed() {
 
 #[test]
 fn with_a_tablespace() {
-    let trial = Trial::with(Stage::builder(), Transport::Agent, None);
+    let scratch = Scratch::new();
+    let roots = format!("tablespace_roots = [\"{}\"]\n", scratch.path().display());
+    let trial = Trial::with(Stage::on(&scratch).agent_with(&roots), Transport::Agent, None);
     let [old, new] = ["old", "new"].map(|name| trial.scratch.mkdir(name).display().to_string());
     trial.primary.execute(&format!("CREATE TABLESPACE far LOCATION '{old}'"));
     trial.primary.execute("ALTER TABLE bulk SET TABLESPACE far");
