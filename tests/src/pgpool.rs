@@ -166,6 +166,11 @@ pub fn roles_of_servers() -> [&'static str; 2] {
     if version() < (4, 2) { ["master", "slave"] } else { ["main", "replica"] }
 }
 
+/// The setting of what is called for each node that is to follow a new primary.
+pub fn follow_command() -> &'static str {
+    if version() < (4, 2) { "follow_master_command" } else { "follow_primary_command" }
+}
+
 /// After the primary's death: promotes the node Pgpool-II chose. A standby's death needs nothing done.
 fn failover_script(scratch: &Scratch) -> PathBuf {
     let psql = server::program("psql");

@@ -122,7 +122,7 @@ fn nothing_is_promoted_beside_a_primary_whose_directory_is_not_known() {
 fn with_a_follow_command_the_other_standby_is_attached_again() {
     let lean = Lean::with(|setup, scratch| {
         let setup = setup.with("failover_command", Lean::hook(scratch, "failover"));
-        setup.with("follow_primary_command", Lean::hook(scratch, "follow"))
+        setup.with(pgpool::follow_command(), Lean::hook(scratch, "follow"))
     });
     lean.nodes[0].kill();
     lean.wait_for_promotion(1);
@@ -137,7 +137,7 @@ fn with_a_follow_command_the_other_standby_is_attached_again() {
 #[test]
 fn a_standby_that_has_diverged_is_rebuilt_after_the_follow_commands() {
     let lean =
-        Lean::with(|setup, scratch| setup.with("follow_primary_command", Lean::hook(scratch, "follow")));
+        Lean::with(|setup, scratch| setup.with(pgpool::follow_command(), Lean::hook(scratch, "follow")));
     lean.cut_off(1);
     lean.execute("INSERT INTO seen SELECT generate_series(1, 100)");
     lean.nodes[2].wait_for_replay(&lean.nodes[0]);
