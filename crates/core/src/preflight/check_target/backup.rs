@@ -33,7 +33,8 @@ pub(super) fn unused(target: &TargetInfo) -> Option<&'static str> {
             && target.standby.is_some()
             && !traces.has_manifest
             && says(&format!("LABEL: {BACKUP_LABEL}"))
-            && says("BACKUP FROM: primary");
+            // in PostgreSQL 13's words the second
+            && (says("BACKUP FROM: primary") || says("BACKUP FROM: master"));
         return (!is_rebuilt_standby)
             .then_some("It has a backup_label, which a server renames when it starts from the backup.");
     }
@@ -142,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_standby_and_an_old_primary_that_began_as_backups_are_accepted() {
-        let ours = format!("BACKUP FROM: primary\nLABEL: {BACKUP_LABEL}\n");
+        let ours = |by: &str| Some(format!("BACKUP FROM: {by}\nLABEL: {BACKUP_LABEL}\n"));
         let started =
             BackupTraces { has_manifest: true, has_postmaster_opts: true, ..BackupTraces::default() };
         let label = |text: &str| Some(text.to_owned());
@@ -160,7 +161,8 @@ mod tests {
                 ..started.clone()
             },
             // rebuilt by us, not started yet
-            BackupTraces { label: Some(ours), has_standby_signal: true, ..BackupTraces::default() },
+            BackupTraces { label: ours("primary"), has_standby_signal: true, ..BackupTraces::default() },
+            BackupTraces { label: ours("master"), has_standby_signal: true, ..BackupTraces::default() },
             // made by pg_basebackup, and started; promoted later
             BackupTraces { has_standby_signal: true, ..started.clone() },
             started,
