@@ -70,9 +70,10 @@ pub fn open_end(
     })
 }
 
-/// Whether a node's host says that it is none. What is one of the nodes is taken for a standby.
+/// Whether a node's host says that it is none. What is one of the nodes is taken for a standby; and one that was fenced has been replaced, by a
+/// primary that may live.
 fn is_no_standby(node: &Node) -> bool {
-    matches!(&node.found, Ok(found) if !found.has_standby_signal)
+    matches!(&node.found, Ok(found) if !found.has_standby_signal && found.fence.is_none())
 }
 
 fn is_on_own_timeline(own: &Own, node: &Node) -> bool {
@@ -91,6 +92,7 @@ mod tests {
     use super::*;
     use crate::error::{Error, Kind, Result};
     use crate::preflight::promote::tests::{description, own, said};
+    use crate::wire::protocol::describe::FenceMark;
     use crate::wire::protocol::upstream::Answer;
 
     fn endpoint(host: &str) -> Endpoint {
@@ -155,6 +157,11 @@ mod tests {
         // a host that says that it had the primary
         stopped.found.as_mut().expect("found").has_standby_signal = false;
         assert_eq!(open(&silent(&["relay"]), &[(&stopped, None)]), None);
+        // which was replaced
+        let (by, why) = ("the standby in \"/d\"".to_owned(), "a promotion".to_owned());
+        let mark = FenceMark { note: String::new(), fenced: 0, by, why, lsn: None };
+        stopped.found.as_mut().expect("found").fence = Some(mark);
+        assert!(open(&silent(&["relay"]), &[(&stopped, None)]).is_some());
     }
 
     #[test]
