@@ -4,10 +4,10 @@
 # beside Debian 12's Pgpool-II. Of PostgreSQL 14 only the types are checked. PostgreSQL 19 is experimental's in a Debian
 # 14, whose own compiler builds for it: pgrx 0.19 wants a later one than this machine's (scripts/postgresql-19.sh).
 #
-#   STEPS='build indb through breaks' scripts/matrix.sh [13|14|15|16|17|18|19]...     default: all steps; all but 19
+#   STEPS='build indb through breaks' scripts/matrix.sh [13|14|15|16|17|18|19]...     default: all steps; all of them
 #
-# build: extension and agent, installed. indb: tests in the database. through: recoveries from end to end with the
-# release's Pgpool-II. breaks: a part of the fault suite.
+# build: extension and agent, installed. indb: tests in the database. through: from end to end with the release's
+# Pgpool-II: recoveries, the hook, the second stage, blocks that WAL proves equal. breaks: a part of the fault suite.
 # What passed is not run again until a source, a package's version or the compiler changes. The chroots stay
 # below target/matrix (remove it to begin anew), with the log of each step.
 set -euo pipefail
@@ -185,7 +185,7 @@ shown() { # NAME: a field of the table
 }
 
 table() {
-    local format='%-10s  %-9s  %-8s  %-12s  %-21s  %-21s  %s\n' suite
+    local format='%-10s  %-9s  %-12s  %-12s  %-21s  %-21s  %s\n' suite
     # shellcheck disable=SC2059 # the format is above
     printf "\n$format" PostgreSQL Pgpool-II Debian build 'in the database' recoveries faults
     for PG in 13 14 15 16 17 18 19; do
@@ -206,8 +206,7 @@ main() {
     scripts/setup.sh package
     FAILURES=0
     mkdir -p "$CELLS"
-    # 19 is for who asks for it, as long as it has not passed
-    [ $# -gt 0 ] || set -- 13 15 16 17 18 14
+    [ $# -gt 0 ] || set -- 13 15 16 17 18 19 14
     for PG in "$@"; do
         case $PG in
             13 | 15 | 16 | 17 | 18 | 19) cell "${SUITES[$PG]}" ;;
