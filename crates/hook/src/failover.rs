@@ -116,7 +116,7 @@ fn warn_of_other_names(event: &Event, nodes: &[Node]) {
     }
 }
 
-/// What the nodes are that the server which is promoted is not told of, because their directory is not known: nobody else asks them.
+/// The roles of the nodes without a data directory. They are not passed to the server that is promoted, so only the hook can ask them.
 fn unlisted_roles<'a>(context: &'a Context, event: &Event, new: &Place) -> Vec<(&'a Node, Result<Role>)> {
     let others = context.nodes.iter().filter(|node| node.id != event.node && node.id != new.node);
     roles(context, others.filter(|node| node.data_directory.is_empty()), LOOK)

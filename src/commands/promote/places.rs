@@ -9,7 +9,7 @@ use pgpool_recovery_core::replication::own_address::Server;
 use pgpool_recovery_core::sys::addresses::{self, Whereabouts};
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::parallel::{self, Job};
-use pgpool_recovery_core::sys::sockets;
+use pgpool_recovery_core::sys::sockets::{self, is_all_of};
 use pgpool_recovery_core::wire::protocol::upstream::Endpoint;
 
 use crate::settings::OtherNode;
@@ -109,11 +109,6 @@ impl Places {
             is_all && on_all(address) || named.any(at)
         })
     }
-}
-
-/// Whether an address stands for all of another one's family.
-const fn is_all_of(all: IpAddr, address: IpAddr) -> bool {
-    all.is_unspecified() && all.is_ipv4() == address.is_ipv4()
 }
 
 /// Whether a host means whichever host it is said on: a socket, or a loopback address.

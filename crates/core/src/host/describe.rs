@@ -121,7 +121,7 @@ fn mute(cluster: &Cluster) -> Error {
         .hint("Its own OS user must be able to log in to database postgres on its host (pg_hba.conf: local all all peer), as a superuser or with the REPLICATION right and pg_monitor.")
 }
 
-/// Whether the server that runs in the directory lets nobody in yet, or any more: it starts, or ends.
+/// Whether the server in the directory is starting up or shutting down, and so rejects connections.
 pub(super) fn rejects(cluster: &Cluster, cancel: &Cancel) -> bool {
     let Ok(Some((host, port))) = address(&cluster.data_directory) else { return false };
     let end = Instant::now() + READY;

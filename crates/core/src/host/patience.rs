@@ -50,7 +50,7 @@ impl<'a> Patience<'a> {
         patience
     }
 
-    /// The same; somebody is told how far the server is.
+    /// Reports how far the server is while it is waited for.
     pub(crate) fn telling(self, tell: Option<Tell<'a>>) -> Self {
         Self { tell, ..self }
     }

@@ -28,7 +28,7 @@ use way::{Host, Way};
 /// How long one that starts or ends is left alone before it is asked again.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// How much longer than its connection a psql may take.
+/// How much longer than its connection psql or pg_isready may take.
 const MARGIN: Duration = Duration::from_millis(800);
 
 /// The server that a connection string leads to.

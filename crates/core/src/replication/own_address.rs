@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use crate::error::{Error, Kind, Result};
 use crate::sys::addresses::{LOOPBACK, resolve};
 use crate::sys::cancel::Cancel;
+use crate::sys::sockets::is_all_of;
 
 /// Where this server can be reached.
 #[derive(Debug, Clone)]
@@ -21,8 +22,7 @@ pub struct Server {
 impl Server {
     /// Whether a connection to an address of this host reaches the server.
     pub fn listens_on(&self, address: IpAddr) -> bool {
-        let all = |own: &IpAddr| own.is_unspecified() && own.is_ipv4() == address.is_ipv4();
-        self.listening.iter().any(|own| *own == address || all(own))
+        self.listening.iter().any(|own| *own == address || is_all_of(*own, address))
     }
 
     /// Whether it has a socket in this directory.

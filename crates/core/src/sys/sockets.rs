@@ -23,6 +23,11 @@ pub fn listening(port: u16) -> io::Result<Vec<IpAddr>> {
     Ok(found)
 }
 
+/// Whether an address that is listened on stands for all of another one's family.
+pub const fn is_all_of(listening: IpAddr, address: IpAddr) -> bool {
+    listening.is_unspecified() && listening.is_ipv4() == address.is_ipv4()
+}
+
 /// The address of a line, if that is a socket of `user` that listens at the port.
 fn listens(line: &str, port: u16, user: u32) -> Option<IpAddr> {
     let fields: Vec<&str> = line.split_whitespace().collect();

@@ -16,7 +16,7 @@ use crate::wire::protocol::upstream::{Answer, Told};
 /// What is left of the time for the standby's own word, once its server was asked.
 const OWN_WORD: Duration = Duration::from_millis(700);
 
-/// How soon a server says that it lets nobody in.
+/// A server that rejects connections says so within this time.
 const SOON: Duration = Duration::from_secs(1);
 
 /// Asks the server that the standby in a directory follows; `None` if none follows there.

@@ -1,15 +1,13 @@
 //! pg_isready: whether a server speaks with clients, in whatever language it does, and without a login.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use super::MARGIN;
 use crate::error::{Error, Kind, Result};
 use crate::replication::conninfo::escaped;
 use crate::sys::cancel::Cancel;
 use crate::sys::process;
-
-/// How much longer than its connection it may take.
-const MARGIN: Duration = Duration::from_millis(800);
 
 /// What a server does with clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +16,7 @@ pub enum Ready {
     Accepts,
     /// It starts, ends, or recovers (SQLSTATE 57P03), and will soon do something else.
     Rejects,
-    /// Nobody speaks there, or not in time.
+    /// There was no answer in time.
     Silent,
 }
 
