@@ -8,11 +8,10 @@ use pgpool_recovery_e2e::{Agent, Host, Scratch, Transport, agent, probe, process
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
+use super::NO_REPLICATION;
 use super::follow::{Trio, follow};
 use super::stop::{ALLOWED, stop};
 
-const NO_REPLICATION: &str =
-    "local all all trust\nhost all all 127.0.0.1/32 trust\nhost all all ::1/128 trust\n";
 const REPLICATION: &str = "local all all trust\nhost all all all trust\nhost replication all all trust\n";
 
 /// The shutdown goes on, and never becomes an immediate one.

@@ -11,3 +11,7 @@ mod second_stage; // standbys that are promoted beside their primary, and what i
 mod stop; // servers that are stopped: standbys and replaced primaries, and no others
 mod stop_given_up; // a stop whose caller has left, or whose server has become another one meanwhile
 mod stop_target; // a recovery that stops its target first: what it asks before
+
+/// A pg_hba.conf that lets no standby in.
+const NO_REPLICATION: &str =
+    "local all all trust\nhost all all 127.0.0.1/32 trust\nhost all all ::1/128 trust\n";

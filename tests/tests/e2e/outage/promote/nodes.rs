@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::{MARK, Trio, demand_following, mark, promote, with};
+use crate::outage::NO_REPLICATION;
 
 #[test]
 fn the_primary_is_killed_and_all_follow_with_all_rows() {
@@ -185,7 +186,7 @@ fn an_agent_that_dies_while_a_node_is_waited_for_is_told() {
     let mut trio = Trio::new();
     trio.kill_primary();
     let replication = trio.one.read("pg_hba.conf");
-    trio.one.set_hba("local all all trust\nhost all all 127.0.0.1/32 trust\nhost all all ::1/128 trust\n");
+    trio.one.set_hba(NO_REPLICATION);
     trio.one.reload();
     let options = trio.nodes(&[&trio.two]);
     let (one, two, agent) = (&trio.one, &trio.two, &mut trio.agent);
