@@ -1,6 +1,7 @@
 //! A PostgreSQL cluster, or the place for one.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -57,6 +58,8 @@ impl Cluster {
             // Many small clusters on one disk. Whether the engine syncs what it must is for tests that
             // watch it do so; the servers' own syncing is PostgreSQL's business.
             .set("fsync", "off")
+            // The checkpoint of a second standby's base backup takes no WAL from the first one, which may not have received it yet.
+            .set("wal_keep_size", "64MB")
             // Tests of what ends a run want to see it end; those of trying again say so.
             .set("pgpool_recovery.retry_for", 0)
             .set("log_line_prefix", "%m [%p] %q%u@%d/%a ")
@@ -360,6 +363,16 @@ impl Cluster {
             .collect()
     }
 
+    /// What its logging collector has written, if it has one.
+    fn collected_log(&self) -> String {
+        let files = fs::read_dir(self.directory.join("log")).into_iter().flatten().flatten();
+        let mut paths: Vec<PathBuf> = files.map(|file| file.path()).collect();
+        paths.retain(|path| path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"postgresql")));
+        paths.sort();
+        let read = paths.iter().filter_map(|path| fs::read(path).ok());
+        read.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect()
+    }
+
     #[track_caller]
     pub fn wait_for_log(&self, text: &str) {
         wait::until_true(&format!("\"{text}\" in the log of {}", self.name), wait::PATIENCE, || {
@@ -500,7 +513,8 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- {} ---\n{}", self.name, process::tail(&self.log(), 60));
+            let log = self.log() + &self.collected_log();
+            eprintln!("--- {} ---\n{}", self.name, process::tail(&log, 60));
         }
         if let Some(postmaster) = self.postmaster() {
             let mut command = self.host.pg("pg_ctl");

@@ -89,9 +89,11 @@ fn a_slot_that_is_taken_is_left_alone_and_so_is_the_standby() {
 
 #[test]
 fn a_standby_whose_wal_is_gone_has_diverged() {
-    let trio = Trio::with(Transport::Agent, ALLOWED, |old| {
-        old.with("wal_keep_size", 0).with("max_wal_size", "32MB").with("min_wal_size", "32MB")
-    });
+    let trio = Trio::new(Transport::Agent);
+    for (setting, value) in [("wal_keep_size", "0"), ("max_wal_size", "32MB"), ("min_wal_size", "32MB")] {
+        trio.new.append_conf(setting, value);
+    }
+    trio.new.reload();
     trio.without(&trio.third, || trio.old.execute("CREATE TABLE replicated ()"));
     trio.old.kill();
     trio.new.promote();

@@ -197,8 +197,7 @@ fn a_target_that_was_promoted_apart_from_its_primary_is_lost_only_on_demand() {
 #[test]
 fn one_that_was_promoted_at_the_same_position_is_lost_only_on_demand() {
     let scratch = Scratch::new();
-    let primary =
-        Cluster::place(&scratch, &Host::here(), "primary").with("wal_keep_size", "64MB").into_primary();
+    let primary = Cluster::place(&scratch, &Host::here(), "primary").into_primary();
     let apart = Cluster::standby_by_basebackup(&primary, &Host::here(), "apart");
     let chosen = Cluster::standby_by_basebackup(&primary, &Host::here(), "chosen");
     primary.execute("CREATE TABLE kept AS SELECT 1 AS i");

@@ -34,7 +34,7 @@ impl Trio {
     /// With these lines in the old primary's section of the agent's configuration. $OLD, $TWO and $BIN are their directories.
     fn with(lines: &str) -> Self {
         let scratch = Scratch::new();
-        let old = Cluster::place(&scratch, &Host::here(), "old").with("wal_keep_size", "64MB").into_primary();
+        let old = Cluster::place(&scratch, &Host::here(), "old").into_primary();
         let one = Cluster::standby_by_basebackup(&old, &Host::here(), "one");
         let two = Cluster::standby_by_basebackup(&old, &Host::here(), "two");
         // what the second backup has written, too
