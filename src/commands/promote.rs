@@ -44,7 +44,7 @@ const STOP: Duration = Duration::from_secs(16);
 /// What is left of the time for what follows.
 const AFTER: Duration = Duration::from_secs(3);
 
-/// How long another promotion is left alone before it is looked at again, at least, and up to twice of that.
+/// How long another promotion is left alone before it is looked at again, at least, and up to twice of that and of what a look takes.
 const BETWEEN: Duration = Duration::from_millis(250);
 
 /// How long WAL that another standby has already may be on its way to this one.
@@ -221,8 +221,10 @@ fn rival(asked: &Asked<'_>) -> Result<Option<String>> {
 fn give_way(asked: &mut Asked<'_>, rival: &str, clock: &Clock) -> Result<()> {
     log::log(&format!("pgpool_recovery: {rival} may be about to be promoted: this promotion waits"));
     let mut name = rival.to_owned();
+    // where a look takes longer than the two pauses differ, each of two that wait would see the other one looking every time
+    let mut look = Duration::ZERO;
     loop {
-        threads::pause(BETWEEN.mul_f64(1.0 + jitter()));
+        threads::pause((BETWEEN + look).mul_f64(1.0 + jitter()).min(clock.left()));
         if clock.left().is_zero() {
             return Err(Error::new(Kind::InUse, format!("{name} may be about to be promoted"))
                 .detail(
@@ -230,12 +232,14 @@ fn give_way(asked: &mut Asked<'_>, rival: &str, clock: &Clock) -> Result<()> {
                 )
                 .hint("See pg_stat_activity on that node, and call again if it is no primary then."));
         }
+        let begin = Instant::now();
         asked.ask_again(clock)?;
         demand_foremost(asked, clock)?;
         match self::rival(asked)? {
             Some(still) => name = still,
             None => return Ok(()),
         }
+        look = begin.elapsed();
     }
 }
 

@@ -18,7 +18,7 @@ use pgpool_recovery_core::wire::protocol::upstream::Endpoint;
 use pgrx::pg_sys;
 use serde::Deserialize;
 
-use super::{compat, query};
+use super::{compat, postmaster, query};
 use crate::preflight::authority::Own;
 
 /// What a recovery must know about this server.
@@ -174,8 +174,8 @@ pub(crate) fn required_by_standbys() -> Result<Vec<Required>> {
 /// Where this server can be reached.
 pub(crate) fn own_address() -> Result<Own> {
     let port = own_port()?;
-    let listening =
-        sockets::listening(port).map_err(Error::on("read where this server listens (/proc/self/net/tcp)"))?;
+    let listening = sockets::listening_of(postmaster::process(), port)
+        .map_err(Error::on("read where this server listens (/proc)"))?;
     let socket_directories = setting("unix_socket_directories")?.unwrap_or_default();
     Ok(Own { port, server: Server { listening, socket_directories } })
 }

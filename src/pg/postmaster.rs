@@ -22,3 +22,9 @@ pub(crate) fn is_process_1() -> bool {
     // SAFETY: reads a variable of this process that is set when it begins.
     unsafe { pg_sys::PostmasterPid == 1 }
 }
+
+/// Its process, which has the sockets that this server listens on.
+pub(crate) fn process() -> u32 {
+    // SAFETY: reads a variable of this process that is set when it begins.
+    unsafe { pg_sys::PostmasterPid }.unsigned_abs()
+}

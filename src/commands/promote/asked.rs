@@ -13,7 +13,7 @@ use pgpool_recovery_core::wire::protocol::upstream::{Answer, Told};
 
 use super::Old;
 use super::heard::{Heard, Verdict, Wait};
-use super::places::{OwnServer, Places};
+use super::places::Places;
 use super::questions::{
     ANSWER, Found, at_once, node_job, old_job, old_said_job, old_speaks_job, runs, upstream_job, upstream_of,
 };
@@ -372,15 +372,9 @@ impl<'a> Asked<'a> {
             all.flat_map(|told| told.standbys.iter().chain(told.silent.iter().map(|silent| &silent.at)));
         let hosts = endpoints.flat_map(|endpoint| [&endpoint.host, &endpoint.address]).cloned();
         let hosts = hosts.chain(self.others.iter().map(|node| node.host.clone())).collect();
-        let address = catalog::own_address()?;
-        let own_server = OwnServer {
-            port: address.port,
-            listen_addresses: catalog::setting("listen_addresses")?.unwrap_or_default(),
-            server: address.server,
-        };
+        let own_server = catalog::own_address()?;
         let cancel = Cancel::new();
-        let places =
-            threads::wait(&cancel, &mut || Ok(()), || Ok(Places::find(hosts, &own_server, &cancel)))?;
+        let places = threads::wait(&cancel, &mut || Ok(()), || Ok(Places::find(hosts, &cancel)))?;
         let nodes: Vec<_> =
             self.nodes.iter().zip(&self.upstreams).map(|(node, told)| (node, told.as_ref())).collect();
         Ok(chain::open_end(own, told, &nodes, |endpoint, by| {

@@ -5,40 +5,24 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use pgpool_recovery_core::preflight::chain::Whose;
-use pgpool_recovery_core::replication::own_address::Server;
 use pgpool_recovery_core::sys::addresses::{self, Whereabouts};
 use pgpool_recovery_core::sys::cancel::Cancel;
 use pgpool_recovery_core::sys::parallel::{self, Job};
 use pgpool_recovery_core::sys::sockets::{self, is_all_of};
 use pgpool_recovery_core::wire::protocol::upstream::Endpoint;
 
+use crate::preflight::authority::Own;
 use crate::settings::OtherNode;
 
 /// How long a name may take.
 const NAME: Duration = Duration::from_secs(2);
-
-/// The standby that is to be promoted, as a server that listens.
-pub(super) struct OwnServer {
-    pub(super) port: u16,
-    /// `listen_addresses`
-    pub(super) listen_addresses: String,
-    /// Where servers of its user listen at its port, and the directories of its sockets.
-    pub(super) server: Server,
-}
-
-impl OwnServer {
-    fn listen_addresses(&self) -> impl Iterator<Item = &str> {
-        self.listen_addresses.split(',').map(str::trim).filter(|host| !host.is_empty() && *host != "*")
-    }
-}
 
 /// Where the hosts of nodes and endpoints are; those that nobody knows are missing.
 pub(super) struct Places(BTreeMap<String, Whereabouts>);
 
 impl Places {
     /// Asks for all of them at once. It may take a while.
-    pub(super) fn find(mut hosts: BTreeSet<String>, own: &OwnServer, cancel: &Cancel) -> Self {
-        hosts.extend(own.listen_addresses().map(str::to_owned));
+    pub(super) fn find(hosts: BTreeSet<String>, cancel: &Cancel) -> Self {
         let job = |host: &String| {
             let host = host.clone();
             Job {
@@ -58,7 +42,7 @@ impl Places {
         endpoint: &Endpoint,
         by: Option<usize>,
         nodes: &[OtherNode],
-        own: &OwnServer,
+        own: &Own,
     ) -> Whose {
         let host = endpoint.host.as_str();
         let is_here = |node: &OtherNode| self.0.get(&node.host).is_some_and(|place| place.is_here);
@@ -69,7 +53,7 @@ impl Places {
             return Whose::Unknown;
         }
         let found = self.0.get(if endpoint.address.is_empty() { host } else { &endpoint.address });
-        if port == own.port && self.is_own(host, found, own) {
+        if port == own.port && is_own(host, found, own) {
             return Whose::Own;
         }
         let all = |address: IpAddr| match sockets::listening(port) {
@@ -89,26 +73,15 @@ impl Places {
             _ => Whose::Unknown,
         }
     }
+}
 
-    /// Whether this standby listens there, at its own port.
-    fn is_own(&self, host: &str, found: Option<&Whereabouts>, own: &OwnServer) -> bool {
-        if host.starts_with(['/', '@']) {
-            return own.server.has_socket_in(host);
-        }
-        let Some(found) = found.filter(|found| found.is_here) else { return false };
-        let on_all = |address: IpAddr| own.server.listening.iter().any(|all| is_all_of(*all, address));
-        let is_all = own.listen_addresses.split(',').any(|word| word.trim() == "*");
-        found.has(|address| {
-            let at = |place: &Whereabouts| {
-                place.has(|told| {
-                    told == address && own.server.listens_on(address)
-                        || is_all_of(told, address) && on_all(address)
-                })
-            };
-            let mut named = own.listen_addresses().filter_map(|word| self.0.get(word));
-            is_all && on_all(address) || named.any(at)
-        })
+/// Whether this standby listens there, at its own port.
+fn is_own(host: &str, found: Option<&Whereabouts>, own: &Own) -> bool {
+    if host.starts_with(['/', '@']) {
+        return own.server.has_socket_in(host);
     }
+    let found = found.filter(|found| found.is_here);
+    found.is_some_and(|found| found.has(|address| own.server.listens_on(address)))
 }
 
 /// Whether a host means whichever host it is said on: a socket, or a loopback address.
@@ -121,6 +94,8 @@ fn is_own_of_each(host: &str) -> bool {
 mod tests {
     use std::net::TcpListener;
 
+    use pgpool_recovery_core::replication::own_address::Server;
+
     use super::*;
 
     fn endpoint(host: &str, port: u16) -> Endpoint {
@@ -131,21 +106,17 @@ mod tests {
         OtherNode { id: None, host: host.to_owned(), port, directory: "/d".to_owned() }
     }
 
-    fn own(listen_addresses: &str, listening: &[&str]) -> OwnServer {
+    fn own(listening: &[&str]) -> Own {
         let listening = listening.iter().map(|address| address.parse().expect("an address")).collect();
-        OwnServer {
-            port: 5432,
-            listen_addresses: listen_addresses.to_owned(),
-            server: Server { listening, socket_directories: "/run, /tmp".to_owned() },
-        }
+        Own { port: 5432, server: Server { listening, socket_directories: "/run, /tmp".to_owned() } }
     }
 
     #[test]
     fn a_server_is_known_by_address_and_port() {
         let nodes = [node("203.0.113.1", 5432), node("203.0.113.2", 5432), node("localhost", 5433)];
         let hosts = ["203.0.113.1", "203.0.113.2", "203.0.113.3", "localhost", "127.0.0.1", "127.0.0.2"];
-        let own = own("*", &["0.0.0.0", "::"]);
-        let places = Places::find(hosts.map(str::to_owned).into(), &own, &Cancel::new());
+        let own = own(&["0.0.0.0", "::"]);
+        let places = Places::find(hosts.map(str::to_owned).into(), &Cancel::new());
         let whose =
             |host: &str, port: u16, by: Option<usize>| places.whose(&endpoint(host, port), by, &nodes, &own);
         assert_eq!(whose("203.0.113.2", 5432, None), Whose::Node(1));
@@ -169,8 +140,8 @@ mod tests {
     #[test]
     fn each_address_of_a_host_may_have_a_server_of_its_own() {
         let hosts = ["127.0.0.1", "127.0.0.2", "127.0.0.3"];
-        let own = own("127.0.0.3", &["127.0.0.2", "127.0.0.3"]);
-        let places = Places::find(hosts.map(str::to_owned).into(), &own, &Cancel::new());
+        let own = own(&["127.0.0.3"]);
+        let places = Places::find(hosts.map(str::to_owned).into(), &Cancel::new());
         let nodes = [node("127.0.0.1", 5432)];
         let whose = |host: &str| places.whose(&endpoint(host, 5432), None, &nodes, &own);
         // one name for all of them

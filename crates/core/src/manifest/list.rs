@@ -8,6 +8,7 @@ use compact_str::CompactString;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::path::{MAX_PATH, RelPath};
 use crate::manifest::plan::File;
+use crate::manifest::sizes::Sizes;
 use crate::sys::blocks::{Blocks, Text};
 
 /// Files of which one has the place of its name in full: the names of so many lie within the reach of a u16.
@@ -18,7 +19,7 @@ const USUAL_NAME: usize = 32;
 
 const _: () = assert!(GROUP * MAX_PATH <= u16::MAX as usize);
 
-/// Files, by number. Besides its name a file takes ten bytes, if most of its neighbours have its directory and mode: there may be
+/// Files, by number. Besides its name a file takes six bytes, if most of its neighbours have its directory and mode: there may be
 /// millions, and both ends keep them for a whole run. A [`File`] is made when it is asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FileList {
@@ -28,7 +29,7 @@ pub struct FileList {
     ends: Blocks<u16>,
     /// Where the names of each group begin: the block, and where in it.
     groups: Blocks<(usize, usize)>,
-    sizes: Blocks<u64>,
+    sizes: Sizes,
     runs: Vec<Run>,
 }
 
@@ -54,7 +55,7 @@ impl FileList {
 
     /// The bytes of all files, or as many as can be counted.
     pub fn bytes(&self) -> u64 {
-        self.sizes.iter().fold(0, |sum, size| sum.saturating_add(*size))
+        self.sizes.iter().fold(0, u64::saturating_add)
     }
 
     /// Adds a file, which gets the next number.
@@ -84,7 +85,7 @@ impl FileList {
     pub fn file(&self, number: usize) -> File {
         let run = self.run(number);
         let path = RelPath::of_parts(&run.directory, self.name(number));
-        File { path, size: self.sizes[number], mode: run.mode }
+        File { path, size: self.sizes.get(number), mode: run.mode }
     }
 
     /// Where the file of this number lies, which must be one of the list.
@@ -94,7 +95,7 @@ impl FileList {
 
     /// The bytes of the file of this number, which must be one of the list.
     pub fn size(&self, number: usize) -> u64 {
-        self.sizes[number]
+        self.sizes.get(number)
     }
 
     /// The name of the file of this number, without its directory.
@@ -194,14 +195,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_takes_ten_bytes_and_its_name() {
+    fn a_file_takes_six_bytes_and_its_name() {
         const COUNT: usize = 1_000_000;
         let files: FileList =
             (0..COUNT).map(|number| file(&format!("base/5/{}", 1_000_000 + number), 8192, 0o600)).collect();
         let FileList { names, ends, groups, sizes, runs } = &files;
         let bytes =
             names.bytes() + ends.bytes() + groups.bytes() + sizes.bytes() + size_of_val(runs.as_slice());
-        assert!(bytes / COUNT <= "1000000".len() + 10, "{bytes} bytes");
+        assert!(bytes / COUNT <= "1000000".len() + 6, "{bytes} bytes");
         assert_eq!(files.iter().filter(|file| file.path.as_str().len() == 14).count(), COUNT);
     }
 

@@ -7,6 +7,7 @@ mod order;
 pub mod path;
 pub mod plan;
 pub mod scan;
+mod sizes;
 
 use serde::{Deserialize, Serialize};
 

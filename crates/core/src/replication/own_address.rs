@@ -13,7 +13,7 @@ use crate::sys::sockets::is_all_of;
 /// Where this server can be reached.
 #[derive(Debug, Clone)]
 pub struct Server {
-    /// The addresses on which it listens ([`crate::sys::sockets::listening`]).
+    /// The addresses on which it listens ([`crate::sys::sockets::listening_of`]).
     pub listening: Vec<IpAddr>,
     /// `unix_socket_directories`
     pub socket_directories: String,
