@@ -76,3 +76,15 @@ pub struct Range {
     /// Its length; 0 only for an empty file.
     pub length: u32,
 }
+
+impl Range {
+    /// The ranges of a batch, those of one file together.
+    pub(crate) fn by_file(batch: &[Self]) -> impl Iterator<Item = &[Self]> {
+        batch.chunk_by(|one, next| one.file == next.file)
+    }
+
+    /// Where they lie in their files, and how long they are.
+    pub(crate) fn places(ranges: &[Self]) -> impl ExactSizeIterator<Item = (u64, usize)> {
+        ranges.iter().map(|range| (range.offset, range.length as usize))
+    }
+}

@@ -1,5 +1,6 @@
 //! Digesting what the target has, for one data link.
 
+use super::planned::PlannedFile;
 use super::read::read_full;
 use super::run::Run;
 use crate::compare::digest::Pieces;
@@ -34,12 +35,16 @@ impl<'a> Digester<'a> {
         self.buffer.resize(batch.iter().map(|range| Pieces::room(range.length as usize)).sum());
         let mut pieces = Pieces::default();
         let mut unreadable = Vec::new();
-        for (number, range) in batch.iter().enumerate() {
-            let there = self.read(range, pieces.end())?;
-            if there.is_none() {
-                unreadable.push(number);
+        let mut numbers = 0..;
+        for ranges in Range::by_file(batch) {
+            self.expect(ranges)?;
+            for (range, number) in ranges.iter().zip(numbers.by_ref()) {
+                let there = self.read(range, pieces.end())?;
+                if there.is_none() {
+                    unreadable.push(number);
+                }
+                pieces.push(there.unwrap_or(range.length as usize));
             }
-            pieces.push(there.unwrap_or(range.length as usize));
         }
         self.run.record.add_compared(batch.iter().map(|range| u64::from(range.length)).sum());
         self.digests.clear();
@@ -60,18 +65,33 @@ impl<'a> Digester<'a> {
         Ok(())
     }
 
+    /// Turns to ranges of one file, which are read next.
+    fn expect(&mut self, ranges: &[Range]) -> Result<()> {
+        let Some(first) = ranges.first() else { return Ok(()) };
+        let planned = &self.run.planned_files().planned_file(first.file)?;
+        if let Some(file) = self.turn_to(planned, first.file)? {
+            file.will_need(Range::places(ranges));
+        }
+        Ok(())
+    }
+
     /// Reads a range to a place in the buffer; returns how much is there, or `None` if the disk cannot read it.
     fn read(&mut self, range: &Range, start: usize) -> Result<Option<usize>> {
-        let planned_files = self.run.planned_files();
-        let planned = &planned_files.planned_file(range.file)?;
-        if !matches!(&self.open, Some((number, _)) if *number == range.file) {
-            self.open = self.run.open_present(planned)?.map(|file| (range.file, file));
-        }
-        let Some((_, file)) = &mut self.open else {
+        let planned = &self.run.planned_files().planned_file(range.file)?;
+        if self.turn_to(planned, range.file)?.is_none() {
             // nothing there, or about to be created: the next range looks again
             return Ok(Some(0));
-        };
+        }
+        let Some((_, file)) = &mut self.open else { return Ok(Some(0)) };
         let buffer = &mut self.buffer[start..start + range.length as usize];
         read_full(file, buffer, range.offset, planned)
+    }
+
+    /// The file of this number, open; `None` if nothing is there.
+    fn turn_to(&mut self, planned: &PlannedFile<'_>, number: u32) -> Result<Option<&mut DirectFile>> {
+        if !matches!(&self.open, Some((open, _)) if *open == number) {
+            self.open = self.run.open_present(planned)?.map(|file| (number, file));
+        }
+        Ok(self.open.as_mut().map(|(_, file)| file))
     }
 }

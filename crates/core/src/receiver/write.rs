@@ -3,7 +3,7 @@
 use std::sync::mpsc::SyncSender;
 
 use super::connection_closed;
-use super::planned::PlannedFiles;
+use super::planned::{PlannedFile, PlannedFiles};
 use super::read::read_full;
 use super::run::Run;
 use super::stream::Early;
@@ -86,13 +86,26 @@ impl<'a> PageWriter<'a> {
         let planned_files = self.run.planned_files();
         let mut rest = content;
         let mut written = 0;
-        for range in &tail.ranges {
-            let (content, after) =
-                rest.split_at_checked(range.length as usize).ok_or_else(connection_closed)?;
-            rest = after;
-            written += self.range(range, planned_files, content)?;
+        for ranges in Range::by_file(&tail.ranges) {
+            self.expect(ranges, planned_files)?;
+            for range in ranges {
+                let (content, after) =
+                    rest.split_at_checked(range.length as usize).ok_or_else(connection_closed)?;
+                rest = after;
+                written += self.range(range, planned_files, content)?;
+            }
         }
         Ok(written)
+    }
+
+    /// Turns to ranges of one file, which are compared next.
+    fn expect(&mut self, ranges: &[Range], planned_files: &PlannedFiles) -> Result<()> {
+        let Some(first) = ranges.first() else { return Ok(()) };
+        let planned = &planned_files.writable_file(self.run, first.file)?;
+        if let Some(file) = self.present_file(planned, first.file, planned_files)? {
+            file.will_need(Range::places(ranges));
+        }
+        Ok(())
     }
 
     fn range(&mut self, range: &Range, planned_files: &PlannedFiles, content: &[u8]) -> Result<u32> {
@@ -119,19 +132,31 @@ impl<'a> PageWriter<'a> {
     /// Reads what the target has of a range into `present`; returns how much that is, or `None` if the disk
     /// cannot read it.
     fn read_present(&mut self, range: &Range, planned_files: &PlannedFiles) -> Result<Option<usize>> {
-        let run = self.run;
-        let planned = &planned_files.writable_file(run, range.file)?;
-        self.turn_to(planned_files, range.file)?;
-        let open = self.open.get_or_insert(Open::new(range.file));
-        let present = match &mut open.present {
+        let planned = &planned_files.writable_file(self.run, range.file)?;
+        let mut buffer = std::mem::take(&mut self.present);
+        buffer.resize(range.length as usize);
+        let read = match self.present_file(planned, range.file, planned_files)? {
+            Some(file) => read_full(file, &mut buffer, range.offset, planned)?,
+            None => Some(0),
+        };
+        self.present = buffer;
+        Ok(read)
+    }
+
+    /// What the target has of the file of this number, open; `None` if nothing is there.
+    fn present_file(
+        &mut self,
+        planned: &PlannedFile<'_>,
+        number: u32,
+        planned_files: &PlannedFiles,
+    ) -> Result<Option<&mut DirectFile>> {
+        self.turn_to(planned_files, number)?;
+        let present = &mut self.open.get_or_insert(Open::new(number)).present;
+        let present = match present {
             Some(present) => present,
-            unknown => unknown.insert(run.open_present(planned)?),
+            unknown => unknown.insert(self.run.open_present(planned)?),
         };
-        let Some(file) = present else {
-            return Ok(Some(0));
-        };
-        self.present.resize(range.length as usize);
-        read_full(file, &mut self.present, range.offset, planned)
+        Ok(present.as_mut())
     }
 
     fn write(&mut self, number: u32, planned_files: &PlannedFiles, bytes: &[u8], offset: u64) -> Result<()> {

@@ -49,22 +49,38 @@ impl<'a> Reader<'a> {
         Self { data_directory, files, checksums, open: None }
     }
 
+    /// Turns to ranges of one file, which are read next.
+    pub(super) fn expect(&mut self, ranges: &[Range]) -> Result<()> {
+        let Some(first) = ranges.first() else { return Ok(()) };
+        let path = self.files.path(first.file as usize);
+        if let Some(file) = self.turn_to(first.file, &path)? {
+            file.will_need(Range::places(ranges));
+        }
+        Ok(())
+    }
+
     /// Reads a range into `buffer`, which is as long, and checks its pages. Returns how much there is, or
     /// `None` if the file is gone.
     pub(super) fn read(&mut self, range: &Range, buffer: &mut [u8]) -> Result<Option<usize>> {
+        let checksums = self.checksums;
         let path = &self.files.path(range.file as usize);
-        if !matches!(&self.open, Some((number, _)) if *number == range.file) {
-            let file = open(self.data_directory, path)?.map(DirectFile::new);
-            self.open = Some((range.file, file));
-        }
-        let Some((_, Some(file))) = &mut self.open else {
+        let Some(file) = self.turn_to(range.file, path)? else {
             return Ok(None);
         };
         let length = file.read_full(buffer, range.offset).map_err(unreadable(path))?;
-        if let Some(checksums) = self.checksums {
+        if let Some(checksums) = checksums {
             verify(checksums, path, file, range, &mut buffer[..length])?;
         }
         Ok(Some(length))
+    }
+
+    /// The file of this number, open; `None` if it is gone.
+    fn turn_to(&mut self, number: u32, path: &RelPath) -> Result<Option<&mut DirectFile>> {
+        if !matches!(&self.open, Some((open, _)) if *open == number) {
+            let file = open(self.data_directory, path)?.map(DirectFile::new);
+            self.open = Some((number, file));
+        }
+        Ok(self.open.as_mut().and_then(|(_, file)| file.as_mut()))
     }
 }
 

@@ -195,10 +195,12 @@ impl<'a, 'w> Stream<'a, 'w> {
         // small files are read one after the other and digested together
         let mut pieces = Pieces::default();
         self.buffer.resize(batch.iter().map(|range| Pieces::room(range.length as usize)).sum());
-        for range in batch {
-            let start = pieces.end();
-            let length = self.read(range, start)?;
-            pieces.push(length.unwrap_or_default());
+        for ranges in Range::by_file(batch) {
+            self.reader.expect(ranges)?;
+            for range in ranges {
+                let length = self.read(range, pieces.end())?;
+                pieces.push(length.unwrap_or_default());
+            }
         }
         self.digests.clear();
         if presents.iter().any(|present| present.length > 0) {
@@ -320,13 +322,16 @@ impl<'a, 'w> Stream<'a, 'w> {
         self.buffer.resize(batch.iter().map(|range| range.length as usize).sum());
         let mut ranges = Vec::with_capacity(batch.len());
         let mut end = 0;
-        for range in batch {
-            if let Some(length) = self.read(range, end)? {
-                end += length;
-                ranges.push(Range { length: u32::try_from(length).unwrap_or(u32::MAX), ..*range });
+        for of_file in Range::by_file(batch) {
+            self.reader.expect(of_file)?;
+            for range in of_file {
+                if let Some(length) = self.read(range, end)? {
+                    end += length;
+                    ranges.push(Range { length: u32::try_from(length).unwrap_or(u32::MAX), ..*range });
+                }
+                // how much of it is sent the receiver will say
+                self.done(range, 0);
             }
-            // how much of it is sent the receiver will say
-            self.done(range, 0);
         }
         self.buffer.resize(end);
         ContentTail::encode(&ranges, &mut self.head);

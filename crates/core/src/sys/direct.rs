@@ -46,6 +46,18 @@ impl DirectFile {
         &self.file
     }
 
+    /// Has the disk begin to read what is wanted next, given as offsets and lengths, all at once: one after the other, each would wait for
+    /// it. A single one is left out, and so are long ones, which may be read past the page cache.
+    pub(crate) fn will_need(&self, ranges: impl ExactSizeIterator<Item = (u64, usize)>) {
+        if ranges.len() < 2 {
+            return;
+        }
+        for (offset, length) in ranges.filter(|(_, length)| (1..DIRECT).contains(length)) {
+            // where nothing takes the advice, they are read as they come
+            let _ = fadvise(&self.file, offset, NonZeroU64::new(length as u64), Advice::WillNeed);
+        }
+    }
+
     /// Fills `buffer` from `offset` on; less only at the end of the file.
     pub(crate) fn read_full(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         if is_for_direct(buffer, offset)
@@ -237,5 +249,49 @@ mod tests {
             std::thread::spawn(stays_uncached).join().expect("no panic")
         };
         assert!((0..50).any(once), "reading it once filled the page cache");
+    }
+
+    /// Whether the page cache has a page. Looking for it has the kernel read it, so the answer is one for the first look only.
+    fn has_cached(file: &File, page: u64) -> bool {
+        let mut byte = [0];
+        let mut probe = [io::IoSliceMut::new(&mut byte)];
+        preadv2(file, &mut probe, page * 4096, ReadWriteFlags::NOWAIT).is_ok()
+    }
+
+    #[test]
+    fn what_is_wanted_next_is_read_before_it_is_asked_for() {
+        let temporary = tempfile::NamedTempFile::new_in("/tmp").expect("a file");
+        std::fs::write(temporary.path(), vec![7; 4 << 20]).expect("writes");
+        let file = DirectFile::new(temporary.reopen().expect("reopens"));
+        let forget = || {
+            file.file().sync_all().expect("syncs");
+            fadvise(file.file(), 0, None, Advice::DontNeed).expect("advises");
+            fadvise(file.file(), 0, None, Advice::Random).expect("advises");
+            !has_cached(file.file(), 900)
+        };
+        if !forget() {
+            // this file system has only the page cache
+            return;
+        }
+        let page = |number: u64| (number * 4096, 8192);
+        // the disk may be slow, and the kernel may give pages away again
+        let is_read = wait(|| {
+            forget();
+            file.will_need([10, 300, 600].map(page).into_iter());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            [10, 11, 300, 301, 600, 601].into_iter().all(|page| has_cached(file.file(), page))
+        });
+        assert!(is_read, "they were not read");
+        assert!(wait(|| {
+            forget();
+            file.will_need([page(10)].into_iter());
+            file.will_need([(0, DIRECT), (DIRECT as u64, DIRECT)].into_iter());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            [10, 20, 40].into_iter().all(|page| !has_cached(file.file(), page))
+        }));
+    }
+
+    fn wait(is_so: impl FnMut() -> bool) -> bool {
+        std::iter::repeat_with(is_so).take(50).any(|is_so| is_so)
     }
 }

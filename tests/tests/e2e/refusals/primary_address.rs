@@ -143,3 +143,26 @@ fn another_program_on_one_of_the_loopback_addresses_gets_no_password() {
     let conf = target.read("myrecovery.conf");
     assert!(conf.contains("host=localhost hostaddr=127.0.0.1 "), "{conf}");
 }
+
+/// Its OS user is the same, and so are its host and port.
+#[test]
+fn another_server_on_one_of_the_loopback_addresses_is_not_the_primary() {
+    let scratch = Scratch::new();
+    let other = Cluster::place(&scratch, &Host::here(), "other").init();
+    let port = Port::claim();
+    other.append_conf("port", port.number());
+    other.append_conf("listen_addresses", "::1");
+    other.append_conf("unix_socket_directories", "");
+    other.append_conf("log_connections", "on");
+    // it was there first: the server does without that address
+    other.start();
+    let primary = Cluster::place(&scratch, &Host::here(), "primary")
+        .listening_on(port)
+        .with("listen_addresses", "localhost")
+        .into_primary();
+    let target = Cluster::place(&scratch, &Host::here(), "target");
+    Recovery::of(&target, &primary).option("dest_port", target.port()).option("start", true).run(&primary);
+    assert!(!other.log().contains("connection received"), "{}", other.log());
+    let conf = target.read("myrecovery.conf");
+    assert!(conf.contains("host=localhost hostaddr=127.0.0.1 "), "{conf}");
+}
