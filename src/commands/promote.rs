@@ -362,6 +362,9 @@ fn fence(asked: &mut Asked<'_>, fencing: Fencing, clock: &Clock) -> Result<OldPr
         // what it sent until its end is no sign of another one
         asked.hear_anew()?;
     }
+    if matches!(&fenced, Some(Ok(fenced)) if fenced.stopped.is_some()) {
+        asked.old_has_stopped();
+    }
     let may_live = asked.upstream_lives().or_else(|| asked.upstream_unknown()).is_some();
     match (&fenced, &asked.old) {
         (Some(Ok(_)), _) if own_has_ended && may_live => asked.ask_upstream_again(clock)?,
@@ -383,8 +386,10 @@ fn demand_gone(
     let mut gone = OldPrimary { fenced, lives: asked.upstream_lives(), unknown: asked.upstream_unknown() };
     let wait = if gone.own_has_ended() { Wait::Fenced } else { Wait::Unfenced };
     if !gone.is_fenced() {
-        gone.lives = asked.old_lives(system_identifier).or(gone.lives).or_else(|| asked.old_speaks());
+        gone.lives = asked.old_lives(system_identifier).or(gone.lives);
     }
+    // a directory that was fenced may not be that of the server which listens there
+    gone.lives = gone.lives.or_else(|| asked.old_speaks());
     if gone.lives.is_none() {
         match asked.upstream_heard(wait, clock, AFTER)? {
             Verdict::Lives => {

@@ -174,8 +174,12 @@ pub(crate) fn required_by_standbys() -> Result<Vec<Required>> {
 /// Where this server can be reached.
 pub(crate) fn own_address() -> Result<Own> {
     let port = own_port()?;
-    let listening = sockets::listening_of(postmaster::process(), port)
-        .map_err(Error::on("read where this server listens (/proc)"))?;
+    let listening = match sockets::listening_of(postmaster::process(), port) {
+        // of a program with a file capability nobody may see what it has open
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => sockets::listening(port),
+        listening => listening,
+    };
+    let listening = listening.map_err(Error::on("read where this server listens (/proc)"))?;
     let socket_directories = setting("unix_socket_directories")?.unwrap_or_default();
     Ok(Own { port, server: Server { listening, socket_directories } })
 }

@@ -47,6 +47,8 @@ pub enum Kind {
     OutOfMemory,
     /// Nothing answers at the agent's address.
     Unreachable,
+    /// What is to be asked was not: the name service of this host, or its own network, failed. That says nothing of the other one.
+    NotAsked,
     /// The connection to the agent broke.
     ConnectionLost,
     /// The client of the session is gone.
@@ -90,7 +92,7 @@ impl Kind {
             Self::DiskFull => "53100",
             Self::OutOfResources => "53000",
             Self::OutOfMemory => "53200",
-            Self::Unreachable => "08001",
+            Self::Unreachable | Self::NotAsked => "08001",
             Self::ConnectionLost | Self::ClientLost => "08006",
             Self::AuthenticationFailed => "28000",
             Self::ProtocolVersion => "08004",
@@ -110,7 +112,7 @@ impl Kind {
     /// an agent has started again, the other end of a broken connection has noticed and let go of the target.
     pub const fn may_pass(self) -> bool {
         match self {
-            Self::Unreachable | Self::ConnectionLost | Self::Locked => true,
+            Self::Unreachable | Self::NotAsked | Self::ConnectionLost | Self::Locked => true,
             Self::NullArgument
             | Self::InvalidArgument
             | Self::InsufficientPrivilege

@@ -8,7 +8,7 @@ use crate::Context;
 use crate::conf::Node;
 use crate::event::{Event, Place};
 use crate::failure::{Failure, Result};
-use crate::role::{Role, is_standby, roles};
+use crate::role::{is_standby, standbys};
 use crate::worker::{self, Job, Work};
 
 /// What pgpool_recovery_promote has less of than the whole, for what is said after it, seconds.
@@ -55,7 +55,7 @@ pub(crate) fn failover(context: &Context, rebuilds: bool, words: &[String]) -> R
         Decision::Promote(new) => new,
     };
     let started = Instant::now();
-    demand_no_other_primary(&unlisted_roles(context, &event, new))?;
+    demand_no_other_primary(&unlisted(context, &event, new))?;
     let (new, report) = promote_foremost(context, &event, new)?;
     let works = works(&report, &context.nodes, &event, new.node, rebuilds);
     for work in &works {
@@ -116,34 +116,38 @@ fn warn_of_other_names(event: &Event, nodes: &[Node]) {
     }
 }
 
-/// The roles of the nodes without a data directory. They are not passed to the server that is promoted, so only the hook can ask them.
-fn unlisted_roles<'a>(context: &'a Context, event: &Event, new: &Place) -> Vec<(&'a Node, Result<Role>)> {
+/// Which of the nodes without a data directory are standbys. They are not passed to the server that is promoted, so only the hook can ask
+/// them.
+fn unlisted<'a>(context: &'a Context, event: &Event, new: &Place) -> Vec<(&'a Node, Result<bool>)> {
     let others = context.nodes.iter().filter(|node| node.id != event.node && node.id != new.node);
-    roles(context, others.filter(|node| node.data_directory.is_empty()), LOOK)
+    standbys(context, others.filter(|node| node.data_directory.is_empty()), LOOK)
 }
 
-/// Refuses a promotion beside a node that is a primary, whatever has become of the one that failed. One that gives no answer may
-/// have died with it.
-fn demand_no_other_primary(roles: &[(&Node, Result<Role>)]) -> Result<()> {
-    for (node, role) in roles {
-        match role {
-            Ok(Role { is_standby: true, .. }) => {}
-            Ok(role) => {
-                return Err(Failure {
-                    sqlstate: Some("55000".to_owned()),
-                    detail: Some(format!(
-                        "It is on timeline {}. Promoting another node would make a second primary.",
-                        role.timeline
-                    )),
-                    ..Failure::new(format!("{} runs as a primary already", node.name()))
-                }
-                .hint(
+/// Refuses a promotion beside a node that is a primary, whatever has become of the one that failed, or that may be one. One that gives no
+/// answer may have died with it.
+fn demand_no_other_primary(nodes: &[(&Node, Result<bool>)]) -> Result<()> {
+    let refusal = |message: String| Failure { sqlstate: Some("55000".to_owned()), ..Failure::new(message) };
+    for (node, is_standby) in nodes {
+        let name = node.name();
+        match is_standby {
+            Ok(true) => {}
+            Ok(false) => {
+                let failure = refusal(format!("{name} runs as a primary already")).hint(
                     "If that server is the primary now, let the others follow it. Otherwise stop it first.",
-                ));
+                );
+                let detail = "Promoting another node would make a second primary.".to_owned();
+                return Err(Failure { detail: Some(detail), ..failure });
+            }
+            Err(failure) if failure.is_silence() => {
+                crate::say("failover", &format!("{name} did not say whether it is a primary: {failure}"));
             }
             Err(failure) => {
-                let name = node.name();
-                crate::say("failover", &format!("{name} did not say whether it is a primary: {failure}"));
+                let detail = Some(failure.to_string());
+                let failure = refusal(format!("cannot tell whether {name} is a primary"));
+                return Err(Failure { detail, ..failure }.hint(format!(
+                    "Let this role log in there; or set backend_data_directory{}, so that the node's agent is asked.",
+                    node.id
+                )));
             }
         }
     }
@@ -306,17 +310,28 @@ mod tests {
         assert!(matches!(decide(&unknown), Decision::Promote(new) if new.node == 1));
     }
 
+    const CONNECTION: &str = "connection to server at \"host3\" (203.0.113.3), port 5432 failed: ";
+
     #[test]
     fn beside_another_primary_nothing_is_promoted() {
         let nodes = nodes();
-        let role = |is_standby| Ok(Role { is_standby, system: "1".to_owned(), timeline: 3 });
-        let silent = || Err(Failure::new("timeout expired"));
+        let role = |is_standby| Ok(is_standby);
+        let silent = || Err(Failure::new(format!("{CONNECTION}timeout expired")));
         demand_no_other_primary(&[]).expect("none");
         demand_no_other_primary(&[(&nodes[2], role(true)), (&nodes[3], silent())]).expect("a standby");
         let two = [(&nodes[2], silent()), (&nodes[3], role(false))];
         let failure = demand_no_other_primary(&two).expect_err("a primary");
         assert!(failure.message.contains("node 3 (host3:5432) runs as a primary"), "{failure}");
-        assert!(failure.detail.is_some_and(|detail| detail.contains("timeline 3")) && failure.hint.is_some());
+        assert!(failure.detail.is_some() && failure.hint.is_some());
+        let spoken = Failure::new(format!("{CONNECTION}FATAL:  pg_hba.conf rejects connection"));
+        let denied = Failure { sqlstate: Some("42501".to_owned()), ..Failure::new("permission denied") };
+        for said in [spoken, denied] {
+            let failure = demand_no_other_primary(&[(&nodes[3], Err(said))]).expect_err("it lives");
+            assert!(
+                failure.message.contains("cannot tell whether node 3") && failure.is("55000"),
+                "{failure}"
+            );
+        }
     }
 
     #[test]

@@ -35,7 +35,37 @@ impl Failure {
     pub(crate) fn is(&self, sqlstate: &str) -> bool {
         self.sqlstate.as_deref() == Some(sqlstate)
     }
+
+    /// Whether it says no more than that nobody answered, at any of a host's addresses. What is not known to be that came from a server, or
+    /// failed here, and is no answer to a question. psql speaks English for us.
+    pub(crate) fn is_silence(&self) -> bool {
+        if self.sqlstate.is_some() {
+            return false;
+        }
+        let aside = |line: &&str| !line.starts_with("Is the server running");
+        let mut lines = self.message.split(['\n', ';']).map(str::trim).filter(|line| !line.is_empty());
+        self.message.contains(NO_ANSWER)
+            || !self.message.is_empty()
+                && lines.by_ref().filter(aside).all(|line| SILENCE.iter().any(|end| line.ends_with(end)))
+    }
 }
+
+/// What this program says of a server that does not answer in time.
+pub(crate) const NO_ANSWER: &str = " gave no answer within ";
+
+/// What libpq says of a connection that did not come about, and of a name that nobody has.
+const SILENCE: [&str; 10] = [
+    "Connection refused",
+    "No such file or directory",
+    "timeout expired",
+    "Connection timed out",
+    "No route to host",
+    "Network is unreachable",
+    "Network is down",
+    "Host is down",
+    "Name or service not known",
+    "No address associated with hostname",
+];
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -60,6 +90,36 @@ pub(crate) fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_closed_list_is_silence() {
+        let at = "node 3: connection to server at \"db3\" (203.0.113.3), port 5432 failed: ";
+        let asks = "Is the server running on that host and accepting TCP/IP connections?";
+        for silence in [
+            format!("{at}Connection refused; {asks}"),
+            format!("{at}timeout expired"),
+            format!("{at}timeout expired; {at}No route to host; {asks}"),
+            "could not translate host name \"db3\" to address: Name or service not known".to_owned(),
+            "db3:5432 gave no answer within 5 s".to_owned(),
+        ] {
+            assert!(Failure::new(&silence).is_silence(), "{silence}");
+        }
+        for other in [
+            format!("{at}FATAL:  pg_hba.conf rejects connection for host \"203.0.113.1\""),
+            format!("{at}timeout expired; {at}FATAL:  the database system is starting up"),
+            format!("{at}server closed the connection unexpectedly"),
+            "could not translate host name \"db3\" to address: Temporary failure in name resolution"
+                .to_owned(),
+            "psql ended with exit status: 127: ".to_owned(),
+            String::new(),
+        ] {
+            assert!(!Failure::new(&other).is_silence(), "{other}");
+        }
+        assert!(
+            !Failure { sqlstate: Some("42501".to_owned()), ..Failure::new("x: timeout expired") }
+                .is_silence()
+        );
+    }
 
     #[test]
     fn a_failure_is_one_line() {

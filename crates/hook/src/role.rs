@@ -53,8 +53,25 @@ pub(crate) fn roles<'a>(
     nodes: impl IntoIterator<Item = &'a Node>,
     limit: Duration,
 ) -> Vec<(&'a Node, Result<Role>)> {
+    at_once(nodes, |node| role(context, node, limit))
+}
+
+/// Which of these nodes are standbys, asked side by side. It takes no right but to log in.
+pub(crate) fn standbys<'a>(
+    context: &Context,
+    nodes: impl IntoIterator<Item = &'a Node>,
+    limit: Duration,
+) -> Vec<(&'a Node, Result<bool>)> {
+    at_once(nodes, |node| is_standby(context, &node.place(), within(limit, context.end)))
+}
+
+fn at_once<'a, T: Send>(
+    nodes: impl IntoIterator<Item = &'a Node>,
+    question: impl Fn(&Node) -> Result<T> + Sync,
+) -> Vec<(&'a Node, Result<T>)> {
+    let question = &question;
     std::thread::scope(|scope| {
-        let ask = |node| (node, scope.spawn(move || role(context, node, limit)));
+        let ask = |node| (node, scope.spawn(move || question(node)));
         let asked: Vec<_> = nodes.into_iter().map(ask).collect();
         let answers = asked.into_iter().map(|(node, answer)| {
             let answer = answer.join().unwrap_or_else(|_| Err(Failure::new("the question failed")));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::event::Place;
-use crate::failure::{Failure, Result, one_line};
+use crate::failure::{Failure, NO_ANSWER, Result, one_line};
 use crate::program;
 
 /// How long a connection to each address of a host may take, seconds.
@@ -72,13 +72,8 @@ impl Login {
         }
         let left = end.saturating_duration_since(Instant::now());
         let finished = program::run(command, &format!("{BEFORE}{sql};\n"), end)?.ok_or_else(|| {
-            Failure::new(format!(
-                "{}:{} gave no answer within {} s",
-                place.host,
-                place.port,
-                left.as_secs_f32().round()
-            ))
-            .hint("Is the host up, and does its server take connections?")
+            Failure::new(format!("{}:{}{NO_ANSWER}{} s", place.host, place.port, left.as_secs_f32().round()))
+                .hint("Is the host up, and does its server take connections?")
         })?;
         for warning in warnings(&finished.stderr) {
             eprintln!("pgpool-recovery-hook: {}:{}: {warning}", place.host, place.port);

@@ -17,6 +17,7 @@ use crate::failover::is_diverged;
 use crate::failure::{Failure, Result};
 use crate::follow::{let_follow, node};
 use crate::pcp::Status;
+use crate::role::{LIMIT, is_standby};
 use crate::{Common, Context};
 
 /// How long it waits for its turn, for the end of the follow commands, and for an end of failovers.
@@ -127,12 +128,18 @@ pub(crate) fn work(context: &Context, work: &Work) -> Result<String> {
 
 /// Takes a node out of use that does not follow, if it is in use.
 fn stray(context: &Context, work: &Work, wanted: &Node, primary: &Node) -> Result<String> {
-    let end = Instant::now() + SOON;
-    if status(context, wanted, end)? != Status::Up {
+    if status(context, wanted, Instant::now() + SOON)? != Status::Up {
         // it has a reason, which a rebuild would not respect
         return Ok(format!("{} was out of use before", wanted.name()));
     }
-    context.pcp.detach(wanted.id, end).map_err(|failure| failure.at(wanted.name()))?;
+    // what it was to follow may have failed since, and it may have been promoted
+    let is_primary = |node: &Node| {
+        is_standby(context, &node.place(), Instant::now() + LIMIT).is_ok_and(|is_standby| !is_standby)
+    };
+    if is_primary(wanted) && !is_primary(primary) {
+        return Ok(format!("{} is the primary by now: it stays in use", wanted.name()));
+    }
+    context.pcp.detach(wanted.id, Instant::now() + SOON).map_err(|failure| failure.at(wanted.name()))?;
     if work.rebuild {
         crate::say("worker", &format!("{} is detached: it does not follow the primary", wanted.name()));
         return rebuild(context, work, wanted, primary);

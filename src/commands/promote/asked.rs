@@ -40,6 +40,8 @@ pub(super) struct Asked<'a> {
     old_said: Option<Box<Description>>,
     /// Whether a server spoke where the old primary listened, when it was asked last.
     old_speaks: bool,
+    /// Why it could not be asked whether one speaks there.
+    old_unasked: Option<Error>,
     /// The nodes, without the old primary.
     pub(super) nodes: Vec<Node>,
     /// Those of them whose host was reached, and does not tell what its server is now, and why.
@@ -80,6 +82,7 @@ impl<'a> Asked<'a> {
             old_has_answered: false,
             old_said: None,
             old_speaks: false,
+            old_unasked: None,
             closed: vec![None; others.len()],
             others,
             nodes,
@@ -113,7 +116,9 @@ impl<'a> Asked<'a> {
 
     /// Asks all for the last time. What decides has the time for it that the first look had, whatever is left of the whole.
     pub(super) fn ask_last(&mut self) -> Result<()> {
-        self.ask_these(&self.all(), |has_answered| if has_answered { ANSWER } else { SILENT }, None)
+        let heard = (0..self.nodes.len()).filter(|&at| self.nodes[at].found.is_ok());
+        let whom: Vec<Whom> = self.all().into_iter().chain(heard.map(Whom::UpstreamOf)).collect();
+        self.ask_these(&whom, |has_answered| if has_answered { ANSWER } else { SILENT }, None)
     }
 
     /// Asks the old primary's host and the upstream server again.
@@ -192,9 +197,12 @@ impl<'a> Asked<'a> {
             (_, Ok(Found::OldSaid(description))) => self.old_said = Some(description),
             // a server that is stopped, or hangs
             (Whom::OldSaid, Err(_)) => {}
-            (_, Ok(Found::OldSpeaks(speaks))) => self.old_speaks = speaks,
+            (_, Ok(Found::OldSpeaks(speaks))) => (self.old_speaks, self.old_unasked) = (speaks, None),
             // it adds to what its host says, which is asked beside it
-            (Whom::OldSpeaks, Err(_)) => self.old_speaks = false,
+            (Whom::OldSpeaks, Err(error)) => {
+                self.old_speaks = false;
+                self.old_unasked = Some(error).filter(|error| error.kind == Kind::NotAsked);
+            }
             (_, Ok(Found::Upstream(told))) => self.upstream = Some(after(self.upstream.take(), told)),
             (Whom::UpstreamOf(at), Ok(Found::UpstreamOf(told))) => {
                 let before = self.upstreams[at].take();
@@ -277,15 +285,30 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// That a server speaks with clients where the old primary listened, if its host does not say what that is.
+    /// That a server speaks with clients where the old primary listened, if its host does not say what that is, or that none runs in the
+    /// old primary's directory.
     pub(super) fn old_speaks(&self) -> Option<String> {
-        match &self.old {
-            Some(Err(error)) if self.old_speaks => Some(format!(
-                "A server speaks with clients where it listened, and its host does not say what that is: {}.",
-                ended(&error.message)
-            )),
-            _ => None,
-        }
+        let why = match self.old.as_ref().filter(|_| self.old_speaks)? {
+            Err(error) => format!("its host does not say what that is: {}", ended(&error.message)),
+            Ok(session) if !runs(session) && !self.old_is_standby() => {
+                format!("it is not in \"{}\", where none runs", session.target().directory.display())
+            }
+            Ok(_) => return None,
+        };
+        Some(format!("A server speaks with clients where it listened, and {why}."))
+    }
+
+    /// After the old primary was stopped: what spoke before was that one.
+    pub(super) const fn old_has_stopped(&mut self) {
+        self.old_speaks = false;
+    }
+
+    /// Why the old primary could not be asked, if that failed here: it says nothing of it.
+    fn old_unasked(&self) -> Option<String> {
+        let of_host = self.old.as_ref().and_then(|old| old.as_ref().err());
+        let of_host = of_host.filter(|error| error.kind == Kind::NotAsked);
+        let error = of_host.or(self.old_unasked.as_ref())?;
+        Some(format!("The old primary could not be asked: {}.", ended(&error.message)))
     }
 
     /// Why the server that this standby or a node follows is known to live, if it is a primary or may be one.
@@ -315,7 +338,7 @@ impl<'a> Asked<'a> {
             )),
             _ => None,
         };
-        closed.or_else(|| self.find_upstream(unknown))
+        closed.or_else(|| self.old_unasked()).or_else(|| self.find_upstream(unknown))
     }
 
     fn find_upstream(&self, tell: impl Fn(&str, &Option<Told>) -> Option<String>) -> Option<String> {
@@ -371,15 +394,26 @@ impl<'a> Asked<'a> {
         let endpoints =
             all.flat_map(|told| told.standbys.iter().chain(told.silent.iter().map(|silent| &silent.at)));
         let hosts = endpoints.flat_map(|endpoint| [&endpoint.host, &endpoint.address]).cloned();
-        let hosts = hosts.chain(self.others.iter().map(|node| node.host.clone())).collect();
+        let old = self.named.map(Old::as_node);
+        let hosts = hosts.chain(self.others.iter().chain(&old).map(|node| node.host.clone())).collect();
         let own_server = catalog::own_address()?;
         let cancel = Cancel::new();
         let places = threads::wait(&cancel, &mut || Ok(()), || Ok(Places::find(hosts, &cancel)))?;
         let nodes: Vec<_> =
             self.nodes.iter().zip(&self.upstreams).map(|(node, told)| (node, told.as_ref())).collect();
-        Ok(chain::open_end(own, told, &nodes, |endpoint, by| {
-            places.whose(endpoint, by, &self.others, &own_server)
+        Ok(chain::open_end(own, told, &nodes, self.old_may_be_own(own), |endpoint, by| {
+            places.whose(endpoint, by, &self.others, old.as_ref(), &own_server)
         }))
+    }
+
+    /// Whether the old primary may have been that of this standby: one on an earlier timeline was replaced, by another one.
+    fn old_may_be_own(&self, own: &Own) -> bool {
+        match &self.old {
+            Some(Ok(session)) => {
+                session.target().timeline.is_none_or(|timeline| timeline >= own.history.timeline())
+            }
+            _ => true,
+        }
     }
 }
 

@@ -42,6 +42,7 @@ impl Places {
         endpoint: &Endpoint,
         by: Option<usize>,
         nodes: &[OtherNode],
+        old: Option<&OtherNode>,
         own: &Own,
     ) -> Whose {
         let host = endpoint.host.as_str();
@@ -60,17 +61,22 @@ impl Places {
             Ok(listening) => listening.iter().any(|own| is_all_of(*own, address)),
             Err(_) => false,
         };
-        let is_there = |node: &OtherNode| {
+        let has_address = |node: &OtherNode| {
             let is_one_with = |found: &Whereabouts| {
                 self.0.get(&node.host).is_some_and(|place| place.is_one_server_with(found, all))
             };
-            let is_named_so = endpoint.address.is_empty() && node.host.eq_ignore_ascii_case(host);
-            node.port == port && (is_named_so || found.is_some_and(is_one_with))
+            node.port == port && found.is_some_and(is_one_with)
         };
-        let mut there = (0..nodes.len()).filter(|&at| is_there(&nodes[at]));
-        match (there.next(), there.next()) {
-            (Some(at), None) => Whose::Node(at),
-            _ => Whose::Unknown,
+        let is_named_so = |node: &OtherNode| node.port == port && node.host.eq_ignore_ascii_case(host);
+        let only = |is_such: &dyn Fn(&OtherNode) -> bool| {
+            let mut such = (0..nodes.len()).filter(|&at| is_such(&nodes[at]));
+            such.next().filter(|_| such.next().is_none())
+        };
+        // another host may have another address for the name
+        match only(&has_address).or_else(|| only(&is_named_so)) {
+            Some(at) => Whose::Node(at),
+            None if old.is_some_and(|old| has_address(old) || is_named_so(old)) => Whose::Old,
+            None => Whose::Unknown,
         }
     }
 }
@@ -81,7 +87,21 @@ fn is_own(host: &str, found: Option<&Whereabouts>, own: &Own) -> bool {
         return own.server.has_socket_in(host);
     }
     let found = found.filter(|found| found.is_here);
-    found.is_some_and(|found| found.has(|address| own.server.listens_on(address)))
+    // the host's own name may lead to an address that it has for itself, 127.0.1.1, where nothing listens
+    let is_own_name = || nodename().is_some_and(|own| is_name_of(host, &own));
+    found.is_some_and(|found| found.has(|address| own.server.listens_on(address)) || is_own_name())
+}
+
+/// The name of this host.
+fn nodename() -> Option<String> {
+    rustix::system::uname().nodename().to_str().ok().map(str::to_owned)
+}
+
+/// Whether a name is that of a host, either with or without a domain.
+fn is_name_of(name: &str, host: &str) -> bool {
+    let first = |name: &str| name.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    let is_address = name.parse::<IpAddr>().is_ok();
+    !is_address && !name.is_empty() && first(name) == first(host)
 }
 
 /// Whether a host means whichever host it is said on: a socket, or a loopback address.
@@ -117,8 +137,9 @@ mod tests {
         let hosts = ["203.0.113.1", "203.0.113.2", "203.0.113.3", "localhost", "127.0.0.1", "127.0.0.2"];
         let own = own(&["0.0.0.0", "::"]);
         let places = Places::find(hosts.map(str::to_owned).into(), &Cancel::new());
-        let whose =
-            |host: &str, port: u16, by: Option<usize>| places.whose(&endpoint(host, port), by, &nodes, &own);
+        let whose = |host: &str, port: u16, by: Option<usize>| {
+            places.whose(&endpoint(host, port), by, &nodes, None, &own)
+        };
         assert_eq!(whose("203.0.113.2", 5432, None), Whose::Node(1));
         assert_eq!(whose("203.0.113.2", 5433, None), Whose::Unknown);
         assert_eq!(whose("203.0.113.3", 5432, None), Whose::Unknown);
@@ -134,7 +155,33 @@ mod tests {
         assert_eq!(whose("localhost", 5433, Some(2)), Whose::Node(2));
         // a name that nobody knows any more
         let gone = [node("db9.invalid", 5432)];
-        assert_eq!(places.whose(&endpoint("DB9.invalid", 5432), None, &gone, &own), Whose::Node(0));
+        assert_eq!(places.whose(&endpoint("DB9.invalid", 5432), None, &gone, None, &own), Whose::Node(0));
+    }
+
+    #[test]
+    fn the_named_old_primary_is_known_by_its_name_and_its_address() {
+        let old = node("203.0.113.9", 5432);
+        let hosts = ["203.0.113.9", "203.0.113.8"];
+        let places = Places::find(hosts.map(str::to_owned).into(), &Cancel::new());
+        let own = own(&["0.0.0.0"]);
+        let whose = |host: &str, address: &str, port: u16| {
+            let endpoint = Endpoint { address: address.to_owned(), ..endpoint(host, port) };
+            places.whose(&endpoint, None, &[], Some(&old), &own)
+        };
+        assert_eq!(whose("203.0.113.9", "", 5432), Whose::Old);
+        assert_eq!(whose("db9", "203.0.113.9", 5432), Whose::Old);
+        assert_eq!(whose("203.0.113.9", "203.0.113.8", 5432), Whose::Old, "its name leads elsewhere there");
+        assert_eq!(whose("db9", "203.0.113.8", 5432), Whose::Unknown);
+        assert_eq!(whose("203.0.113.9", "", 5433), Whose::Unknown);
+    }
+
+    #[test]
+    fn the_hosts_own_name_is_its_own() {
+        assert!(
+            is_name_of("db2", "db2") && is_name_of("DB2.example.com", "db2") && is_name_of("db2", "db2.lan")
+        );
+        assert!(!is_name_of("db22", "db2") && !is_name_of("db1", "db2"));
+        assert!(!is_name_of("10.0.0.1", "10") && !is_name_of("", ""));
     }
 
     #[test]
@@ -143,11 +190,11 @@ mod tests {
         let own = own(&["127.0.0.3"]);
         let places = Places::find(hosts.map(str::to_owned).into(), &Cancel::new());
         let nodes = [node("127.0.0.1", 5432)];
-        let whose = |host: &str| places.whose(&endpoint(host, 5432), None, &nodes, &own);
+        let whose = |host: &str| places.whose(&endpoint(host, 5432), None, &nodes, None, &own);
         // one name for all of them
         let of_all = |address: &str| {
             let endpoint = Endpoint { address: address.to_owned(), ..endpoint("all", 5432) };
-            places.whose(&endpoint, None, &nodes, &own)
+            places.whose(&endpoint, None, &nodes, None, &own)
         };
         assert_eq!(
             ["127.0.0.3", "127.0.0.2", "127.0.0.1"].map(of_all),
@@ -162,7 +209,7 @@ mod tests {
         for (listener, expected) in [(&all, Whose::Node(0)), (&one, Whose::Unknown)] {
             let port = listener.local_addr().expect("address").port();
             let nodes = [node("127.0.0.1", port)];
-            assert_eq!(places.whose(&endpoint("127.0.0.2", port), None, &nodes, &own), expected);
+            assert_eq!(places.whose(&endpoint("127.0.0.2", port), None, &nodes, None, &own), expected);
         }
     }
 }

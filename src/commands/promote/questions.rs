@@ -46,7 +46,11 @@ pub(super) enum Found {
 
 pub(super) fn old_job(old: &Old, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
     let way = Way::to(&old.host, &old.directory, settings)?;
-    let look = move |cancel: &Cancel| way.look(cancel).map(|session| Found::Old(Box::new(session)));
+    let host = old.host.clone();
+    let look = move |cancel: &Cancel| {
+        addresses::demand_told(&host, cancel)?;
+        way.look(cancel).map(|session| Found::Old(Box::new(session)))
+    };
     Ok(Job { name: old.name(), time, work: Box::new(look) })
 }
 
@@ -62,8 +66,11 @@ pub(super) fn old_speaks_job(old: &Old, time: Duration) -> Result<Job<'static, F
     let (host, port, own_port) = (old.host.clone(), old.port, catalog::own_port()?);
     let end = Instant::now() + time;
     let ask = move |cancel: &Cancel| {
+        // pg_isready does not tell a name that nobody knows from a server that is silent
+        addresses::demand_told(&host, cancel)?;
+        let is_here = addresses::whereabouts(&host, cancel)?.is_here;
         // an address that this server has taken over; here the directory itself is looked at
-        if port == own_port && addresses::whereabouts(&host, cancel)?.is_here || host.is_empty() {
+        if port == own_port && is_here || host.is_empty() {
             return Ok(Found::OldSpeaks(false));
         }
         loop {
@@ -80,8 +87,9 @@ pub(super) fn old_speaks_job(old: &Old, time: Duration) -> Result<Job<'static, F
 
 pub(super) fn node_job(node: &OtherNode, settings: &Settings, time: Duration) -> Result<Job<'static, Found>> {
     let way = Way::to(&node.host, &node.directory, settings)?;
+    let host = node.host.clone();
     let describe = move |cancel: &Cancel| {
-        let mut session = match way.look(cancel) {
+        let mut session = match addresses::demand_told(&host, cancel).and_then(|()| way.look(cancel)) {
             Err(error) if !is_dead(&error) => return Ok(Found::Closed(error)),
             session => session?,
         };
@@ -94,9 +102,9 @@ pub(super) fn node_job(node: &OtherNode, settings: &Settings, time: Duration) ->
     Ok(Job { name: node.name(), time, work: Box::new(describe) })
 }
 
-/// Whether an error may come from a host that has died.
+/// Whether an error may come from a host that has died. A connection that came about and was closed was closed by something that lives.
 fn is_dead(error: &Error) -> bool {
-    matches!(error.kind, Kind::Unreachable | Kind::ConnectionLost | Kind::Canceled)
+    matches!(error.kind, Kind::Unreachable | Kind::Canceled)
 }
 
 /// Whether a server runs in the directory, or may do so.

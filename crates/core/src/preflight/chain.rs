@@ -16,16 +16,20 @@ pub enum Whose {
     Own,
     /// That of the node at this place of the list.
     Node(usize),
+    /// That of the named old primary.
+    Old,
     /// Another one, or one of which this cannot be told.
     Unknown,
 }
 
 /// Why it is not known whether the primary lives; `None` if it is. `told`: what this standby follows, `nodes`: the other ones, and what
-/// they follow. `whose`: whose server is found where a node, or this standby (`None`), looks for one.
+/// they follow. `old_may_be_it`: whether nothing is known of the named old primary by which it cannot be the primary of this standby.
+/// `whose`: whose server is found where a node, or this standby (`None`), looks for one.
 pub fn open_end(
     own: &Own,
     told: &Told,
     nodes: &[(&Node, Option<&Told>)],
+    old_may_be_it: bool,
     whose: impl Fn(&Endpoint, Option<usize>) -> Whose,
 ) -> Option<String> {
     // what answers and is no standby was judged before
@@ -33,9 +37,10 @@ pub fn open_end(
         return None;
     }
     let is_end = |told: &Told, by: Option<usize>| {
-        let may_be_it = |silent: &Silent| match whose(&silent.at, by) {
+        let may_be_it = |silent: &Silent| match of_its_name(told, &silent.at, |at| whose(at, by)) {
             Whose::Own => false,
-            Whose::Node(at) => is_no_standby(nodes[at].0),
+            Whose::Node(at) => is_own_primary(own, nodes[at].0),
+            Whose::Old => old_may_be_it,
             Whose::Unknown => true,
         };
         told.answer.is_err() && (told.silent.is_empty() || told.silent.iter().any(may_be_it))
@@ -48,7 +53,7 @@ pub fn open_end(
             Whose::Own => continue,
             Whose::Node(at) if !seen.insert(at) => continue,
             Whose::Node(at) => at,
-            Whose::Unknown => {
+            Whose::Old | Whose::Unknown => {
                 return Some(format!("the standby at {} is none of \"nodes\"", endpoint.shown()));
             }
         };
@@ -65,15 +70,35 @@ pub fn open_end(
     }
     let silent = told.silent.first().filter(|_| told.answer.is_err());
     Some(match silent {
+        Some(silent) if whose(&silent.at, None) == Whose::Old => {
+            format!("{} was replaced before, and silent", silent.at.shown())
+        }
         Some(silent) => format!("{} is one of \"nodes\", and silent", silent.at.shown()),
         None => "the standbys follow each other".to_owned(),
     })
 }
 
-/// Whether a node's host says that it is none. What is one of the nodes is taken for a standby; and one that was fenced has been replaced, by a
-/// primary that may live.
-fn is_no_standby(node: &Node) -> bool {
-    matches!(&node.found, Ok(found) if !found.has_standby_signal && found.fence.is_none())
+/// Whose server is found at an address of which this is not known: another address of the same name, if that leads to one node only, has that
+/// node's, too. A name that leads to several servers, or to this one, is one for all of them.
+fn of_its_name(told: &Told, at: &Endpoint, whose: impl Fn(&Endpoint) -> Whose) -> Whose {
+    let found = whose(at);
+    if found != Whose::Unknown {
+        return found;
+    }
+    let all = told.standbys.iter().chain(told.silent.iter().map(|silent| &silent.at));
+    let known = all.filter(|other| other.is_named_as(at)).map(whose);
+    let mut known = known.filter(|known| *known != Whose::Unknown);
+    match known.next() {
+        Some(node @ Whose::Node(_)) if known.all(|other| other == node) => node,
+        _ => Whose::Unknown,
+    }
+}
+
+/// Whether a node's host says that it is no standby, and was this one's primary. What is one of the nodes is taken for a standby; and one that was
+/// fenced, or is on an earlier timeline, has been replaced, by a primary that may live.
+fn is_own_primary(own: &Own, node: &Node) -> bool {
+    matches!(&node.found, Ok(found) if !found.has_standby_signal && found.fence.is_none()
+        && found.history.timeline() == own.history.timeline())
 }
 
 fn is_on_own_timeline(own: &Own, node: &Node) -> bool {
@@ -90,6 +115,7 @@ fn is_on_own_timeline(own: &Own, node: &Node) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::wal_map::Lineage;
     use crate::error::{Error, Kind, Result};
     use crate::preflight::promote::tests::{description, own, said};
     use crate::wire::protocol::describe::FenceMark;
@@ -105,7 +131,7 @@ mod tests {
 
     /// What a standby follows of which these do not answer.
     fn silent(hosts: &[&str]) -> Told {
-        let silent = hosts.iter().map(|host| Silent { at: endpoint(host), is_refused: false });
+        let silent = hosts.iter().map(|host| Silent { at: endpoint(host) });
         Told { silent: silent.collect(), ..Told::of(silence()) }
     }
 
@@ -120,9 +146,18 @@ mod tests {
 
     /// By their names: "own", and those of the nodes.
     fn open(own_told: &Told, nodes: &[(&Node, Option<&Told>)]) -> Option<String> {
-        open_end(&own(), own_told, nodes, |endpoint, _| {
-            let at = nodes.iter().position(|(node, _)| node.name == endpoint.host);
-            if endpoint.host == "own" { Whose::Own } else { at.map_or(Whose::Unknown, Whose::Node) }
+        open_beside(own_told, nodes, true)
+    }
+
+    /// With "old", which may be this standby's primary or not. An endpoint's address, if it has one, is that of the server of this name.
+    fn open_beside(own_told: &Told, nodes: &[(&Node, Option<&Told>)], old_may_be_it: bool) -> Option<String> {
+        open_end(&own(), own_told, nodes, old_may_be_it, |endpoint, _| {
+            let name = if endpoint.address.is_empty() { &endpoint.host } else { &endpoint.address };
+            match (name.as_str(), nodes.iter().position(|(node, _)| node.name == *name)) {
+                ("own", _) => Whose::Own,
+                ("old", _) => Whose::Old,
+                (_, at) => at.map_or(Whose::Unknown, Whose::Node),
+            }
         })
     }
 
@@ -162,6 +197,37 @@ mod tests {
         let mark = FenceMark { note: String::new(), fenced: 0, by, why, lsn: None };
         stopped.found.as_mut().expect("found").fence = Some(mark);
         assert!(open(&silent(&["relay"]), &[(&stopped, None)]).is_some());
+    }
+
+    #[test]
+    fn the_end_of_a_primary_that_was_replaced_before_says_nothing() {
+        let (below, relay) = (silent(&["former", "relay"]), standby("relay", 2));
+        let mut former = standby("former", 2);
+        former.found.as_mut().expect("found").has_standby_signal = false;
+        assert_eq!(open(&below, &[(&former, None), (&relay, None)]), None, "it was this standby's");
+        former.found.as_mut().expect("found").history = Lineage::new(1, &[]);
+        assert!(open(&below, &[(&former, None), (&relay, None)]).is_some());
+        assert_eq!(open_beside(&silent(&["old"]), &[], true), None);
+        let why = open_beside(&silent(&["old"]), &[], false).expect("open");
+        assert!(why.contains("replaced before"), "{why}");
+    }
+
+    #[test]
+    fn the_other_address_of_a_node_is_not_the_primarys() {
+        let stopped = standby("relay", 2);
+        let all = |addresses: &[&str]| {
+            let at = |address: &&str| Endpoint { address: (*address).to_owned(), ..endpoint("name") };
+            let silent = addresses.iter().map(|address| Silent { at: at(address) });
+            Told { silent: silent.collect(), ..Told::of(silence()) }
+        };
+        let nodes = [(&stopped, None)];
+        assert!(open(&all(&["relay", "192.0.2.1"]), &nodes).is_some());
+        assert!(open(&all(&["192.0.2.1", "relay"]), &nodes).is_some());
+        assert_eq!(open(&all(&["192.0.2.1"]), &nodes), None);
+        // one name for all servers
+        assert_eq!(open(&all(&["192.0.2.1", "own", "relay"]), &nodes), None);
+        let other = standby("other", 2);
+        assert_eq!(open(&all(&["192.0.2.1", "other", "relay"]), &[(&stopped, None), (&other, None)]), None);
     }
 
     #[test]

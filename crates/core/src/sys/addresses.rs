@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
+
+use dns_lookup::{AddrInfo, AddrInfoHints, LookupErrorKind, SockType, getaddrinfo};
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::cancel::Cancel;
@@ -114,8 +116,23 @@ pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
 }
 
 /// The addresses of a name. The system's resolver cannot be interrupted, so it runs in a thread of its
-/// own; if it is not done in time, that thread is left behind: it touches nothing but its answer.
+/// own; if it is not done in time, that thread is left behind: it touches nothing but its answer. A name that nobody has is
+/// [`Kind::Unreachable`]; a name service that does not say so, [`Kind::NotAsked`].
 pub(crate) fn resolve(host: &str, port: u16, cancel: &Cancel) -> Result<Vec<SocketAddr>> {
+    resolve_within(DEADLINE, host, port, cancel)
+}
+
+/// Fails with [`Kind::NotAsked`] if a name service does not tell in little time whether anybody has this name: what is then asked at it would
+/// look like a host that is silent.
+pub fn demand_told(host: &str, cancel: &Cancel) -> Result<()> {
+    const TIME: Duration = Duration::from_secs(2);
+    if is_local_word(host) {
+        return Ok(());
+    }
+    resolve_within(TIME, host, 0, cancel).map(drop)
+}
+
+fn resolve_within(time: Duration, host: &str, port: u16, cancel: &Cancel) -> Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
@@ -124,25 +141,48 @@ pub(crate) fn resolve(host: &str, port: u16, cancel: &Cancel) -> Result<Vec<Sock
     std::thread::Builder::new()
         .name("resolver".to_owned())
         .spawn(move || {
-            let _ = answer.send((name.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>));
+            let _ = answer.send(look_up(&name, port));
         })
         .map_err(|error| Error::no_thread(&error))?;
-    let unresolved = |why: &str| {
-        Error::new(Kind::Unreachable, format!("could not resolve host name \"{host}\": {why}")).hint(
+    let unresolved = |kind: Kind, why: &str| {
+        Error::new(kind, format!("could not resolve host name \"{host}\": {why}")).hint(
             "Check backend_hostname in pgpool.conf, or the name given, and the name service of this host.",
         )
     };
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + time;
     loop {
         match answered.recv_timeout(TURN) {
             Ok(Ok(addresses)) => return Ok(addresses),
-            Ok(Err(error)) => return Err(unresolved(&error.to_string())),
-            Err(RecvTimeoutError::Disconnected) => return Err(unresolved("the resolver failed")),
+            Ok(Err((kind, error))) => return Err(unresolved(kind, &error.to_string())),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(unresolved(Kind::NotAsked, "the resolver failed"));
+            }
             Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline => {
-                return Err(unresolved("no answer from the name service"));
+                return Err(unresolved(Kind::NotAsked, "no answer from the name service"));
             }
             Err(RecvTimeoutError::Timeout) => cancel.check()?,
         }
+    }
+}
+
+/// Asks the system's resolver.
+fn look_up(name: &str, port: u16) -> std::result::Result<Vec<SocketAddr>, (Kind, io::Error)> {
+    let hints = AddrInfoHints { socktype: SockType::Stream.into(), ..AddrInfoHints::default() };
+    let found = getaddrinfo(Some(name), None, Some(hints))
+        .map_err(|error| (kind_of(error.kind()), io::Error::from(error)))?;
+    let with_port = |found: io::Result<AddrInfo>| {
+        let mut address = found.map_err(|error| (Kind::NotAsked, error))?.sockaddr;
+        address.set_port(port);
+        Ok(address)
+    };
+    found.map(with_port).collect()
+}
+
+/// What a failure says.
+const fn kind_of(failure: LookupErrorKind) -> Kind {
+    match failure {
+        LookupErrorKind::NoName | LookupErrorKind::NoData => Kind::Unreachable,
+        _ => Kind::NotAsked,
     }
 }
 
@@ -161,7 +201,27 @@ mod tests {
         // TEST-NET-1 is assigned to no host
         assert!(!is_this_host("192.0.2.1", &cancel).expect("an address"));
         let error = is_this_host("no-such-host.invalid", &cancel).expect_err("no such name");
-        assert_eq!(error.kind, Kind::Unreachable);
+        // as the name service of the machine has it
+        assert!(matches!(error.kind, Kind::Unreachable | Kind::NotAsked), "{error:?}");
+        assert_eq!(error.kind.sqlstate(), "08001");
+    }
+
+    #[test]
+    fn a_name_service_that_fails_says_nothing_of_a_host() {
+        // of the C library, whose numbers they are
+        assert_eq!(kind_of(LookupErrorKind::new(libc_names::EAI_NONAME)), Kind::Unreachable);
+        for failed in [libc_names::EAI_AGAIN, libc_names::EAI_FAIL, libc_names::EAI_SYSTEM] {
+            assert_eq!(kind_of(LookupErrorKind::new(failed)), Kind::NotAsked);
+        }
+        assert_eq!(look_up("localhost", 5432).expect("it is in /etc/hosts")[0].port(), 5432);
+    }
+
+    /// netdb.h
+    mod libc_names {
+        pub(super) const EAI_NONAME: i32 = -2;
+        pub(super) const EAI_AGAIN: i32 = -3;
+        pub(super) const EAI_FAIL: i32 = -4;
+        pub(super) const EAI_SYSTEM: i32 = -11;
     }
 
     fn own(texts: &[&str]) -> Vec<Own> {

@@ -192,6 +192,36 @@ fn a_promotion_that_has_happened_in_spite_of_an_error_is_one() {
     assert!(finished.stderr.contains("is the primary") && !standby.in_recovery(), "{finished:?}");
 }
 
+/// Its data directory is not known, so that only the hook asks it; and it speaks, if only to refuse.
+#[test]
+fn a_node_that_lets_the_hook_not_in_may_be_a_primary() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let [standby, other] =
+        ["standby", "other"].map(|name| Cluster::standby_by_basebackup(&primary, &Host::here(), name));
+    let nodes = [
+        ("127.0.0.1", primary.port(), primary.dir()),
+        ("127.0.0.1", standby.port(), standby.dir()),
+        ("127.0.0.1", other.port(), ""),
+    ];
+    let (conf, words) = (conf(&scratch, &nodes), failover_of(&nodes));
+    other.promote();
+    other.set_hba("local all all trust\nhost all all all reject\n");
+    other.reload();
+    primary.kill();
+    let (finished, _) = hook("failover", &conf, &texts(&words));
+    fails(&finished, &["FAILED", "cannot tell whether node 2", "(55000)", "rejects connection"]);
+    assert!(standby.in_recovery());
+    other.set_hba("local all all trust\nhost all all all trust\n");
+    other.reload();
+    // without rights but to log in
+    other.execute("CREATE ROLE hook LOGIN");
+    let arguments: Vec<_> = ["--user", "hook"].into_iter().chain(texts(&words)).collect();
+    let (finished, _) = hook("failover", &conf, &arguments);
+    fails(&finished, &["FAILED", "node 2", "runs as a primary already", "(55000)"]);
+    assert!(standby.in_recovery());
+}
+
 /// Pgpool-II knew no primary when the node failed, which was one. Somebody had shut it down, and it stays so.
 #[test]
 fn the_node_that_failed_is_fenced_where_no_primary_was_known() {

@@ -40,7 +40,8 @@ fn a_standby_that_lags_behind_is_rebuilt_by_reading_what_changed(transport: Tran
         drop(client);
         let report = rebuild(&stage.recovery_by(transport), &stage.target, primary, "H0");
         let (known, total) = (report.number("/bytes/known"), report.number("/bytes/total"));
-        assert!(known > total / 2, "{known} of {total} bytes were left out: {}", report.0);
+        // before 15 a new database is copied without a record of each block
+        assert!(known > total / 3, "{known} of {total} bytes were left out: {}", report.0);
         assert_eq!(known + report.number("/bytes/compared"), total, "{}", report.0);
         assert!(report.at("/skip/rejoin/possible").as_bool().is_some(), "{}", report.0);
     }

@@ -44,8 +44,6 @@ impl Endpoint {
 pub struct Silent {
     /// Where it should be.
     pub at: Endpoint,
-    /// Whether nothing listens there.
-    pub is_refused: bool,
 }
 
 /// What the servers have said that a connection string names.
@@ -80,10 +78,11 @@ impl Told {
         Self { answer, standbys: Vec::new(), silent: Vec::new() }
     }
 
-    /// Whether what a walreceiver shows as its sender can only be a standby: no address of that name may have another server.
+    /// Whether what a walreceiver shows as its sender can only be a standby: no address of that name may have another server. One that
+    /// refuses a new connection may go on with those that it has.
     pub fn is_standbys(&self, sender: &Endpoint) -> bool {
         self.standbys.iter().any(|standby| standby.is_named_as(sender))
-            && self.silent.iter().all(|silent| silent.is_refused || !silent.at.is_named_as(sender))
+            && !self.silent.iter().any(|silent| silent.at.is_named_as(sender))
     }
 }
 

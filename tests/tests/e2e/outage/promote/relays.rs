@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use pgpool_recovery_e2e::cluster::Stop;
+use pgpool_recovery_e2e::netns::Network;
 use pgpool_recovery_e2e::recovery::SqlError;
 use pgpool_recovery_e2e::wait::{PATIENCE, until_true};
-use pgpool_recovery_e2e::{Cluster, Host};
+use pgpool_recovery_e2e::{Cluster, Host, Scratch, agent};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Trio, promote, with};
 
@@ -38,6 +39,46 @@ fn the_silence_of_a_standby_is_not_that_of_the_primary() {
         error.expect("55000").says("another primary is alive").says("speaks with clients");
     }
     promote(&below, Some(&trio.old), &nodes).expect("the old primary is fenced");
+}
+
+/// The directory that was named is another server's, or empty. Who listens there is alive all the same.
+#[test]
+fn a_primary_whose_directory_is_named_wrongly_is_heard() {
+    let trio = Trio::new();
+    let below = below(&trio);
+    trio.one.stop(Stop::Fast);
+    trio.two.stop(Stop::Fast);
+    // as a primary's that has ended in order
+    std::fs::remove_file(trio.two.directory().join("standby.signal")).expect("removed");
+    let call = |port: u16| {
+        let sql = "SELECT pgpool_recovery_promote('127.0.0.1', $1, $2, $3)";
+        let called = below.connect().query_one(sql, &[&trio.two.dir(), &i32::from(port), &trio.options]);
+        SqlError::from(&called.map(drop).expect_err("a second primary was made"))
+    };
+    call(trio.old.port()).expect("55000").says("another primary is alive").says("speaks with clients");
+    assert!(below.in_recovery() && !trio.old.in_recovery());
+}
+
+/// A name service that fails here says nothing of any node.
+#[test]
+fn a_name_that_cannot_be_looked_up_makes_no_node_silent() {
+    let (scratch, network) = (Scratch::new(), Network::new(1));
+    // no name service can be reached there
+    let host = network.host(0);
+    let primary = Cluster::place(&scratch, &host, "primary").into_primary();
+    let standby = Cluster::standby_by_basebackup(&primary, &host, "standby");
+    standby.wait_for_replay(&primary);
+    primary.kill();
+    let secret = agent::secret(&scratch, "promote-secret");
+    let options = json!({ "transport": "agent", "agent_port": 1, "secret_file": secret.to_str() });
+    let node = json!({ "node_id": 2, "host": "db2.example", "port": 5432, "directory": "/srv/pg" });
+    let error = promote(&standby, None, &with(&options, "nodes", [node.clone()])).expect_err("promoted");
+    error.expect("55000").says("cannot tell whether the primary lives").says("db2.example");
+    let sql = "SELECT pgpool_recovery_promote('db1.example', '/srv/pg', 5432, $1)";
+    let error = standby.connect().query_one(sql, &[&options]).map(drop).expect_err("promoted");
+    SqlError::from(&error).expect("55000").says("The old primary could not be asked").says("db1.example");
+    assert!(standby.in_recovery());
+    promote(&standby, None, &options).expect("nobody is left to be asked");
 }
 
 /// Each address of a host may have a server of its own at the same port.
