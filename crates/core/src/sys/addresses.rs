@@ -144,21 +144,20 @@ fn resolve_within(time: Duration, host: &str, port: u16, cancel: &Cancel) -> Res
             let _ = answer.send(look_up(&name, port));
         })
         .map_err(|error| Error::no_thread(&error))?;
-    let unresolved = |kind: Kind, why: &str| {
-        Error::new(kind, format!("could not resolve host name \"{host}\": {why}")).hint(
+    let unresolved = |why: &str| {
+        Error::new(Kind::Unreachable, format!("could not resolve host name \"{host}\": {why}")).hint(
             "Check backend_hostname in pgpool.conf, or the name given, and the name service of this host.",
         )
     };
+    let not_asked = |why: &str| Error { kind: Kind::NotAsked, ..unresolved(why) };
     let deadline = Instant::now() + time;
     loop {
         match answered.recv_timeout(TURN) {
             Ok(Ok(addresses)) => return Ok(addresses),
-            Ok(Err((kind, error))) => return Err(unresolved(kind, &error.to_string())),
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(unresolved(Kind::NotAsked, "the resolver failed"));
-            }
+            Ok(Err((kind, error))) => return Err(Error { kind, ..unresolved(&error.to_string()) }),
+            Err(RecvTimeoutError::Disconnected) => return Err(not_asked("the resolver failed")),
             Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline => {
-                return Err(unresolved(Kind::NotAsked, "no answer from the name service"));
+                return Err(not_asked("no answer from the name service"));
             }
             Err(RecvTimeoutError::Timeout) => cancel.check()?,
         }

@@ -92,12 +92,13 @@ impl Connector for AgentConnector {
             Err(failed) => failed,
         };
         cancel.check()?;
-        let kind = if is_of_the_other_end(&error) { Kind::Unreachable } else { Kind::NotAsked };
-        Err(Error::new(kind, format!("could not connect to {place}: {error}"))
+        let unreachable = Error::new(Kind::Unreachable, format!("could not connect to {place}: {error}"))
             .detail(format!("The last address tried was {address}."))
             .hint(
                 "Check that pgpool-recovery-agent runs there, pgpool_recovery.agent_port, and the firewall.",
-            ))
+            );
+        let is_known = is_of_the_other_end(&error);
+        Err(if is_known { unreachable } else { Error { kind: Kind::NotAsked, ..unreachable } })
     }
 
     fn place(&self) -> String {
