@@ -1,7 +1,7 @@
 //! Whose server is found where a standby looks for the one that it follows: hosts are compared by their addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use pgpool_recovery_core::preflight::chain::Whose;
@@ -87,10 +87,15 @@ fn is_own(host: &str, found: Option<&Whereabouts>, own: &Own) -> bool {
         return own.server.has_socket_in(host);
     }
     let found = found.filter(|found| found.is_here);
-    // the host's own name may lead to an address that it has for itself, 127.0.1.1, where nothing listens
-    let is_own_name = || nodename().is_some_and(|own| is_name_of(host, &own));
-    found.is_some_and(|found| found.has(|address| own.server.listens_on(address)) || is_own_name())
+    let is_own_name = |found: &Whereabouts| {
+        let has_own = found.has(|address| address == OF_OWN_NAME) && host.parse::<IpAddr>().is_err();
+        has_own || nodename().is_some_and(|own| is_name_of(host, &own))
+    };
+    found.is_some_and(|found| found.has(|address| own.server.listens_on(address)) || is_own_name(found))
 }
+
+/// Where Debian's /etc/hosts has the host's own name lead to. Nothing need listen there.
+const OF_OWN_NAME: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1));
 
 /// The name of this host.
 fn nodename() -> Option<String> {
@@ -177,6 +182,15 @@ mod tests {
 
     #[test]
     fn the_hosts_own_name_is_its_own() {
+        let places = Places::find(["127.0.1.1", "127.0.0.9"].map(str::to_owned).into(), &Cancel::new());
+        let whose = |host: &str, address: &str, port: u16| {
+            let endpoint = Endpoint { address: address.to_owned(), ..endpoint(host, port) };
+            places.whose(&endpoint, None, &[], None, &own(&["127.0.0.2"]))
+        };
+        assert_eq!(whose("me", "127.0.1.1", 5432), Whose::Own);
+        assert_eq!(whose("me", "127.0.1.1", 5433), Whose::Unknown);
+        assert_eq!(whose("127.0.1.1", "127.0.1.1", 5432), Whose::Unknown, "it was meant so");
+        assert_eq!(whose("other", "127.0.0.9", 5432), Whose::Unknown);
         assert!(
             is_name_of("db2", "db2") && is_name_of("DB2.example.com", "db2") && is_name_of("db2", "db2.lan")
         );
