@@ -172,9 +172,11 @@ fn a_script_of_the_operators() {
     let statement = format!("SELECT pgpool_recovery('slow_script', 'localhost', '{}')", stage.target.dir());
     let before = "SET pgpool_recovery.scripts = 'run'";
     let running = Running::start_statement(&stage.primary, before, statement);
+    // before that nothing may be held because nothing has begun
+    stage.primary.wait_for_log("script \"slow_script\": running");
     let mut client = stage.primary.connect();
-    wait::until_true("a dead row to go", Duration::from_secs(5), || a_dead_row_goes(&mut client));
-    assert!(!has_xmin(&mut client, running.backend()));
+    let mut lets_go = || !has_xmin(&mut client, running.backend()) && a_dead_row_goes(&mut client);
+    wait::until_true("a dead row to go", Duration::from_secs(5), &mut lets_go);
     assert!(!running.has_ended(), "it waits no more: {}", stage.primary.log());
     write_as_postgres(&stage.primary.directory().join("go_on"), "", 0o600);
     running.finish_within(LIMIT).expect("the script succeeds");
