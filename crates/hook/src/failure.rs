@@ -36,25 +36,32 @@ impl Failure {
         self.sqlstate.as_deref() == Some(sqlstate)
     }
 
-    /// Whether it says no more than that nobody answered, at any of a host's addresses. What is not known to be that came from a server, or
-    /// failed here, and is no answer to a question. psql speaks English for us.
+    /// Whether it says only that nobody answered at any of the host's addresses. Anything else came from a server, or failed on this side, and
+    /// answers nothing. psql runs in the C locale.
     pub(crate) fn is_silence(&self) -> bool {
         if self.sqlstate.is_some() {
             return false;
         }
-        let aside = |line: &&str| !line.starts_with("Is the server running");
-        let mut lines = self.message.split(['\n', ';']).map(str::trim).filter(|line| !line.is_empty());
-        self.message.contains(NO_ANSWER)
-            || !self.message.is_empty()
-                && lines.by_ref().filter(aside).all(|line| SILENCE.iter().any(|end| line.ends_with(end)))
+        let lines = self.message.split(['\n', ';']).map(str::trim);
+        let mut lines =
+            lines.filter(|line| !line.is_empty() && !line.starts_with("Is the server running")).peekable();
+        self.message.contains(NO_ANSWER) || lines.peek().is_some() && lines.all(is_silent)
     }
+}
+
+/// Whether a line of libpq's says that no connection could be made. A server, or a proxy, may end its own words in the same way.
+fn is_silent(line: &str) -> bool {
+    let why = line.split_once(" failed: ").map_or(line, |(_, why)| why);
+    let why = why.strip_prefix("could not connect to server: ").unwrap_or(why);
+    let is_unknown = |end: &&str| why.starts_with("could not translate host name ") && why.ends_with(*end);
+    SILENCE.contains(&why) || NO_NAME.iter().any(is_unknown)
 }
 
 /// What this program says of a server that does not answer in time.
 pub(crate) const NO_ANSWER: &str = " gave no answer within ";
 
-/// What libpq says of a connection that did not come about, and of a name that nobody has.
-const SILENCE: [&str; 10] = [
+/// What libpq says of a connection that could not be made.
+const SILENCE: [&str; 8] = [
     "Connection refused",
     "No such file or directory",
     "timeout expired",
@@ -63,9 +70,10 @@ const SILENCE: [&str; 10] = [
     "Network is unreachable",
     "Network is down",
     "Host is down",
-    "Name or service not known",
-    "No address associated with hostname",
 ];
+
+/// And of a name that does not exist.
+const NO_NAME: [&str; 2] = [": Name or service not known", ": No address associated with hostname"];
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,6 +116,8 @@ mod tests {
             format!("{at}FATAL:  pg_hba.conf rejects connection for host \"203.0.113.1\""),
             format!("{at}timeout expired; {at}FATAL:  the database system is starting up"),
             format!("{at}server closed the connection unexpectedly"),
+            format!("{at}FATAL:  server login failed: Connection refused"),
+            "\n ; ".to_owned(),
             "could not translate host name \"db3\" to address: Temporary failure in name resolution"
                 .to_owned(),
             "psql ended with exit status: 127: ".to_owned(),
