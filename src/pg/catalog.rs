@@ -175,7 +175,7 @@ pub(crate) fn required_by_standbys() -> Result<Vec<Required>> {
 pub(crate) fn own_address() -> Result<Own> {
     let port = own_port()?;
     let listening = match sockets::listening_of(postmaster::process(), port) {
-        // of a program with a file capability nobody may see what it has open
+        // only root can read the open files of a program that has a file capability
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => sockets::listening(port),
         listening => listening,
     };

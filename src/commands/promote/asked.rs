@@ -391,8 +391,7 @@ impl<'a> Asked<'a> {
     pub(super) fn open_end(&self, own: &Own) -> Result<Option<String>> {
         let Some(told) = &self.upstream else { return Ok(None) };
         let all = self.upstreams.iter().flatten().chain([told]);
-        let endpoints =
-            all.flat_map(|told| told.standbys.iter().chain(told.silent.iter().map(|silent| &silent.at)));
+        let endpoints = all.flat_map(|told| told.standbys.iter().chain(&told.silent));
         let hosts = endpoints.flat_map(|endpoint| [&endpoint.host, &endpoint.address]).cloned();
         let old = self.named.map(Old::as_node);
         let hosts = hosts.chain(self.others.iter().chain(&old).map(|node| node.host.clone())).collect();

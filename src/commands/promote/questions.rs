@@ -66,7 +66,7 @@ pub(super) fn old_speaks_job(old: &Old, time: Duration) -> Result<Job<'static, F
     let (host, port, own_port) = (old.host.clone(), old.port, catalog::own_port()?);
     let end = Instant::now() + time;
     let ask = move |cancel: &Cancel| {
-        // pg_isready does not tell a name that nobody knows from a server that is silent
+        // to pg_isready, a name that cannot be looked up is a silent server
         addresses::demand_told(&host, cancel)?;
         let is_here = addresses::whereabouts(&host, cancel)?.is_here;
         // an address that this server has taken over; here the directory itself is looked at

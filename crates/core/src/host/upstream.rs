@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::sys::cancel::Cancel;
 use crate::sys::parallel::{self, Job};
 use crate::sys::process;
-use crate::wire::protocol::upstream::{Answer, Endpoint, Silent, Told};
+use crate::wire::protocol::upstream::{Answer, Endpoint, Told};
 
 mod listen;
 pub mod ready;
@@ -245,10 +245,7 @@ fn sum_up(answers: Vec<(Option<Endpoint>, Result<Answer>)>) -> Told {
         servers.into_iter().partition(|(_, answer)| *answer == Ok(Answer::Standby));
     let named = |at: Option<Endpoint>| at.unwrap_or_else(|| Endpoint::new("", ""));
     let standbys: Vec<_> = standbys.into_iter().map(|(at, _)| named(at)).collect();
-    let silent = others.iter().filter_map(|(at, answer)| {
-        answer.as_ref().err()?;
-        Some(Silent { at: named(at.clone()) })
-    });
+    let silent = others.iter().filter(|(_, answer)| answer.is_err()).map(|(at, _)| named(at.clone()));
     let silent: Vec<_> = silent.collect();
     let worst = others.into_iter().map(|(_, answer)| answer).max_by_key(rank);
     let answer = match worst {
@@ -452,7 +449,7 @@ mod tests {
         let one = summed(&[(at("a", "1"), refused()), (at("a", "2"), standby())]);
         assert!(one.answer.as_ref().is_err_and(is_refused), "it may have been the primary");
         assert_eq!(one.standbys, [at("a", "2").expect("named")]);
-        assert_eq!(one.silent[0].at.address, "1");
+        assert_eq!(one.silent[0].address, "1");
         assert!(!one.is_standbys(&sender), "it may go on with the connections that it has");
         let silent = || Err(silence("timeout expired"));
         let one = summed(&[(at("a", "1"), silent()), (at("a", "2"), standby())]);

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use super::promote::{Node, Own};
 use crate::wire::protocol::describe::Description;
-use crate::wire::protocol::upstream::{Endpoint, Silent, Told};
+use crate::wire::protocol::upstream::{Endpoint, Told};
 
 /// Whose server it is that was found at an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub fn open_end(
         return None;
     }
     let is_end = |told: &Told, by: Option<usize>| {
-        let may_be_it = |silent: &Silent| match of_its_name(told, &silent.at, |at| whose(at, by)) {
+        let may_be_it = |silent: &Endpoint| match of_its_name(told, silent, |at| whose(at, by)) {
             Whose::Own => false,
             Whose::Node(at) => is_own_primary(own, nodes[at].0),
             Whose::Old => old_may_be_it,
@@ -70,10 +70,10 @@ pub fn open_end(
     }
     let silent = told.silent.first().filter(|_| told.answer.is_err());
     Some(match silent {
-        Some(silent) if whose(&silent.at, None) == Whose::Old => {
-            format!("{} was replaced before, and silent", silent.at.shown())
+        Some(silent) if whose(silent, None) == Whose::Old => {
+            format!("{} was replaced before, and silent", silent.shown())
         }
-        Some(silent) => format!("{} is one of \"nodes\", and silent", silent.at.shown()),
+        Some(silent) => format!("{} is one of \"nodes\", and silent", silent.shown()),
         None => "the standbys follow each other".to_owned(),
     })
 }
@@ -85,7 +85,7 @@ fn of_its_name(told: &Told, at: &Endpoint, whose: impl Fn(&Endpoint) -> Whose) -
     if found != Whose::Unknown {
         return found;
     }
-    let all = told.standbys.iter().chain(told.silent.iter().map(|silent| &silent.at));
+    let all = told.standbys.iter().chain(&told.silent);
     let known = all.filter(|other| other.is_named_as(at)).map(whose);
     let mut known = known.filter(|known| *known != Whose::Unknown);
     match known.next() {
@@ -131,7 +131,7 @@ mod tests {
 
     /// What a standby follows of which these do not answer.
     fn silent(hosts: &[&str]) -> Told {
-        let silent = hosts.iter().map(|host| Silent { at: endpoint(host) });
+        let silent = hosts.iter().copied().map(endpoint);
         Told { silent: silent.collect(), ..Told::of(silence()) }
     }
 
@@ -217,7 +217,7 @@ mod tests {
         let stopped = standby("relay", 2);
         let all = |addresses: &[&str]| {
             let at = |address: &&str| Endpoint { address: (*address).to_owned(), ..endpoint("name") };
-            let silent = addresses.iter().map(|address| Silent { at: at(address) });
+            let silent = addresses.iter().map(at);
             Told { silent: silent.collect(), ..Told::of(silence()) }
         };
         let nodes = [(&stopped, None)];

@@ -116,14 +116,14 @@ pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
 }
 
 /// The addresses of a name. The system's resolver cannot be interrupted, so it runs in a thread of its
-/// own; if it is not done in time, that thread is left behind: it touches nothing but its answer. A name that nobody has is
-/// [`Kind::Unreachable`]; a name service that does not say so, [`Kind::NotAsked`].
+/// own; if it is not done in time, that thread is left behind: it touches nothing but its answer. A name that does not exist is
+/// [`Kind::Unreachable`], a name service that fails [`Kind::NotAsked`].
 pub(crate) fn resolve(host: &str, port: u16, cancel: &Cancel) -> Result<Vec<SocketAddr>> {
     resolve_within(DEADLINE, host, port, cancel)
 }
 
-/// Fails with [`Kind::NotAsked`] if a name service does not tell in little time whether anybody has this name: what is then asked at it would
-/// look like a host that is silent.
+/// Fails with [`Kind::NotAsked`] if the name service does not answer soon. Otherwise the time for a question would run out while the name is
+/// looked up, which looks like a silent host.
 pub fn demand_told(host: &str, cancel: &Cancel) -> Result<()> {
     const TIME: Duration = Duration::from_secs(2);
     if is_local_word(host) {
@@ -177,7 +177,7 @@ fn look_up(name: &str, port: u16) -> std::result::Result<Vec<SocketAddr>, (Kind,
     found.map(with_port).collect()
 }
 
-/// What a failure says.
+/// Only "no such name" is an answer.
 const fn kind_of(failure: LookupErrorKind) -> Kind {
     match failure {
         LookupErrorKind::NoName | LookupErrorKind::NoData => Kind::Unreachable,

@@ -145,15 +145,14 @@ fn connect(
     let mut failed: Vec<(SocketAddr, io::Error)> = Vec::new();
     let mut next = Instant::now();
     loop {
-        if Instant::now() >= next {
-            let has_failed = |address: &SocketAddr| failed.iter().any(|(other, _)| other == address);
-            if let Some(address) = requests.by_ref().find(|address| !has_failed(address)) {
-                next = Instant::now() + REPEAT;
-                match request(address) {
-                    Ok((socket, true)) => return blocking(socket).map_err(|error| (address, error)),
-                    Ok((socket, false)) => sockets.push((address, socket)),
-                    Err(error) => failed.push((address, error)),
-                }
+        if Instant::now() >= next
+            && let Some(address) = requests.by_ref().find(|address| !has(&failed, address))
+        {
+            next = Instant::now() + REPEAT;
+            match request(address) {
+                Ok((socket, true)) => return blocking(socket).map_err(|error| (address, error)),
+                Ok((socket, false)) => sockets.push((address, socket)),
+                Err(error) => failed.push((address, error)),
             }
         }
         if let Some(ready) = ready(&sockets).map_err(|error| (addresses[0], error))? {
@@ -163,15 +162,12 @@ fn connect(
                 Ok(Some(error)) | Err(error) => failed.push((address, error)),
             }
         }
-        if failed.last().is_some_and(|(address, _)| sockets.iter().any(|(other, _)| other == address)) {
-            // its other requests have no better end
-            let (gone, _) = failed[failed.len() - 1];
-            sockets.retain(|(address, _)| *address != gone);
-        }
+        // the other requests of an address that has failed would fail as well
+        sockets.retain(|(address, _)| !has(&failed, address));
         if sockets.is_empty() {
             // the next address has its turn at once; an error of this host says more than that of another one
             next = Instant::now();
-            if addresses.iter().all(|address| failed.iter().any(|(other, _)| other == address)) {
+            if addresses.iter().all(|address| has(&failed, address)) {
                 let here = failed.iter().position(|(_, error)| !is_of_the_other_end(error));
                 return Err(failed.swap_remove(here.unwrap_or(failed.len() - 1)));
             }
@@ -183,6 +179,11 @@ fn connect(
             return Err((addresses[0], io::ErrorKind::TimedOut.into()));
         }
     }
+}
+
+/// Whether an address is among those that have failed.
+fn has(failed: &[(SocketAddr, io::Error)], address: &SocketAddr) -> bool {
+    failed.iter().any(|(other, _)| other == address)
 }
 
 /// Waits a little for one of them to tell how its request has ended.

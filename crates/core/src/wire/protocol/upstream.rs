@@ -39,13 +39,6 @@ impl Endpoint {
     }
 }
 
-/// One that does not answer.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Silent {
-    /// Where it should be.
-    pub at: Endpoint,
-}
-
 /// What the servers have said that a connection string names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Told {
@@ -55,7 +48,7 @@ pub struct Told {
     pub standbys: Vec<Endpoint>,
     /// Those that do not answer: one of them may be the primary that is gone, another one a standby.
     #[serde(default)]
-    pub silent: Vec<Silent>,
+    pub silent: Vec<Endpoint>,
 }
 
 /// What answers.
@@ -82,7 +75,7 @@ impl Told {
     /// refuses a new connection may go on with those that it has.
     pub fn is_standbys(&self, sender: &Endpoint) -> bool {
         self.standbys.iter().any(|standby| standby.is_named_as(sender))
-            && !self.silent.iter().any(|silent| silent.at.is_named_as(sender))
+            && !self.silent.iter().any(|silent| silent.is_named_as(sender))
     }
 }
 
