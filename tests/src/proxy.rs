@@ -106,6 +106,14 @@ fn serve(listener: &TcpListener, agent: u16, most: usize, weather: &Arc<AtomicU8
     }
 }
 
+/// Waits while nothing arrives; whether anything will.
+fn wait_out(weather: &AtomicU8) -> bool {
+    while is(weather, Weather::Hole) {
+        std::thread::sleep(LOOK);
+    }
+    !is(weather, Weather::End) && !is(weather, Weather::Cut)
+}
+
 fn pass(
     mut from: &TcpStream,
     mut to: &TcpStream,
@@ -118,12 +126,8 @@ fn pass(
     let mut buffer = vec![0; 64 << 10];
     let mut left = most;
     loop {
-        if left == 0 || is(weather, Weather::End) || is(weather, Weather::Cut) {
+        if left == 0 || !wait_out(weather) {
             return Ok(());
-        }
-        if is(weather, Weather::Hole) {
-            std::thread::sleep(LOOK);
-            continue;
         }
         let room = buffer.len().min(left);
         let count = match from.read(&mut buffer[..room]) {
@@ -132,6 +136,10 @@ fn pass(
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
             Err(error) => return Err(error),
         };
+        // it may have changed while this was waited for
+        if !wait_out(weather) {
+            return Ok(());
+        }
         let (flip, fair) = (Weather::Flip as u8, Weather::Fair as u8);
         if is_to_agent
             && count > 1000
