@@ -363,7 +363,7 @@ fn fence(asked: &mut Asked<'_>, fencing: Fencing, clock: &Clock) -> Result<OldPr
         asked.hear_anew()?;
     }
     if matches!(&fenced, Some(Ok(fenced)) if fenced.stopped.is_some()) {
-        asked.old_has_stopped();
+        asked.old_has_stopped(own_has_ended);
     }
     let may_live = asked.upstream_lives().or_else(|| asked.upstream_unknown()).is_some();
     match (&fenced, &asked.old) {

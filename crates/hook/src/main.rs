@@ -22,6 +22,7 @@ mod manual;
 mod pcp;
 mod program;
 mod role;
+mod silence;
 mod sql;
 mod worker;
 

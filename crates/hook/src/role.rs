@@ -6,6 +6,7 @@ use crate::Context;
 use crate::conf::Node;
 use crate::event::Place;
 use crate::failure::{Failure, Result};
+use crate::silence;
 use crate::sql::within;
 
 /// How long a node may take to say what it is.
@@ -56,13 +57,26 @@ pub(crate) fn roles<'a>(
     at_once(nodes, |node| role(context, node, limit))
 }
 
-/// Which of these nodes are standbys, asked side by side. It takes no right but to log in.
+/// Which of these nodes are standbys, asked side by side. It takes no right but to log in. One that is said to be silent has been asked at
+/// each of its addresses, too.
 pub(crate) fn standbys<'a>(
     context: &Context,
     nodes: impl IntoIterator<Item = &'a Node>,
     limit: Duration,
 ) -> Vec<(&'a Node, Result<bool>)> {
-    at_once(nodes, |node| is_standby(context, &node.place(), within(limit, context.end)))
+    at_once(nodes, |node| {
+        let place = node.place();
+        std::thread::scope(|scope| {
+            let silent = scope.spawn(|| silence::demand(&place));
+            match is_standby(context, &place, within(limit, context.end)) {
+                Err(failure) if failure.is_silence() => {
+                    let silent = silent.join().unwrap_or_else(|_| Err(Failure::new("the question failed")));
+                    Err(silent.err().unwrap_or(failure))
+                }
+                said => said,
+            }
+        })
+    })
 }
 
 fn at_once<'a, T: Send>(

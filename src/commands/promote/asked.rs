@@ -42,6 +42,9 @@ pub(super) struct Asked<'a> {
     old_speaks: bool,
     /// Why it could not be asked whether one speaks there.
     old_unasked: Option<Error>,
+    /// Whether this standby's own primary was stopped there: what still speaks where it was said to listen is another one, a connection
+    /// pooler for instance. If it runs again, its host says so.
+    old_has_ended: bool,
     /// The nodes, without the old primary.
     pub(super) nodes: Vec<Node>,
     /// Those of them whose host was reached, and does not tell what its server is now, and why.
@@ -83,6 +86,7 @@ impl<'a> Asked<'a> {
             old_said: None,
             old_speaks: false,
             old_unasked: None,
+            old_has_ended: false,
             closed: vec![None; others.len()],
             others,
             nodes,
@@ -197,6 +201,8 @@ impl<'a> Asked<'a> {
             (_, Ok(Found::OldSaid(description))) => self.old_said = Some(description),
             // a server that is stopped, or hangs
             (Whom::OldSaid, Err(_)) => {}
+            (_, Ok(Found::OldSpeaks(_)) | Err(_))
+                if self.old_has_ended && matches!(whom, Whom::OldSpeaks) => {}
             (_, Ok(Found::OldSpeaks(speaks))) => (self.old_speaks, self.old_unasked) = (speaks, None),
             // it adds to what its host says, which is asked beside it
             (Whom::OldSpeaks, Err(error)) => {
@@ -298,9 +304,12 @@ impl<'a> Asked<'a> {
         Some(format!("A server speaks with clients where it listened, and {why}."))
     }
 
-    /// After the old primary was stopped: what spoke before was that one.
-    pub(super) const fn old_has_stopped(&mut self) {
-        self.old_speaks = false;
+    /// After a server was stopped in the old primary's directory: what spoke before was that one. `is_own`: this standby's primary.
+    pub(super) fn old_has_stopped(&mut self, is_own: bool) {
+        (self.old_speaks, self.old_has_ended) = (false, is_own);
+        if is_own {
+            self.old_unasked = None;
+        }
     }
 
     /// Why the old primary could not be asked, if that failed here: it says nothing of it.

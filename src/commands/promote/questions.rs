@@ -64,17 +64,25 @@ pub(super) fn old_said_job(old: &Old, settings: &Settings, time: Duration) -> Re
 pub(super) fn old_speaks_job(old: &Old, time: Duration) -> Result<Job<'static, Found>> {
     let programs = PathBuf::from(catalog::bin_directory()?);
     let (host, port, own_port) = (old.host.clone(), old.port, catalog::own_port()?);
-    let end = Instant::now() + time;
+    let (begin, end) = (Instant::now(), Instant::now() + time);
     let ask = move |cancel: &Cancel| {
         // to pg_isready, a name that cannot be looked up is a silent server
         addresses::demand_told(&host, cancel)?;
-        let is_here = addresses::whereabouts(&host, cancel)?.is_here;
+        let place = addresses::whereabouts(&host, cancel)?;
         // an address that this server has taken over; here the directory itself is looked at
-        if port == own_port && is_here || host.is_empty() {
+        if port == own_port && place.is_here || host.is_empty() {
             return Ok(Found::OldSpeaks(false));
         }
+        if begin.elapsed() > time / 2 {
+            let message = format!("looking up host name \"{host}\" took too long to ask a server there");
+            return Err(Error::new(Kind::NotAsked, message));
+        }
+        let mut hosts: Vec<String> = place.addresses().map(|address| address.to_string()).collect();
+        if hosts.is_empty() {
+            hosts.push(host.clone());
+        }
         loop {
-            let ready = ready::ask_at(&programs, &host, port, end, cancel)?;
+            let ready = ready::ask_at_all(&programs, &hosts, port, end, cancel)?;
             if ready != Ready::Rejects || Instant::now() + PAUSE >= end || cancel.is_tripped() {
                 return Ok(Found::OldSpeaks(ready != Ready::Silent));
             }

@@ -83,6 +83,11 @@ impl Whereabouts {
         !self.addresses.is_disjoint(&other.addresses) || is_on_all(self) && is_on_all(other)
     }
 
+    /// Its addresses; none of a directory of sockets.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().copied()
+    }
+
     /// Whether one of its addresses is such a one.
     pub fn has(&self, is_such: impl Fn(IpAddr) -> bool) -> bool {
         self.addresses.iter().any(|address| is_such(*address))

@@ -7,22 +7,46 @@ use super::MARGIN;
 use crate::error::{Error, Kind, Result};
 use crate::replication::conninfo::escaped;
 use crate::sys::cancel::Cancel;
+use crate::sys::parallel::{self, Job};
 use crate::sys::process;
 
 /// What a server does with clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ready {
-    /// It lets them in, or asks them who they are.
-    Accepts,
-    /// It starts, ends, or recovers (SQLSTATE 57P03), and will soon do something else.
-    Rejects,
     /// There was no answer in time.
     Silent,
+    /// It starts, ends, or recovers (SQLSTATE 57P03), and will soon do something else.
+    Rejects,
+    /// It lets them in, or asks them who they are.
+    Accepts,
 }
 
 /// Asks the server at a host, which may be a directory of sockets, and a port.
 pub fn ask_at(bin_directory: &Path, host: &str, port: u16, end: Instant, cancel: &Cancel) -> Result<Ready> {
     ask(bin_directory, &format!("host='{}' port={port}", escaped(host)), end, cancel)
+}
+
+/// Asks the servers at all these hosts side by side, which libpq would try one after the other; silence is that of all of them.
+pub fn ask_at_all(
+    bin_directory: &Path,
+    hosts: &[String],
+    port: u16,
+    end: Instant,
+    cancel: &Cancel,
+) -> Result<Ready> {
+    let job = |host: &String| {
+        let host = host.clone();
+        let time = end.saturating_duration_since(Instant::now()) + MARGIN;
+        let name = format!("the server at {host}:{port}");
+        let ask = move |cancel: &Cancel| ask_at(bin_directory, &host, port, end, cancel);
+        Job { name, time, work: Box::new(ask) }
+    };
+    let answers = parallel::ask(hosts.iter().map(job).collect(), cancel);
+    let loudest = answers.iter().filter_map(|answer| answer.as_ref().ok().copied()).max();
+    match (loudest, answers.into_iter().find_map(Result::err)) {
+        (Some(Ready::Accepts | Ready::Rejects), _) | (_, None) => Ok(loudest.unwrap_or(Ready::Silent)),
+        (_, Some(error)) => Err(error),
+    }
 }
 
 /// Asks the server that a connection string leads to.

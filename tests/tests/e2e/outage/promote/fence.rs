@@ -4,6 +4,8 @@ use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::ports::Port;
 use pgpool_recovery_e2e::recovery::{SqlError, try_remote_start};
 use pgpool_recovery_e2e::wait::{PATIENCE, until_true};
+use pgpool_recovery_e2e::{Cluster, Scratch};
+use postgres::types::ToSql;
 use serde_json::{Value, json};
 
 use super::{MARK, Trio, demand_following, mark, promote, with};
@@ -39,6 +41,20 @@ fn an_old_primary_that_lives_is_stopped_and_rejoins_without_a_copy() {
     assert_eq!(report["result"], "rejoined", "{report}");
     assert!(!old.has(MARK));
     demand_following(one, old);
+}
+
+/// A connection pooler, for instance: it speaks with clients before the primary is stopped, and after that.
+#[test]
+fn what_else_speaks_where_the_primary_is_said_to_listen_is_no_refusal_once_that_is_stopped() {
+    let (trio, scratch) = (Trio::new(), Scratch::new());
+    let pooler = Cluster::place(&scratch, trio.old.host(), "pooler").into_primary();
+    let sql = "SELECT pgpool_recovery_promote('127.0.0.1', $1, $2, $3)";
+    let arguments: &[&(dyn ToSql + Sync)] =
+        &[&trio.old.dir(), &i32::from(pooler.port()), &trio.nodes(&[&trio.two])];
+    let row = trio.one.connect().query_one(sql, arguments);
+    let report: Value = row.unwrap_or_else(|error| panic!("{:?}", SqlError::from(&error))).get(0);
+    assert_eq!(fenced(&report), (&json!(true), &json!(true)), "{report}");
+    assert!(trio.old.postmaster().is_none() && !trio.one.in_recovery());
 }
 
 #[test]
