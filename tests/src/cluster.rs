@@ -350,7 +350,12 @@ impl Cluster {
 
     #[track_caller]
     pub fn promote(&self) {
-        self.pg_ctl(&["promote", "-w"]).ok();
+        self.try_promote().ok();
+    }
+
+    /// Like [`Self::promote`], for a standby that may not live through it.
+    pub fn try_promote(&self) -> Finished {
+        self.pg_ctl(&["promote", "-w"])
     }
 
     /// What the server logged, wherever it was started from.

@@ -1,6 +1,7 @@
 //! The old primary after a fail-over.
 
-use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, Transport, by_both_transports, workload};
+use pgpool_recovery_e2e::background::Running;
+use pgpool_recovery_e2e::{Cluster, Host, Recovery, Scratch, Transport, by_both_transports, wait, workload};
 
 use super::{durable, each, rebuild, rebuilt_by_hash};
 
@@ -100,6 +101,50 @@ fn a_primary_that_has_not_logged_its_hints_is_compared() {
     promote_and_change(&new);
     let why = rebuilt_by_hash(&recovery(&old, &new), &old, &new);
     assert!(why.contains("wal_log_hints and data checksums are off"), "{why}");
+}
+
+/// Pages of a table that are marked as visible to all, as they are on disk.
+fn marks(cluster: &Cluster, path: &str) -> usize {
+    let file = std::fs::read(cluster.directory().join(path)).expect("a table");
+    file.chunks(8192).filter(|page| pgdata::page::is_all_visible(page)).count()
+}
+
+/// VACUUM marks pages on the primary, they reach the disk, and their WAL does not: no standby hears of it.
+fn with_lost_marks(scratch: &Scratch, images: &str) -> (Cluster, Cluster) {
+    let settings = [
+        ("full_page_writes", images),
+        ("shared_buffers", "128kB"),
+        ("wal_writer_delay", "10s"),
+        ("autovacuum", "off"),
+    ];
+    let (old, new) = together(scratch, &settings);
+    old.execute(
+        "CREATE TABLE marked AS SELECT i, repeat('m', 900) AS filler FROM generate_series(1, 8000) i",
+    );
+    old.execute("SELECT count(*) FROM marked");
+    new.wait_for_replay(&old);
+    for cluster in [&old, &new] {
+        cluster.execute("CHECKPOINT");
+    }
+    let path: String = old.get("SELECT pg_relation_filepath('marked')", &[]);
+    // pages push each other out of the few buffers that VACUUM has, and nothing waits for a flush of WAL
+    let slowly = "SET vacuum_cost_delay = '20ms'; SET vacuum_cost_limit = 100";
+    let _vacuum = Running::start_statement(&old, slowly, "VACUUM marked".to_owned());
+    wait::until_true("marks on disk", wait::PATIENCE, || marks(&old, &path) > 20);
+    old.kill();
+    new.promote();
+    new.execute("CHECKPOINT");
+    let (lost, known) = (marks(&old, &path), marks(&new, &path));
+    assert!(lost > known, "the standby knows of {known} marks, and the primary had {lost}");
+    (old, new)
+}
+
+#[test]
+fn marks_of_vacuum_that_are_in_no_wal_do_not_outlive_a_change() {
+    let scratch = Scratch::new();
+    let (old, new) = with_lost_marks(&scratch, "off");
+    let why = rebuilt_by_hash(&recovery(&old, &new), &old, &new);
+    assert!(why.contains("what VACUUM has marked"), "{why}");
 }
 
 /// The second time the old primary is a standby that was promoted.

@@ -172,6 +172,12 @@ pub enum Reason {
         /// Where the target's WAL ends.
         end: Lsn,
     },
+    /// A mark of VACUUM that no WAL tells may stay behind a change of its page.
+    #[error(
+        "full_page_writes was off on the primary at {0}, and hint bits are not logged on both: what VACUUM has marked on the target's \
+         pages may not be in any WAL, and a change that is replayed without an image of its page would leave it"
+    )]
+    Marks(Lsn),
     /// Pages may be torn.
     #[error("full_page_writes was off on the primary at {0}, and the target was not shut down")]
     TornPages(Lsn),

@@ -185,6 +185,7 @@ pub fn decide(evidence: &Evidence<'_>) -> Outcome {
     let mut reasons = before_reading(evidence.target, evidence.source);
     reasons.extend(wal_of_target(evidence));
     reasons.extend(wal_of_source(evidence.source_wal));
+    reasons.extend(lost_marks(evidence));
     let common = match common(evidence) {
         Ok(common) => Some(common),
         Err(Reason::NothingInCommon(_) | Reason::NoTime { .. })
@@ -224,8 +225,7 @@ pub fn decide(evidence: &Evidence<'_>) -> Outcome {
         to: evidence.start,
         common_to: common.to,
         target_end: common.target_end,
-        // one that was promoted, and died before its first checkpoint, looks like the standby that it was
-        first_blocks: wrote_its_wal(&evidence.target.control) || evidence.target_wal.len() > 1,
+        first_blocks: may_have_led(evidence),
     })
 }
 
@@ -289,9 +289,34 @@ fn torn(evidence: &Evidence<'_>) -> Option<Reason> {
     at_checkpoint.into_iter().chain(later).min().map(Reason::TornPages)
 }
 
+/// Whether a page of the target may be marked as visible to all, the primary's not, and stay so. Where hints are not logged the mark
+/// does not raise the page's LSN (`log_heap_visible`): the page may reach the disk before the record does, and a server that
+/// is killed keeps a mark that no WAL tells. The first change of the page brings an image of it without the mark, if full_page_writes
+/// is on; else the mark stays, and hides that a row is deleted. A standby has its marks from WAL.
+fn lost_marks(evidence: &Evidence<'_>) -> Option<Reason> {
+    let (ours, theirs) = (&evidence.source.control, &evidence.target.control);
+    if !may_have_led(evidence) {
+        return None;
+    }
+    let logs_hints = |control: &ControlFile| control.recovery.wal_log_hints || control.checksum_version != 0;
+    if logs_hints(ours) && logs_hints(theirs) {
+        return None;
+    }
+    let checkpoint = &ours.recovery.checkpoint;
+    let at_checkpoint = (!checkpoint.full_page_writes).then_some(checkpoint.redo);
+    let later = evidence.source_wal.iter().filter_map(|chain| chain.full_page_writes_off);
+    at_checkpoint.into_iter().chain(later).min().map(Reason::Marks)
+}
+
 /// Whether the last WAL in a data directory was written by its own server, and not by that of another one.
 fn wrote_its_wal(control: &ControlFile) -> bool {
     control.state != State::Startup && !control.is_in_archive_recovery()
+}
+
+/// Whether the target may have been a primary. One that was promoted, and died before its first checkpoint, looks like the standby that it
+/// was.
+fn may_have_led(evidence: &Evidence<'_>) -> bool {
+    wrote_its_wal(&evidence.target.control) || evidence.target_wal.len() > 1
 }
 
 /// The conditions on the target's WAL.

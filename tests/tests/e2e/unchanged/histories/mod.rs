@@ -56,7 +56,7 @@ const FATES: [Fate; 12] = [
     Fate::Left,
 ];
 
-/// Lets it happen. Returns the target, which is down.
+/// Lets it happen. Returns the target, which is down; `None` if it cannot happen now.
 fn befall(nodes: &mut Nodes, fate: Fate, rng: &mut Rng) -> Option<usize> {
     nodes.tale.push(format!("-- {fate:?}"));
     let leader = nodes.leader();
@@ -91,7 +91,9 @@ fn befall(nodes: &mut Nodes, fate: Fate, rng: &mut Rng) -> Option<usize> {
             if !lives_on {
                 nodes.end(leader, rng);
             }
-            nodes.fail_over(heir, rng);
+            if !nodes.fail_over(leader, heir, rng) {
+                return None;
+            }
             nodes.busy(heir, rng, 5);
             if lives_on {
                 nodes.busy(leader, rng, 4);
@@ -110,7 +112,9 @@ fn befall(nodes: &mut Nodes, fate: Fate, rng: &mut Rng) -> Option<usize> {
             nodes.let_catch_up(target);
             nodes.work(target, &work::read(rng), false);
             nodes.end(leader, rng);
-            nodes.fail_over(heir, rng);
+            if !nodes.fail_over(leader, heir, rng) {
+                return None;
+            }
             nodes.busy(heir, rng, 5);
             nodes.work(target, &work::read(rng), false);
             nodes.end(target, rng);

@@ -275,10 +275,25 @@ impl Nodes {
         self.start_cut(number).then_some(number)
     }
 
-    /// The standby takes the leader's place, whether that runs or not; the third follows it, or not.
-    pub(super) fn fail_over(&mut self, heir: usize, rng: &mut Rng) {
+    /// The standby takes the leader's place, whether that runs or not; the third follows it, or not. False if the standby ended
+    /// instead, and the leader leads on.
+    pub(super) fn fail_over(&mut self, leader: usize, heir: usize, rng: &mut Rng) -> bool {
         self.told(heir, "is promoted");
-        self.cluster(heir).promote();
+        let cluster = self.cluster(heir);
+        let promoted = cluster.try_promote();
+        if !promoted.status.success() {
+            // One that had more than its primary, was killed and told to follow that all the same reads on another branch when it is
+            // promoted, and gives up.
+            let log = cluster.log();
+            let gave_up = cluster.postmaster().is_none() && log.contains("PANIC:  ");
+            assert!(gave_up, "{}\n{log}", promoted.stderr);
+            self.told(heir, "has ended");
+            self.nodes[heir].role = Role::Down { was_standby: true };
+            if self.nodes[leader].role != Role::Leads {
+                self.start(leader, Role::Leads);
+            }
+            return false;
+        }
         if let Some(old) = self.nodes.iter_mut().find(|node| node.role == Role::Leads) {
             old.role = Role::Alone;
         }
@@ -288,6 +303,7 @@ impl Nodes {
                 self.follow(number);
             }
         }
+        true
     }
 
     /// Something happens.

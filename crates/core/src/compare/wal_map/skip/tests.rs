@@ -455,6 +455,47 @@ fn reading_begins_where_the_histories_part_or_at_the_redo_point() {
 }
 
 #[test]
+fn marks_of_vacuum_that_no_wal_tells_need_images_of_their_pages() {
+    let fenced = || {
+        let mut case = old_primary();
+        case.target_wal[0].ends.last = Lsn(1700);
+        for control in [&mut case.source.control, &mut case.target.control] {
+            control.recovery.wal_log_hints = false;
+            control.checksum_version = 0;
+        }
+        case
+    };
+    assert_eq!(decision(&fenced()).rule, Rule::H1);
+    let off = |case: &mut Case| case.source.control.recovery.checkpoint.full_page_writes = false;
+    assert_eq!(reason(fenced(), off), Reason::Marks(Lsn(1000)));
+    assert_eq!(
+        reason(fenced(), |case| case.source_wal[0].full_page_writes_off = Some(Lsn(900))),
+        Reason::Marks(Lsn(900))
+    );
+    // that it logs them now says nothing of the primary's pages
+    assert_eq!(
+        reason(fenced(), |case| {
+            off(case);
+            case.target.control.recovery.wal_log_hints = true;
+        }),
+        Reason::Marks(Lsn(1000))
+    );
+    for logged in [
+        |control: &mut ControlFile| control.recovery.wal_log_hints = true,
+        |control: &mut ControlFile| control.checksum_version = 1,
+    ] {
+        let mut case = fenced();
+        off(&mut case);
+        logged(&mut case.source.control);
+        logged(&mut case.target.control);
+        assert_eq!(decision(&case).rule, Rule::H1);
+    }
+    let mut case = lagging();
+    off(&mut case);
+    assert_eq!(decision(&case).rule, Rule::H0, "a standby has its marks from WAL");
+}
+
+#[test]
 fn a_standby_that_only_has_to_be_started_is_found() {
     let found = |case: &Case| with_evidence(case, rejoin);
     assert_eq!(found(&lagging()), Ok(Lsn(2000)));
