@@ -212,6 +212,17 @@ fn a_node_that_lets_the_hook_not_in_may_be_a_primary() {
     let (finished, _) = hook("failover", &conf, &texts(&words));
     fails(&finished, &["FAILED", "cannot tell whether node 2", "(55000)", "rejects connection"]);
     assert!(standby.in_recovery());
+    // a login that hangs is none that fails: the server asks another one, which never answers
+    let mute = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = mute.local_addr().expect("address").port();
+    let ldap = format!("ldap ldapserver=127.0.0.1 ldapport={port} ldapprefix=\"cn=\" ldapsuffix=\",dc=x\"");
+    other.set_hba(&format!("local all all trust\nhost all all all {ldap}\n"));
+    other.reload();
+    let mut asking = Host::here().hook();
+    asking.arg("failover").arg("--config").arg(&conf).args(texts(&words)).env("PGPASSWORD", "x");
+    let finished = process::run(asking);
+    fails(&finished, &["FAILED", "cannot tell whether node 2", "(55000)", "speaks with clients"]);
+    assert!(standby.in_recovery());
     other.set_hba("local all all trust\nhost all all all trust\n");
     other.reload();
     // without rights but to log in
