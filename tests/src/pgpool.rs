@@ -26,6 +26,7 @@ pub struct Setup {
     port: Port,
     pcp_port: Port,
     conf: Conf,
+    is_down: Vec<bool>,
 }
 
 /// A running Pgpool-II.
@@ -91,13 +92,22 @@ impl Setup {
                 .set(format!("backend_application_name{id}"), format!("server{id}"))
                 .set(format!("backend_flag{id}"), "ALLOW_TO_FAILOVER");
         }
-        Self { scratch: scratch.clone(), host: host.clone(), port, pcp_port, conf }
+        let is_down = vec![false; backends.len()];
+        Self { scratch: scratch.clone(), host: host.clone(), port, pcp_port, conf, is_down }
     }
 
     /// Changes a setting of pgpool.conf.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl ToString) -> Self {
         self.conf.set(name, value);
+        self
+    }
+
+    /// Started knowing that this node is down, as after a restart. Otherwise it fails over during its own start, after which
+    /// 4.7 may answer nobody ("failed to lock semaphore: Invalid argument").
+    #[must_use]
+    pub fn with_node_down(mut self, id: usize) -> Self {
+        self.is_down[id] = true;
         self
     }
 
@@ -120,6 +130,12 @@ impl Setup {
         // The servers trust; without the file Pgpool-II warns at every connection.
         self.scratch.write("pool_passwd", "", 0o600);
         let hba = self.scratch.write("pool_hba.conf", "", 0o600);
+        if self.is_down.contains(&true) {
+            // a line for each node
+            let status = |is_down: &bool| if *is_down { "down\n" } else { "up\n" };
+            let text: String = self.is_down.iter().map(status).collect();
+            self.scratch.write("pgpool_status", &text, 0o600);
+        }
         let line = format!("127.0.0.1:{}:{PCP_USER}:{PCP_PASSWORD}\n", self.pcp_port.number());
         let passfile = self.scratch.write("pcppass", &line, 0o600);
         let mut command = self.host.command("pgpool");

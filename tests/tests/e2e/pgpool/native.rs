@@ -33,6 +33,7 @@ impl Nodes {
         let other = node("node1");
         let pgpool = Setup::new(scratch, &Host::here(), &[&main, &other])
             .of_servers(mode)
+            .with_node_down(1)
             .with("failover_command", "")
             .with("recovery_1st_stage_command", FIRST)
             .with("recovery_2nd_stage_command", SECOND)
@@ -87,7 +88,7 @@ impl Nodes {
             let log = self.pgpool.log().replace("=== F", "f");
             let count = |text: &str| log.matches(text).count();
             let changes = count("LOG:  failover done.") + count("LOG:  failback done.");
-            changes > 0 && count("fork a new PCP child") >= changes
+            count("fork a new PCP child") >= changes
         });
     }
 
