@@ -117,10 +117,13 @@ fn warn_of_other_names(event: &Event, nodes: &[Node]) {
 }
 
 /// Which of the nodes without a data directory are standbys. They are not passed to the server that is promoted, so only the hook can ask
-/// them.
+/// them; the one that failed, too, since it is not stopped then.
 fn unlisted<'a>(context: &'a Context, event: &Event, new: &Place) -> Vec<(&'a Node, Result<bool>)> {
-    let others = context.nodes.iter().filter(|node| node.id != event.node && node.id != new.node);
-    standbys(context, others.filter(|node| node.data_directory.is_empty()), LOOK)
+    let is_unlisted = |node: &&Node| {
+        let directory = if node.id == event.node { &event.directory } else { &node.data_directory };
+        node.id != new.node && directory.is_empty()
+    };
+    standbys(context, context.nodes.iter().filter(is_unlisted), LOOK)
 }
 
 /// Refuses a promotion beside a node that is a primary, whatever has become of the one that failed, or that may be one. One that gives no

@@ -312,10 +312,15 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// Why the old primary could not be asked, if that failed here: it says nothing of it.
+    /// Why the old primary could not be asked, if that failed here, or if its host was reached and does not tell: no silence of its own.
     fn old_unasked(&self) -> Option<String> {
         let of_host = self.old.as_ref().and_then(|old| old.as_ref().err());
-        let of_host = of_host.filter(|error| error.kind == Kind::NotAsked);
+        let of_host = of_host.filter(|error| {
+            matches!(
+                error.kind,
+                Kind::NotAsked | Kind::AuthenticationFailed | Kind::TargetRefused | Kind::ConnectionLost
+            )
+        });
         let error = of_host.or(self.old_unasked.as_ref())?;
         Some(format!("The old primary could not be asked: {}.", ended(&error.message)))
     }

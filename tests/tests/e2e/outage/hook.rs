@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use pgpool_recovery_e2e::cluster::Stop;
 use pgpool_recovery_e2e::process::{self, Finished};
+use pgpool_recovery_e2e::wait::{PATIENCE, until_true};
 use pgpool_recovery_e2e::{Cluster, Host, Scratch};
 
 /// A pgpool.conf with these nodes.
@@ -231,6 +232,28 @@ fn a_node_that_lets_the_hook_not_in_may_be_a_primary() {
     let (finished, _) = hook("failover", &conf, &arguments);
     fails(&finished, &["FAILED", "node 2", "runs as a primary already", "(55000)"]);
     assert!(standby.in_recovery());
+}
+
+/// Whose data directory is not known cannot be stopped, so it must not live.
+#[test]
+fn a_failed_primary_without_a_directory_is_asked_whether_it_lives() {
+    let scratch = Scratch::new();
+    let primary = Cluster::primary(&scratch);
+    let standby = Cluster::standby_by_basebackup(&primary, &Host::here(), "standby");
+    standby.wait_for_replay(&primary);
+    // only the way of its WAL is cut
+    standby.append_conf("primary_conninfo", "host=127.0.0.1 port=1 user=postgres connect_timeout=1");
+    standby.reload();
+    let streams = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'";
+    until_true("the walreceiver to end", PATIENCE, || standby.get::<i64>(streams, &[]) == 0);
+    let nodes = [("127.0.0.1", primary.port(), ""), ("127.0.0.1", standby.port(), standby.dir())];
+    let (conf, words) = (conf(&scratch, &nodes), failover_of(&nodes));
+    let (finished, _) = hook("failover", &conf, &texts(&words));
+    fails(&finished, &["FAILED", "node 0", "runs as a primary already", "(55000)"]);
+    assert!(standby.in_recovery() && !primary.in_recovery());
+    primary.kill();
+    let (finished, _) = hook("failover", &conf, &texts(&words));
+    assert!(finished.status.success() && !standby.in_recovery(), "{finished:?}");
 }
 
 /// Pgpool-II knew no primary when the node failed, which was one. Somebody had shut it down, and it stays so.

@@ -72,6 +72,19 @@ fn a_promotion_that_names_the_old_primary_among_the_nodes_turns_the_two_round() 
     assert!(!trio.old.has(MARK));
 }
 
+/// Its agent was reached, so its host lives, and what it knows of the server there it does not tell.
+#[test]
+fn an_old_primary_whose_agent_refuses_may_live() {
+    let (trio, scratch) = (Trio::new(), Scratch::new());
+    trio.kill_primary();
+    let other = pgpool_recovery_e2e::agent::secret(&scratch, "other");
+    let strange = with(&trio.options, "secret_file", other.to_str().expect("ASCII"));
+    let error = promote(&trio.one, Some(&trio.old), &strange).expect_err("refused");
+    error.expect("55000").says("cannot tell whether the primary lives").says("refused this server's secret");
+    trio.demand_nothing_promoted();
+    promote(&trio.one, Some(&trio.old), &trio.options).expect("promoted");
+}
+
 #[test]
 fn without_the_fence_that_is_required_nothing_is_promoted() {
     let trio = Trio::new();
