@@ -75,7 +75,8 @@ pub(super) fn old_speaks_job(old: &Old, time: Duration) -> Result<Job<'static, F
         }
         if begin.elapsed() > time / 2 {
             let message = format!("looking up host name \"{host}\" took too long to ask a server there");
-            return Err(Error::new(Kind::NotAsked, message));
+            return Err(Error::new(Kind::NotAsked, message)
+                .hint("Have that name in /etc/hosts, or name the host by its address."));
         }
         let mut hosts: Vec<String> = place.addresses().map(|address| address.to_string()).collect();
         if hosts.is_empty() {
