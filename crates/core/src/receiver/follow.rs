@@ -159,6 +159,7 @@ impl Files<'_> {
 mod tests {
     use std::fs;
     use std::path::Path;
+    use std::time::{Duration, Instant};
 
     use rustix::process::Signal;
 
@@ -216,11 +217,17 @@ mod tests {
             fs::read_to_string(self.data.path().join(name)).ok()
         }
 
-        /// How the process ended, if it did: SIGHUP ends a `sleep`.
-        fn signal(mut self) -> Option<i32> {
+        /// How the process ended, if it does within this time: SIGHUP ends a `sleep`.
+        fn signal_within(mut self, time: Duration) -> Option<i32> {
             use std::os::unix::process::ExitStatusExt;
-            std::thread::sleep(std::time::Duration::from_millis(100));
-            let ended = self.server.try_wait().expect("a child");
+            let end = Instant::now() + time;
+            let ended = loop {
+                let ended = self.server.try_wait().expect("a child");
+                if ended.is_some() || Instant::now() >= end {
+                    break ended;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            };
             let _ = self.server.kill().and_then(|()| self.server.wait());
             ended.and_then(|status| status.signal())
         }
@@ -249,7 +256,7 @@ mod tests {
         let kept = "work_mem = '8MB'\nrecovery_min_apply_delay = '1h'\nport = 5433\n";
         assert_eq!(standby.read(AUTO_CONF).as_deref(), Some(kept), "what an operator asked for stays");
         assert!(standby.read(POSTGRESQL_CONF).is_some_and(|text| text.contains("include_if_exists")));
-        assert_eq!(standby.signal(), Some(Signal::HUP.as_raw()));
+        assert_eq!(standby.signal_within(Duration::from_secs(30)), Some(Signal::HUP.as_raw()));
     }
 
     #[test]
@@ -273,7 +280,7 @@ mod tests {
             assert!(error.message.contains(why), "{error:?}");
             assert_eq!(names(standby.data.path()), names_before);
             assert_eq!((standby.read(POSTGRESQL_CONF), standby.read(AUTO_CONF)), (conf, auto));
-            assert_eq!(standby.signal(), None, "it was told nothing");
+            assert_eq!(standby.signal_within(Duration::from_millis(100)), None, "it was told nothing");
         }
     }
 }

@@ -241,6 +241,13 @@ mod tests {
         assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
     }
 
+    /// A port on which nobody listens, and nobody will as long as the socket has it.
+    fn closed() -> (SocketAddr, Socket) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bind");
+        (socket.local_addr().expect("address").as_socket().expect("of IPv4"), socket)
+    }
+
     /// A listener whose queue is full answers nothing, as an address behind a firewall.
     #[test]
     fn an_address_that_answers_nothing_takes_no_time_of_the_next_one() {
@@ -253,7 +260,7 @@ mod tests {
             (listener, first)
         };
         let (mute, _first) = full([127, 0, 0, 1]);
-        let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address");
+        let (closed, _reserved) = closed();
         let good = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         let good = (good.local_addr().expect("address"), good);
         let mute = (mute.local_addr().expect("address"), mute);
@@ -281,9 +288,8 @@ mod tests {
 
     #[test]
     fn a_closed_port_is_named() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
-        let port = listener.local_addr().expect("address").port();
-        drop(listener);
+        let (address, _reserved) = closed();
+        let port = address.port();
         let connector =
             AgentConnector::new("127.0.0.1", port, Secret::random().expect("secret"), Arc::default())
                 .expect("set up");
