@@ -219,8 +219,7 @@ fn a_slot_that_cannot_be_made_leaves_a_server_that_works() {
     let mut options = trio.nodes(&[&trio.two]);
     let nodes = options["nodes"].as_array_mut().expect("nodes");
     nodes.push(
-        // no agent listens there
-        json!({ "node_id": 7, "host": "127.0.0.9", "port": 1, "directory": "/nonexistent/data" }),
+        json!({ "node_id": 7, "host": "unheard-of.invalid", "port": 1, "directory": "/nonexistent/data" }),
     );
     let mut client = trio.one.connect();
     let sql = "SELECT pgpool_recovery_promote(NULL, NULL, NULL, $1)";
