@@ -218,13 +218,13 @@ fn a_slot_that_cannot_be_made_leaves_a_server_that_works() {
     allow(0o500);
     let mut options = trio.nodes(&[&trio.two]);
     let nodes = options["nodes"].as_array_mut().expect("nodes");
-    nodes.push(
-        json!({ "node_id": 7, "host": "unheard-of.invalid", "port": 1, "directory": "/nonexistent/data" }),
-    );
+    nodes.push(json!({ "node_id": 7, "host": "localhost", "port": 1, "directory": "/nonexistent/data" }));
     let mut client = trio.one.connect();
-    let sql = "SELECT pgpool_recovery_promote(NULL, NULL, NULL, $1)";
+    // named: else a node of which its agent knows nothing keeps the promotion from happening
+    let sql = "SELECT pgpool_recovery_promote('localhost', $1, $2, $3)";
+    let (dir, port) = (trio.old.dir(), i32::from(trio.old.port()));
     let report = std::thread::scope(|scope| {
-        let called = scope.spawn(|| client.query_one(sql, &[&options]));
+        let called = scope.spawn(|| client.query_one(sql, &[&dir, &port, &options]));
         if !wait::try_until(wait::PATIENCE, || called.is_finished()) {
             // it waits for itself, and no signal but this one ends that
             trio.one.kill();
