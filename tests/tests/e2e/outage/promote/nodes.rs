@@ -149,6 +149,8 @@ impl Trio {
 #[test]
 fn no_standby_is_promoted_beside_the_primary_that_a_node_follows() {
     let trio = Trio::new();
+    // else the other one may receive more, which is told first
+    trio.one.wait_for_replay(&trio.old);
     trio.without(&trio.one, || ());
     let conninfo: String = trio.two.get("SELECT current_setting('primary_conninfo')", &[]);
     for fence in ["off", "best_effort"] {
