@@ -149,7 +149,10 @@ impl Trio {
 #[test]
 fn no_standby_is_promoted_beside_the_primary_that_a_node_follows() {
     let trio = Trio::new();
-    // else the other one may receive more, which is told first
+    // else the other one may receive more, which is told first: what sessions left, and what runs, every 15 s
+    let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background writer'";
+    let writer = Pid::from_raw(trio.old.get(sql, &[])).expect("a process");
+    kill_process(writer, Signal::STOP).expect("stopped");
     trio.one.wait_for_replay(&trio.old);
     trio.without(&trio.one, || ());
     let conninfo: String = trio.two.get("SELECT current_setting('primary_conninfo')", &[]);
