@@ -178,6 +178,8 @@ fn a_second_stage_that_fails_lets_clients_in_again() {
 
     // The standby is there still, and need not be copied again.
     client.batch_execute("COMMIT").expect("ended");
+    main.append_conf("pgpool_recovery.deadline", "60s");
+    main.reload();
     nodes.recover_under_load(1);
     assert!(main.log().contains("nothing is copied") || pgpool.log().contains("nothing is copied"));
     stages::assert_same(main, other);
