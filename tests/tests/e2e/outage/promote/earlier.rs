@@ -134,6 +134,8 @@ fn a_primary_that_has_more_than_this_standby_is_not_stopped() {
 #[test]
 fn a_node_that_is_heard_and_tells_nothing_is_not_silent() {
     let trio = Trio::new();
+    // what it lacks would be told first
+    trio.one.wait_for_replay(&trio.old);
     trio.without(&trio.one, || ());
     let error = promote(&trio.one, Some(&trio.two), &trio.options).expect_err("a second primary was made");
     error.expect("55000").says("another primary is alive").says("answers as a primary");
