@@ -72,8 +72,9 @@ const SILENCE: [&str; 8] = [
     "Host is down",
 ];
 
-/// And of a name that does not exist.
-const NO_NAME: [&str; 2] = [": Name or service not known", ": No address associated with hostname"];
+/// And of a name that does not exist, which are the resolver's own words.
+pub(crate) const NO_NAME: [&str; 2] =
+    [": Name or service not known", ": No address associated with hostname"];
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -78,10 +78,9 @@ pub(super) fn old_speaks_job(old: &Old, time: Duration) -> Result<Job<'static, F
             return Err(Error::new(Kind::NotAsked, message)
                 .hint("Have that name in /etc/hosts, or name the host by its address."));
         }
-        let mut hosts: Vec<String> = place.addresses().map(|address| address.to_string()).collect();
-        if hosts.is_empty() {
-            hosts.push(host.clone());
-        }
+        // the name as well: it may be a directory of sockets, or a link-local address, which is one only with its network
+        let mut hosts = vec![host.clone()];
+        hosts.extend(place.addresses().map(|address| address.to_string()));
         loop {
             let ready = ready::ask_at_all(&programs, &hosts, port, end, cancel)?;
             if ready != Ready::Rejects || Instant::now() + PAUSE >= end || cancel.is_tripped() {
