@@ -103,8 +103,8 @@ impl Setup {
         self
     }
 
-    /// Started knowing that this node is down, as after a restart. Otherwise it fails over during its own start, after which
-    /// 4.7 may answer nobody ("failed to lock semaphore: Invalid argument").
+    /// Pgpool-II starts knowing that this node is down, as after a restart. Otherwise it fails over while it starts, and 4.7 may then
+    /// accept no client ("failed to lock semaphore: Invalid argument").
     #[must_use]
     pub fn with_node_down(mut self, id: usize) -> Self {
         self.is_down[id] = true;

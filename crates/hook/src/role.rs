@@ -66,16 +66,16 @@ pub(crate) fn standbys<'a>(
 ) -> Vec<(&'a Node, Result<bool>)> {
     at_once(nodes, |node| {
         let place = node.place();
-        std::thread::scope(|scope| {
-            let silent = scope.spawn(|| silence::demand(&place));
-            match is_standby(context, &place, within(limit, context.end)) {
-                Err(failure) if failure.is_silence() => {
-                    let silent = silent.join().unwrap_or_else(|_| Err(Failure::new("the question failed")));
-                    Err(silent.err().unwrap_or(failure))
-                }
-                said => said,
+        let asked = place.clone();
+        // one that answers is not kept waiting for it
+        let silent = std::thread::spawn(move || silence::demand(&asked));
+        match is_standby(context, &place, within(limit, context.end)) {
+            Err(failure) if failure.is_silence() => {
+                let silent = silent.join().unwrap_or_else(|_| Err(Failure::new("the question failed")));
+                Err(silent.err().unwrap_or(failure))
             }
-        })
+            said => said,
+        }
     })
 }
 

@@ -163,6 +163,7 @@ impl<'a> Asked<'a> {
                     let time = within(ANSWER);
                     self.named.map(|old| old_said_job(old, self.settings, time)).transpose()?
                 }
+                Whom::OldSpeaks if self.old_has_ended => None,
                 Whom::OldSpeaks => {
                     let time = within(time(self.old_speaks));
                     self.named.map(|old| old_speaks_job(old, time)).transpose()?
@@ -201,8 +202,6 @@ impl<'a> Asked<'a> {
             (_, Ok(Found::OldSaid(description))) => self.old_said = Some(description),
             // a server that is stopped, or hangs
             (Whom::OldSaid, Err(_)) => {}
-            (_, Ok(Found::OldSpeaks(_)) | Err(_))
-                if self.old_has_ended && matches!(whom, Whom::OldSpeaks) => {}
             (_, Ok(Found::OldSpeaks(speaks))) => (self.old_speaks, self.old_unasked) = (speaks, None),
             // it adds to what its host says, which is asked beside it
             (Whom::OldSpeaks, Err(error)) => {

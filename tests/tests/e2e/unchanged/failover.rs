@@ -110,9 +110,9 @@ fn marks(cluster: &Cluster, path: &str) -> usize {
 }
 
 /// VACUUM marks pages on the primary, they reach the disk, and their WAL does not: no standby hears of it.
-fn with_lost_marks(scratch: &Scratch, images: &str) -> (Cluster, Cluster) {
+fn with_lost_marks(scratch: &Scratch) -> (Cluster, Cluster) {
     let settings = [
-        ("full_page_writes", images),
+        ("full_page_writes", "off"),
         ("shared_buffers", "128kB"),
         ("wal_writer_delay", "10s"),
         ("autovacuum", "off"),
@@ -142,7 +142,7 @@ fn with_lost_marks(scratch: &Scratch, images: &str) -> (Cluster, Cluster) {
 #[test]
 fn marks_of_vacuum_that_are_in_no_wal_do_not_outlive_a_change() {
     let scratch = Scratch::new();
-    let (old, new) = with_lost_marks(&scratch, "off");
+    let (old, new) = with_lost_marks(&scratch);
     let why = rebuilt_by_hash(&recovery(&old, &new), &old, &new);
     assert!(why.contains("what VACUUM has marked"), "{why}");
 }

@@ -283,10 +283,15 @@ fn torn(evidence: &Evidence<'_>) -> Option<Reason> {
     if matches!(control.state, State::ShutDown | State::ShutDownInRecovery) {
         return None;
     }
+    without_images(control, evidence.target_wal).map(Reason::TornPages)
+}
+
+/// The first place from which on full_page_writes was off, as far as pg_control and the WAL that was read tell.
+fn without_images(control: &ControlFile, wal: &[ChainFacts]) -> Option<Lsn> {
     let checkpoint = &control.recovery.checkpoint;
     let at_checkpoint = (!checkpoint.full_page_writes).then_some(checkpoint.redo);
-    let later = evidence.target_wal.iter().filter_map(|chain| chain.full_page_writes_off);
-    at_checkpoint.into_iter().chain(later).min().map(Reason::TornPages)
+    let later = wal.iter().filter_map(|chain| chain.full_page_writes_off);
+    at_checkpoint.into_iter().chain(later).min()
 }
 
 /// Whether a page of the target may be marked as visible to all, the primary's not, and stay so. Where hints are not logged the mark
@@ -302,10 +307,7 @@ fn lost_marks(evidence: &Evidence<'_>) -> Option<Reason> {
     if logs_hints(ours) && logs_hints(theirs) {
         return None;
     }
-    let checkpoint = &ours.recovery.checkpoint;
-    let at_checkpoint = (!checkpoint.full_page_writes).then_some(checkpoint.redo);
-    let later = evidence.source_wal.iter().filter_map(|chain| chain.full_page_writes_off);
-    at_checkpoint.into_iter().chain(later).min().map(Reason::Marks)
+    without_images(ours, evidence.source_wal).map(Reason::Marks)
 }
 
 /// Whether the last WAL in a data directory was written by its own server, and not by that of another one.

@@ -241,7 +241,7 @@ mod tests {
         assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
     }
 
-    /// A port on which nobody listens, and nobody will as long as the socket has it.
+    /// A closed port, kept from others by a socket that is bound to it and does not listen.
     fn closed() -> (SocketAddr, Socket) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bind");

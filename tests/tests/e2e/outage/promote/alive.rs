@@ -308,7 +308,7 @@ fn the_primary_of_a_node_is_asked_whose_address_is_a_uri() {
     let trio = Trio::new();
     follow_by(&trio.two, &uri(&trio.old));
     let nodes = trio.nodes(&[&trio.two]);
-    // a primary that nobody uses writes WAL now and then, which the one that is cut off lacks
+    // even an idle primary writes some WAL, which a standby that is cut off does not receive
     let error = until("a look before that", PATIENCE, || {
         follow_by(&trio.one, &uri(&trio.old));
         trio.one.wait_for_replay(&trio.old);
