@@ -1,6 +1,6 @@
 //! The two stages of native replication and snapshot isolation mode, and what must be the same on two nodes after them.
 
-use postgres::Client;
+use postgres::{Client, Error};
 
 use crate::cluster::Cluster;
 use crate::host::Host;
@@ -24,13 +24,18 @@ pub fn node(scratch: &Scratch, name: &str) -> Cluster {
 
 /// Calls a stage for node 1 as Pgpool-II calls it.
 pub fn call(client: &mut Client, script: &str, node: &Cluster) -> Result<(), SqlError> {
+    try_call(client, script, node).map_err(|error| SqlError::from(&error))
+}
+
+/// The same for a session that may not live to be told why.
+pub fn try_call(client: &mut Client, script: &str, node: &Cluster) -> Result<(), Error> {
     let port = client.query_one("SHOW port", &[]).expect("the port").get::<_, String>(0);
     let sql = format!(
         "SELECT pgpool_recovery('{script}', 'localhost', '{}', '{port}', 1, '{}', 'localhost')",
         node.dir(),
         node.port()
     );
-    client.simple_query(&sql).map(drop).map_err(|error| SqlError::from(&error))
+    client.simple_query(&sql).map(drop)
 }
 
 /// Sequences of every kind in two databases, of which WAL is ahead, and large objects.
